@@ -1,0 +1,179 @@
+"""Commands that need no service: ground, eval, train. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agent.errors import InvalidQuery
+from agent.model_directory import NANO
+
+if TYPE_CHECKING:
+    from agent.pipeline import Grounding, Pipeline
+    from agent.streaming.video_source import SourceFrame
+
+ModelOption = Annotated[str, typer.Option(help="'nano' or a checkpoint folder.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
+
+eval_app = typer.Typer(help="Measure the model on benchmarks.", no_args_is_help=True)
+
+
+def ground(
+    source: Annotated[str, typer.Argument(help="An image, a video or a folder of images.")],
+    queries: Annotated[list[str], typer.Argument(help='What to find: "dog" "red car".')],
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    output: Annotated[
+        Path | None, typer.Option(help="Annotated PNG or MP4 (default: beside the source).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line per frame.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Stop after this many frames.")] = None,
+) -> None:
+    """Find things in pictures or a video, in this process."""
+    from agent.streaming.video_source import open_source
+
+    if not queries:
+        raise InvalidQuery("say what to look for, for example: groundstream ground photo.jpg dog")
+    frames = open_source(source)
+    asyncio.run(_ground_all(frames, queries, model, device, output or _beside(source),
+                            as_json=as_json, limit=limit))  # fmt: skip
+
+
+async def _ground_all(
+    frames, queries, model, device, output, *, as_json, limit  # type: ignore[no-untyped-def]
+) -> None:
+    from agent.frame import frame_from_rgb
+    from agent.prompts import Task
+    from agent.stages import local_pipeline
+
+    tasks = [Task.detect(query) for query in queries]
+    pipeline = local_pipeline(model, device=device)
+    written: list[tuple[SourceFrame, Grounding]] = []
+    for index, picture in enumerate(frames):
+        if limit is not None and index >= limit:
+            break
+        frame = frame_from_rgb(picture.rgb, index=index, jpeg_quality=None)
+        grounding = await pipeline.ground(frame, tasks)
+        written.append((picture, grounding))
+        if as_json:
+            typer.echo(json.dumps(_json_line(index, picture.pts_s, grounding)))
+        else:
+            _print_table(index, grounding)
+    _write_annotated(output, written, frames.fps)
+    if not as_json:
+        typer.echo(f"wrote {output}")
+
+
+def _beside(source: str) -> Path:
+    path = Path(source)
+    video = path.suffix.lower() in {".mp4", ".mov", ".mkv", ".avi", ".webm"}
+    folder = path.parent if path.exists() else Path()
+    return folder / f"{path.stem}_grounded{'.mp4' if video or path.is_dir() else '.png'}"
+
+
+def _json_line(index: int, pts_s: float, grounding: Grounding) -> dict[str, object]:
+    return {
+        "frame": index,
+        "time_s": round(pts_s, 4),
+        "answers": [
+            {
+                "query": answer.task.query,
+                "status": answer.status.value,
+                "text": answer.text,
+                "detections": [
+                    {"label": label, "box": [round(float(v), 2) for v in box],
+                     "score": round(float(score), 4)}
+                    for label, box, score in zip(
+                        answer.detections.label, answer.detections.xyxy,
+                        answer.detections.confidence, strict=True,
+                    )
+                ],
+            }
+            for answer in grounding.answers
+        ],
+        "num_proposals": len(grounding.proposals),
+        "seconds": round(grounding.timings.total_s, 4),
+    }  # fmt: skip
+
+
+def _print_table(index: int, grounding: Grounding) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"frame {index}, {grounding.timings.total_s * 1000:.0f} ms, "
+                  f"{len(grounding.proposals)} proposals")  # fmt: skip
+    for column in ("query", "label", "box (x1 y1 x2 y2)", "score"):
+        table.add_column(column)
+    for answer in grounding.answers:
+        found = answer.detections
+        if not len(found):
+            table.add_row(answer.task.query, f"[dim]{answer.status.value}[/dim]", "", "")
+        for label, box, score in zip(found.label, found.xyxy, found.confidence, strict=True):
+            corners = " ".join(f"{value:.0f}" for value in box)
+            table.add_row(answer.task.query, label, corners, f"{score:.2f}")
+    Console().print(table)
+
+
+def _write_annotated(
+    output: Path, written: list[tuple[SourceFrame, Grounding]], fps: float
+) -> None:
+    from agent.drawing import LabelledBox, VideoWriter, draw_boxes, write_image
+
+    drawn = [
+        draw_boxes(
+            picture.rgb,
+            [
+                LabelledBox(tuple(float(v) for v in box), label, float(score))
+                for answer in grounding.answers
+                for box, label, score in zip(
+                    answer.detections.xyxy, answer.detections.label,
+                    answer.detections.confidence, strict=True,
+                )
+            ],
+        )
+        for picture, grounding in written
+    ]  # fmt: skip
+    if output.suffix.lower() == ".png":
+        write_image(output, drawn[0])
+        return
+    with VideoWriter(output, fps=fps) as video:
+        for rgb in drawn:
+            video.write(rgb)
+
+
+@eval_app.command("detection")
+def eval_detection(
+    images: Annotated[Path, typer.Option(help="Folder of images.")],
+    annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
+    limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    seed: Annotated[int, typer.Option(help="Chooses the absent labels.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
+) -> None:
+    """Ask a COCO-format folder for what is there and what is not."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from agent.evaluation.coco_folder import load_coco
+    from agent.evaluation.detection import as_dict, evaluate_detection
+
+    data = load_coco(images, annotations, limit=limit)
+    scores = as_dict(asyncio.run(evaluate_detection(_pipeline(model, device), data, seed=seed)))
+    if as_json:
+        typer.echo(json.dumps(scores))
+        return
+    table = Table("figure", "value", title=f"{annotations} ({len(data.images)} images)")
+    for name, value in scores.items():
+        table.add_row(name, f"{value:.4f}")
+    Console().print(table)
+
+
+def _pipeline(model: str, device: str) -> Pipeline:
+    from agent.stages import local_pipeline
+
+    return local_pipeline(model, device=device)

@@ -1,0 +1,132 @@
+"""Boxes: what the proposal network suggests and what an answer contains. NumPy only.
+
+All boxes are `xyxy`: (x1, y1, x2, y2), float32, absolute pixels of the frame as the client
+sent it. Knows neither models nor wires.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.errors import InvalidBoxes
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+
+
+def _empty_boxes() -> FloatArray:
+    return np.zeros((0, 4), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Class-agnostic boxes of one frame, best first."""
+
+    xyxy: FloatArray = field(default_factory=_empty_boxes)
+    """(num_boxes, 4) pixels of the frame."""
+    objectness: FloatArray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+    """(num_boxes,) in 0..1."""
+
+    def __post_init__(self) -> None:
+        xyxy = np.asarray(self.xyxy, dtype=np.float32).reshape(-1, 4)
+        objectness = np.asarray(self.objectness, dtype=np.float32).reshape(-1)
+        if len(xyxy) != len(objectness):
+            raise InvalidBoxes(f"{len(xyxy)} boxes but {len(objectness)} objectness scores")
+        object.__setattr__(self, "xyxy", xyxy)
+        object.__setattr__(self, "objectness", objectness)
+
+    def __len__(self) -> int:
+        return len(self.xyxy)
+
+    def top(self, limit: int) -> Proposals:
+        """The first `limit` proposals (they are sorted by objectness)."""
+        return Proposals(self.xyxy[:limit], self.objectness[:limit])
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Labelled boxes of one answer; arrays of equal length, sliced rather than looped over."""
+
+    xyxy: FloatArray = field(default_factory=_empty_boxes)
+    """(num_boxes, 4) pixels of the frame."""
+    confidence: FloatArray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+    """(num_boxes,) probability of the region token, times nothing: what the LLM was sure of."""
+    label: tuple[str, ...] = ()
+    """(num_boxes,) the words of the query each box answers."""
+    region: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """(num_boxes,) index of the proposal the box is, in the order the LLM saw them."""
+    tracker_id: IntArray | None = None
+    """(num_boxes,) identity over time within one session, or None where nothing tracks."""
+
+    def __post_init__(self) -> None:
+        xyxy = np.asarray(self.xyxy, dtype=np.float32).reshape(-1, 4)
+        object.__setattr__(self, "xyxy", xyxy)
+        lengths = {len(xyxy), len(self.confidence), len(self.label), len(self.region)}
+        if self.tracker_id is not None:
+            lengths.add(len(self.tracker_id))
+        if len(lengths) != 1:
+            raise InvalidBoxes(f"fields of Detections have different lengths: {sorted(lengths)}")
+
+    def __len__(self) -> int:
+        return len(self.xyxy)
+
+    def with_tracker_id(self, tracker_id: IntArray) -> Detections:
+        """The same boxes carrying identities."""
+        return Detections(self.xyxy, self.confidence, self.label, self.region, tracker_id)
+
+
+def validate_boxes(xyxy: FloatArray, *, width: int, height: int) -> FloatArray:
+    """Client-supplied boxes, clipped to the frame, as float32 (num_boxes, 4).
+
+    Raises:
+        InvalidBoxes: not (n, 4), not finite, reversed, empty, or wholly outside the frame.
+    """
+    boxes = np.asarray(xyxy, dtype=np.float32)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise InvalidBoxes(f"boxes must have shape (n, 4) as x1, y1, x2, y2; got {boxes.shape}")
+    if not np.isfinite(boxes).all():
+        raise InvalidBoxes("boxes contain NaN or infinity; send finite pixel coordinates")
+    clipped = clip_boxes(boxes, width=width, height=height)
+    bad = np.flatnonzero((clipped[:, 2] <= clipped[:, 0]) | (clipped[:, 3] <= clipped[:, 1]))
+    if len(bad):
+        raise InvalidBoxes(
+            f"box {int(bad[0])} is {boxes[bad[0]].tolist()}: it must satisfy x1 < x2 and y1 < y2 "
+            f"and overlap the {width}x{height} frame"
+        )
+    return clipped
+
+
+def clip_boxes(xyxy: FloatArray, *, width: int, height: int) -> FloatArray:
+    """Boxes cut to the frame: x to 0..width, y to 0..height."""
+    limits = np.array([width, height, width, height], dtype=np.float32)
+    return np.clip(xyxy, 0.0, limits).astype(np.float32)
+
+
+def box_area(xyxy: FloatArray) -> FloatArray:
+    """(num_boxes,) areas in square pixels; reversed boxes count as zero."""
+    sides = np.clip(xyxy[:, 2:] - xyxy[:, :2], 0.0, None)
+    return np.asarray(sides[:, 0] * sides[:, 1], dtype=np.float32)
+
+
+def box_iou(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Pairwise intersection over union of (n, 4) and (m, 4) boxes: (n, m) in 0..1."""
+    top_left = np.maximum(a[:, None, :2], b[None, :, :2])
+    bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    sides = np.clip(bottom_right - top_left, 0.0, None)
+    intersection = sides[..., 0] * sides[..., 1]
+    union = box_area(a)[:, None] + box_area(b)[None, :] - intersection
+    return np.asarray(intersection / np.maximum(union, 1e-9), dtype=np.float32)
+
+
+def non_maximum_suppression(xyxy: FloatArray, scores: FloatArray, *, iou: float) -> IntArray:
+    """Indices of the boxes kept by greedy NMS, best score first (ties: lower index first)."""
+    order = np.argsort(-scores, kind="stable")
+    overlap = box_iou(xyxy[order], xyxy[order])
+    alive = np.ones(len(order), dtype=bool)
+    for rank in range(len(order)):
+        if alive[rank]:
+            alive[rank + 1 :] &= overlap[rank, rank + 1 :] <= iou
+    return np.asarray(order[alive], dtype=np.int64)

@@ -1,0 +1,130 @@
+"""The two vision stages: frame in, one vector per box (and image tokens) out.
+
+Each starts on its maps before the boxes are known and pools when they arrive, so a stage never
+waits idle and its maps never leave it. Knows neither the other encoder nor the language model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agent.detections import Proposals
+from agent.features import AuxiliaryFeatures, PrimaryFeatures
+from agent.frame import Frame
+from agent.model.checkpoint import load_model
+from agent.model.primary_encoder import PrimaryMaps
+from agent.model.vlm_fo1 import VLMFO1, Part
+from agent.model_directory import find_model
+from agent.processor import ImageGeometry, auxiliary_pixels, primary_patches, working_image
+
+
+@dataclass(frozen=True)
+class StartedPrimary:
+    """The ViT's maps of one frame, waiting for boxes."""
+
+    geometry: ImageGeometry
+    maps: PrimaryMaps
+
+
+@dataclass(frozen=True)
+class StartedAuxiliary:
+    """The DaViT's maps of one frame, waiting for boxes."""
+
+    geometry: ImageGeometry
+    levels: list[Tensor]
+
+
+class PrimaryEncoderStage:
+    """The VLM's own vision tower and the pooling of its pyramid."""
+
+    def __init__(self, model: VLMFO1, *, device: str = "cpu") -> None:
+        assert model.primary_encoder is not None
+        self._encoder = model.primary_encoder
+        self._regions = model.region_encoder
+        self._config = model.config
+        self._device = device
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str, *, device: str = "cpu", num_threads: int | None = None
+    ) -> PrimaryEncoderStage:
+        """The primary part of a model directory.
+
+        Raises:
+            CheckpointMismatch: files are missing or do not fit.
+        """
+        return cls(_load(model, Part.PRIMARY, device, num_threads), device=device)
+
+    @torch.inference_mode()
+    def start(self, frame: Frame) -> StartedPrimary:
+        """Run the tower.
+
+        Raises:
+            InvalidFrame: the image body cannot be decoded.
+        """
+        geometry = ImageGeometry.of(frame.width, frame.height, self._config)
+        patches = primary_patches(working_image(frame.rgb(), geometry), geometry)
+        grid = torch.tensor([[1, *geometry.grid]])
+        return StartedPrimary(geometry, self._encoder(patches.to(self._device), grid)[0])
+
+    @torch.inference_mode()
+    def pool(self, started: StartedPrimary, proposals: Proposals) -> PrimaryFeatures:
+        """One vector per box, and the image tokens."""
+        boxes = torch.from_numpy(started.geometry.primary_boxes(proposals.xyxy)).to(self._device)
+        regions = self._regions.pool_primary(started.maps.levels, boxes[None])[0]
+        return PrimaryFeatures(
+            image_tokens=started.maps.image_tokens.float().cpu().numpy(),
+            grid=started.geometry.grid,
+            regions=regions.cpu().numpy(),
+        )
+
+
+class AuxiliaryEncoderStage:
+    """DaViT at high resolution and the pooling of its four levels."""
+
+    def __init__(self, model: VLMFO1, *, device: str = "cpu") -> None:
+        assert model.auxiliary_encoder is not None
+        self._encoder = model.auxiliary_encoder
+        self._regions = model.region_encoder
+        self._config = model.config
+        self._device = device
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str, *, device: str = "cpu", num_threads: int | None = None
+    ) -> AuxiliaryEncoderStage:
+        """The auxiliary part of a model directory.
+
+        Raises:
+            CheckpointMismatch: files are missing or do not fit.
+        """
+        return cls(_load(model, Part.AUXILIARY, device, num_threads), device=device)
+
+    @torch.inference_mode()
+    def start(self, frame: Frame) -> StartedAuxiliary:
+        """Run the tower.
+
+        Raises:
+            InvalidFrame: the image body cannot be decoded.
+        """
+        geometry = ImageGeometry.of(frame.width, frame.height, self._config)
+        pixels = auxiliary_pixels(working_image(frame.rgb(), geometry), geometry)
+        # Channels last makes DaViT's many map-to-token turns free of copies.
+        batch = pixels[None].to(self._device).contiguous(memory_format=torch.channels_last)
+        return StartedAuxiliary(geometry, self._encoder(batch))
+
+    @torch.inference_mode()
+    def pool(self, started: StartedAuxiliary, proposals: Proposals) -> AuxiliaryFeatures:
+        """One vector per box."""
+        boxes = torch.from_numpy(started.geometry.auxiliary_boxes(proposals.xyxy))
+        regions = self._regions.pool_auxiliary(started.levels, boxes[None].to(self._device))[0]
+        return AuxiliaryFeatures(regions=regions.cpu().numpy())
+
+
+def _load(model: str, part: Part, device: str, num_threads: int | None) -> VLMFO1:
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    return load_model(find_model(model).path, parts=frozenset({part}), device=device)

@@ -1,0 +1,60 @@
+"""Every error a caller can cause, as one tree; knows no gRPC, no HTTP and no model.
+
+AgentError
+├── InvalidFrame          the bytes are not an image this service can read
+│   └── FrameTooLarge     the header announces more pixels or bytes than the limits allow
+├── InvalidRequest        a message that asks for nothing this service knows
+├── InvalidQuery          the question is empty, too long or malformed
+├── InvalidBoxes          boxes that are not finite, not ordered or outside the frame
+├── CheckpointMismatch    a model directory disagrees with the architecture it declares
+├── SettingsError         a settings file names an unknown key or an impossible value
+├── SourceError           a video, camera or folder cannot be opened or read
+├── Overloaded            a bounded queue is full; try again later
+└── StageUnavailable      a stage of the service did not answer in time
+
+`deployments/status.py` maps each leaf to a gRPC status. Anything else is a bug of ours.
+"""
+
+
+class AgentError(Exception):
+    """Base of all errors whose message is meant for the caller: it says what to do."""
+
+
+class InvalidFrame(AgentError):
+    """The image bytes cannot be decoded into a frame."""
+
+
+class FrameTooLarge(InvalidFrame):
+    """The image is larger, in bytes or in pixels, than the limits allow."""
+
+
+class InvalidRequest(AgentError):
+    """A message with nothing set, or with a field value that has no meaning."""
+
+
+class InvalidQuery(AgentError):
+    """The query text is empty, too long or otherwise unusable."""
+
+
+class InvalidBoxes(AgentError):
+    """Boxes are not finite, not ordered (x1 < x2, y1 < y2) or outside the frame."""
+
+
+class CheckpointMismatch(AgentError):
+    """Weights and configuration of a model directory do not fit together."""
+
+
+class SettingsError(AgentError):
+    """A settings file or environment variable cannot be used."""
+
+
+class SourceError(AgentError):
+    """A video file, camera, folder or stream cannot be opened or read."""
+
+
+class Overloaded(AgentError):
+    """A bounded queue is full."""
+
+
+class StageUnavailable(AgentError):
+    """A stage did not answer in time, or no replica of it is up."""

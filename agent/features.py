@@ -1,0 +1,120 @@
+"""What a frame costs once: boxes, image tokens and one vector per box from each encoder.
+
+These arrays are what travels between stages and what the region cache holds; feature maps never
+leave an encoder. NumPy only, so the ingress can handle them without loading torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.detections import Proposals
+from agent.frame import Frame
+from agent.prompts import Task
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PrimaryFeatures:
+    """What the primary vision encoder (the VLM's own ViT) says about a frame."""
+
+    image_tokens: Array
+    """(num_image_tokens, vision_width) before the image projector, raster order."""
+    grid: tuple[int, int]
+    """(rows, columns) of ViT patches; image tokens are a quarter of them (2x2 merging)."""
+    regions: Array
+    """(num_boxes, primary_region_width) pooled pyramid features."""
+
+
+@dataclass(frozen=True)
+class AuxiliaryFeatures:
+    """What the auxiliary vision encoder (DaViT, high resolution) says about the boxes."""
+
+    regions: Array
+    """(num_boxes, auxiliary_region_width) pooled features of all four levels."""
+
+
+@dataclass(frozen=True)
+class FrameFeatures:
+    """Everything the language stage needs to answer any question about one frame."""
+
+    width: int
+    height: int
+    """Size of the frame in its own pixels; the boxes refer to it."""
+    proposals: Proposals
+    image_tokens: Array
+    grid: tuple[int, int]
+    primary_regions: Array
+    auxiliary_regions: Array
+    key: str = ""
+    """Identity of frame, model and preprocessing; the language stage shares prefixes by it."""
+
+    def __post_init__(self) -> None:
+        counts = {len(self.proposals), len(self.primary_regions), len(self.auxiliary_regions)}
+        if len(counts) != 1:
+            raise ValueError(f"boxes and region features differ in number: {sorted(counts)}")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What the language model wrote, token by token."""
+
+    pieces: tuple[str, ...]
+    """Text of each generated token, special tokens kept, end token left out."""
+    probabilities: tuple[float, ...]
+    """Probability of each generated token, aligned with `pieces`."""
+    truncated: bool
+    """True when the token budget ended the answer, not the model."""
+    num_prompt_tokens: int
+    num_prefix_tokens_reused: int
+    """Prompt tokens whose keys and values were already there from an earlier question."""
+    num_passes: int
+    """Forward passes of the language model, prefill included."""
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+
+@dataclass
+class StageTimings:
+    """Wall time of each stage of one answer as its caller saw it, in seconds."""
+
+    decode_s: float = 0.0
+    cache_s: float = 0.0
+    propose_s: float = 0.0
+    primary_s: float = 0.0
+    auxiliary_s: float = 0.0
+    language_s: float = 0.0
+    total_s: float = 0.0
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+class Stages(Protocol):
+    """The four stages of the pipeline; in one process or behind deployment handles.
+
+    `propose` returns at once with a pending result that may be awaited any number of times and
+    that the encoders accept as it is: they start on their own maps and wait for the boxes inside.
+    """
+
+    def propose(self, frame: Frame) -> Awaitable[Proposals]: ...
+
+    def resolved(self, proposals: Proposals) -> Awaitable[Proposals]:
+        """Boxes that are known already (sent by the client), in the form `propose` returns."""
+        ...
+
+    async def encode_primary(
+        self, frame: Frame, proposals: Awaitable[Proposals]
+    ) -> PrimaryFeatures: ...
+
+    async def encode_auxiliary(
+        self, frame: Frame, proposals: Awaitable[Proposals]
+    ) -> AuxiliaryFeatures: ...
+
+    async def answer(self, features: FrameFeatures, task: Task) -> Generation: ...

@@ -1,0 +1,154 @@
+"""One picture of a stream: its encoded bytes, its size, its digest and, on demand, its pixels.
+
+Sizes are read from the header before a single pixel is decoded, so a bomb costs nothing.
+Knows nothing of sessions, models or where the bytes came from. The only reader of images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from agent.errors import FrameTooLarge, InvalidFrame
+
+RGBArray = NDArray[np.uint8]
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_SHOWN = 48
+
+
+@dataclass(frozen=True)
+class FrameLimits:
+    """What the service is willing to decode."""
+
+    max_bytes: int = 16 * 1024 * 1024
+    """Largest encoded image, in bytes."""
+    max_pixels: int = 33_177_600
+    """Largest width x height (default: 8K UHD)."""
+    max_aspect: float = 50.0
+    """Largest ratio of the longer to the shorter side."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An encoded image with everything the service needs to know before decoding it."""
+
+    encoded: bytes
+    """JPEG, PNG, WebP or BMP bytes as the client sent them."""
+    width: int
+    height: int
+    digest: str
+    """BLAKE2b-256 of the encoded bytes, in hexadecimal."""
+    index: int = 0
+    """The client's sequence number."""
+    capture_time_ns: int = 0
+    """The client's clock at capture, nanoseconds; echoed to the bit, never interpreted."""
+
+    def rgb(self) -> RGBArray:
+        """Decode to (height, width, 3) uint8 RGB.
+
+        Raises:
+            InvalidFrame: the body of the image is truncated or damaged.
+        """
+        try:
+            with Image.open(io.BytesIO(self.encoded), formats=_FORMATS) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, struct.error, IndexError) as error:
+            raise InvalidFrame(
+                f"the image body cannot be decoded ({error}); send the complete file"
+            ) from error
+        return pixels
+
+
+def read_frame(
+    encoded: bytes,
+    *,
+    limits: FrameLimits | None = None,
+    index: int = 0,
+    capture_time_ns: int = 0,
+) -> Frame:
+    """A frame from encoded bytes; reads the header only.
+
+    Raises:
+        InvalidFrame: empty, or not a JPEG, PNG, WebP or BMP image.
+        FrameTooLarge: more bytes or pixels, or a more extreme shape, than `limits` allow.
+    """
+    limits = limits or FrameLimits()
+    if not encoded:
+        raise InvalidFrame("the image is empty; send JPEG, PNG, WebP or BMP bytes")
+    if len(encoded) > limits.max_bytes:
+        raise FrameTooLarge(
+            f"the image has {len(encoded)} bytes, the limit is {limits.max_bytes}; compress it"
+        )
+    width, height = _header_size(encoded)
+    if width * height > limits.max_pixels:
+        raise FrameTooLarge(
+            f"the image is {width}x{height} pixels, the limit is {limits.max_pixels} pixels; "
+            "scale it down"
+        )
+    if max(width, height) > limits.max_aspect * min(width, height):
+        raise FrameTooLarge(
+            f"the image is {width}x{height}: one side is more than {limits.max_aspect:g} times "
+            "the other; crop it"
+        )
+    digest = hashlib.blake2b(encoded, digest_size=32).hexdigest()
+    return Frame(encoded, width, height, digest, index, capture_time_ns)
+
+
+def _header_size(encoded: bytes) -> tuple[int, int]:
+    """(width, height) from the header alone.
+
+    Pillow's own bomb guard raises before we can name our limit, so its error is mapped too.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            width, height = image.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise FrameTooLarge(f"{error}; scale the image down") from error
+    except (OSError, ValueError, SyntaxError, struct.error, IndexError) as error:
+        start = encoded[:_SHOWN].hex(" ", 4)
+        raise InvalidFrame(
+            f"not a JPEG, PNG, WebP or BMP image (the bytes begin with {start})"
+        ) from error
+    if width < 1 or height < 1:
+        raise InvalidFrame(f"the image header says {width}x{height}; both sides must be positive")
+    return width, height
+
+
+def frame_from_rgb(
+    rgb: RGBArray, *, index: int = 0, capture_time_ns: int = 0, jpeg_quality: int | None = 92
+) -> Frame:
+    """A frame from (height, width, 3) uint8 RGB pixels, as JPEG, or PNG when quality is None.
+
+    Raises:
+        InvalidFrame: the array is not uint8 RGB or has an empty side.
+    """
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
+        raise InvalidFrame(f"expected (height, width, 3) uint8 RGB, got {rgb.shape} {rgb.dtype}")
+    buffer = io.BytesIO()
+    image = Image.fromarray(np.ascontiguousarray(rgb))
+    if jpeg_quality is None:
+        image.save(buffer, format="PNG")
+    else:
+        image.save(buffer, format="JPEG", quality=jpeg_quality)
+    return read_frame(buffer.getvalue(), index=index, capture_time_ns=capture_time_ns)
+
+
+def load_frame(path: Path, *, limits: FrameLimits | None = None) -> Frame:
+    """A frame from an image file.
+
+    Raises:
+        InvalidFrame: the file cannot be read or is not an image.
+    """
+    try:
+        encoded = path.read_bytes()
+    except OSError as error:
+        raise InvalidFrame(f"cannot read {path}: {error.strerror}") from error
+    return read_frame(encoded, limits=limits)

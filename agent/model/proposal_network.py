@@ -1,0 +1,120 @@
+"""Object proposal network (OPN): OmDet-Turbo asked for one class, "object".
+
+transformers' OmDetTurboForObjectDetection with a native Swin backbone; the text side sees one
+fixed prompt, so its embeddings are constants of the weights. Pixels in, scored boxes out; knows
+neither frames nor thresholds.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, OmDetTurboConfig, OmDetTurboForObjectDetection, SwinConfig
+
+from agent.model.checkpoint import load_weights_into
+
+_TASK_TOKENS, _CLASS_TOKENS = (1, 4, 2), (1, 3, 2)
+"""Ids of the fixed prompt; the end token is the largest id of its sequence, as CLIP expects."""
+
+
+class ProposalNetwork(nn.Module):
+    """Class-agnostic boxes with objectness."""
+
+    def __init__(self, config: OmDetTurboConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.detector = OmDetTurboForObjectDetection(config)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square image the network sees, in pixels."""
+        return int(self.config.image_size)
+
+    def prompt(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Class features (1, 1, width), task features (tokens, 1, width) and the task mask."""
+        device = self.detector.device
+        classes = torch.tensor([_CLASS_TOKENS], device=device)
+        tasks = torch.tensor([_TASK_TOKENS], device=device)
+        backbone = self.detector.language_backbone
+        class_features = backbone(classes, encode_type="class")[:, None, :]
+        mask = torch.ones_like(tasks)
+        task_features, mask = backbone(tasks, mask=mask, encode_type="task")
+        return class_features, task_features, mask
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes and objectness of a batch.
+
+        Args:
+            pixels: (batch, 3, side, side), ImageNet-normalised.
+
+        Returns:
+            (batch, num_queries, 4) cx, cy, w, h in 0..1 and (batch, num_queries) in 0..1.
+        """
+        batch = len(pixels)
+        states = self.detector.encoder(self.detector.vision_backbone(pixels)).extracted_states
+        classes, tasks, mask = self.prompt()
+        output = self.detector.decoder(
+            states, classes.expand(-1, batch, -1), tasks.expand(-1, batch, -1),
+            mask.expand(batch, -1),
+        )  # fmt: skip
+        return output.decoder_coords[-1], output.decoder_classes[-1].squeeze(-1).sigmoid()
+
+
+def nano_proposal_config() -> OmDetTurboConfig:
+    """OmDet-Turbo at a fortieth of its size."""
+    width = 96
+    return OmDetTurboConfig(
+        backbone_config=SwinConfig(
+            image_size=320,
+            patch_size=4,
+            embed_dim=32,
+            depths=[1, 1, 2, 1],
+            num_heads=[1, 2, 4, 8],
+            window_size=10,
+            out_indices=[2, 3, 4],
+        ),
+        text_config=CLIPTextConfig(
+            vocab_size=8,
+            hidden_size=32,
+            intermediate_size=64,
+            projection_dim=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=8,
+            bos_token_id=1,
+            eos_token_id=7,
+            pad_token_id=0,
+        ).to_dict(),
+        # The native Swin backbone normalises its maps itself; timm's does not.
+        apply_layernorm_after_vision_backbone=False,
+        image_size=320,
+        text_projection_in_dim=32,
+        text_projection_out_dim=32,
+        task_encoder_hidden_dim=64,
+        class_embed_dim=32,
+        num_queries=200,
+        encoder_hidden_dim=width,
+        encoder_in_channels=(64, 128, 256),
+        encoder_attention_heads=4,
+        encoder_dim_feedforward=256,
+        vision_features_channels=(width, width, width),
+        decoder_hidden_dim=width,
+        decoder_num_heads=4,
+        decoder_num_layers=2,
+        decoder_dim_feedforward=256,
+    )
+
+
+def load_proposal_network(directory: Path) -> ProposalNetwork:
+    """The network of a folder with `config.json` and `model.safetensors`.
+
+    Raises:
+        CheckpointMismatch: the weights do not fit the configuration.
+    """
+    raw = json.loads((directory / "config.json").read_text())
+    network = ProposalNetwork(OmDetTurboConfig(**raw))
+    load_weights_into(network.detector, directory / "model.safetensors")
+    return network.eval()

@@ -1,0 +1,60 @@
+"""Where a model's files are and what they are called: names to folders, folders to digests.
+
+Reads files, never tensors, so the ingress can describe a model without loading torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.errors import CheckpointMismatch
+
+NANO = "nano"
+_WEIGHTS = Path(__file__).parent / "weights" / "nano"
+_REQUIRED = ("config.json",)
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """A model on disk: `config.json`, safetensors, tokenizer files."""
+
+    path: Path
+    name: str
+    digest: str
+    """BLAKE2b-256 over configuration and weights; part of every cache key."""
+
+    def config(self) -> dict[str, object]:
+        """The parsed `config.json`."""
+        loaded: dict[str, object] = json.loads((self.path / "config.json").read_text())
+        return loaded
+
+
+def find_model(model: str = NANO) -> ModelDirectory:
+    """The directory of `model`: the embedded nano model or a folder.
+
+    Raises:
+        CheckpointMismatch: no such folder, or a required file is missing.
+    """
+    path = _WEIGHTS if model == NANO else Path(model)
+    for name in _REQUIRED:
+        if not (path / name).is_file():
+            raise CheckpointMismatch(
+                f"{path / name} does not exist; --model takes '{NANO}' or a folder that holds a "
+                "VLM-FO1 checkpoint"
+            )
+    return ModelDirectory(path, model if model == NANO else path.name, _digest(path))
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=32)
+    for file in sorted(path.glob("**/*")):
+        if file.is_file() and file.suffix in {".json", ".safetensors", ".txt"}:
+            digest.update(file.relative_to(path).as_posix().encode())
+            with file.open("rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
+    return digest.hexdigest()

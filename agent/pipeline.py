@@ -1,0 +1,131 @@
+"""One frame's way from pixels to an answer, written once against four async stages.
+
+In a notebook the stages are local objects (`agent.stages.LocalStages`); in the service they are
+deployment handles. Knows no Ray, no gRPC and no tensors.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from agent.detections import FloatArray, Proposals, validate_boxes
+from agent.features import FrameFeatures, StageTimings, Stages
+from agent.frame import Frame
+from agent.parsing import Answer, parse_answer
+from agent.prompts import Task
+from agent.region_cache import RegionCache, feature_key
+
+import asyncio
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """The answers to all questions asked about one frame."""
+
+    answers: tuple[Answer, ...]
+    proposals: Proposals
+    cache_hit: bool
+    """True when no proposal network and no encoder ran for this frame."""
+    timings: StageTimings = field(default_factory=StageTimings)
+
+
+class Pipeline:
+    """Frame in, answers out; the order of the stages and nothing else."""
+
+    def __init__(
+        self, stages: Stages, cache: RegionCache, *, model_digest: str, tenant: str = ""
+    ) -> None:
+        self._stages = stages
+        self._cache = cache
+        self._model_digest = model_digest
+        self._tenant = tenant
+
+    async def ground(
+        self, frame: Frame, tasks: list[Task], *, boxes: FloatArray | None = None
+    ) -> Grounding:
+        """Answer every task about one frame; features are computed or fetched once.
+
+        Args:
+            frame: the picture.
+            tasks: the questions, answered concurrently.
+            boxes: (n, 4) pixels; use these instead of the proposal network's.
+
+        Raises:
+            InvalidFrame: the image cannot be decoded.
+            InvalidBoxes: `boxes` are malformed.
+        """
+        timings = StageTimings()
+        started = time.perf_counter()
+        features, cache_hit = await self.features(frame, boxes=boxes, timings=timings)
+        language_started = time.perf_counter()
+        generations = await asyncio.gather(*(self._stages.answer(features, task) for task in tasks))
+        finished = time.perf_counter()
+        timings.language_s = finished - language_started
+        timings.total_s = finished - started
+        answers = tuple(
+            parse_answer(task, generation, features.proposals)
+            for task, generation in zip(tasks, generations, strict=True)
+        )
+        return Grounding(answers, features.proposals, cache_hit, timings)
+
+    async def features(
+        self, frame: Frame, *, boxes: FloatArray | None, timings: StageTimings
+    ) -> tuple[FrameFeatures, bool]:
+        """The frame's features and whether they came from the cache."""
+        known = None
+        if boxes is not None:
+            xyxy = validate_boxes(boxes, width=frame.width, height=frame.height)
+            known = Proposals(xyxy, np.ones(len(xyxy), dtype=np.float32))
+        key = feature_key(frame, self._model_digest, tenant=self._tenant, boxes=known)
+        started = time.perf_counter()
+        cached = await self._cache.get(key)
+        timings.cache_s = time.perf_counter() - started
+        if cached is not None:
+            return cached, True
+        features = await self._compute(frame, key, known, timings)
+        self._cache.put_soon(key, features)
+        return features, False
+
+    async def _compute(
+        self, frame: Frame, key: str, known: Proposals | None, timings: StageTimings
+    ) -> FrameFeatures:
+        started = time.perf_counter()
+
+        def since() -> float:
+            return time.perf_counter() - started
+
+        pending = (
+            self._stages.propose(frame) if known is None else self._stages.resolved(known)
+        )
+
+        async def primary_timed():  # type: ignore[no-untyped-def]
+            result = await self._stages.encode_primary(frame, pending)
+            timings.primary_s = since()
+            return result
+
+        async def auxiliary_timed():  # type: ignore[no-untyped-def]
+            result = await self._stages.encode_auxiliary(frame, pending)
+            timings.auxiliary_s = since()
+            return result
+
+        async def proposals_timed():  # type: ignore[no-untyped-def]
+            result = await pending
+            timings.propose_s = since()
+            return result
+
+        proposals, primary, auxiliary = await asyncio.gather(
+            proposals_timed(), primary_timed(), auxiliary_timed()
+        )
+        return FrameFeatures(
+            width=frame.width,
+            height=frame.height,
+            proposals=proposals,
+            image_tokens=primary.image_tokens,
+            grid=primary.grid,
+            primary_regions=primary.regions,
+            auxiliary_regions=auxiliary.regions,
+            key=key,
+        )

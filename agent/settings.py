@@ -1,0 +1,255 @@
+"""Operational settings of the service: frozen dataclasses, loaded strictly from YAML.
+
+The file is a Ray Serve config (`serve deploy` accepts it too): what our code needs stands in the
+application's `args`, what Serve schedules by in its `deployments`. Architecture is not here, it
+travels with the weights. Knows no Ray: a deployment's numbers are handed on as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from agent.errors import SettingsError
+from agent.frame import FrameLimits
+
+T = TypeVar("T")
+
+_SERVE_KEYS = frozenset({"proxy_location", "logging_config", "applications"})
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """The gRPC front end."""
+
+    host: str = "127.0.0.1"
+    port: int = 50051
+    max_message_bytes: int = 33_554_432
+    """Hard limit of one gRPC message; above the frame limit, so that ours speaks first."""
+    max_concurrent_rpcs: int = 64
+    """Open calls and streams per front-end replica; more are refused with RESOURCE_EXHAUSTED."""
+    drain_grace_s: float = 5.0
+    """Time given to open streams when a replica goes away."""
+    reflection: bool = True
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """Limits of one stream and of one call."""
+
+    max_queries: int = 16
+    """Questions that may stand together, or be asked in one call."""
+    max_new_tokens: int = 256
+    """Longest answer a client may ask for, and the default."""
+    stats_interval_s: float = 2.0
+    """Time between two StreamStats messages of a stream."""
+    stage_timeout_s: float = 30.0
+    """A stage that takes longer is unavailable."""
+    overlap_stages: bool = True
+    """Encoders start while the boxes are still being proposed. Faster where each stage has its
+    own device; slower where all share a few cores (it costs about 50 ms of processor time)."""
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """The region cache."""
+
+    url: str | None = None
+    """Redis URL; None: `groundstream serve` starts an embedded server, else in-process memory."""
+    ttl_s: float = 600.0
+    budget_bytes: int = 268_435_456
+    """Memory of the embedded server; an external one has its own limit."""
+    timeout_s: float = 0.1
+    """Longest wait for one cache call; then it is a miss."""
+    max_pending_writes: int = 32
+    """Background writes beyond this many are dropped."""
+    retry_after_s: float = 0.5
+    """First pause after a failed call; doubles up to `max_retry_after_s`."""
+    max_retry_after_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class StageFactories:
+    """Which class each stage runs, as `module:Class`; tests put fakes here."""
+
+    proposal: str = "agent.proposer:Proposer"
+    primary_encoder: str = "agent.encoders:PrimaryEncoderStage"
+    auxiliary_encoder: str = "agent.encoders:AuxiliaryEncoderStage"
+    language: str = "agent.generation:LanguageStage"
+
+
+@dataclass(frozen=True)
+class StageThreads:
+    """Torch threads of each stage's replicas."""
+
+    proposal: int = 1
+    primary_encoder: int = 1
+    auxiliary_encoder: int = 1
+    language: int = 1
+
+
+@dataclass(frozen=True)
+class LocalClusterSettings:
+    """The Ray cluster that `groundstream serve` starts; a deployed service ignores it."""
+
+    num_cpus: int = 4
+    """Logical processors, only counted against the deployments' `num_cpus`."""
+    object_store_bytes: int = 209_715_200
+    start_timeout_s: float = 180.0
+
+
+@dataclass(frozen=True)
+class ServiceSettings:
+    """Everything the service's own code needs to know."""
+
+    model: str = "nano"
+    """Embedded model name or checkpoint folder."""
+    device: str = "cpu"
+    tenant: str = ""
+    """Salt of every cache key; services with different tenants never share features."""
+    server: ServerSettings = field(default_factory=ServerSettings)
+    frame: FrameLimits = field(default_factory=FrameLimits)
+    stream: StreamSettings = field(default_factory=StreamSettings)
+    cache: CacheSettings = field(default_factory=CacheSettings)
+    stages: StageFactories = field(default_factory=StageFactories)
+    num_threads: StageThreads = field(default_factory=StageThreads)
+    local_cluster: LocalClusterSettings = field(default_factory=LocalClusterSettings)
+
+
+@dataclass(frozen=True)
+class DeploymentSettings:
+    """What Serve is told about one deployment; None leaves Serve's default."""
+
+    name: str
+    num_replicas: int | str | None = None
+    autoscaling_config: Mapping[str, object] | None = None
+    ray_actor_options: Mapping[str, object] | None = None
+    user_config: Mapping[str, object] | None = None
+    max_ongoing_requests: int | None = None
+    max_queued_requests: int | None = None
+    max_replicas_per_node: int | None = None
+    max_surge_percent: int | None = None
+    graceful_shutdown_wait_loop_s: float | None = None
+    graceful_shutdown_timeout_s: float | None = None
+    health_check_period_s: float | None = None
+    health_check_timeout_s: float | None = None
+
+    def options(self) -> dict[str, object]:
+        """The numbers that were given, under Serve's own names."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del values["name"]
+        return {key: value for key, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """A whole `serve_config.yaml`."""
+
+    service: ServiceSettings = field(default_factory=ServiceSettings)
+    deployments: tuple[DeploymentSettings, ...] = ()
+
+
+def load_serve_config(path: Path) -> ServeConfig:
+    """Settings from a Serve config file with one application.
+
+    Raises:
+        SettingsError: unreadable, not YAML, an unknown key or a value of the wrong kind.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not YAML: {error}") from error
+    if not isinstance(loaded, Mapping):
+        raise SettingsError(f"{path} must hold a mapping")
+    for key in loaded:
+        if key not in _SERVE_KEYS:
+            raise _unknown(str(key), sorted(_SERVE_KEYS), str(path))
+    applications = loaded.get("applications")
+    if not isinstance(applications, list) or len(applications) != 1:
+        raise SettingsError(f"{path}: applications must be a list with exactly one entry")
+    application = applications[0]
+    if not isinstance(application, Mapping):
+        raise SettingsError(f"{path}: applications[0] must be a mapping")
+    return serve_config(application.get("args") or {}, application.get("deployments") or [])
+
+
+def serve_config(args: object, deployments: object) -> ServeConfig:
+    """Settings from the two parts of an application that hold numbers.
+
+    Raises:
+        SettingsError: an unknown key or a value of the wrong kind.
+    """
+    if not isinstance(deployments, list):
+        raise SettingsError("deployments must be a list")
+    return ServeConfig(
+        service=from_mapping(ServiceSettings, args, "args"),
+        deployments=tuple(
+            from_mapping(DeploymentSettings, entry, f"deployments[{index}]")
+            for index, entry in enumerate(deployments)
+        ),
+    )
+
+
+def with_environment(settings: ServiceSettings, environ: Mapping[str, str]) -> ServiceSettings:
+    """The settings with `REDIS_URL`, where it is set, in place of the file's cache URL."""
+    url = environ.get("REDIS_URL")
+    if not url:
+        return settings
+    cache = dataclasses.replace(settings.cache, url=url)
+    return dataclasses.replace(settings, cache=cache)
+
+
+def from_mapping(cls: type[T], values: object, where: str = "settings") -> T:
+    """A settings dataclass from a mapping; nested dataclasses are built on the way.
+
+    Raises:
+        SettingsError: an unknown or missing key, or a value of the wrong kind.
+    """
+    if not isinstance(values, Mapping):
+        raise SettingsError(f"{where} must be a mapping, not {type(values).__name__}")
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise _unknown(str(key), sorted(hints), where)
+    arguments = {
+        key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()
+    }
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise SettingsError(f"{where}: {error}") from error
+
+
+def _convert(hint: Any, value: object, where: str) -> object:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_mapping(hint, value, where)
+    origin = typing.get_origin(hint)
+    options = typing.get_args(hint) if origin in (typing.Union, types.UnionType) else (hint,)
+    for option in options:
+        kind = typing.get_origin(option) or option
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        # A bool is an int to Python, but "port: true" is a mistake.
+        if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
+            return value
+    wanted = " or ".join(
+        "null" if option is type(None) else (typing.get_origin(option) or option).__name__
+        for option in options
+    )
+    raise SettingsError(f"{where} must be {wanted}, not {value!r}")
+
+
+def _unknown(key: str, known: list[str], where: str) -> SettingsError:
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}"
+    return SettingsError(f"unknown key {key!r} in {where}{hint}")

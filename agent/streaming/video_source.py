@@ -1,0 +1,130 @@
+"""Pictures from files, folders, cameras and network streams, with their time in the source.
+
+Reading is blocking and unpaced: the caller decides whether to wait for the capture rate.
+Knows no sessions, no models and no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import av
+import numpy as np
+from av.error import FFmpegError
+
+from agent.errors import InvalidFrame, SourceError
+from agent.frame import RGBArray, load_frame
+
+_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+_DEFAULT_FPS = 25.0
+
+
+@dataclass(frozen=True)
+class SourceFrame:
+    """One picture of a source."""
+
+    rgb: RGBArray
+    """(height, width, 3) uint8."""
+    pts_s: float
+    """Time since the first picture, seconds."""
+
+
+class VideoSource(Protocol):
+    """Pictures in order; iterating again starts again where the source can."""
+
+    fps: float
+    """Nominal pictures per second."""
+
+    def __iter__(self) -> Iterator[SourceFrame]: ...
+
+
+def open_source(source: str, *, fps: float | None = None) -> VideoSource:
+    """A source by name: a video or image file, a folder of images, `camera:0` or a URL.
+
+    Args:
+        source: what to read.
+        fps: pictures per second of a folder of images (default 25).
+
+    Raises:
+        SourceError: there is no such thing, or it cannot be opened.
+    """
+    if source.startswith("camera:"):
+        return VideoFile(f"/dev/video{source.removeprefix('camera:')}", container="v4l2")
+    if "://" in source:
+        return VideoFile(source)
+    path = Path(source)
+    if path.is_dir():
+        return ImageFolder(path, fps=fps or _DEFAULT_FPS)
+    if not path.is_file():
+        raise SourceError(f"{source} does not exist; give a video, an image, a folder or camera:0")
+    if path.suffix.lower() in _IMAGE_SUFFIXES:
+        return ImageFolder(path, fps=fps or _DEFAULT_FPS)
+    return VideoFile(source)
+
+
+class VideoFile:
+    """Anything FFmpeg can open: a file, a camera device, an RTSP or HTTP URL."""
+
+    def __init__(self, location: str, *, container: str | None = None) -> None:
+        self._location = location
+        self._container = container
+        with self._open() as opened:
+            rate = opened.streams.video[0].average_rate
+            self.fps = float(rate) if rate else _DEFAULT_FPS
+
+    def __iter__(self) -> Iterator[SourceFrame]:
+        with self._open() as opened:
+            stream = opened.streams.video[0]
+            stream.thread_type = "AUTO"
+            first_s: float | None = None
+            try:
+                for index, picture in enumerate(opened.decode(stream)):
+                    # Some cameras and broken files carry no time stamps.
+                    time_s = index / self.fps if picture.time is None else picture.time
+                    first_s = time_s if first_s is None else first_s
+                    rgb = picture.to_ndarray(format="rgb24")
+                    yield SourceFrame(np.asarray(rgb, dtype=np.uint8), time_s - first_s)
+            except (FFmpegError, OSError) as error:
+                raise SourceError(f"reading {self._shown()} failed: {error}") from error
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[av.container.InputContainer]:
+        try:
+            opened = av.open(self._location, format=self._container)
+        except (FFmpegError, OSError, ValueError) as error:
+            reason = _CREDENTIALS.sub("", str(error))
+            raise SourceError(f"cannot open {self._shown()}: {reason}") from error
+        with opened:
+            if not opened.streams.video:
+                raise SourceError(f"{self._shown()} has no video stream")
+            yield opened
+
+    def _shown(self) -> str:
+        """The location without the password that camera URLs often carry."""
+        return _CREDENTIALS.sub("", self._location)
+
+
+class ImageFolder:
+    """The images of a folder in name order (or one image file), at a fixed rate."""
+
+    def __init__(self, path: Path, *, fps: float) -> None:
+        if path.is_dir():
+            self._paths = sorted(p for p in path.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
+        else:
+            self._paths = [path]
+        if not self._paths:
+            raise SourceError(f"{path} holds no images ({', '.join(sorted(_IMAGE_SUFFIXES))})")
+        self.fps = fps
+
+    def __iter__(self) -> Iterator[SourceFrame]:
+        for index, path in enumerate(self._paths):
+            try:
+                yield SourceFrame(load_frame(path).rgb(), index / self.fps)
+            except InvalidFrame as error:
+                raise SourceError(f"{path}: {error}") from error

@@ -1,0 +1,106 @@
+"""Text to token ids and back: byte-level BPE with the model's control tokens.
+
+User text is encoded with control tokens switched off, so that typing `<region3>` or `<|im_end|>`
+yields ordinary characters. Knows no prompt templates and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from agent.errors import CheckpointMismatch
+from agent.prompts import MAX_REGIONS, region_token
+
+CONTROL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<ground>",
+    "</ground>",
+    "<objects>",
+    "</objects>",
+    "<think>",
+    "</think>",
+    *(region_token(index) for index in range(MAX_REGIONS)),
+)
+_FILE = "tokenizer.json"
+
+
+class PromptTokenizer:
+    """A `tokenizers` pipeline with named control tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        missing = [t for t in CONTROL_TOKENS[1:9] if tokenizer.token_to_id(t) is None]
+        if missing:
+            raise CheckpointMismatch(f"the tokenizer lacks the control token {missing[0]!r}")
+        self._tokenizer = tokenizer
+        # Without its added tokens the same pipeline reads control tokens as plain characters.
+        self._control = {token: tokenizer.token_to_id(token) for token in CONTROL_TOKENS}
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> PromptTokenizer:
+        """Read `tokenizer.json`.
+
+        Raises:
+            CheckpointMismatch: the file is missing or lacks control tokens.
+        """
+        path = directory / _FILE
+        if not path.is_file():
+            raise CheckpointMismatch(f"{path} does not exist; copy the model's tokenizer files")
+        return cls(Tokenizer.from_file(str(path)))
+
+    def save(self, directory: Path) -> None:
+        """Write `tokenizer.json`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._tokenizer.save(str(directory / _FILE))
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._tokenizer.get_vocab_size())
+
+    def control(self, token: str) -> int:
+        """Id of a control token."""
+        return self._control[token]
+
+    def region(self, index: int) -> int:
+        """Id of `<regionN>`."""
+        return self._control[region_token(index)]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of text; control tokens in it count."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def piece(self, token_id: int) -> str:
+        """The text of one token, control tokens kept."""
+        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """The text of several tokens (bytes of one character may span tokens)."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PromptTokenizer:
+    """A byte-level BPE over `texts`, with the control tokens first."""
+    tokenizer = Tokenizer(models.BPE())
+    # Spaces stand alone, so that a word is the same tokens wherever it is written: a small model
+    # need not learn that " dog" in a question is "dog" in an answer.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(" ", behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(t, special=True, normalized=False) for t in CONTROL_TOKENS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PromptTokenizer(tokenizer)

@@ -1,0 +1,163 @@
+"""Batches of composed scenes as tensors: pixels, boxes, concepts and a few background boxes.
+
+Composition runs in a worker process beside the training step. Knows no model and no question.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from agent.detections import FloatArray, box_iou
+from agent.training.artwork import load_concepts
+from agent.training.scenes import Scene, SceneComposer, SceneSettings, load_composer
+
+BACKGROUND = -1
+PADDING = -2
+
+
+def nano_concepts() -> tuple[int, ...]:
+    """Concept ids the nano model is trained on, in order of id."""
+    names = set(json.loads((Path(__file__).parent / "nano_concepts.json").read_text()))
+    return tuple(i for i, concept in enumerate(load_concepts()) if concept.label in names)
+
+
+@dataclass
+class SceneBatch:
+    """Scenes of one size."""
+
+    rgb: Tensor
+    """(batch, height, width, 3) uint8."""
+    boxes: Tensor
+    """(batch, num_boxes, 4) float32 xyxy pixels: jittered objects first, then background."""
+    classes: Tensor
+    """(batch, num_boxes) rank of the concept among those trained on, BACKGROUND or PADDING."""
+    truth: Tensor
+    """(batch, num_boxes, 4) the objects' exact boxes; zeros elsewhere."""
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How scenes become batches."""
+
+    artwork: Path
+    scenes: SceneSettings
+    batch_size: int
+    sizes: tuple[tuple[int, int], ...]
+    """(width, height) choices, drawn once per batch; multiples of 28."""
+    num_background: int = 4
+    """Boxes per scene that hold no object."""
+    jitter: float = 0.08
+    """Deviation of box edges, relative to the box."""
+    split: str = "train"
+
+
+class SceneBatches(IterableDataset[SceneBatch]):
+    """An endless, seeded stream of batches, starting at batch `start`."""
+
+    def __init__(self, settings: BatchSettings, *, start: int = 0) -> None:
+        self._settings = settings
+        self._start = start
+
+    def __iter__(self) -> Iterator[SceneBatch]:
+        settings = self._settings
+        composers = {
+            size: load_composer(settings.artwork, replace(settings.scenes, size=size))
+            for size in settings.sizes
+        }
+        rank = np.full(len(load_concepts()), BACKGROUND)
+        rank[list(settings.scenes.concepts or range(len(rank)))] = np.arange(
+            len(settings.scenes.concepts or rank)
+        )
+        number = self._start
+        while True:
+            rng = np.random.default_rng((number, 17))
+            size = settings.sizes[int(rng.integers(len(settings.sizes)))]
+            yield self._batch(composers[size], rank, rng, number)
+            number += 1
+
+    def _batch(
+        self, composer: SceneComposer, rank: np.ndarray, rng: np.random.Generator, number: int
+    ) -> SceneBatch:
+        settings = self._settings
+        first = number * settings.batch_size
+        scenes = [
+            composer.compose_split(settings.split, first + i) for i in range(settings.batch_size)
+        ]
+        return collate(scenes, rank, rng, settings)
+
+
+def collate(
+    scenes: list[Scene], rank: np.ndarray, rng: np.random.Generator, settings: BatchSettings
+) -> SceneBatch:
+    """Scenes of one size as one batch."""
+    widest = max(len(scene.xyxy) for scene in scenes) + settings.num_background
+    boxes = np.zeros((len(scenes), widest, 4), dtype=np.float32)
+    boxes[..., 2:] = 8.0
+    truth = np.zeros_like(boxes)
+    classes = np.full((len(scenes), widest), PADDING)
+    for row, scene in enumerate(scenes):
+        count = len(scene.xyxy)
+        height, width = scene.rgb.shape[:2]
+        boxes[row, :count] = jitter_boxes(scene.xyxy, settings.jitter, width, height, rng)
+        truth[row, :count] = scene.xyxy
+        classes[row, :count] = rank[scene.concept]
+        empty = background_boxes(scene.xyxy, settings.num_background, width, height, rng)
+        boxes[row, count : count + len(empty)] = empty
+        classes[row, count : count + len(empty)] = BACKGROUND
+    return SceneBatch(
+        torch.from_numpy(np.stack([scene.rgb for scene in scenes])),
+        torch.from_numpy(boxes),
+        torch.from_numpy(classes),
+        torch.from_numpy(truth),
+    )
+
+
+def jitter_boxes(
+    xyxy: FloatArray, amount: float, width: int, height: int, rng: np.random.Generator
+) -> FloatArray:
+    """Boxes with every edge moved by a share of the box, as a proposal network would."""
+    sides = np.concatenate([xyxy[:, 2:] - xyxy[:, :2]] * 2, axis=1)
+    moved = xyxy + rng.normal(0.0, amount, xyxy.shape) * sides
+    limits = np.array([width, height, width, height])
+    moved = np.clip(moved, 0, limits)
+    bad = (moved[:, 2] - moved[:, 0] < 4) | (moved[:, 3] - moved[:, 1] < 4)
+    moved[bad] = xyxy[bad]
+    return moved.astype(np.float32)
+
+
+def background_boxes(
+    xyxy: FloatArray, count: int, width: int, height: int, rng: np.random.Generator
+) -> FloatArray:
+    """At most `count` random boxes that overlap no object by 0.25 or more."""
+    centre = rng.uniform((0, 0), (width, height), (4 * count, 2))
+    sides = np.exp(rng.uniform(np.log(14), np.log(120), (4 * count, 2)))
+    limits = np.array([width, height, width, height])
+    boxes = np.concatenate([centre - sides / 2, centre + sides / 2], axis=1)
+    boxes = np.clip(boxes, 0, limits).astype(np.float32)
+    sound = (boxes[:, 2] - boxes[:, 0] >= 8) & (boxes[:, 3] - boxes[:, 1] >= 8)
+    if len(xyxy):
+        sound &= box_iou(boxes, xyxy).max(axis=1) < 0.25
+    return boxes[sound][:count]
+
+
+def _unwrap(samples: SceneBatch) -> SceneBatch:
+    return samples
+
+
+def batch_loader(settings: BatchSettings, *, start: int = 0) -> DataLoader[SceneBatch]:
+    """Batches composed by one worker process."""
+    return DataLoader(
+        SceneBatches(settings, start=start),
+        batch_size=None,
+        num_workers=1,
+        prefetch_factor=4,
+        collate_fn=_unwrap,
+    )

@@ -1,0 +1,294 @@
+"""The two stages of VLM-FO1 on composed scenes: alignment, then instruction tuning.
+
+Stage 1 (paper, section 3.4) trains the region connector alone, everything pretrained being
+frozen. Stage 2 also trains the language model and the feature pyramid, on proposals of the
+proposal network, with questions about absent objects in the mixture.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agent.detections import box_iou
+from agent.model.checkpoint import save_model
+from agent.model.configuration import nano_config
+from agent.model.language_model import SlotType
+from agent.model.proposal_network import ProposalNetwork, nano_proposal_config
+from agent.model.vlm_fo1 import VLMFO1
+from agent.sequence import SequenceBuilder
+from agent.tokenizer import PromptTokenizer
+from agent.training.artwork import load_concepts
+from agent.training.batches import BatchSettings, SceneBatch, batch_loader, nano_concepts
+from agent.training.language import VOCAB_SIZE, NameSlots, lm_loss, token_accuracy
+from agent.training.loop import LoopSettings, train
+from agent.training.mixture import draw_turns
+from agent.training.packing import PackedBatch, PackedScene, collate_packed
+from agent.training.scenes import SceneSettings
+from agent.training.vision import IMAGENET, VisionPretraining, normalise_batch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Folders of the three pretraining stages (each holds a checkpoint.pt)."""
+
+    vision: Path
+    language: Path
+    proposals: Path
+
+
+class GroundingTraining(nn.Module):
+    """The whole model with a contrast between region tokens and the names' embeddings."""
+
+    def __init__(self, tokenizer: PromptTokenizer, names: list[str]) -> None:
+        super().__init__()
+        self.model = VLMFO1(nano_config(VOCAB_SIZE))
+        assert self.model.language_model is not None and self.model.auxiliary_encoder is not None
+        self.model.language_model.model.set_attn_implementation("eager")
+        self.slots = NameSlots(tokenizer, names, self.model.config.text.hidden_size)
+
+    def load_pretrained(self, pretrained: Pretrained) -> None:
+        """Take over the towers, the pyramid and the language model."""
+        vision = load_module_state(pretrained.vision)
+        language = load_module_state(pretrained.language)
+        state = {k.removeprefix("model."): v for k, v in vision.items() if k.startswith("model.")}
+        state |= {k: v for k, v in language.items() if k.startswith("language_model.")}
+        missing, unexpected = self.model.load_state_dict(state, strict=False)
+        assert not unexpected, unexpected
+        assert all(name.startswith("region_projector.") for name in missing), missing
+        slots = {k.removeprefix("slots."): v for k, v in language.items() if k.startswith("slots.")}
+        self.slots.load_state_dict(slots)
+
+    def features(self, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Region tokens (batch, num_boxes, hidden) and image tokens (batch, tokens, hidden)."""
+        primary, auxiliary, image = VisionPretraining.encode(self, rgb, boxes)  # type: ignore[arg-type]
+        height, width = rgb.shape[1:3]
+        size = torch.tensor([width, height, width, height])
+        fused = self.model.region_encoder.fuse(primary, auxiliary, boxes / size)
+        return self.model.region_projector(fused), self.model.image_projector(image)
+
+    def logits(self, batch: PackedBatch, regions: Tensor, image: Tensor) -> Tensor:
+        """Next-token logits of packed questions.
+
+        Args:
+            regions: (total regions, hidden) in scene order; image: (total image tokens, hidden).
+        """
+        language = self.model.language_model
+        assert language is not None
+        embeddings = language.embed(batch.ids)
+        for slot, values in ((SlotType.REGION, regions), (SlotType.IMAGE, image)):
+            here = (batch.slots == slot)[..., None]
+            embeddings = embeddings.masked_scatter(here, values.to(embeddings.dtype))
+        hidden = language(embeddings, batch.positions, attention_mask=batch.mask)
+        return language.logits(hidden)
+
+    def contrast(self, regions: Tensor, concepts: Tensor) -> Tensor:
+        """Cross entropy of each region token against the slot vectors of all names.
+
+        Pulls a region's token to where the language model looks for its name; the LM itself
+        is not needed for that, so alignment takes minutes.
+        """
+        language = self.model.language_model
+        assert language is not None
+        everything = torch.arange(len(self.slots.table))
+        table = self.slots(language.model.embed_tokens, everything)
+        scaled = nn.functional.normalize(regions.float(), dim=-1) * 16.0
+        similarity = scaled @ nn.functional.normalize(table.float(), dim=-1).T
+        return nn.functional.cross_entropy(similarity, concepts)
+
+
+def load_module_state(directory: Path) -> dict[str, Tensor]:
+    """The module's weights in a stage's checkpoint."""
+    state = torch.load(directory / "checkpoint.pt", weights_only=True)["module"]
+    assert isinstance(state, dict)
+    return state
+
+
+def load_proposals(directory: Path) -> ProposalNetwork:
+    """The trained proposal network, for inference."""
+    network = ProposalNetwork(nano_proposal_config())
+    network.load_state_dict(load_module_state(directory))
+    return network.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def proposed_boxes(
+    network: ProposalNetwork, batch: SceneBatch, *, limit: int = 48
+) -> tuple[Tensor, Tensor]:
+    """Replace a batch's boxes by proposals: (batch, limit, 4) boxes and their classes.
+
+    A proposal takes the class of the object it overlaps by at least half, else background.
+    """
+    from agent.detections import non_maximum_suppression
+
+    height, width = batch.rgb.shape[1:3]
+    side = network.image_size
+    pixels = normalise_batch(batch.rgb, IMAGENET)
+    pixels = nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+    centred, scores = network(pixels)
+    size = np.array([width, height, width, height], dtype=np.float32)
+    all_boxes = np.zeros((len(centred), limit, 4), dtype=np.float32)
+    all_boxes[..., 2:] = 8.0
+    classes = np.full((len(centred), limit), -2)
+    for row, (box, score) in enumerate(zip(centred.numpy(), scores.numpy(), strict=True)):
+        half = box[:, 2:] / 2
+        corners = np.concatenate([box[:, :2] - half, box[:, :2] + half], axis=1) * size
+        corners = np.clip(corners, 0, size)
+        sound = (score >= 0.25) & ((corners[:, 2:] - corners[:, :2]) >= 4).all(axis=1)
+        corners, score = corners[sound], score[sound]
+        kept = corners[non_maximum_suppression(corners, score, iou=0.6)[:limit]]
+        objects = batch.classes[row] >= 0
+        truth = batch.truth[row][objects].numpy()
+        found = np.full(len(kept), -1)
+        if len(kept) and len(truth):
+            overlap = box_iou(kept.astype(np.float32), truth)
+            best = overlap.argmax(axis=1)
+            hit = overlap.max(axis=1) >= 0.5
+            found[hit] = batch.classes[row][objects].numpy()[best[hit]]
+        all_boxes[row, : len(kept)] = kept
+        classes[row, : len(kept)] = found
+    return torch.from_numpy(all_boxes), torch.from_numpy(classes)
+
+
+def run(
+    artwork: Path,
+    directory: Path,
+    pretrained: Pretrained,
+    *,
+    stage: str,
+    steps: int,
+    start_from: Path | None = None,
+    rate: float = 1e-3,
+) -> None:
+    """Train `stage` ("align" or "instruct") into `directory`."""
+    torch.manual_seed(0)
+    concepts = nano_concepts()
+    names = [concept.label for concept in load_concepts()]
+    tokenizer = PromptTokenizer.from_directory(pretrained.language)
+    builder = SequenceBuilder(tokenizer)
+    module = GroundingTraining(tokenizer, names)
+    module.load_pretrained(pretrained)
+    if start_from is not None:
+        module.load_state_dict(load_module_state(start_from))
+    freeze_for(module, stage)
+    network = load_proposals(pretrained.proposals) if stage == "instruct" else None
+    settings = BatchSettings(
+        artwork=artwork,
+        scenes=SceneSettings(
+            concepts=concepts,
+            num_objects=(2, 32),
+            object_px=(18.0, 110.0),
+            restyle_probability=0.45,
+            degrade_probability=0.5,
+        ),
+        batch_size=12,
+        sizes=((224, 224), (252, 196), (280, 224), (224, 280), (336, 280)),
+    )
+    rng = np.random.default_rng(5)
+    concept_of = torch.tensor([*concepts, -2, -1])  # indexed by class; -2 pads, -1 is background
+
+    def step(batch: SceneBatch) -> tuple[Tensor, dict[str, float]]:
+        boxes, classes = batch.boxes, batch.classes
+        if network is not None:
+            boxes, classes = proposed_boxes(network, batch)
+        boxes, classes = shuffled(boxes, classes, rng)
+        real = classes > -2
+        with torch.autocast("cpu", torch.bfloat16):
+            regions, image = module.features(batch.rgb, boxes)
+            ids = concept_of[classes]
+            packed = pack(builder, ids, real, names, [names[c] for c in concepts],
+                          batch.rgb.shape[1:3], rng)  # fmt: skip
+            logits = module.logits(packed, regions[real], image.flatten(0, 1))
+        named = ids[real] >= 0
+        contrast = module.contrast(regions[real][named], ids[real][named])
+        loss = lm_loss(logits, packed.labels)
+        return loss + (1.0 if stage == "align" else 0.3) * contrast, {
+            "lm": float(loss.detach()),
+            "contrast": float(contrast.detach()),
+            "token": token_accuracy(logits.detach(), packed.labels),
+        }
+
+    loop = LoopSettings(steps=steps, learning_rate=rate, warmup_steps=30, weight_decay=0.01,
+                        decay_share=0.4, save_every=50)  # fmt: skip
+    train(module, step, lambda start: batches_from(settings, start), loop, directory)
+
+
+def batches_from(settings: BatchSettings, start: int) -> Iterator[SceneBatch]:
+    """Scenes no pretraining stage has seen: counted from far beyond theirs."""
+    return iter(batch_loader(replace(settings), start=10_000_000 + start))
+
+
+def freeze_for(module: GroundingTraining, stage: str) -> None:
+    """Stage 1 trains the connector; stage 2 also the language model and the pyramid."""
+    module.requires_grad_(False)
+    model = module.model
+    model.region_projector.requires_grad_(True)
+    if stage == "instruct":
+        model.region_encoder.requires_grad_(True)
+        assert model.language_model is not None
+        model.language_model.requires_grad_(True)
+
+
+def shuffled(
+    boxes: Tensor, classes: Tensor, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Real boxes first in random order, so that a region's number says nothing of its class."""
+    order = torch.stack(
+        [
+            torch.from_numpy(
+                np.lexsort((rng.random(classes.shape[1]), (row == -2).numpy()))
+            )
+            for row in classes
+        ]
+    )
+    return boxes.gather(1, order[..., None].expand(-1, -1, 4)), classes.gather(1, order)
+
+
+def pack(
+    builder: SequenceBuilder,
+    ids: Tensor,
+    real: Tensor,
+    names: list[str],
+    vocabulary: list[str],
+    size: tuple[int, ...],
+    rng: np.random.Generator,
+) -> PackedBatch:
+    """Questions about every scene of a batch, in the service's prompt."""
+    grid = (size[0] // 28, size[1] // 28)
+    scenes = []
+    for row, present in zip(ids, real, strict=True):
+        concepts = row[present].numpy()
+        called = [names[c] if c >= 0 else None for c in concepts]
+        scenes.append(
+            PackedScene.questions(builder, concepts, draw_turns(called, vocabulary, 8, rng), grid)
+        )
+    return collate_packed(scenes)
+
+
+def export(stage: Path, pretrained: Pretrained, directory: Path) -> None:
+    """Write the trained model as a model directory, weights in bfloat16."""
+    from safetensors.torch import save_file
+
+    tokenizer = PromptTokenizer.from_directory(pretrained.language)
+    module = GroundingTraining(tokenizer, [concept.label for concept in load_concepts()])
+    module.load_state_dict(load_module_state(stage))
+    save_model(module.model, directory, dtype=torch.bfloat16)
+    tokenizer.save(directory)
+    network = load_proposals(pretrained.proposals)
+    folder = directory / "proposal"
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: (t.to(torch.bfloat16) if t.is_floating_point() else t).contiguous()
+        for name, t in network.detector.state_dict().items()
+    }
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    network.config.save_pretrained(folder)
+    logger.info("wrote %s", directory)

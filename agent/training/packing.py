@@ -1,0 +1,114 @@
+"""Several questions about one scene in one sequence, isolated by the attention mask.
+
+Each question sees the shared prefix and itself, exactly as in the service, where the prefix's
+keys and values are shared. Knows no model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agent.sequence import SequenceBuilder
+from agent.training.mixture import Turn
+
+_IGNORED = -100
+_NO_REGION = -2
+
+
+@dataclass(frozen=True)
+class PackedScene:
+    """One scene's tokens; `segment` 0 is the prefix, each question has its own."""
+
+    ids: Tensor
+    slots: Tensor
+    labels: Tensor
+    positions: Tensor
+    segments: Tensor
+    concepts: Tensor
+    """(num_regions,) concept of each region slot, -1 for none; empty where slots come from
+    pictures."""
+
+    @classmethod
+    def causal(
+        cls, ids: list[int], slots: list[int], labels: list[int], concepts: np.ndarray
+    ) -> PackedScene:
+        """A plain causal sequence."""
+        length = len(ids)
+        return cls(
+            torch.tensor(ids),
+            torch.tensor(slots),
+            torch.tensor(labels),
+            torch.arange(length).expand(3, -1),
+            torch.zeros(length, dtype=torch.long),
+            torch.as_tensor(concepts, dtype=torch.long),
+        )
+
+    @classmethod
+    def questions(
+        cls,
+        builder: SequenceBuilder,
+        concepts: np.ndarray,
+        turns: list[Turn],
+        merged_grid: tuple[int, int] | None,
+    ) -> PackedScene:
+        """The service's prompt with all `turns`; loss on answers only."""
+        prefix = builder.prefix(merged_grid, len(concepts))
+        parts, labels = [prefix], [torch.full((len(prefix),), _IGNORED)]
+        segments = [torch.zeros(len(prefix), dtype=torch.long)]
+        for number, turn in enumerate(turns, start=1):
+            question = builder.question(turn.question, start=prefix.next_position)
+            answer = builder.answer(turn.answer, start=question.next_position)
+            parts += [question, answer]
+            labels += [torch.full((len(question),), _IGNORED), answer.ids]
+            length = len(question) + len(answer)
+            segments.append(torch.full((length,), number))
+        return cls(
+            torch.cat([part.ids for part in parts]),
+            torch.cat([part.slots for part in parts]),
+            torch.cat(labels),
+            torch.cat([part.positions for part in parts], dim=1),
+            torch.cat(segments),
+            torch.as_tensor(concepts, dtype=torch.long),
+        )
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Packed scenes padded on the right."""
+
+    ids: Tensor
+    slots: Tensor
+    labels: Tensor
+    positions: Tensor
+    """(3, batch, length)."""
+    mask: Tensor
+    """(batch, 1, length, length) float, 0 where a position may look and -inf where not."""
+    concepts: Tensor
+    """(batch, most regions), -2 where there is no region."""
+
+
+def collate_packed(scenes: list[PackedScene]) -> PackedBatch:
+    """Pad to the longest scene (a multiple of 16, for steady matrix shapes)."""
+    length = -(-max(len(scene.ids) for scene in scenes) // 16) * 16
+    most = max(1, *(len(scene.concepts) for scene in scenes))
+
+    def padded(values: Tensor, fill: int, size: int) -> Tensor:
+        return torch.nn.functional.pad(values, (0, size - values.shape[-1]), value=fill)
+
+    segments = torch.stack([padded(scene.segments, -1, length) for scene in scenes])
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    same = segments[:, :, None] == segments[:, None, :]
+    allowed = causal & (same | (segments[:, None, :] == 0))
+    mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    return PackedBatch(
+        ids=torch.stack([padded(scene.ids, 0, length) for scene in scenes]),
+        slots=torch.stack([padded(scene.slots, 0, length) for scene in scenes]),
+        labels=torch.stack([padded(scene.labels, _IGNORED, length) for scene in scenes]),
+        positions=torch.stack([padded(scene.positions, 0, length) for scene in scenes], dim=1),
+        mask=mask[:, None],
+        concepts=torch.stack([padded(scene.concepts, _NO_REGION, most) for scene in scenes]),
+    )

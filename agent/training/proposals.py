@@ -1,0 +1,185 @@
+"""Pretraining of the proposal network on composed scenes.
+
+transformers ships OmDet-Turbo without a loss. Ours is dense: every location whose centre lies in
+the middle of an object, on the pyramid level fit for its size, learns box and objectness; every
+decoder query learns from the object it overlaps most. Objectness targets are the overlap reached
+(quality focal loss, arXiv 2006.04388); duplicates are left to non-maximum suppression.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers.models.omdet_turbo.modeling_omdet_turbo import get_class_similarity
+
+from agent.model.proposal_network import ProposalNetwork, nano_proposal_config
+from agent.training.batches import BatchSettings, SceneBatch, batch_loader
+from agent.training.loop import LoopSettings, train
+from agent.training.scenes import SceneSettings
+from agent.training.vision import IMAGENET, normalise_batch
+
+_STRIDES = (8, 16, 32)
+_LEVEL_SIDES = ((0.0, 0.16), (0.08, 0.32), (0.2, 2.0))
+"""Longer sides, relative to the image, that each level answers for; they overlap on purpose."""
+
+
+@dataclass(frozen=True)
+class DenseOutput:
+    """What the encoder head says at every location, before the best are chosen as queries."""
+
+    boxes: Tensor
+    """(batch, locations, 4) cx, cy, w, h in 0..1."""
+    logits: Tensor
+    """(batch, locations)."""
+
+
+def forward_dense(network: ProposalNetwork, pixels: Tensor) -> tuple[DenseOutput, Tensor, Tensor]:
+    """The encoder's dense output, decoder boxes (layers, batch, queries, 4) and logits."""
+    detector, batch = network.detector, len(pixels)
+    states = detector.encoder(detector.vision_backbone(pixels)).extracted_states
+    classes, tasks, mask = network.prompt()
+    classes, tasks = classes.expand(-1, batch, -1), tasks.expand(-1, batch, -1)
+    decoder = detector.decoder
+    features, shapes, _, _ = decoder._get_encoder_input(states)
+    anchors, valid = decoder.generate_anchors(shapes, device=features.device, dtype=torch.float32)
+    hidden = decoder.encoder_vision_features(torch.where(valid, features, 0.0))
+    boxes = (decoder.encoder_bbox_head(hidden).float() + anchors).sigmoid()
+    projected = decoder.encoder_class_head(classes).permute(1, 2, 0)
+    logits = get_class_similarity(decoder.class_distance_type, hidden, projected).squeeze(-1)
+    output = decoder(states, classes, tasks, mask.expand(batch, -1))
+    return DenseOutput(boxes, logits.float()), output.decoder_coords, output.decoder_classes[..., 0]
+
+
+def assign_locations(truth: Tensor, present: Tensor, side: int) -> Tensor:
+    """Which object each location learns: (batch, locations) object index or -1.
+
+    Args:
+        truth: (batch, num_boxes, 4) xyxy in 0..1.
+        present: (batch, num_boxes) whether the row is an object.
+        side: image side in pixels.
+    """
+    centres, lows, highs, radii = [], [], [], []
+    for stride, (low, high) in zip(_STRIDES, _LEVEL_SIDES, strict=True):
+        cells = side // stride
+        axis = (torch.arange(cells) + 0.5) / cells
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        centres.append(torch.stack([x, y], -1).view(-1, 2))
+        count = cells * cells
+        lows.append(torch.full((count,), low))
+        highs.append(torch.full((count,), high))
+        radii.append(torch.full((count,), 1.2 * stride / side))
+    centre = torch.cat(centres)[None, :, None]
+    low, high, radius = (torch.cat(v)[None, :, None] for v in (lows, highs, radii))
+    middle = ((truth[..., :2] + truth[..., 2:]) / 2)[:, None]
+    half = ((truth[..., 2:] - truth[..., :2]) / 2)[:, None]
+    reach = torch.minimum(half, radius[..., None])
+    near = ((centre - middle).abs() <= reach).all(-1)
+    longer = 2 * half.amax(-1)
+    candidate = near & (longer >= low) & (longer < high) & present[:, None]
+    area = (4 * half.prod(-1)).expand_as(candidate).masked_fill(~candidate, torch.inf)
+    smallest, index = area.min(-1)
+    return torch.where(torch.isfinite(smallest), index, -1)
+
+
+def paired_iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and generalised IoU (arXiv 1902.09630) of equally many xyxy boxes."""
+    top_left, bottom_right = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(
+        a[..., 2:], b[..., 2:]
+    )
+    inter = (bottom_right - top_left).clamp(min=0).prod(-1)
+    area_a, area_b = (a[..., 2:] - a[..., :2]).prod(-1), (b[..., 2:] - b[..., :2]).prod(-1)
+    union = area_a + area_b - inter
+    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
+    iou = inter / union.clamp(min=1e-9)
+    return iou, iou - (hull - union) / hull.clamp(min=1e-9)
+
+
+def to_corners(boxes: Tensor) -> Tensor:
+    """cx, cy, w, h to xyxy."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], -1)
+
+
+def quality_focal_loss(logits: Tensor, quality: Tensor) -> Tensor:
+    """Sum of |quality - p|^2 times binary cross entropy (arXiv 2006.04388, eq. 4, beta 2)."""
+    weight = (quality - logits.sigmoid()).detach().pow(2)
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+    return (weight * loss).sum()
+
+
+def detection_loss(
+    boxes: Tensor, logits: Tensor, truth: Tensor, assigned: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Objectness and box loss of one set of predictions, both divided by the positives.
+
+    Args:
+        boxes: (batch, n, 4) cx, cy, w, h; logits: (batch, n).
+        truth: (batch, num_boxes, 4) xyxy; assigned: (batch, n) object index or -1.
+    """
+    target = truth.gather(1, assigned.clamp(min=0)[..., None].expand(-1, -1, 4))
+    positive = assigned >= 0
+    iou, giou = paired_iou(to_corners(boxes), target)
+    quality = torch.where(positive, iou.detach().clamp(0.0, 1.0), 0.0)
+    count = positive.sum().clamp(min=1)
+    corners = (to_corners(boxes) - target).abs().sum(-1)
+    box_loss = ((1.0 - giou) * 2.0 + corners * 5.0)[positive].sum() / count
+    return quality_focal_loss(logits, quality) / count, box_loss
+
+
+def assign_queries(boxes: Tensor, truth: Tensor, present: Tensor, *, least: float) -> Tensor:
+    """The object each query overlaps most, or -1 below `least`: (batch, queries)."""
+    iou = paired_iou(to_corners(boxes)[:, :, None], truth[:, None])[0]
+    best, index = iou.masked_fill(~present[:, None], -1.0).max(-1)
+    return torch.where(best >= least, index, -1)
+
+
+def run(
+    artwork: Path,
+    directory: Path,
+    *,
+    steps: int,
+    rate: float = 1e-3,
+    sizes: tuple[tuple[int, int], ...] = ((224, 224),),
+) -> None:
+    """Train, or go on training, the nano proposal network into `directory`."""
+    torch.manual_seed(0)
+    network = ProposalNetwork(nano_proposal_config())
+    settings = BatchSettings(
+        artwork=artwork,
+        scenes=SceneSettings(num_objects=(2, 36), object_px=(12.0, 150.0)),
+        batch_size=8,
+        sizes=sizes,
+        num_background=0,
+    )
+    network.train()
+
+    def step(batch: SceneBatch) -> tuple[Tensor, dict[str, float]]:
+        side = batch.rgb.shape[1]
+        truth = batch.truth / side
+        present = batch.classes >= 0
+        with torch.autocast("cpu", torch.bfloat16):
+            dense, boxes, logits = forward_dense(network, normalise_batch(batch.rgb, IMAGENET))
+        losses = [detection_loss(dense.boxes, dense.logits, truth,
+                                 assign_locations(truth, present, side))]  # fmt: skip
+        for layer_boxes, layer_logits in zip(boxes.float(), logits.float(), strict=True):
+            assigned = assign_queries(layer_boxes.detach(), truth, present, least=0.4)
+            losses.append(detection_loss(layer_boxes, layer_logits, truth, assigned))
+        total = sum((a + b for a, b in losses), torch.zeros(()))
+        best = paired_iou(to_corners(boxes[-1].float())[:, :, None], truth[:, None])[0].amax(1)
+        return total, {
+            "recall": float((best[present] >= 0.5).float().mean()),
+            "dense_box": float(losses[0][1].detach()),
+            "box": float(losses[-1][1].detach()),
+            "objectness": float(losses[-1][0].detach()),
+        }
+
+    train(
+        network,
+        step,
+        lambda start: iter(batch_loader(settings, start=start)),
+        LoopSettings(steps=steps, learning_rate=rate, warmup_steps=60, weight_decay=0.02),
+        directory,
+    )

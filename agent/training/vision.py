@@ -1,0 +1,156 @@
+"""Pretraining of both vision encoders: tell every box's concept from its region feature.
+
+Stands in for the pretrained towers that the published model starts from. The whole region path
+(towers, pyramid, pooling, fusion, positions) is trained with a classifier on the fused feature,
+on each encoder's share of it (so that neither leans on the other), and on the image tokens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from agent.model.configuration import nano_config
+from agent.model.projector import build_projector
+from agent.model.vlm_fo1 import VLMFO1, Part
+from agent.processor import patchify
+from agent.training.batches import (
+    BACKGROUND,
+    PADDING,
+    BatchSettings,
+    SceneBatch,
+    batch_loader,
+    nano_concepts,
+)
+from agent.training.loop import LoopSettings, train
+from agent.training.scenes import SceneSettings
+
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def normalise_batch(rgb: Tensor, statistics: tuple[tuple[float, ...], ...]) -> Tensor:
+    """(batch, height, width, 3) uint8 to (batch, 3, height, width) float32 in channels-last."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
+    return (rgb.permute(0, 3, 1, 2).float() / 255.0 - mean) / std
+
+
+class VisionPretraining(nn.Module):
+    """Both encoders with throw-away classifiers."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        # The vocabulary does not matter here: no language model is built.
+        config = nano_config(1024)
+        self.model = VLMFO1(config, frozenset({Part.PRIMARY, Part.AUXILIARY}))
+        # The fused attention kernel is several times slower than plain products backwards on a CPU.
+        self.model.auxiliary_encoder.tower.set_attn_implementation("eager")
+        width = config.text.hidden_size
+        self.connector = build_projector(config.region_projector, config.region_width, width)
+        self.region_head = nn.Linear(width, num_classes + 1)
+        self.primary_head = nn.Linear(config.primary_region_width, num_classes + 1)
+        self.auxiliary_head = nn.Linear(config.auxiliary_region_width, num_classes + 1)
+        self.token_head = nn.Linear(config.vision.out_hidden_size, num_classes + 1)
+
+    def forward(self, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits of the fused, primary and auxiliary region features and of the image tokens.
+
+        Args:
+            rgb: (batch, height, width, 3) uint8, sides multiples of 28.
+            boxes: (batch, num_boxes, 4) pixels.
+        """
+        primary, auxiliary, tokens = self.encode(rgb, boxes)
+        height, width = rgb.shape[1:3]
+        size = torch.tensor([width, height, width, height])
+        fused = self.model.region_encoder.fuse(primary, auxiliary, boxes / size)
+        return (
+            self.region_head(self.connector(fused)),
+            self.primary_head(primary),
+            self.auxiliary_head(auxiliary),
+            self.token_head(tokens),
+        )
+
+    def encode(self, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pooled primary and auxiliary region vectors and image tokens of a batch."""
+        model = self.model
+        batch, height, width = rgb.shape[:3]
+        patch = model.config.vision.patch_size
+        rows, columns = height // patch, width // patch
+        grid = torch.tensor([[1, rows, columns]]).repeat(batch, 1)
+        patches = patchify(normalise_batch(rgb, CLIP), patch)
+        maps = model.primary_encoder(patches.flatten(0, 1), grid)
+        last = torch.cat([m.levels[-1] for m in maps])
+        primary = model.region_encoder.pool_primary((last,), boxes)
+        levels = model.auxiliary_encoder(normalise_batch(rgb, IMAGENET))
+        auxiliary = model.region_encoder.pool_auxiliary(levels, boxes)
+        return primary, auxiliary, torch.stack([m.image_tokens for m in maps])
+
+
+def token_classes(batch: SceneBatch, cell: int, background: int) -> Tensor:
+    """(batch, rows * columns) class of the smallest object over each image token's centre."""
+    height, width = batch.rgb.shape[1:3]
+    y = torch.arange(cell / 2, height, cell)
+    x = torch.arange(cell / 2, width, cell)
+    cy, cx = (axis.flatten() for axis in torch.meshgrid(y, x, indexing="ij"))
+    x1, y1, x2, y2 = batch.truth[..., None].unbind(2)
+    inside = (cx >= x1) & (cx <= x2) & (cy >= y1) & (cy <= y2) & (batch.classes >= 0)[..., None]
+    area = ((x2 - x1) * (y2 - y1)).expand_as(inside).masked_fill(~inside, torch.inf)
+    smallest, index = area.min(dim=1)
+    found = batch.classes.gather(1, index)
+    return torch.where(torch.isfinite(smallest), found, background)
+
+
+def run(artwork: Path, directory: Path, *, steps: int, learning_rate: float = 1e-3) -> None:
+    """Train, or go on training, into `directory`."""
+    concepts = nano_concepts()
+    torch.manual_seed(0)
+    module = VisionPretraining(len(concepts))
+    settings = BatchSettings(
+        artwork=artwork,
+        scenes=SceneSettings(
+            concepts=concepts,
+            num_objects=(14, 40),
+            object_px=(18.0, 90.0),
+            restyle_probability=0.45,
+            degrade_probability=0.5,
+        ),
+        batch_size=16,
+        sizes=((196, 196), (224, 196), (196, 224), (224, 224)),
+    )
+    loss_fn = nn.CrossEntropyLoss(ignore_index=PADDING, label_smoothing=0.05)
+
+    def step(batch: SceneBatch) -> tuple[Tensor, dict[str, float]]:
+        background = len(concepts)
+        target = batch.classes.masked_fill(batch.classes == BACKGROUND, background).flatten()
+        with torch.autocast("cpu", torch.bfloat16):
+            fused, primary, auxiliary, tokens = module(batch.rgb, batch.boxes)
+        on_tokens = token_classes(batch, 28, background).flatten()
+        losses = [
+            loss_fn(logits.float().flatten(0, 1), classes)
+            for logits, classes in (
+                (fused, target), (primary, target), (auxiliary, target), (tokens, on_tokens)
+            )
+        ]  # fmt: skip
+        weights = (1.0, 0.3, 0.3, 0.2)
+        total = sum((w * loss for w, loss in zip(weights, losses, strict=True)), torch.zeros(()))
+        seen = (target >= 0) & (target < background)
+        figures = {
+            name: accuracy(logits.flatten(0, 1)[seen], target[seen])
+            for name, logits in (("top1", fused), ("primary", primary), ("auxiliary", auxiliary))
+        }
+        return total, figures
+
+    train(
+        module,
+        step,
+        lambda start: iter(batch_loader(settings, start=start)),
+        LoopSettings(steps=steps, learning_rate=learning_rate, warmup_steps=60),
+        directory,
+    )
+
+
+def accuracy(logits: Tensor, target: Tensor) -> float:
+    """Share of rows whose largest logit is the target."""
+    return float((logits.argmax(-1) == target).float().mean())

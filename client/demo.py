@@ -1,0 +1,306 @@
+"""The demo: start the service, stream two short videos through it, show what it answered.
+
+Streams at capture rate with two standing queries, changes one in mid-stream, asks more questions
+about one frame to show the region cache, prints a summary and writes an annotated video and
+picture. Leaves no process behind, however it ends. Knows the service only through its client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from agent.errors import AgentError
+from agent.frame import RGBArray
+from agent.interrupts import interruptible
+from agent.streaming.video_source import open_source
+from client.annotated_video import AnnotatedVideo, draw_result
+from client.demo_truth import Score, Truth
+from client.playback import play
+from client.service_process import Memory, ServiceProcess
+from client.types import (
+    FrameResult,
+    OutgoingFrame,
+    QueriesAck,
+    Query,
+    ServiceStats,
+    StageTimings,
+    StreamError,
+    StreamStats,
+)
+from client.vision_agent_client import VisionAgentClient
+from client.watch import answer_row
+
+DEMO = Path(__file__).resolve().parent.parent / "demo"
+
+_STANDING = (Query("dog", id="first"), Query("automobile", id="second"))
+_REPLACEMENT = Query("balloon", id="second")
+_QUESTIONS = ("pizza", "sunflower", "rocket", "balloon", "bicycle")
+_READY_S = 180.0
+_LOG_WIDTH = 120
+_STAGES = ("queue", "cache", "propose", "primary", "auxiliary", "language", "total")
+
+
+@dataclass
+class StreamReport:
+    """What came of one video."""
+
+    name: str
+    num_sent: int = 0
+    delays_ms: list[float] = field(default_factory=list)
+    """Capture to answer, one per answered frame."""
+    timings: list[StageTimings] = field(default_factory=list)
+    stats: StreamStats | None = None
+    num_cache_hits: int = 0
+    num_errors: int = 0
+    epochs: list[int] = field(default_factory=list)
+    score: Score = field(default_factory=Score)
+
+
+@dataclass
+class Picture:
+    """One answered frame, kept for the picture and the further questions."""
+
+    frame: OutgoingFrame
+    rgb: RGBArray
+
+
+@dataclass
+class Report:
+    """Everything the summary shows."""
+
+    ready_s: float
+    streams: list[StreamReport]
+    answers: list[FrameResult]
+    before: ServiceStats
+    after: ServiceStats
+    memory: Memory
+
+
+async def stream_video(
+    client: VisionAgentClient, path: Path, *, output: Path | None, change_at: int | None
+) -> tuple[StreamReport, Picture | None]:
+    """One video through the service at its own rate.
+
+    Args:
+        client: connected.
+        path: the video, its truth beside it.
+        output: where to write the annotated video, if anywhere.
+        change_at: replace the second query after this many answers.
+    """
+    source = open_source(str(path))
+    truth = Truth.beside(path)
+    report = StreamReport(path.name)
+    sent: dict[int, Picture] = {}
+    picture: Picture | None = None
+    queries = {query.name: query.text for query in _STANDING}
+    video = AnnotatedVideo(output, fps=source.fps) if output is not None else None
+
+    def on_frame(frame: OutgoingFrame, rgb: RGBArray) -> None:
+        sent[frame.sequence] = Picture(frame, rgb)
+        if video is not None:
+            video.add_frame(frame, rgb)
+
+    async with client.watch(play(source, on_frame=on_frame), _STANDING) as stream:
+        async for event in stream:
+            match event:
+                case FrameResult():
+                    _record(report, event, queries, truth)
+                    if video is not None:
+                        video.add_result(event)
+                    found = sum(len(answer.detections) > 0 for answer in event.results)
+                    if picture is None or found == len(_STANDING):
+                        picture = sent[event.sequence]
+                    for old in [number for number in sent if number < event.sequence]:
+                        del sent[old]
+                    if len(report.delays_ms) == change_at:
+                        await stream.put_query(_REPLACEMENT)
+                case QueriesAck() if event.epoch > 1:
+                    queries[_REPLACEMENT.name] = _REPLACEMENT.text
+                case StreamStats():
+                    report.stats = event
+                case StreamError():
+                    report.num_errors += 1
+        report.num_sent = stream.num_sent
+    if video is not None:
+        video.close()
+    return report, picture
+
+
+def _record(
+    report: StreamReport, result: FrameResult, queries: dict[str, str], truth: Truth
+) -> None:
+    report.delays_ms.append((time.time_ns() - result.capture_time_ns) / 1e6)
+    report.timings.append(result.timings)
+    report.num_cache_hits += result.cache_hit
+    report.epochs.append(result.epoch)
+    for answer in result.results:
+        boxes = [detection.box for detection in answer.detections]
+        report.score += truth.score(result.sequence, queries[answer.query_id], boxes)
+
+
+async def run(service: ServiceProcess, folder: Path, console: Console) -> Report:
+    """The whole demo against a service that is starting."""
+    started_s = time.monotonic()
+    async with VisionAgentClient(service.target) as client:
+        await _wait_until_ready(client, service)
+        ready_s = time.monotonic() - started_s
+        console.print(f"service ready after {ready_s:.1f} s; streaming {folder / 'scene.mp4'}")
+        output = folder / "annotated.mp4"
+        first, picture = await stream_video(
+            client, folder / "scene.mp4", output=output, change_at=5
+        )
+        console.print(f"streaming {folder / 'scene_twemoji.mp4'} (artwork the model never saw)")
+        second, _ = await stream_video(
+            client, folder / "scene_twemoji.mp4", output=None, change_at=None
+        )
+        if picture is None:
+            raise AgentError("no frame of the first video was answered")
+        before = await client.stats()
+        answers = await _ask_more(client, picture, folder / "annotated.png")
+        after = await client.stats()
+        return Report(ready_s, [first, second], answers, before, after, service.memory())
+
+
+async def _wait_until_ready(client: VisionAgentClient, service: ServiceProcess) -> None:
+    ready = asyncio.create_task(client.wait_until_ready(_READY_S))
+    try:
+        while not ready.done():
+            service.check_running()
+            await asyncio.wait([ready], timeout=0.5)
+        await ready
+    finally:
+        ready.cancel()
+
+
+async def _ask_more(client: VisionAgentClient, picture: Picture, output: Path) -> list[FrameResult]:
+    """More questions about one frame that was streamed; everything found is drawn on it."""
+    encoded = picture.frame.encoded
+    asked = [await client.ground(encoded, [question]) for question in _QUESTIONS]
+    standing = await client.ground(encoded, [query.text for query in _STANDING])
+    found = [answer for result in (*asked, standing) for answer in result.results]
+    drawn = draw_result(picture.rgb, dataclasses.replace(standing, results=tuple(found)))
+    await asyncio.to_thread(Image.fromarray(drawn).save, output)
+    return asked
+
+
+# ---- summary ----
+
+
+def show(report: Report, folder: Path, console: Console) -> None:
+    """Print the summary."""
+    console.print(_frames_table(report))
+    console.print(_latency_table(report))
+    console.print(_questions_table(report))
+    before, after = report.before.stage_calls, report.after.stage_calls
+    console.print(
+        f"stage calls during these questions: proposals {after.propose - before.propose}, "
+        f"primary encoder {after.encode_primary - before.encode_primary}, "
+        f"auxiliary encoder {after.encode_auxiliary - before.encode_auxiliary}, "
+        f"language {after.answer - before.answer}"
+    )
+    cache = report.after.cache
+    console.print(f"region cache: {cache.hits} hits, {cache.misses} misses, {cache.errors} errors")
+    memory = report.memory
+    console.print(
+        f"memory of the service: {memory.pss_bytes / 2**20:.0f} MiB in {memory.num_processes} "
+        f"processes (shared pages counted once; sum of RSS {memory.rss_bytes / 2**20:.0f} MiB)"
+    )
+    console.print(f"service ready after {report.ready_s:.1f} s")
+    console.print(f"wrote {folder / 'annotated.mp4'} and {folder / 'annotated.png'}")
+
+
+def _frames_table(report: Report) -> Table:
+    table = Table(title="frames")
+    columns = "video, sent, answered, dropped, failed, cache hits, recall, precision, epochs"
+    for column in columns.split(", "):
+        table.add_column(column)
+    for stream in report.streams:
+        stats = stream.stats or StreamStats(0, 0, 0, 0, 0, 0)
+        table.add_row(
+            stream.name,
+            str(stream.num_sent),
+            str(stats.answered),
+            str(stats.superseded),
+            str(stats.rejected + stats.failed),
+            str(stream.num_cache_hits),
+            f"{stream.score.recall:.2f}",
+            f"{stream.score.precision:.2f}",
+            " then ".join(str(epoch) for epoch in sorted(set(stream.epochs))),
+        )
+    return table
+
+
+def _latency_table(report: Report) -> Table:
+    table = Table(title="latency of answered frames, ms (stages overlap)")
+    table.add_column("video")
+    table.add_column("quantile")
+    table.add_column("capture to answer")
+    for stage in _STAGES:
+        table.add_column(stage)
+    for stream in report.streams:
+        if not stream.timings:
+            continue
+        for name, share in (("p50", 50), ("p95", 95)):
+            stages = [
+                np.percentile([getattr(t, f"{stage}_ms") for t in stream.timings], share)
+                for stage in _STAGES
+            ]
+            delay = np.percentile(stream.delays_ms, share)
+            table.add_row(stream.name, name, *(f"{value:.0f}" for value in (delay, *stages)))
+    return table
+
+
+def _questions_table(report: Report) -> Table:
+    table = Table(title="more questions about one frame")
+    for column in ("query", "status", "boxes", "best", "where", "cache hit", "ms"):
+        table.add_column(column)
+    for result in report.answers:
+        hit = "yes" if result.cache_hit else "no"
+        took = f"{result.timings.total_ms:.0f}"
+        table.add_row(*answer_row(result.results[0]), hit, took)
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m client.demo", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=DEMO, help="where the videos are")
+    parser.add_argument("--config", type=Path, help="serve config file for the service")
+    options = parser.parse_args(arguments)
+    extra = ["--config", str(options.config)] if options.config else []
+    return run_demo(options.folder, extra)
+
+
+def run_demo(folder: Path = DEMO, service_arguments: Sequence[str] = ()) -> int:
+    """Start a service, run the demo against it, stop the service; returns the exit status."""
+    console = Console()
+    if not console.is_terminal:
+        # A log has no width of its own, and folded columns cannot be read.
+        console = Console(width=_LOG_WIDTH)
+    try:
+        with interruptible(), ServiceProcess(service_arguments) as service:
+            report = asyncio.run(run(service, folder, console))
+    except AgentError as error:
+        console.print(f"[red]the demo failed:[/red] {error}")
+        return 1
+    except KeyboardInterrupt:
+        console.print("interrupted; the service is stopped")
+        return 130
+    show(report, folder, console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

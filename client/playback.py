@@ -1,0 +1,47 @@
+"""A video source as a stream of outgoing frames, at the rate it was captured. Knows no service."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from agent.frame import RGBArray, frame_from_rgb
+from agent.streaming.video_source import SourceFrame, VideoSource
+from client.types import OutgoingFrame
+
+JPEG_QUALITY = 90
+
+
+async def play(
+    source: VideoSource, *, on_frame: Callable[[OutgoingFrame, RGBArray], None] | None = None
+) -> AsyncIterator[OutgoingFrame]:
+    """Every picture of the source, when its time has come.
+
+    Args:
+        source: read and compressed in a thread, so that the event loop stays free.
+        on_frame: told each frame and its pixels just before it is sent.
+
+    Raises:
+        SourceError: the source cannot be read on.
+    """
+    pictures = iter(source)
+    started_s = time.monotonic()
+    for sequence in itertools.count():
+        prepared = await asyncio.to_thread(_next_jpeg, pictures)
+        if prepared is None:
+            return
+        picture, encoded = prepared
+        await asyncio.sleep(started_s + picture.pts_s - time.monotonic())
+        frame = OutgoingFrame(encoded, sequence, capture_time_ns=time.time_ns())
+        if on_frame is not None:
+            on_frame(frame, picture.rgb)
+        yield frame
+
+
+def _next_jpeg(pictures: Iterator[SourceFrame]) -> tuple[SourceFrame, bytes] | None:
+    picture = next(pictures, None)
+    if picture is None:
+        return None
+    return picture, frame_from_rgb(picture.rgb, jpeg_quality=JPEG_QUALITY).encoded

@@ -1,0 +1,109 @@
+"""A service of one's own, started as a child process and stopped without a trace.
+
+For the demo, benchmarks and examples. Knows the command line of the service, not its inside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from agent.errors import StageUnavailable
+from agent.interrupts import uninterruptible
+
+_STOP_S = 40.0
+_KILL_S = 5.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of a process and everything it started."""
+
+    rss_bytes: int
+    """Sum of resident sizes; pages that processes share count once for each."""
+    pss_bytes: int
+    """Sum of proportional sizes; shared pages count once in all. Equals RSS off Linux."""
+    num_processes: int
+
+
+class ServiceProcess:
+    """`groundstream serve` as a child; use it as a context manager."""
+
+    def __init__(self, arguments: Sequence[str] = (), *, port: int | None = None) -> None:
+        self._arguments = list(arguments)
+        self._port = port or free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def target(self) -> str:
+        """Where it listens, or will listen: host:port."""
+        return f"127.0.0.1:{self._port}"
+
+    def __enter__(self) -> ServiceProcess:
+        command = [sys.executable, "-m", "deployments.cli", "serve", "--stop-with-parent"]
+        # A session of its own: a Ctrl-C in the terminal is ours to pass on, in our order.
+        self._process = subprocess.Popen(  # noqa: S603
+            [*command, "--port", str(self._port), *self._arguments], start_new_session=True
+        )
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.stop()
+
+    def check_running(self) -> None:
+        """Raise StageUnavailable when the service has ended."""
+        if self._process is not None and self._process.poll() is not None:
+            raise StageUnavailable(
+                f"the service ended with status {self._process.returncode}; see its messages above"
+            )
+
+    def memory(self) -> Memory:
+        """Memory of the whole service now."""
+        rss = pss = count = 0
+        for process in self._tree():
+            with contextlib.suppress(psutil.Error):
+                info = process.memory_full_info()
+                rss += info.rss
+                pss += getattr(info, "pss", info.rss)
+                count += 1
+        return Memory(rss, pss, count)
+
+    def stop(self) -> None:
+        """Stop the service; when this returns, none of its processes is left."""
+        if self._process is None:
+            return
+        with uninterruptible():
+            tree = self._tree()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=_STOP_S)
+            for process in tree:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(tree, timeout=_KILL_S)
+            self._process = None
+
+    def _tree(self) -> list[psutil.Process]:
+        if self._process is None:
+            return []
+        try:
+            top = psutil.Process(self._process.pid)
+            return [top, *top.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,68 @@
+"""The service as one Serve application: the only place that makes deployments.
+
+One application, because the front end cannot do without its stages. Serve restarts every
+deployment of an application when its `args` change, but not when replicas, queues, autoscaling or
+`user_config` do: those numbers stand under `deployments` in `serve_config.yaml`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from agent.errors import SettingsError
+from agent.settings import (
+    DeploymentSettings,
+    ServiceSettings,
+    from_mapping,
+    with_environment,
+)
+from deployments.auxiliary_encoder import AuxiliaryEncoder
+from deployments.ingress import Ingress
+from deployments.language import Language
+from deployments.primary_encoder import PrimaryEncoder
+from deployments.proposal import Proposal
+
+APPLICATION_NAME = "groundstream"
+
+
+def build(args: dict[str, object]) -> Application:
+    """The application for `serve deploy`, which applies the deployments' numbers itself."""
+    settings = from_mapping(ServiceSettings, args, "args")
+    return bind(with_environment(settings, os.environ), ())
+
+
+def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -> Application:
+    """The application with its deployments' numbers applied.
+
+    Raises:
+        SettingsError: numbers for a deployment that does not exist.
+    """
+    options = {entry.name: entry.options() for entry in deployments}
+
+    def deployment(cls: type[Any]) -> Any:
+        plain: Any = serve.deployment(cls)
+        return plain.options(**options.pop(cls.__name__, {}))
+
+    def stage(cls: type[Any], name: str) -> Any:
+        return deployment(cls).bind(
+            getattr(settings.stages, name),
+            settings.model,
+            settings.device,
+            getattr(settings.num_threads, name),
+        )
+
+    application: Application = deployment(Ingress).bind(
+        settings,
+        proposal=stage(Proposal, "proposal"),
+        primary_encoder=stage(PrimaryEncoder, "primary_encoder"),
+        auxiliary_encoder=stage(AuxiliaryEncoder, "auxiliary_encoder"),
+        language=stage(Language, "language"),
+    )
+    if options:
+        raise SettingsError(f"deployments that do not exist: {', '.join(options)}")
+    return application

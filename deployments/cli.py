@@ -1,0 +1,82 @@
+"""The `groundstream` command. Each command imports what it needs when it runs, so help is quick."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agent.errors import AgentError
+
+DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "serve_config.yaml"
+
+
+def serve(
+    config: Annotated[
+        Path,
+        typer.Option(
+            help="Serve config file with every operational number.",
+            show_default="serve_config.yaml",
+        ),
+    ] = DEFAULT_CONFIG,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.", min=1, max=65535)] = None,
+    model: Annotated[str | None, typer.Option(help="'nano' or a checkpoint folder.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
+    logs: Annotated[
+        Path | None, typer.Option(help="Keep the logs of all processes in this folder.")
+    ] = None,
+    stop_with_parent: Annotated[
+        bool, typer.Option(help="End when the process that started this one is gone.")
+    ] = False,
+) -> None:
+    """Start the whole service on this machine and serve until Ctrl-C."""
+    from agent.settings import load_serve_config
+    from deployments.local_service import LocalService, override, serve_forever
+
+    settings = override(load_serve_config(config), host=host, port=port, model=model, device=device)
+    service = LocalService(settings, logs=logs)
+    serve_forever(service, report=typer.echo, stop_with_parent=stop_with_parent)
+
+
+def demo() -> None:
+    """Start the service, stream the shipped videos through it, and show what it answered."""
+    from client.demo import run_demo
+
+    raise typer.Exit(run_demo())
+
+
+def build_app() -> typer.Typer:
+    """All commands of the package under one name."""
+    from agent.cli import eval_app, ground, train_app
+
+    from client.cli import watch
+
+    app = typer.Typer(
+        help="Find named things in pictures and video streams.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+    )
+    app.command()(ground)
+    app.command()(watch)
+    app.command()(serve)
+    app.command()(demo)
+    app.add_typer(eval_app, name="eval")
+    app.add_typer(train_app, name="train")
+    return app
+
+
+def main() -> None:
+    """Run the command line; an error the caller can mend is one line and exit status 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        build_app()()
+    except AgentError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

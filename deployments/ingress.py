@@ -1,0 +1,215 @@
+"""The front end: our own gRPC server inside a Serve replica, in front of the four stages.
+
+Holds streams and their sessions, runs no model. Several replicas of one node share the port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import time
+from typing import Any
+
+import grpc.aio
+import numpy as np
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from ray.serve.handle import DeploymentHandle
+
+from agent.errors import InvalidQuery
+from agent.frame import frame_from_rgb
+from agent.model_directory import find_model
+from agent.pipeline import Pipeline
+from agent.prompts import Task
+from agent.region_cache import MemoryRegionCache, RegionCache, open_cache
+from agent.settings import ServerSettings, ServiceSettings
+from agent.streaming.session import Outcome, StandingQuery
+from deployments import messages
+from deployments.metrics import ServiceMetrics, StageCalls
+from deployments.remote_stages import RemoteStages, StageHandles
+from deployments.status import end_with_status, failure_of
+from deployments.watch_stream import WatchStream
+from protos import vision_agent_pb2 as pb
+from protos import vision_agent_pb2_grpc as pb_grpc
+
+SERVICE_NAME = "vision_agent.v1.VisionAgent"
+
+_logger = logging.getLogger(__name__)
+_WARM_UP_PAUSE_S = 1.0
+_WARM_UP_SIZE = 64
+
+
+class VisionAgent(pb_grpc.VisionAgentServicer):
+    """The RPCs of `protos/vision_agent.proto`; everything they need is handed in."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        cache: RegionCache,
+        settings: ServiceSettings,
+        metrics: ServiceMetrics,
+        capabilities: pb.Capabilities,
+    ) -> None:
+        self.draining = asyncio.Event()
+        """Set it and every open stream tells its client to go elsewhere."""
+        self._pipeline = pipeline
+        self._cache = cache
+        self._settings = settings
+        self._metrics = metrics
+        self._capabilities = capabilities
+
+    async def Ground(self, request: pb.GroundRequest, context: Any) -> pb.GroundResponse:
+        """One picture, some questions."""
+        try:
+            result = await self._ground(request)
+        except Exception as error:
+            failure = failure_of(error)
+            fault = failure.is_clients_fault
+            self._metrics.count_call(Outcome.REJECTED if fault else Outcome.FAILED)
+            await end_with_status(context, failure)
+        self._metrics.count_call(Outcome.ANSWERED)
+        return pb.GroundResponse(result=result)
+
+    async def Watch(self, _requests: Any, context: Any) -> None:
+        """A stream of pictures against standing queries."""
+        stream = WatchStream(context, self._pipeline, self._settings, self.draining)
+        with self._metrics.stream(lambda: stream.session.books):
+            await stream.run()
+
+    async def GetCapabilities(
+        self, _request: pb.GetCapabilitiesRequest, _context: Any
+    ) -> pb.Capabilities:
+        """What this service can do."""
+        return self._capabilities
+
+    async def GetStats(self, _request: pb.GetStatsRequest, _context: Any) -> pb.ServiceStats:
+        """What this replica has done."""
+        return messages.stats_to_message(
+            self._metrics.totals(), self._metrics.stage_calls, self._cache.stats
+        )
+
+    async def _ground(self, request: pb.GroundRequest) -> pb.FrameResult:
+        limits = self._settings.stream
+        if not request.queries:
+            raise InvalidQuery("the call asks nothing; send at least one query")
+        if len(request.queries) > limits.max_queries:
+            raise InvalidQuery(
+                f"{len(request.queries)} queries, the limit is {limits.max_queries} per call"
+            )
+        received = messages.frame_from_message(
+            request.frame, limits=self._settings.frame, received_time_ns=time.time_ns()
+        )
+        named = messages.tasks_from_messages(request.queries, max_new_tokens=limits.max_new_tokens)
+        queries = [StandingQuery(name, task, epoch=0) for name, task in named]
+        grounding = await self._pipeline.ground(
+            received.frame, [query.task for query in queries], boxes=received.boxes
+        )
+        return messages.result_to_message(
+            received,
+            list(zip(queries, grounding.answers, strict=True)),
+            grounding,
+            epoch=0,
+            answered_time_ns=time.time_ns(),
+        )
+
+
+class Ingress:
+    """One front-end replica: server, health and the way down."""
+
+    async def __init__(  # type: ignore[misc]
+        self,
+        settings: ServiceSettings,
+        proposal: DeploymentHandle[Any],
+        primary_encoder: DeploymentHandle[Any],
+        auxiliary_encoder: DeploymentHandle[Any],
+        language: DeploymentHandle[Any],
+    ) -> None:
+        self._settings = settings
+        self._handles = StageHandles(proposal, primary_encoder, auxiliary_encoder, language)
+        self._metrics = ServiceMetrics()
+        self._cache = open_cache(settings.cache)
+        model = find_model(settings.model)
+        pipeline = Pipeline(
+            self._stages(self._metrics.stage_calls),
+            self._cache,
+            model_digest=model.digest,
+            tenant=settings.tenant,
+        )
+        capabilities = messages.capabilities_to_message(settings, model, service_version=_version())
+        self._agent = VisionAgent(pipeline, self._cache, settings, self._metrics, capabilities)
+        self._health = health.aio.HealthServicer()
+        self._server = _make_server(settings.server, self._agent, self._health)
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._server.start()
+        self._warm_up = asyncio.create_task(self._serve_when_warm())
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve does not see our streams; this is how it learns of them."""
+        return {"open_streams": float(self._metrics.num_open_streams)}
+
+    async def __del__(self) -> None:
+        """Called by Serve before the replica goes: warn the clients, then close."""
+        self._warm_up.cancel()
+        self._agent.draining.set()
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        # One second more than the streams give themselves, so that none is cut.
+        await self._server.stop(self._settings.server.drain_grace_s + 1.0)
+        await self._cache.close()
+
+    def _stages(self, calls: StageCalls) -> RemoteStages:
+        stream = self._settings.stream
+        return RemoteStages(
+            self._handles,
+            calls=calls,
+            timeout_s=stream.stage_timeout_s,
+            overlap=stream.overlap_stages,
+        )
+
+    async def _serve_when_warm(self) -> None:
+        """Report health only once a frame has gone all the way; its calls are not counted."""
+        grey = np.full((_WARM_UP_SIZE, _WARM_UP_SIZE, 3), 128, dtype=np.uint8)
+        frame = frame_from_rgb(grey)
+        while True:
+            pipeline = Pipeline(
+                self._stages(StageCalls()), MemoryRegionCache(), model_digest="warm-up"
+            )
+            try:
+                await pipeline.ground(frame, [Task.detect("object")])
+                break
+            except Exception:
+                # Not ready, perhaps never: health stays NOT_SERVING and the log says why.
+                _logger.exception("warm-up failed; trying again in %.0f s", _WARM_UP_PAUSE_S)
+                await asyncio.sleep(_WARM_UP_PAUSE_S)
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def _set_health(self, status: int) -> None:
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, status)
+
+
+def _make_server(settings: ServerSettings, agent: VisionAgent, health_servicer: Any) -> Any:
+    """A grpc.aio server bound to its port, not yet started."""
+    server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 1),
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+        ],
+        maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
+    )
+    pb_grpc.add_VisionAgentServicer_to_server(agent, server)  # type: ignore[no-untyped-call]
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    if settings.reflection:
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+    server.add_insecure_port(f"{settings.host}:{settings.port}")
+    return server
+
+
+def _version() -> str:
+    """The installed version; a checkout on PYTHONPATH has none."""
+    try:
+        return importlib.metadata.version("groundstream")
+    except importlib.metadata.PackageNotFoundError:
+        return "unreleased"

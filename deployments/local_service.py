@@ -1,0 +1,211 @@
+"""The whole service on one machine, started, watched over and stopped without a trace.
+
+Ray and the cache run in a session of their own (`deployments/local_cluster.py`); this process
+stays small, takes the signals, and when `stop` returns no process of that session is left,
+however its leader ended. Everything listens on the loopback interface. Knows no Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.errors import AgentError, SettingsError, StageUnavailable
+from agent.interrupts import interruptible, uninterruptible
+from agent.model_directory import find_model
+from agent.settings import ServeConfig, with_environment
+from deployments import process_session
+
+_logger = logging.getLogger(__name__)
+_STOP_MARGIN_S = 15.0
+_PARENT_POLL_S = 0.5
+
+
+class LocalService:
+    """Started once, stopped once; may be stopped at any moment of its start."""
+
+    def __init__(self, config: ServeConfig, *, logs: Path | None = None) -> None:
+        """Prepare a service.
+
+        Args:
+            config: every number of it.
+            logs: where the logs of all its processes are kept; None: they go with it.
+        """
+        self._config = dataclasses.replace(
+            config, service=with_environment(config.service, os.environ)
+        )
+        self._logs = logs
+        self._folder: Path | None = None
+        self._leader: subprocess.Popen[str] | None = None
+        self._is_ready = False
+
+    @property
+    def target(self) -> str:
+        """Where clients connect: host:port."""
+        server = self._config.service.server
+        return f"{server.host}:{server.port}"
+
+    def start(self) -> float:
+        """Start everything and wait until a frame has gone all the way; returns seconds taken.
+
+        Raises:
+            SettingsError: the port is taken, or the settings do not fit together.
+            CheckpointMismatch: there is no such model.
+            StageUnavailable: a stage cannot start, or not in time.
+        """
+        started_s = time.monotonic()
+        service = self._config.service
+        find_model(service.model)
+        _check_port_is_free(service.server.host, service.server.port)
+        self._folder = Path(tempfile.mkdtemp(prefix="groundstream-"))
+        self._leader = subprocess.Popen(
+            [sys.executable, "-m", "deployments.local_cluster"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert self._leader.stdin is not None
+        assert self._leader.stdout is not None
+        self._leader.stdin.write(json.dumps(self._order(self._folder)) + "\n")
+        self._leader.stdin.flush()
+        _check_reply(self._leader.stdout.readline())
+        self._is_ready = True
+        return time.monotonic() - started_s
+
+    def is_running(self) -> bool:
+        """Whether the session's leader is alive."""
+        return self._leader is not None and self._leader.poll() is None
+
+    def stop(self) -> None:
+        """Stop everything; what does not go in time is killed."""
+        if self._leader is not None:
+            self._end_session(self._leader)
+            self._leader = None
+        if self._folder is not None:
+            self._keep_logs(self._folder)
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _order(self, folder: Path) -> dict[str, object]:
+        return {
+            "args": dataclasses.asdict(self._config.service),
+            "deployments": [dataclasses.asdict(entry) for entry in self._config.deployments],
+            "folder": str(folder),
+            "stop_within_s": self._stop_within_s,
+        }
+
+    @property
+    def _stop_within_s(self) -> float:
+        return self._config.service.server.drain_grace_s + _STOP_MARGIN_S
+
+    def _end_session(self, leader: subprocess.Popen[str]) -> None:
+        if self._is_ready:
+            # The end of its input tells the leader to stop.
+            assert leader.stdin is not None
+            with contextlib.suppress(OSError):
+                leader.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                leader.wait(timeout=self._stop_within_s)
+        # The leader's id is the session's; children that outlived it are still in there.
+        process_session.kill(leader.pid)
+        with leader:
+            pass  # Closes the pipes and collects the exit status.
+
+    def _keep_logs(self, folder: Path) -> None:
+        logs = folder / "session_latest" / "logs"
+        if self._logs is not None and logs.is_dir():
+            shutil.copytree(logs, self._logs, dirs_exist_ok=True, ignore_dangling_symlinks=True)
+
+
+def serve_forever(
+    service: LocalService, *, report: Callable[[str], object], stop_with_parent: bool = False
+) -> None:
+    """Run the service until SIGINT or SIGTERM, or until the parent process is gone.
+
+    Args:
+        service: not yet started.
+        report: told one line when the service is ready and one when it stops.
+        stop_with_parent: end with the process that started this one, however it ended.
+
+    Raises:
+        StageUnavailable: the service ended by itself.
+    """
+    parent = os.getppid()
+    try:
+        with interruptible():
+            report(f"starting on {service.target} ...")
+            took_s = service.start()
+            report(f"ready on {service.target} after {took_s:.1f} s (Ctrl-C stops)")
+            while not stop_with_parent or os.getppid() == parent:
+                if not service.is_running():
+                    raise StageUnavailable("the service ended by itself; see its messages above")
+                time.sleep(_PARENT_POLL_S)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        with uninterruptible():
+            report("stopping ...")
+            service.stop()
+            report("stopped")
+
+
+def override(
+    config: ServeConfig,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    model: str | None = None,
+    device: str | None = None,
+) -> ServeConfig:
+    """The settings with those values replaced that were given."""
+    service = config.service
+    server = dataclasses.replace(
+        service.server,
+        host=service.server.host if host is None else host,
+        port=service.server.port if port is None else port,
+    )
+    service = dataclasses.replace(
+        service,
+        server=server,
+        model=service.model if model is None else model,
+        device=service.device if device is None else device,
+    )
+    return dataclasses.replace(config, service=service)
+
+
+def _check_reply(line: str) -> None:
+    """Raise what the leader says went wrong."""
+    if not line:
+        raise StageUnavailable("the service ended while it started; see its messages above")
+    reply = json.loads(line)
+    if reply.get("ready"):
+        return
+    kind: type[AgentError] = StageUnavailable
+    if reply["error"] == SettingsError.__name__:
+        kind = SettingsError
+    raise kind(reply["message"])
+
+
+def _check_port_is_free(host: str, port: int) -> None:
+    # Front-end replicas share their port, so a second service would silently share it too.
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise SettingsError(
+                f"cannot listen on {host}:{port} ({error.strerror}); is a service running there? "
+                "Choose another with --port"
+            ) from error

