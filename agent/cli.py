@@ -44,7 +44,14 @@ def ground(
 
 
 async def _ground_all(
-    frames, queries, model, device, output, *, as_json, limit  # type: ignore[no-untyped-def]
+    frames,
+    queries,
+    model,
+    device,
+    output,
+    *,
+    as_json,
+    limit,  # type: ignore[no-untyped-def]
 ) -> None:
     from agent.frame import frame_from_rgb
     from agent.prompts import Task
@@ -121,7 +128,10 @@ def _print_table(index: int, grounding: Grounding) -> None:
 def _write_annotated(
     output: Path, written: list[tuple[SourceFrame, Grounding]], fps: float
 ) -> None:
-    from agent.drawing import LabelledBox, VideoWriter, draw_boxes, write_image
+    from PIL import Image
+
+    from agent.drawing import LabelledBox, draw_boxes
+    from agent.streaming.video_writer import VideoWriter
 
     drawn = [
         draw_boxes(
@@ -138,7 +148,7 @@ def _write_annotated(
         for picture, grounding in written
     ]  # fmt: skip
     if output.suffix.lower() == ".png":
-        write_image(output, drawn[0])
+        Image.fromarray(drawn[0]).save(output)
         return
     with VideoWriter(output, fps=fps) as video:
         for rgb in drawn:
@@ -177,3 +187,25 @@ def _pipeline(model: str, device: str) -> Pipeline:
     from agent.stages import local_pipeline
 
     return local_pipeline(model, device=device)
+
+
+def train(
+    stage: Annotated[
+        str,
+        typer.Argument(
+            help="artwork, vision, proposals, language, align, instruct, export, or all."
+        ),
+    ] = "all",
+    artwork: Annotated[Path, typer.Option(help="Cache of rendered artwork.")] = Path(".artwork"),
+    directory: Annotated[Path, typer.Option(help="Checkpoints and logs.")] = Path(".training"),
+    recipe: Annotated[
+        Path | None, typer.Option(help="Hyperparameters (default: the shipped nano.yaml).")
+    ] = None,
+) -> None:
+    """Train the nano model, one stage or all; an interrupted stage goes on where it was."""
+    import logging
+
+    from agent.training.nano import RECIPE, NanoTraining
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+    NanoTraining(artwork, directory, recipe or RECIPE).run(stage)

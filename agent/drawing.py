@@ -42,7 +42,7 @@ def draw_boxes(rgb: RGBArray, boxes: Sequence[LabelledBox], *, caption: str = ""
     canvas = np.ascontiguousarray(rgb).copy()
     height, width = canvas.shape[:2]
     scale = max(0.4, min(height, width) / 1000)
-    thickness = max(1, round(scale * 3))
+    thickness = max(2, round(scale * 3))
     for box in boxes:
         x1, y1, x2, y2 = (round(value) for value in box.xyxy)
         cv2.rectangle(canvas, (x1, y1), (x2, y2), label_colour(box.label), thickness)

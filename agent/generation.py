@@ -151,9 +151,7 @@ class LanguageStage:
         model, device = self._model, self._device
         geometry = ImageGeometry.of(features.width, features.height, model.config)
         sequence = self._builder.prefix(geometry.merged_grid, len(features.proposals))
-        boxes = geometry.normalised_boxes(
-            features.proposals.xyxy, model.config.region.combination
-        )
+        boxes = geometry.normalised_boxes(features.proposals.xyxy, model.config.region.combination)
         embeddings = self._language.embed(sequence.ids.to(device))
         image = model.image_projector(_tensor(features.image_tokens, device))
         embeddings[sequence.slots == SlotType.IMAGE] = image.to(embeddings.dtype)

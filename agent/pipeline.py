@@ -6,19 +6,18 @@ deployment handles. Knows no Ray, no gRPC and no tensors.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from agent.detections import FloatArray, Proposals, validate_boxes
-from agent.features import FrameFeatures, StageTimings, Stages
+from agent.features import FrameFeatures, Stages, StageTimings
 from agent.frame import Frame
 from agent.parsing import Answer, parse_answer
 from agent.prompts import Task
 from agent.region_cache import RegionCache, feature_key
-
-import asyncio
-
-import numpy as np
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,7 @@ class Pipeline:
         def since() -> float:
             return time.perf_counter() - started
 
-        pending = (
-            self._stages.propose(frame) if known is None else self._stages.resolved(known)
-        )
+        pending = self._stages.propose(frame) if known is None else self._stages.resolved(known)
 
         async def primary_timed():  # type: ignore[no-untyped-def]
             result = await self._stages.encode_primary(frame, pending)

@@ -118,9 +118,7 @@ def patchify(pixels: Tensor, patch: int, *, merge: int = 2, frames: int = 2) -> 
     """(batch, 3, height, width) to (batch, patches, 3 * frames * patch * patch) in merge order."""
     batch, channels, height, width = pixels.shape
     rows, columns = height // patch, width // patch
-    grid = pixels.view(
-        batch, channels, rows // merge, merge, patch, columns // merge, merge, patch
-    )
+    grid = pixels.view(batch, channels, rows // merge, merge, patch, columns // merge, merge, patch)
     ordered = grid.permute(0, 2, 5, 3, 6, 1, 4, 7)
     stacked = ordered.unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, frames, -1, -1)
     return stacked.reshape(batch, rows * columns, channels * frames * patch * patch)

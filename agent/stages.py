@@ -15,11 +15,11 @@ from agent.encoders import AuxiliaryEncoderStage, PrimaryEncoderStage
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame
 from agent.generation import LanguageStage
+from agent.model_directory import find_model
 from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.proposer import Proposer
 from agent.region_cache import MemoryRegionCache, RegionCache
-from agent.model_directory import find_model
 
 _DEFAULT_CACHE_BYTES = 256 * 1024 * 1024
 
@@ -74,9 +74,7 @@ class LocalStages:
         self.calls["encode_primary"] += 1
         loop = asyncio.get_running_loop()
         maps = await loop.run_in_executor(self._threads, self._primary.start, frame)
-        return await loop.run_in_executor(
-            self._threads, self._primary.pool, maps, await proposals
-        )
+        return await loop.run_in_executor(self._threads, self._primary.pool, maps, await proposals)
 
     async def encode_auxiliary(
         self, frame: Frame, proposals: Awaitable[Proposals]

@@ -7,15 +7,12 @@ frames are held back until the next answer has come. Knows no service.
 from __future__ import annotations
 
 from collections import deque
-from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 
-import av
-
 from agent.drawing import LabelledBox, draw_boxes
-from agent.errors import SourceError
 from agent.frame import RGBArray
+from agent.streaming.video_writer import VideoWriter
 from client.types import FrameResult, OutgoingFrame
 
 _MAX_HELD = 150
@@ -26,17 +23,9 @@ class AnnotatedVideo:
     """Writes H.264; use it as a context manager, or call `close`."""
 
     def __init__(self, path: Path, *, fps: float) -> None:
-        self._path = path
-        self._rate = Fraction(fps).limit_denominator(1000)
         self._held: deque[tuple[int, RGBArray]] = deque()
         self._last: FrameResult | None = None
-        self._stream: av.VideoStream | None = None
-        try:
-            # FFmpeg opens the file with the first frame; a bad place is to be told now.
-            path.open("wb").close()
-            self._container = av.open(str(path), "w")
-        except OSError as error:
-            raise SourceError(f"cannot write {path}: {error.strerror}") from error
+        self._video = VideoWriter(path, fps=fps)
 
     def __enter__(self) -> AnnotatedVideo:
         return self
@@ -66,9 +55,7 @@ class AnnotatedVideo:
         """Write what is left and finish the file."""
         while self._held:
             self._write(self._held.popleft()[1], self._last)
-        if self._stream is not None:
-            self._container.mux(self._stream.encode(None))
-        self._container.close()
+        self._video.close()
 
     def _nearest(self, sequence: int, coming: FrameResult) -> FrameResult:
         last = self._last
@@ -77,15 +64,7 @@ class AnnotatedVideo:
         return last
 
     def _write(self, rgb: RGBArray, result: FrameResult | None) -> None:
-        drawn = rgb if result is None else draw_result(rgb, result)
-        # H.264 wants even sides.
-        height, width = drawn.shape[0] // 2 * 2, drawn.shape[1] // 2 * 2
-        if self._stream is None:
-            self._stream = self._container.add_stream("libx264", rate=self._rate)
-            self._stream.width, self._stream.height = width, height
-            self._stream.pix_fmt = "yuv420p"
-        picture = av.VideoFrame.from_ndarray(drawn[:height, :width].copy(), format="rgb24")
-        self._container.mux(self._stream.encode(picture))
+        self._video.write(rgb if result is None else draw_result(rgb, result))
 
 
 def draw_result(rgb: RGBArray, result: FrameResult, *, caption: str = "") -> RGBArray:

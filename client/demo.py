@@ -168,8 +168,10 @@ async def run(service: ServiceProcess, folder: Path, console: Console) -> Report
         if picture is None:
             raise AgentError("no frame of the first video was answered")
         before = await client.stats()
-        answers = await _ask_more(client, picture, folder / "annotated.png")
+        encoded = picture.frame.encoded
+        answers = [await client.ground(encoded, [question]) for question in _QUESTIONS]
         after = await client.stats()
+        await _draw_everything(client, picture, answers, folder / "annotated.png")
         return Report(ready_s, [first, second], answers, before, after, service.memory())
 
 
@@ -184,15 +186,14 @@ async def _wait_until_ready(client: VisionAgentClient, service: ServiceProcess) 
         ready.cancel()
 
 
-async def _ask_more(client: VisionAgentClient, picture: Picture, output: Path) -> list[FrameResult]:
-    """More questions about one frame that was streamed; everything found is drawn on it."""
-    encoded = picture.frame.encoded
-    asked = [await client.ground(encoded, [question]) for question in _QUESTIONS]
-    standing = await client.ground(encoded, [query.text for query in _STANDING])
-    found = [answer for result in (*asked, standing) for answer in result.results]
+async def _draw_everything(
+    client: VisionAgentClient, picture: Picture, answers: list[FrameResult], output: Path
+) -> None:
+    """The picture with what the standing and the further questions found on it."""
+    standing = await client.ground(picture.frame.encoded, [query.text for query in _STANDING])
+    found = [answer for result in (standing, *answers) for answer in result.results]
     drawn = draw_result(picture.rgb, dataclasses.replace(standing, results=tuple(found)))
     await asyncio.to_thread(Image.fromarray(drawn).save, output)
-    return asked
 
 
 # ---- summary ----

@@ -50,7 +50,7 @@ class ServiceProcess:
     def __enter__(self) -> ServiceProcess:
         command = [sys.executable, "-m", "deployments.cli", "serve", "--stop-with-parent"]
         # A session of its own: a Ctrl-C in the terminal is ours to pass on, in our order.
-        self._process = subprocess.Popen(  # noqa: S603
+        self._process = subprocess.Popen(
             [*command, "--port", str(self._port), *self._arguments], start_new_session=True
         )
         return self

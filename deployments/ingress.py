@@ -40,7 +40,7 @@ _WARM_UP_PAUSE_S = 1.0
 _WARM_UP_SIZE = 64
 
 
-class VisionAgent(pb_grpc.VisionAgentServicer):
+class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
     """The RPCs of `protos/vision_agent.proto`; everything they need is handed in."""
 
     def __init__(

@@ -43,9 +43,9 @@ _ENVIRONMENT = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
     # The default of 4 MB is less than what one frame may have.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 1024 * 1024),
-    # Ray gives its workers nice 15: beside any busy process, start and answers take 5 times longer.
+    # Ray gives its workers nice 15, so beside any other busy process the replicas starve.
     "RAY_worker_niceness": "0",
-    # What Ray spends while idle, half a core of a small machine, mostly goes into these.
+    # Half of what an idle service costs is spent on these.
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
     "RAY_enable_metrics_collection": "0",
@@ -74,7 +74,8 @@ def start(config: ServeConfig, folder: Path) -> None:
     try:
         serve.run(application, name=APPLICATION_NAME, route_prefix=None)
     except RuntimeError as error:
-        raise StageUnavailable(f"the service did not start: {error}") from error
+        reasons = "\n".join(_deployment_messages()) or str(error)
+        raise StageUnavailable(f"the service did not start: {reasons}") from error
     _wait_until_serving(settings, deadline_s)
 
 
@@ -83,6 +84,17 @@ def stop() -> None:
     with contextlib.suppress(Exception):
         serve.delete(APPLICATION_NAME)
     ray.shutdown()
+
+
+def _deployment_messages() -> list[str]:
+    """Why deployments are not well, one line each; the tracebacks are in the logs."""
+    application = serve.status().applications.get(APPLICATION_NAME)
+    deployments = application.deployments if application is not None else {}
+    return [
+        f"{name}: {status.message.strip().splitlines()[-1]}"
+        for name, status in deployments.items()
+        if status.message.strip()
+    ]
 
 
 def _with_embedded_cache(settings: ServiceSettings, folder: Path) -> ServiceSettings:
@@ -116,7 +128,6 @@ def _start_ray(settings: ServiceSettings, folder: Path) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,
-        _node_ip_address="127.0.0.1",
         _temp_dir=str(folder),
     )
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})

@@ -1,8 +1,9 @@
 """The whole service on one machine, started, watched over and stopped without a trace.
 
 Ray and the cache run in a session of their own (`deployments/local_cluster.py`); this process
-stays small, takes the signals, and when `stop` returns no process of that session is left,
-however its leader ended. Everything listens on the loopback interface. Knows no Ray.
+stays small, takes the signals, and when `stop` returns no process of that session is left, however
+its leader ended. All listens on the loopback interface, but for one port of each Serve replica,
+which Ray binds to all interfaces and guards with this service's own token. Knows no Ray.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from deployments import process_session
 _logger = logging.getLogger(__name__)
 _STOP_MARGIN_S = 15.0
 _PARENT_POLL_S = 0.5
+_LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Makes Ray take 127.0.0.1 for this machine's address on Linux too; it reads this on import."""
 
 
 class LocalService:
@@ -73,6 +76,7 @@ class LocalService:
             [sys.executable, "-m", "deployments.local_cluster"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env=os.environ | _LOOPBACK_ONLY,
             text=True,
             start_new_session=True,
         )

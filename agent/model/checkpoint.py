@@ -179,13 +179,9 @@ def load_weights_into(module: nn.Module, path: Path) -> None:
     module.load_state_dict(loaded)
 
 
-def _tensors(
-    directory: Path, device: str, parts: frozenset[Part]
-) -> Iterator[tuple[str, Tensor]]:
+def _tensors(directory: Path, device: str, parts: frozenset[Part]) -> Iterator[tuple[str, Tensor]]:
     """(key, tensor) of every weight that belongs to `parts`, one file at a time."""
-    skipped = tuple(
-        prefix for part in ALL_PARTS - parts for prefix in _PART_PREFIXES[part]
-    )
+    skipped = tuple(prefix for part in ALL_PARTS - parts for prefix in _PART_PREFIXES[part])
 
     def belongs(key: str) -> bool:
         return not our_name(key).startswith(skipped) if skipped else True

@@ -98,9 +98,7 @@ class PrimaryVisionEncoder(nn.Module):
         maps, start = [], 0
         for _, rows, columns in grid_thw.tolist():
             stop = start + rows * columns // merge**2
-            levels = tuple(
-                _raster(tap[start:stop], rows, columns, merge) for tap in taps
-            )
+            levels = tuple(_raster(tap[start:stop], rows, columns, merge) for tap in taps)
             maps.append(PrimaryMaps(tokens[start:stop], levels))
             start = stop
         return maps

@@ -11,6 +11,4 @@ def build_projector(kind: str, in_width: int, out_width: int) -> nn.Module:
         return nn.Identity()
     if kind == "linear":
         return nn.Linear(in_width, out_width)
-    return nn.Sequential(
-        nn.Linear(in_width, out_width), nn.GELU(), nn.Linear(out_width, out_width)
-    )
+    return nn.Sequential(nn.Linear(in_width, out_width), nn.GELU(), nn.Linear(out_width, out_width))

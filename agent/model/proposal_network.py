@@ -95,7 +95,7 @@ def nano_proposal_config() -> OmDetTurboConfig:
         text_projection_out_dim=32,
         task_encoder_hidden_dim=64,
         class_embed_dim=32,
-        num_queries=200,
+        num_queries=300,
         encoder_hidden_dim=width,
         encoder_in_channels=(64, 128, 256),
         encoder_attention_heads=4,

@@ -201,7 +201,7 @@ def _install_packages(directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     packages = [f"{name}@{version}" for name, version in _PACKAGE_VERSIONS.items()]
     command = ["npm", "i", "--ignore-scripts", "--no-save", "--prefix", str(directory), *packages]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return directory / "node_modules"
 
 
@@ -280,14 +280,14 @@ def _content_boxes(sprites: Image) -> NDArray[np.int32]:
 
 def _extract_photos(package: str, scratch: Path, directory: Path) -> None:
     download = ["apt-get", "download", package]
-    if subprocess.run(download, cwd=scratch, capture_output=True, check=False).returncode:  # noqa: S603
-        subprocess.run(["apt-get", "update"], capture_output=True, check=False)  # noqa: S607
-        if subprocess.run(download, cwd=scratch, capture_output=True, check=False).returncode:  # noqa: S603
+    if subprocess.run(download, cwd=scratch, capture_output=True, check=False).returncode:
+        subprocess.run(["apt-get", "update"], capture_output=True, check=False)
+        if subprocess.run(download, cwd=scratch, capture_output=True, check=False).returncode:
             log.warning("could not download %s: carrying on without its photographs", package)
             return
     for archive in scratch.glob("*.deb"):
         unpack = ["dpkg-deb", "-x", str(archive), str(scratch / "tree")]
-        subprocess.run(unpack, check=True)  # noqa: S603
+        subprocess.run(unpack, check=True)
     for path in sorted((scratch / "tree").rglob("*")):
         # These folders of opencv-doc hold diagrams and silhouettes, not photographs.
         if path.suffix.lower() not in _PHOTO_SUFFIXES or {"html", "shape"} & set(path.parts):

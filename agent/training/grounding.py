@@ -237,15 +237,11 @@ def freeze_for(module: GroundingTraining, stage: str) -> None:
         model.language_model.requires_grad_(True)
 
 
-def shuffled(
-    boxes: Tensor, classes: Tensor, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
+def shuffled(boxes: Tensor, classes: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Real boxes first in random order, so that a region's number says nothing of its class."""
     order = torch.stack(
         [
-            torch.from_numpy(
-                np.lexsort((rng.random(classes.shape[1]), (row == -2).numpy()))
-            )
+            torch.from_numpy(np.lexsort((rng.random(classes.shape[1]), (row == -2).numpy())))
             for row in classes
         ]
     )

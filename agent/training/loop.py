@@ -43,7 +43,9 @@ def learning_rate(settings: LoopSettings, step: int) -> float:
     decay_from = settings.steps * (1.0 - settings.decay_share)
     if step < decay_from:
         return settings.learning_rate
-    return settings.learning_rate * max(0.0, (settings.steps - step) / (settings.steps - decay_from))
+    return settings.learning_rate * max(
+        0.0, (settings.steps - step) / (settings.steps - decay_from)
+    )
 
 
 def build_optimizer(module: nn.Module, settings: LoopSettings) -> torch.optim.AdamW:
@@ -113,9 +115,7 @@ def resume(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path
     return int(state["step"])
 
 
-def save(
-    module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, step: int
-) -> None:
+def save(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, step: int) -> None:
     """Write the checkpoint in one move, so that an interruption never leaves half a file."""
     partial = checkpoint.with_suffix(".partial")
     state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}

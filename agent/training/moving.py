@@ -4,14 +4,12 @@ Knows trajectories, a panning camera and visibility over time. It does not know 
 drawn, nor anything of streams, sessions or models.
 """
 
-import importlib.util
 import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -237,10 +235,13 @@ def write_video(
 ) -> None:
     """Write the sequence as an MP4, and its ground truth as JSON beside it.
 
-    H.264 where PyAV is installed, MPEG-4 part 2 otherwise. `labels` are by concept id.
+    `labels` are by concept id.
     """
     settings = scene.settings
-    writer = _open_writer(path, settings, bits_per_s)
+    # Imported here: scenes are also composed on training machines, which have no codecs.
+    from agent.streaming.video_writer import VideoWriter
+
+    writer = VideoWriter(path, fps=settings.fps, bits_per_s=bits_per_s)
     frames: list[dict[str, Any]] = []
     for index, frame in enumerate(scene):
         writer.write(frame.rgb)
@@ -261,51 +262,3 @@ def write_video(
         "frames": frames,
     }
     path.with_suffix(".json").write_text(json.dumps(truth) + "\n", encoding="utf-8")
-
-
-class _Writer(Protocol):
-    def write(self, rgb: NDArray[np.uint8]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _H264Writer:
-    def __init__(self, path: Path, settings: MovingSettings, bits_per_s: int) -> None:
-        # Imported here: scenes are also composed on training machines, which have no codecs.
-        import av
-
-        self._frame_from = av.VideoFrame.from_ndarray
-        self._container = av.open(str(path), "w")
-        rate = Fraction(settings.fps).limit_denominator(1001)
-        self._stream = self._container.add_stream("libx264", rate=rate)
-        self._stream.width, self._stream.height = settings.size
-        self._stream.pix_fmt = "yuv420p"
-        self._stream.bit_rate = bits_per_s
-
-    def write(self, rgb: NDArray[np.uint8]) -> None:
-        frame = self._frame_from(rgb, format="rgb24")
-        self._container.mux(self._stream.encode(frame))
-
-    def close(self) -> None:
-        self._container.mux(self._stream.encode())
-        self._container.close()
-
-
-class _Mpeg4Writer:
-    def __init__(self, path: Path, settings: MovingSettings) -> None:
-        code = cv2.VideoWriter.fourcc(*"mp4v")
-        self._writer = cv2.VideoWriter(str(path), code, settings.fps, settings.size)
-        if not self._writer.isOpened():
-            raise OSError(f"cannot write {path}")
-
-    def write(self, rgb: NDArray[np.uint8]) -> None:
-        self._writer.write(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
-
-    def close(self) -> None:
-        self._writer.release()
-
-
-def _open_writer(path: Path, settings: MovingSettings, bits_per_s: int) -> _Writer:
-    if importlib.util.find_spec("av") is None:
-        return _Mpeg4Writer(path, settings)
-    return _H264Writer(path, settings, bits_per_s)

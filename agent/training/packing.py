@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agent.model.language_model import SlotType
 from agent.sequence import SequenceBuilder
 from agent.training.mixture import Turn
 
@@ -89,6 +90,19 @@ class PackedBatch:
     """(batch, 1, length, length) float, 0 where a position may look and -inf where not."""
     concepts: Tensor
     """(batch, most regions), -2 where there is no region."""
+    pointers: Tensor
+    """(batch, length) where the next token is a region: the position of its slot; else -1."""
+
+
+def slot_pointers(ids: Tensor, slots: Tensor, labels: Tensor) -> Tensor:
+    """(length,) for each position the slot of the region that its next label names, or -1."""
+    places = torch.nonzero(slots == SlotType.REGION).flatten()
+    named = ids[places - 1]
+    following = torch.cat([labels[1:], labels.new_full((1,), _IGNORED)])
+    same = following[:, None] == named[None, :]
+    index = same.float().argmax(dim=1) if len(places) else torch.zeros_like(following)
+    found = same.any(dim=1)
+    return torch.where(found, places[index] if len(places) else index, -1)
 
 
 def collate_packed(scenes: list[PackedScene]) -> PackedBatch:
@@ -111,4 +125,10 @@ def collate_packed(scenes: list[PackedScene]) -> PackedBatch:
         positions=torch.stack([padded(scene.positions, 0, length) for scene in scenes], dim=1),
         mask=mask[:, None],
         concepts=torch.stack([padded(scene.concepts, _NO_REGION, most) for scene in scenes]),
+        pointers=torch.stack(
+            [
+                padded(slot_pointers(scene.ids, scene.slots, scene.labels), -1, length)
+                for scene in scenes
+            ]
+        ),
     )

@@ -86,8 +86,9 @@ def assign_locations(truth: Tensor, present: Tensor, side: int) -> Tensor:
 
 def paired_iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """IoU and generalised IoU (arXiv 1902.09630) of equally many xyxy boxes."""
-    top_left, bottom_right = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(
-        a[..., 2:], b[..., 2:]
+    top_left, bottom_right = (
+        torch.maximum(a[..., :2], b[..., :2]),
+        torch.minimum(a[..., 2:], b[..., 2:]),
     )
     inter = (bottom_right - top_left).clamp(min=0).prod(-1)
     area_a, area_b = (a[..., 2:] - a[..., :2]).prod(-1), (b[..., 2:] - b[..., :2]).prod(-1)
@@ -111,9 +112,12 @@ def quality_focal_loss(logits: Tensor, quality: Tensor) -> Tensor:
 
 
 def detection_loss(
-    boxes: Tensor, logits: Tensor, truth: Tensor, assigned: Tensor
+    boxes: Tensor, logits: Tensor, truth: Tensor, assigned: Tensor, *, least_quality: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Objectness and box loss of one set of predictions, both divided by the positives.
+
+    `least_quality` lifts the objectness target of every positive: where queries are chosen, a
+    small object found badly must still be chosen.
 
     Args:
         boxes: (batch, n, 4) cx, cy, w, h; logits: (batch, n).
@@ -122,7 +126,7 @@ def detection_loss(
     target = truth.gather(1, assigned.clamp(min=0)[..., None].expand(-1, -1, 4))
     positive = assigned >= 0
     iou, giou = paired_iou(to_corners(boxes), target)
-    quality = torch.where(positive, iou.detach().clamp(0.0, 1.0), 0.0)
+    quality = torch.where(positive, iou.detach().clamp(least_quality, 1.0), 0.0)
     count = positive.sum().clamp(min=1)
     corners = (to_corners(boxes) - target).abs().sum(-1)
     box_loss = ((1.0 - giou) * 2.0 + corners * 5.0)[positive].sum() / count
@@ -142,14 +146,14 @@ def run(
     *,
     steps: int,
     rate: float = 1e-3,
-    sizes: tuple[tuple[int, int], ...] = ((224, 224),),
+    sizes: tuple[tuple[int, int], ...] = ((256, 256),),
 ) -> None:
     """Train, or go on training, the nano proposal network into `directory`."""
     torch.manual_seed(0)
     network = ProposalNetwork(nano_proposal_config())
     settings = BatchSettings(
         artwork=artwork,
-        scenes=SceneSettings(num_objects=(2, 36), object_px=(12.0, 150.0)),
+        scenes=SceneSettings(num_objects=(2, 28), object_px=(14.0, 170.0)),
         batch_size=8,
         sizes=sizes,
         num_background=0,
@@ -162,8 +166,8 @@ def run(
         present = batch.classes >= 0
         with torch.autocast("cpu", torch.bfloat16):
             dense, boxes, logits = forward_dense(network, normalise_batch(batch.rgb, IMAGENET))
-        losses = [detection_loss(dense.boxes, dense.logits, truth,
-                                 assign_locations(truth, present, side))]  # fmt: skip
+        located = assign_locations(truth, present, side)
+        losses = [detection_loss(dense.boxes, dense.logits, truth, located, least_quality=0.7)]
         for layer_boxes, layer_logits in zip(boxes.float(), logits.float(), strict=True):
             assigned = assign_queries(layer_boxes.detach(), truth, present, least=0.4)
             losses.append(detection_loss(layer_boxes, layer_logits, truth, assigned))

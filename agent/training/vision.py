@@ -102,7 +102,7 @@ def token_classes(batch: SceneBatch, cell: int, background: int) -> Tensor:
     return torch.where(torch.isfinite(smallest), found, background)
 
 
-def run(artwork: Path, directory: Path, *, steps: int, learning_rate: float = 1e-3) -> None:
+def run(artwork: Path, directory: Path, *, steps: int, rate: float = 1e-3) -> None:
     """Train, or go on training, into `directory`."""
     concepts = nano_concepts()
     torch.manual_seed(0)
@@ -146,7 +146,7 @@ def run(artwork: Path, directory: Path, *, steps: int, learning_rate: float = 1e
         module,
         step,
         lambda start: iter(batch_loader(settings, start=start)),
-        LoopSettings(steps=steps, learning_rate=learning_rate, warmup_steps=60),
+        LoopSettings(steps=steps, learning_rate=rate, warmup_steps=60),
         directory,
     )
 

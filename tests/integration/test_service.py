@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -160,6 +161,25 @@ async def test_standard_health_and_reflection(service: str) -> None:
             found.name async for reply in call for found in reply.list_services_response.service
         }
     assert "vision_agent.v1.VisionAgent" in names
+
+
+async def test_only_guarded_ports_of_ray_leave_the_loopback_interface(service: str) -> None:
+    mine = psutil.Process().children(recursive=True)
+    open_ports = [
+        (process.cmdline()[0], connection.laddr)
+        for process in mine
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+        and connection.laddr.ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")
+    ]
+    # Ray binds the port by which replicas call each other to all interfaces; it asks for a token.
+    assert all("ServeReplica" in name for name, _ in open_ports), open_ports
+    for _, address in open_ports:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{address.port}") as channel:
+            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await call(b"", timeout=5)
+        assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_a_message_beyond_the_frame_limit_gets_our_own_error(

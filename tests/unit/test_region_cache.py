@@ -61,9 +61,7 @@ def redis_settings(server: ValkeyServer, **changes: object) -> CacheSettings:
 
 
 @pytest.fixture(params=["memory", "redis"])
-async def cache(
-    request: pytest.FixtureRequest, valkey: ValkeyServer
-) -> AsyncIterator[RegionCache]:
+async def cache(request: pytest.FixtureRequest, valkey: ValkeyServer) -> AsyncIterator[RegionCache]:
     """An empty cache of either kind."""
     if request.param == "memory":
         yield MemoryRegionCache()

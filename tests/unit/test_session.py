@@ -80,7 +80,7 @@ def test_too_many_or_unknown_queries_change_nothing() -> None:
     session.put_query("a", DOG)
     with pytest.raises(InvalidQuery, match="limit is 1"):
         session.put_query("b", DOG)
-    with pytest.raises(InvalidQuery, match="'b'.*standing: 'a'"):
+    with pytest.raises(InvalidQuery, match=r"'b'.*standing: 'a'"):
         session.remove_query("b")
     assert session.epoch == 1
 

@@ -1,241 +1,29 @@
-"""The RPCs over a real channel, with the fake stages in this process: no Ray, milliseconds."""
+"""Streams over a real channel, with the fake stages in this process: no Ray, milliseconds."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 import grpc
 import pytest
 
-from agent.errors import InvalidBoxes, InvalidFrame, InvalidQuery, InvalidRequest
-from agent.pipeline import Pipeline
-from agent.region_cache import MemoryRegionCache
-from agent.settings import ServerSettings, ServiceSettings, StreamSettings
+from agent.errors import InvalidRequest
 from client.types import (
-    AnswerStatus,
     Drain,
     FrameResult,
     OutgoingFrame,
     QueriesAck,
     Query,
     StreamError,
-    StreamEvent,
     StreamStats,
-    TaskKind,
 )
-from client.vision_agent_client import ServiceError, VisionAgentClient, WatchStream
-from deployments.ingress import VisionAgent
-from deployments.metrics import ServiceMetrics
+from client.vision_agent_client import ServiceError, VisionAgentClient
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc
-from tests.fakes import NUM_BOXES, SECRET, SLOW_S, FakeStages
+from tests.fakes import SECRET, SLOW_S
+from tests.in_process import SETTINGS, Service, check_books, conversation, frames
 from tests.pictures import encoded_image
-
-SETTINGS = ServiceSettings(
-    server=ServerSettings(drain_grace_s=0.2),
-    stream=StreamSettings(max_queries=4, stats_interval_s=0.05),
-)
-
-
-@dataclass
-class Service:
-    """A service in this process."""
-
-    target: str
-    agent: VisionAgent
-    metrics: ServiceMetrics
-    stages: FakeStages
-
-
-@pytest.fixture
-async def service() -> AsyncIterator[Service]:
-    """A fresh service with its own port."""
-    stages, cache, metrics = FakeStages(), MemoryRegionCache(), ServiceMetrics()
-    metrics.stage_calls = stages.calls
-    pipeline = Pipeline(stages, cache, model_digest="m")
-    agent = VisionAgent(pipeline, cache, SETTINGS, metrics, pb.Capabilities(model_name="fake"))
-    server = grpc.aio.server()
-    pb_grpc.add_VisionAgentServicer_to_server(agent, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    yield Service(f"127.0.0.1:{port}", agent, metrics, stages)
-    await server.stop(None)
-
-
-@pytest.fixture
-async def client(service: Service) -> AsyncIterator[VisionAgentClient]:
-    """A connected client."""
-    async with VisionAgentClient(service.target) as connected:
-        yield connected
-
-
-async def frames(*numbers: int, every_s: float = 0.0) -> AsyncIterator[OutgoingFrame]:
-    """Pictures that differ, numbered as told."""
-    for number in numbers:
-        yield OutgoingFrame(encoded_image(number), number, capture_time_ns=1000 + number)
-        await asyncio.sleep(every_s)
-
-
-class Conversation:
-    """A stream driven step by step: frames are put when the test says so."""
-
-    def __init__(self, stream: WatchStream, outbox: asyncio.Queue[OutgoingFrame | None]) -> None:
-        self.stream = stream
-        self._outbox = outbox
-        self._events = aiter(stream)
-        self.stats: list[StreamStats] = []
-
-    def send(self, number: int) -> None:
-        """One frame."""
-        self._outbox.put_nowait(OutgoingFrame(encoded_image(number), number))
-
-    def send_bytes(self, number: int, encoded: bytes) -> None:
-        """One frame of any content."""
-        self._outbox.put_nowait(OutgoingFrame(encoded, number))
-
-    def end(self) -> None:
-        """No more frames."""
-        self._outbox.put_nowait(None)
-
-    async def next(self) -> StreamEvent:
-        """The next event that is not StreamStats; those are collected and checked."""
-        async with asyncio.timeout(10):
-            async for event in self._events:
-                if isinstance(event, StreamStats):
-                    check_books(event)
-                    self.stats.append(event)
-                else:
-                    return event
-        raise AssertionError("the stream ended")
-
-    async def rest(self) -> list[StreamEvent]:
-        """Everything until the end but StreamStats."""
-        events = []
-        with contextlib.suppress(AssertionError):
-            while True:
-                events.append(await self.next())
-        return events
-
-
-def check_books(stats: StreamStats) -> None:
-    """The books balance."""
-    fields = dataclasses.asdict(stats)
-    assert fields.pop("received") == sum(fields.values())
-
-
-@contextlib.asynccontextmanager
-async def conversation(
-    client: VisionAgentClient, *queries: str | Query
-) -> AsyncIterator[Conversation]:
-    """An open stream; the ack of its first queries has been read."""
-    outbox: asyncio.Queue[OutgoingFrame | None] = asyncio.Queue()
-
-    async def sent() -> AsyncIterator[OutgoingFrame]:
-        while (frame := await outbox.get()) is not None:
-            yield frame
-
-    async with client.watch(sent(), queries) as stream:
-        talk = Conversation(stream, outbox)
-        if queries:
-            assert isinstance(await talk.next(), QueriesAck)
-        yield talk
-
-
-# ---- unary ----
-
-
-async def test_ground_answers_every_query(client: VisionAgentClient) -> None:
-    queries = [
-        "dog",
-        Query("absent cat", id="cat"),
-        Query("birds", task=TaskKind.COUNT),
-        Query("", id="what", task=TaskKind.NAME_REGION, region_index=2),
-    ]
-    result = await client.ground(encoded_image(1), queries)
-    assert (result.width, result.height) == (96, 64)
-    assert result.num_proposals == NUM_BOXES
-    assert [answer.query_id for answer in result.results] == ["dog", "cat", "birds", "what"]
-    assert result["dog"].detections[0].box == (0.0, 0.0, 48.0, 32.0)
-    assert result["dog"].status is AnswerStatus.OK
-    assert result["cat"].status is AnswerStatus.NOT_PRESENT
-    assert len(result["birds"].detections) == NUM_BOXES
-    assert result["what"].text == "thing 2"
-
-
-async def test_a_second_question_runs_no_proposals_and_no_encoders(
-    client: VisionAgentClient, service: Service
-) -> None:
-    first = await client.ground(encoded_image(1), ["dog"])
-    second = await client.ground(encoded_image(1), ["cat"])
-    assert (first.cache_hit, second.cache_hit) == (False, True)
-    calls = (await client.stats()).stage_calls
-    assert (calls.propose, calls.encode_primary, calls.encode_auxiliary) == (1, 1, 1)
-    assert calls.answer == 2
-
-
-async def test_client_boxes_replace_the_proposals(
-    client: VisionAgentClient, service: Service
-) -> None:
-    result = await client.ground(encoded_image(1), ["dog"], boxes=[(1.0, 2.0, 30.0, 40.5)])
-    assert result.num_proposals == 1
-    assert result["dog"].detections[0].box == (1.0, 2.0, 30.0, 40.5)
-    assert service.stages.calls.propose == 0
-
-
-@pytest.mark.parametrize(
-    ("image", "queries", "boxes", "error"),
-    [
-        (b"", ["dog"], None, InvalidFrame),
-        (b"no image", ["dog"], None, InvalidFrame),
-        (encoded_image(1, kind="PNG")[:-30], ["dog"], None, InvalidFrame),  # truncated
-        (encoded_image(1), [], None, InvalidQuery),
-        (encoded_image(1), [""], None, InvalidQuery),
-        (encoded_image(1), ["dog", "x" * 10_000], None, InvalidQuery),
-        (encoded_image(1), ["a", "b", "c", "d", "e"], None, InvalidQuery),  # too many
-        (encoded_image(1), ["dog"], [(5.0, 5.0, 1.0, 1.0)], InvalidBoxes),
-        (encoded_image(1), ["dog"], [(0.0, 0.0, float("nan"), 1.0)], InvalidBoxes),
-    ],
-)
-async def test_bad_calls_are_typed_errors_and_the_next_call_is_answered(
-    client: VisionAgentClient,
-    image: bytes,
-    queries: list[str],
-    boxes: list[tuple[float, float, float, float]] | None,
-    error: type[Exception],
-) -> None:
-    with pytest.raises(error):
-        await client.ground(image, queries, boxes=boxes)
-    assert (await client.stats()).frames_rejected == 1
-    assert (await client.ground(encoded_image(1), ["dog"]))["dog"].detections
-
-
-async def test_a_bug_is_internal_and_says_nothing_of_the_inside(
-    client: VisionAgentClient, caplog: pytest.LogCaptureFixture
-) -> None:
-    with pytest.raises(ServiceError, match="INTERNAL.*request id") as raised:
-        await client.ground(encoded_image(1), ["crash"])
-    assert SECRET not in str(raised.value)
-    assert "Traceback" not in str(raised.value)
-    assert (await client.stats()).frames_failed == 1
-
-
-async def test_an_unknown_task_kind_is_an_invalid_request(service: Service) -> None:
-    async with grpc.aio.insecure_channel(service.target) as channel:
-        request = pb.GroundRequest(
-            frame=pb.Frame(encoded_image=encoded_image(1)), queries=[pb.Query(text="x", task=42)]
-        )
-        with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await pb_grpc.VisionAgentStub(channel).Ground(request)
-    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "42" in str(raised.value.details())
-    assert dict(raised.value.trailing_metadata())["groundstream-error"] == "INVALID_ARGUMENT"
-
-
-# ---- streams ----
 
 
 async def test_a_stream_answers_and_closes_its_books(client: VisionAgentClient) -> None:

@@ -1,0 +1,53 @@
+# Every target creates .venv and installs what it needs; nothing else has to be on the machine
+# but Python 3.11 and make (`make train` also wants npm, for the artwork).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: demo test check format protos serve train bench lock clean
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+demo: $(READY)  ## Start the service, stream two videos through it, show the answers, stop it
+	$(BIN)/groundstream demo
+
+test: $(READY)  ## Unit, parity and integration tests
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## Linters, types, import rules, generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory protos
+	git diff --exit-code -- protos
+
+format: $(READY)  ## Rewrite the code in the house's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: $(READY)  ## Regenerate the protobuf code (committed)
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
+		protos/vision_agent.proto
+
+serve: $(READY)  ## Start the service on this machine
+	$(BIN)/groundstream serve
+
+train: $(READY)  ## Retrain the nano model from scratch: artwork, pretraining, both stages, export
+	$(BIN)/groundstream train all
+
+bench: $(READY)  ## Measure; each benchmark ends in one JSON line
+	$(BIN)/python -m benchmarks.same_frame
+
+lock: $(READY)  ## Recompile requirements.lock from pyproject.toml
+	$(BIN)/pip-compile --quiet --extra dev --extra train --strip-extras --no-header \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+		--constraint requirements.in --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,131 @@
+"""The gRPC service over the fake stages in this process, and streams driven step by step."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc
+
+from agent.pipeline import Pipeline
+from agent.region_cache import MemoryRegionCache
+from agent.settings import ServerSettings, ServiceSettings, StreamSettings
+from client.types import (
+    OutgoingFrame,
+    QueriesAck,
+    Query,
+    StreamEvent,
+    StreamStats,
+)
+from client.vision_agent_client import VisionAgentClient, WatchStream
+from deployments.ingress import VisionAgent
+from deployments.metrics import ServiceMetrics
+from protos import vision_agent_pb2 as pb
+from protos import vision_agent_pb2_grpc as pb_grpc
+from tests.fakes import FakeStages
+from tests.pictures import encoded_image
+
+SETTINGS = ServiceSettings(
+    server=ServerSettings(drain_grace_s=0.2),
+    stream=StreamSettings(max_queries=4, stats_interval_s=0.05),
+)
+
+
+@dataclass
+class Service:
+    """A service in this process."""
+
+    target: str
+    agent: VisionAgent
+    metrics: ServiceMetrics
+    stages: FakeStages
+
+
+@contextlib.asynccontextmanager
+async def running_service() -> AsyncIterator[Service]:
+    """A fresh service with its own port."""
+    stages, cache, metrics = FakeStages(), MemoryRegionCache(), ServiceMetrics()
+    metrics.stage_calls = stages.calls
+    pipeline = Pipeline(stages, cache, model_digest="m")
+    agent = VisionAgent(pipeline, cache, SETTINGS, metrics, pb.Capabilities(model_name="fake"))
+    server = grpc.aio.server()
+    pb_grpc.add_VisionAgentServicer_to_server(agent, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield Service(f"127.0.0.1:{port}", agent, metrics, stages)
+    await server.stop(None)
+
+
+async def frames(*numbers: int, every_s: float = 0.0) -> AsyncIterator[OutgoingFrame]:
+    """Pictures that differ, numbered as told."""
+    for number in numbers:
+        yield OutgoingFrame(encoded_image(number), number, capture_time_ns=1000 + number)
+        await asyncio.sleep(every_s)
+
+
+class Conversation:
+    """A stream driven step by step: frames are put when the test says so."""
+
+    def __init__(self, stream: WatchStream, outbox: asyncio.Queue[OutgoingFrame | None]) -> None:
+        self.stream = stream
+        self._outbox = outbox
+        self._events = aiter(stream)
+        self.stats: list[StreamStats] = []
+
+    def send(self, number: int) -> None:
+        """One frame."""
+        self._outbox.put_nowait(OutgoingFrame(encoded_image(number), number))
+
+    def send_bytes(self, number: int, encoded: bytes) -> None:
+        """One frame of any content."""
+        self._outbox.put_nowait(OutgoingFrame(encoded, number))
+
+    def end(self) -> None:
+        """No more frames."""
+        self._outbox.put_nowait(None)
+
+    async def next(self) -> StreamEvent:
+        """The next event that is not StreamStats; those are collected and checked."""
+        async with asyncio.timeout(10):
+            async for event in self._events:
+                if isinstance(event, StreamStats):
+                    check_books(event)
+                    self.stats.append(event)
+                else:
+                    return event
+        raise AssertionError("the stream ended")
+
+    async def rest(self) -> list[StreamEvent]:
+        """Everything until the end but StreamStats."""
+        events = []
+        with contextlib.suppress(AssertionError):
+            while True:
+                events.append(await self.next())
+        return events
+
+
+def check_books(stats: StreamStats) -> None:
+    """The books balance."""
+    fields = dataclasses.asdict(stats)
+    assert fields.pop("received") == sum(fields.values())
+
+
+@contextlib.asynccontextmanager
+async def conversation(
+    client: VisionAgentClient, *queries: str | Query
+) -> AsyncIterator[Conversation]:
+    """An open stream; the ack of its first queries has been read."""
+    outbox: asyncio.Queue[OutgoingFrame | None] = asyncio.Queue()
+
+    async def sent() -> AsyncIterator[OutgoingFrame]:
+        while (frame := await outbox.get()) is not None:
+            yield frame
+
+    async with client.watch(sent(), queries) as stream:
+        talk = Conversation(stream, outbox)
+        if queries:
+            assert isinstance(await talk.next(), QueriesAck)
+        yield talk

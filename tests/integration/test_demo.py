@@ -1,0 +1,84 @@
+"""The demo driver and the watch command, end to end, on tiny videos and fake stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.streaming.video_source import open_source
+from agent.streaming.video_writer import VideoWriter
+from client.watch import watch_source
+from tests.integration.conftest import ROOT, write_fake_config
+
+_DEMO_S = 150.0
+
+
+def write_scene(path: Path, *, num_frames: int) -> None:
+    """A video of one moving grey level and the truth beside it."""
+    with VideoWriter(path, fps=10.0) as video:
+        for number in range(num_frames):
+            video.write(np.full((64, 96, 3), 20 + 5 * number, dtype=np.uint8))
+    dog = {"label": "dog", "xyxy": [0.0, 0.0, 48.0, 32.0]}  # What the fakes always find.
+    frames = [{"index": number, "objects": [dog]} for number in range(num_frames)]
+    path.with_suffix(".json").write_text(json.dumps({"frames": frames}))
+
+
+def test_the_demo_runs_and_leaves_nothing_behind(empty_model: Path, tmp_path: Path) -> None:
+    write_scene(tmp_path / "scene.mp4", num_frames=25)
+    write_scene(tmp_path / "scene_twemoji.mp4", num_frames=10)
+    config = write_fake_config(empty_model, tmp_path)
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path}
+    environment.pop("REDIS_URL", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "client.demo", "--folder", tmp_path, "--config", config],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=_DEMO_S,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "proposals 0, primary encoder 0, auxiliary encoder 0, language 5" in done.stdout
+    assert "1 then 2" in done.stdout  # The query changed in mid-stream.
+    assert done.stdout.rstrip().endswith("annotated.png")
+    assert "Traceback" not in done.stderr
+    assert len(list(open_source(str(tmp_path / "annotated.mp4")))) == 25
+    assert (tmp_path / "annotated.png").stat().st_size > 100
+
+
+async def test_watching_prints_a_line_per_event_and_writes_the_video(
+    service: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_scene(tmp_path / "scene.mp4", num_frames=6)
+    output = tmp_path / "seen.mp4"
+    await watch_source(
+        str(tmp_path / "scene.mp4"), ["dog"], target=service, output=output, as_json=True
+    )
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events[0]["event"] == "QueriesAck"
+    assert events[-1]["event"] == "StreamStats"
+    answers = [event for event in events if event["event"] == "FrameResult"]
+    assert answers[-1]["sequence"] == 5
+    assert answers[-1]["results"][0]["status"] == "OK"
+    assert answers[-1]["results"][0]["detections"][0]["box"] == [0.0, 0.0, 48.0, 32.0]
+    assert len(list(open_source(str(output)))) == 6
+
+
+async def test_watching_shows_a_table(
+    service: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_scene(tmp_path / "scene.mp4", num_frames=3)
+    await watch_source(
+        str(tmp_path / "scene.mp4"), ["dog", "absent cat"], target=service, output=None,
+        as_json=False,
+    )  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "dog" in shown
+    assert "NOT_PRESENT" in shown
+    assert "3 received" in shown

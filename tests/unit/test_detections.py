@@ -1,0 +1,68 @@
+"""Boxes: validation, overlap, suppression."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.detections import (
+    Detections,
+    Proposals,
+    box_iou,
+    non_maximum_suppression,
+    validate_boxes,
+)
+from agent.errors import InvalidBoxes
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [[0, 0, float("nan"), 5]],
+        [[0, 0, float("inf"), 5]],
+        [[5, 5, 1, 9]],  # reversed
+        [[3, 3, 3, 9]],  # empty
+        [[200, 0, 300, 50]],  # outside
+        [[1, 2, 3]],  # not four numbers
+    ],
+)
+def test_refused(boxes):
+    with pytest.raises(InvalidBoxes):
+        validate_boxes(np.array(boxes, dtype=np.float32), width=100, height=100)
+
+
+def test_clipped_to_the_frame():
+    boxes = validate_boxes(np.array([[-5, 2, 150, 50]], dtype=np.float32), width=100, height=100)
+    assert boxes.tolist() == [[0, 2, 100, 50]]
+
+
+def test_iou_by_hand():
+    a = np.array([[0, 0, 10, 10]], dtype=np.float32)
+    b = np.array([[5, 0, 15, 10], [20, 20, 30, 30], [0, 0, 10, 10]], dtype=np.float32)
+    np.testing.assert_allclose(box_iou(a, b), [[1 / 3, 0, 1]], atol=1e-6)
+
+
+corner = st.floats(0, 90, width=32)
+side = st.floats(1, 30, width=32)
+boxes_strategy = st.lists(st.tuples(corner, corner, side, side), min_size=1, max_size=20)
+
+
+@given(boxes_strategy, st.floats(0.1, 0.9))
+def test_suppression_keeps_the_best_and_no_overlaps(rows, limit):
+    array = np.array(rows, dtype=np.float32)
+    boxes = np.concatenate([array[:, :2], array[:, :2] + array[:, 2:]], axis=1)
+    scores = np.linspace(0, 1, len(boxes), dtype=np.float32)
+    kept = non_maximum_suppression(boxes, scores, iou=limit)
+    assert kept[0] == len(boxes) - 1
+    assert list(scores[kept]) == sorted(scores[kept], reverse=True)
+    overlap = box_iou(boxes[kept], boxes[kept]) - np.eye(len(kept))
+    assert (overlap <= limit + 1e-6).all()
+
+
+def test_lengths_must_agree():
+    with pytest.raises(InvalidBoxes):
+        Proposals(np.zeros((2, 4)), np.zeros(3))
+    with pytest.raises(InvalidBoxes):
+        Detections(np.zeros((1, 4)), np.zeros(1), (), np.zeros(1, dtype=np.int64))

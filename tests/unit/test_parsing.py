@@ -1,0 +1,77 @@
+"""The answer grammar: the published cases, and what models write when they go wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.detections import Proposals
+from agent.features import Generation
+from agent.parsing import AnswerStatus, parse_answer, parse_regions
+from agent.prompts import Task
+
+CASES = json.loads((Path(__file__).parents[1] / "golden" / "parse_cases.json").read_text())
+
+
+@pytest.mark.parametrize("case", CASES["cases"], ids=lambda case: case["text"][:40])
+def test_published_cases(case):
+    # The published parser sorts by the accident of a set; ours keeps the order of mention.
+    parsed = {label: sorted(regions) for label, regions in parse_regions(case["text"]).items()}
+    assert parsed == case["indexes"]
+
+
+def generation(*pieces, truncated=False):
+    return Generation(pieces, tuple(0.5 for _ in pieces), truncated, 10, 0, 1)
+
+
+def proposals(count):
+    corners = np.arange(count, dtype=np.float32)[:, None] * 10
+    return Proposals(np.concatenate([corners, corners, corners + 8, corners + 8], 1),
+                     np.ones(count, dtype=np.float32))  # fmt: skip
+
+
+TASK = Task.detect("dog")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "status", "regions", "unknown"),
+    [
+        (("<ground>dog</ground><objects>", "<region2>", "<region0>", "</objects>"),
+         AnswerStatus.OK, [2, 0], 0),
+        # an explicit empty list is a no
+        (("<ground>dog</ground><objects></objects>",), AnswerStatus.NOT_PRESENT, [], 0),
+        # a region that does not exist is dropped and counted
+        (("<ground>dog</ground><objects>", "<region1>", "<region77>", "</objects>"),
+         AnswerStatus.OK, [1], 1),
+        (("<ground>dog</ground><objects>", "<region77>", "</objects>"),
+         AnswerStatus.NOT_PRESENT, [], 1),
+        # words without a list do not answer the question
+        (("I see ", "nothing"), AnswerStatus.UNSURE, [], 0),
+        ((), AnswerStatus.UNSURE, [], 0),
+        # the closing tag never came
+        (("<ground>dog</ground><objects>", "<region1>"), AnswerStatus.UNSURE, [], 0),
+    ],
+)  # fmt: skip
+def test_answers(pieces, status, regions, unknown):
+    answer = parse_answer(TASK, generation(*pieces), proposals(3))
+    assert answer.status is status
+    assert answer.detections.region.tolist() == regions
+    assert answer.num_unknown_regions == unknown
+    assert answer.detections.xyxy.tolist() == proposals(3).xyxy[regions].tolist()
+
+
+def test_truncated_answers_say_so():
+    pieces = ("<ground>dog</ground><objects>", "<region1>", "</objects>")
+    answer = parse_answer(TASK, generation(*pieces, truncated=True), proposals(3))
+    assert answer.status is AnswerStatus.TRUNCATED
+    assert len(answer.detections) == 1
+
+
+def test_confidence_is_the_probability_of_the_region_token():
+    pieces = ("<ground>", "dog", "</ground>", "<objects>", "<region1>", "</objects>")
+    written = Generation(pieces, (1.0, 1.0, 1.0, 1.0, 0.25, 1.0), False, 10, 0, 1)
+    answer = parse_answer(TASK, written, proposals(3))
+    assert answer.detections.confidence.tolist() == [0.25]
