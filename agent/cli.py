@@ -14,7 +14,7 @@ from agent.model_directory import NANO
 
 if TYPE_CHECKING:
     from agent.pipeline import Grounding, Pipeline
-    from agent.streaming.video_source import SourceFrame
+    from agent.streaming.video_source import SourceFrame, VideoSource
 
 ModelOption = Annotated[str, typer.Option(help="'nano' or a checkpoint folder.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
@@ -44,14 +44,14 @@ def ground(
 
 
 async def _ground_all(
-    frames,
-    queries,
-    model,
-    device,
-    output,
+    frames: VideoSource,
+    queries: list[str],
+    model: str,
+    device: str,
+    output: Path,
     *,
-    as_json,
-    limit,  # type: ignore[no-untyped-def]
+    as_json: bool,
+    limit: int | None,
 ) -> None:
     from agent.frame import frame_from_rgb
     from agent.prompts import Task
@@ -137,10 +137,10 @@ def _write_annotated(
         draw_boxes(
             picture.rgb,
             [
-                LabelledBox(tuple(float(v) for v in box), label, float(score))
+                LabelledBox((x1, y1, x2, y2), label, float(score))
                 for answer in grounding.answers
-                for box, label, score in zip(
-                    answer.detections.xyxy, answer.detections.label,
+                for (x1, y1, x2, y2), label, score in zip(
+                    answer.detections.xyxy.tolist(), answer.detections.label,
                     answer.detections.confidence, strict=True,
                 )
             ],

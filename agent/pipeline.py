@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from agent.detections import FloatArray, Proposals, validate_boxes
-from agent.features import FrameFeatures, Stages, StageTimings
+from agent.features import AuxiliaryFeatures, FrameFeatures, PrimaryFeatures, Stages, StageTimings
 from agent.frame import Frame
 from agent.parsing import Answer, parse_answer
 from agent.prompts import Task
@@ -98,17 +98,17 @@ class Pipeline:
 
         pending = self._stages.propose(frame) if known is None else self._stages.resolved(known)
 
-        async def primary_timed():  # type: ignore[no-untyped-def]
+        async def primary_timed() -> PrimaryFeatures:
             result = await self._stages.encode_primary(frame, pending)
             timings.primary_s = since()
             return result
 
-        async def auxiliary_timed():  # type: ignore[no-untyped-def]
+        async def auxiliary_timed() -> AuxiliaryFeatures:
             result = await self._stages.encode_auxiliary(frame, pending)
             timings.auxiliary_s = since()
             return result
 
-        async def proposals_timed():  # type: ignore[no-untyped-def]
+        async def proposals_timed() -> Proposals:
             result = await pending
             timings.propose_s = since()
             return result

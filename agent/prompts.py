@@ -32,7 +32,8 @@ class TaskKind(Enum):
 
 
 _TEMPLATES = {
-    TaskKind.DETECT: "Please detect {query} in this image. Answer the question with object indexes.",
+    TaskKind.DETECT: "Please detect {query} in this image. "
+    "Answer the question with object indexes.",
     TaskKind.COUNT: "How many {query} are there in this image? Count each instance of the target "
     "object. Locate them with object indexes and then answer the question with the number of "
     "objects.",

@@ -1,7 +1,7 @@
 """Text to token ids and back: byte-level BPE with the model's control tokens.
 
-User text is encoded with control tokens switched off, so that typing `<region3>` or `<|im_end|>`
-yields ordinary characters. Knows no prompt templates and no model.
+What a user types is refused before it gets here if it holds a control token (`agent.prompts`).
+Knows no prompt templates and no model.
 """
 
 from __future__ import annotations
@@ -39,8 +39,6 @@ class PromptTokenizer:
         if missing:
             raise CheckpointMismatch(f"the tokenizer lacks the control token {missing[0]!r}")
         self._tokenizer = tokenizer
-        # Without its added tokens the same pipeline reads control tokens as plain characters.
-        self._control = {token: tokenizer.token_to_id(token) for token in CONTROL_TOKENS}
 
     @classmethod
     def from_directory(cls, directory: Path) -> PromptTokenizer:
@@ -65,11 +63,17 @@ class PromptTokenizer:
 
     def control(self, token: str) -> int:
         """Id of a control token."""
-        return self._control[token]
+        return self._tokenizer_id(token)
 
     def region(self, index: int) -> int:
         """Id of `<regionN>`."""
-        return self._control[region_token(index)]
+        return self._tokenizer_id(region_token(index))
+
+    def _tokenizer_id(self, token: str) -> int:
+        found = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise CheckpointMismatch(f"the tokenizer lacks the control token {token!r}")
+        return int(found)
 
     def encode(self, text: str) -> list[int]:
         """Ids of text; control tokens in it count."""

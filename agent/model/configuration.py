@@ -277,7 +277,12 @@ def _plain(value: Any) -> Any:
 def _davit(raw: dict[str, Any] | None) -> DaViTConfig:
     if raw is None:
         return DaViTConfig()
-    return DaViTConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+    return DaViTConfig(
+        tuple(raw["depths"]),
+        tuple(raw["widths"]),
+        tuple(raw["num_heads"]),
+        raw.get("window_size", DaViTConfig.window_size),
+    )
 
 
 def nano_config(vocab_size: int) -> VLMFO1Config:

@@ -63,7 +63,10 @@ class RegionEncoder(nn.Module):
         """
         if self._adds_map_positions:
             levels = [
-                level.float() + map_position_embedding(*level.shape[1:], device=level.device)
+                level.float()
+                + map_position_embedding(
+                    level.shape[1], level.shape[2], level.shape[3], level.device
+                )
                 for level in levels
             ]
         return pool_upsampled_levels(

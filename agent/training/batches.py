@@ -148,10 +148,6 @@ def background_boxes(
     return boxes[sound][:count]
 
 
-def _unwrap(samples: SceneBatch) -> SceneBatch:
-    return samples
-
-
 def batch_loader(settings: BatchSettings, *, start: int = 0) -> DataLoader[SceneBatch]:
     """Batches composed by one worker process."""
     return DataLoader(
@@ -159,5 +155,4 @@ def batch_loader(settings: BatchSettings, *, start: int = 0) -> DataLoader[Scene
         batch_size=None,
         num_workers=1,
         prefetch_factor=4,
-        collate_fn=_unwrap,
     )

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from agent.detections import box_iou
+from agent.detections import box_iou, non_maximum_suppression
 from agent.model.checkpoint import save_model
 from agent.model.configuration import nano_config
 from agent.model.language_model import SlotType
@@ -26,12 +27,19 @@ from agent.sequence import SequenceBuilder
 from agent.tokenizer import PromptTokenizer
 from agent.training.artwork import load_concepts
 from agent.training.batches import BatchSettings, SceneBatch, batch_loader, nano_concepts
-from agent.training.language import VOCAB_SIZE, NameSlots, lm_loss, token_accuracy
+from agent.training.language import (
+    VOCAB_SIZE,
+    NameSlots,
+    attended_logits,
+    lm_loss,
+    pointing_loss,
+    token_accuracy,
+)
 from agent.training.loop import LoopSettings, train
 from agent.training.mixture import draw_turns
 from agent.training.packing import PackedBatch, PackedScene, collate_packed
 from agent.training.scenes import SceneSettings
-from agent.training.vision import IMAGENET, VisionPretraining, normalise_batch
+from agent.training.vision import IMAGENET, encode_batch, normalise_batch
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +59,9 @@ class GroundingTraining(nn.Module):
     def __init__(self, tokenizer: PromptTokenizer, names: list[str]) -> None:
         super().__init__()
         self.model = VLMFO1(nano_config(VOCAB_SIZE))
-        assert self.model.language_model is not None and self.model.auxiliary_encoder is not None
+        assert self.model.language_model is not None
+        assert self.model.auxiliary_encoder is not None
+        self.model.auxiliary_encoder.tower.set_attn_implementation("eager")
         self.model.language_model.model.set_attn_implementation("eager")
         self.slots = NameSlots(tokenizer, names, self.model.config.text.hidden_size)
 
@@ -69,14 +79,14 @@ class GroundingTraining(nn.Module):
 
     def features(self, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Region tokens (batch, num_boxes, hidden) and image tokens (batch, tokens, hidden)."""
-        primary, auxiliary, image = VisionPretraining.encode(self, rgb, boxes)  # type: ignore[arg-type]
+        primary, auxiliary, image = encode_batch(self.model, rgb, boxes)
         height, width = rgb.shape[1:3]
         size = torch.tensor([width, height, width, height])
         fused = self.model.region_encoder.fuse(primary, auxiliary, boxes / size)
         return self.model.region_projector(fused), self.model.image_projector(image)
 
-    def logits(self, batch: PackedBatch, regions: Tensor, image: Tensor) -> Tensor:
-        """Next-token logits of packed questions.
+    def forward(self, batch: PackedBatch, regions: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Next-token logits of packed questions and the pointer layer's attention.
 
         Args:
             regions: (total regions, hidden) in scene order; image: (total image tokens, hidden).
@@ -87,8 +97,7 @@ class GroundingTraining(nn.Module):
         for slot, values in ((SlotType.REGION, regions), (SlotType.IMAGE, image)):
             here = (batch.slots == slot)[..., None]
             embeddings = embeddings.masked_scatter(here, values.to(embeddings.dtype))
-        hidden = language(embeddings, batch.positions, attention_mask=batch.mask)
-        return language.logits(hidden)
+        return attended_logits(language, embeddings, batch)
 
     def contrast(self, regions: Tensor, concepts: Tensor) -> Tensor:
         """Cross entropy of each region token against the slot vectors of all names.
@@ -127,8 +136,6 @@ def proposed_boxes(
 
     A proposal takes the class of the object it overlaps by at least half, else background.
     """
-    from agent.detections import non_maximum_suppression
-
     height, width = batch.rgb.shape[1:3]
     side = network.image_size
     pixels = normalise_batch(batch.rgb, IMAGENET)
@@ -206,12 +213,15 @@ def run(
             ids = concept_of[classes]
             packed = pack(builder, ids, real, names, [names[c] for c in concepts],
                           batch.rgb.shape[1:3], rng)  # fmt: skip
-            logits = module.logits(packed, regions[real], image.flatten(0, 1))
+            logits, attention = module(packed, regions[real], image.flatten(0, 1))
         named = ids[real] >= 0
         contrast = module.contrast(regions[real][named], ids[real][named])
         loss = lm_loss(logits, packed.labels)
-        return loss + (1.0 if stage == "align" else 0.3) * contrast, {
+        pointing = pointing_loss(attention, packed)
+        total = loss + (1.0 if stage == "align" else 0.3) * contrast + 0.3 * pointing
+        return total, {
             "lm": float(loss.detach()),
+            "pointing": float(pointing.detach()),
             "contrast": float(contrast.detach()),
             "token": token_accuracy(logits.detach(), packed.labels),
         }
@@ -271,8 +281,6 @@ def pack(
 
 def export(stage: Path, pretrained: Pretrained, directory: Path) -> None:
     """Write the trained model as a model directory, weights in bfloat16."""
-    from safetensors.torch import save_file
-
     tokenizer = PromptTokenizer.from_directory(pretrained.language)
     module = GroundingTraining(tokenizer, [concept.label for concept in load_concepts()])
     module.load_state_dict(load_module_state(stage))

@@ -63,8 +63,8 @@ class NameSlots(nn.Module):
         share = torch.tensor(
             [[len(row) ** -0.5] * len(row) + [0.0] * (longest - len(row)) for row in ids]
         )
-        self.register_buffer("table", table, persistent=False)
-        self.register_buffer("share", share, persistent=False)
+        self.table = nn.Buffer(table, persistent=False)
+        self.share = nn.Buffer(share, persistent=False)
 
     def forward(self, embeddings: nn.Embedding, concepts: Tensor) -> Tensor:
         """(...,) concept ids to (..., hidden); -1 is a region without a name."""
@@ -209,10 +209,10 @@ def run(directory: Path, *, steps: int, chat_from: int, rate: float = 2e-3) -> N
             draw = rng.random()
             if draw < copying:
                 yield "copy", curriculum.copying(48)
-            elif step >= chat_from and draw < copying + 0.6:
+            elif step >= chat_from and draw < copying + 0.7:
                 yield "chat", curriculum.chat(16)
             else:
-                yield "point", curriculum.dense(48)
+                yield "point", curriculum.dense(20)
 
     def step(named: tuple[str, PackedBatch]) -> tuple[Tensor, dict[str, float]]:
         kind, batch = named

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -91,7 +92,7 @@ class NanoTraining:
             **self._settings(stage),
         )
 
-    def _settings(self, stage: str) -> dict[str, float]:
+    def _settings(self, stage: str) -> dict[str, Any]:
         recipe = yaml.safe_load(self.recipe.read_text())
         if stage not in recipe:
             raise SettingsError(f"{self.recipe} has no section {stage!r}")

@@ -72,13 +72,13 @@ def assign_locations(truth: Tensor, present: Tensor, side: int) -> Tensor:
         highs.append(torch.full((count,), high))
         radii.append(torch.full((count,), 1.2 * stride / side))
     centre = torch.cat(centres)[None, :, None]
-    low, high, radius = (torch.cat(v)[None, :, None] for v in (lows, highs, radii))
+    least, most, radius = (torch.cat(v)[None, :, None] for v in (lows, highs, radii))
     middle = ((truth[..., :2] + truth[..., 2:]) / 2)[:, None]
     half = ((truth[..., 2:] - truth[..., :2]) / 2)[:, None]
     reach = torch.minimum(half, radius[..., None])
     near = ((centre - middle).abs() <= reach).all(-1)
     longer = 2 * half.amax(-1)
-    candidate = near & (longer >= low) & (longer < high) & present[:, None]
+    candidate = near & (longer >= least) & (longer < most) & present[:, None]
     area = (4 * half.prod(-1)).expand_as(candidate).masked_fill(~candidate, torch.inf)
     smallest, index = area.min(-1)
     return torch.where(torch.isfinite(smallest), index, -1)

@@ -46,6 +46,7 @@ class VisionPretraining(nn.Module):
         config = nano_config(1024)
         self.model = VLMFO1(config, frozenset({Part.PRIMARY, Part.AUXILIARY}))
         # The fused attention kernel is several times slower than plain products backwards on a CPU.
+        assert self.model.auxiliary_encoder is not None
         self.model.auxiliary_encoder.tower.set_attn_implementation("eager")
         width = config.text.hidden_size
         self.connector = build_projector(config.region_projector, config.region_width, width)
@@ -61,7 +62,7 @@ class VisionPretraining(nn.Module):
             rgb: (batch, height, width, 3) uint8, sides multiples of 28.
             boxes: (batch, num_boxes, 4) pixels.
         """
-        primary, auxiliary, tokens = self.encode(rgb, boxes)
+        primary, auxiliary, tokens = encode_batch(self.model, rgb, boxes)
         height, width = rgb.shape[1:3]
         size = torch.tensor([width, height, width, height])
         fused = self.model.region_encoder.fuse(primary, auxiliary, boxes / size)
@@ -72,20 +73,21 @@ class VisionPretraining(nn.Module):
             self.token_head(tokens),
         )
 
-    def encode(self, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pooled primary and auxiliary region vectors and image tokens of a batch."""
-        model = self.model
-        batch, height, width = rgb.shape[:3]
-        patch = model.config.vision.patch_size
-        rows, columns = height // patch, width // patch
-        grid = torch.tensor([[1, rows, columns]]).repeat(batch, 1)
-        patches = patchify(normalise_batch(rgb, CLIP), patch)
-        maps = model.primary_encoder(patches.flatten(0, 1), grid)
-        last = torch.cat([m.levels[-1] for m in maps])
-        primary = model.region_encoder.pool_primary((last,), boxes)
-        levels = model.auxiliary_encoder(normalise_batch(rgb, IMAGENET))
-        auxiliary = model.region_encoder.pool_auxiliary(levels, boxes)
-        return primary, auxiliary, torch.stack([m.image_tokens for m in maps])
+
+def encode_batch(model: VLMFO1, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pooled primary and auxiliary region vectors and image tokens of a batch of one size."""
+    assert model.primary_encoder is not None
+    assert model.auxiliary_encoder is not None
+    batch, height, width = rgb.shape[:3]
+    patch = model.config.vision.patch_size
+    grid = torch.tensor([[1, height // patch, width // patch]]).repeat(batch, 1)
+    patches = patchify(normalise_batch(rgb, CLIP), patch)
+    maps = model.primary_encoder(patches.flatten(0, 1), grid)
+    last = torch.cat([m.levels[-1] for m in maps])
+    primary = model.region_encoder.pool_primary((last,), boxes)
+    levels = model.auxiliary_encoder(normalise_batch(rgb, IMAGENET))
+    auxiliary = model.region_encoder.pool_auxiliary(levels, boxes)
+    return primary, auxiliary, torch.stack([m.image_tokens for m in maps])
 
 
 def token_classes(batch: SceneBatch, cell: int, background: int) -> Tensor:

@@ -64,7 +64,7 @@ def test_features_without_a_key_are_never_shared(stage):
 
 def test_cached_steps_equal_one_long_pass(stage):
     language = stage._language
-    ids = torch.randint(0, 512, (1, 20))
+    ids = torch.randint(0, language.config.vocab_size, (1, 20))
     positions = torch.arange(20).expand(3, 1, -1)
     embeddings = language.embed(ids)
     with torch.inference_mode():
