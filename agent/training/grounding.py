@@ -42,6 +42,9 @@ from agent.training.scenes import SceneSettings
 from agent.training.vision import IMAGENET, encode_batch, normalise_batch
 
 logger = logging.getLogger(__name__)
+_SURE_LOGIT = 8.0
+"""Margin of a classifier that is sure: there a region's token is as long as a slot vector."""
+_NUM_TURNS = 6
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,26 @@ class GroundingTraining(nn.Module):
         assert all(name.startswith("region_projector.") for name in missing), missing
         slots = {k.removeprefix("slots."): v for k, v in language.items() if k.startswith("slots.")}
         self.slots.load_state_dict(slots)
+        self._start_connector(vision)
+
+    @torch.no_grad()
+    def _start_connector(self, vision: dict[str, Tensor]) -> None:
+        """Start the connector as pretrained classifier followed by the classes' slot vectors.
+
+        Both maps are linear, so they fold into the connector's last layer: a region's token
+        starts as the slot vectors of all names, weighted by how much it looks like each.
+        """
+        language = self.model.language_model
+        assert language is not None
+        slots = self.slots(language.model.embed_tokens, torch.tensor(nano_concepts()))
+        head = vision["region_head.weight"][: len(slots)]
+        bias = vision["region_head.bias"][: len(slots)]
+        head, bias = head - head.mean(0), bias - bias.mean()
+        to_slots = slots.T / _SURE_LOGIT
+        first, _, last = self.model.region_projector
+        first.load_state_dict({k: vision[f"connector.0.{k}"] for k in ("weight", "bias")})
+        last.weight.copy_(to_slots @ head @ vision["connector.2.weight"])
+        last.bias.copy_(to_slots @ (head @ vision["connector.2.bias"] + bias))
 
     def features(self, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Region tokens (batch, num_boxes, hidden) and image tokens (batch, tokens, hidden)."""
@@ -130,7 +153,7 @@ def load_proposals(directory: Path) -> ProposalNetwork:
 
 @torch.no_grad()
 def proposed_boxes(
-    network: ProposalNetwork, batch: SceneBatch, *, limit: int = 48
+    network: ProposalNetwork, batch: SceneBatch, *, limit: int = 40
 ) -> tuple[Tensor, Tensor]:
     """Replace a batch's boxes by proposals: (batch, limit, 4) boxes and their classes.
 
@@ -191,12 +214,12 @@ def run(
         artwork=artwork,
         scenes=SceneSettings(
             concepts=concepts,
-            num_objects=(2, 32),
+            num_objects=(2, 26),
             object_px=(18.0, 110.0),
             restyle_probability=0.45,
             degrade_probability=0.5,
         ),
-        batch_size=12,
+        batch_size=8,
         sizes=((224, 224), (252, 196), (280, 224), (224, 280), (336, 280)),
     )
     rng = np.random.default_rng(5)
@@ -274,7 +297,9 @@ def pack(
         concepts = row[present].numpy()
         called = [names[c] if c >= 0 else None for c in concepts]
         scenes.append(
-            PackedScene.questions(builder, concepts, draw_turns(called, vocabulary, 8, rng), grid)
+            PackedScene.questions(
+                builder, concepts, draw_turns(called, vocabulary, _NUM_TURNS, rng), grid
+            )
         )
     return collate_packed(scenes)
 

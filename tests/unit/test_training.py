@@ -1,0 +1,176 @@
+"""Training parts: isolated questions, the mixture, the loop and the losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from agent.model.language_model import LanguageModel, SlotType
+from agent.sequence import SequenceBuilder
+from agent.training.batches import background_boxes, jitter_boxes, nano_concepts
+from agent.training.initialisation import initialise
+from agent.training.loop import LoopSettings, learning_rate, train
+from agent.training.mixture import draw_turns, grounded
+from agent.training.packing import PackedScene, collate_packed
+from agent.training.proposals import assign_locations, paired_iou
+from tests.unit.tiny_model import NAMES, tiny_config, tiny_tokenizer
+
+NAMES_IN_SCENE = ["dog", None, "cat", "dog"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+def test_packed_questions_equal_questions_asked_alone(tokenizer):
+    torch.manual_seed(0)
+    config = tiny_config(tokenizer.vocab_size)
+    language = LanguageModel(config.text, tie_word_embeddings=True).eval()
+    builder = SequenceBuilder(tokenizer)
+    turns = draw_turns(NAMES_IN_SCENE, NAMES, 4, np.random.default_rng(1))
+    concepts = np.zeros(4, dtype=int)
+
+    def logits(of_turns):
+        batch = collate_packed([PackedScene.questions(builder, concepts, of_turns, (2, 3))])
+        torch.manual_seed(7)
+        slots = torch.randn(1, 64, config.text.hidden_size)
+        embeddings = language.embed(batch.ids)
+        filled = (batch.slots != SlotType.TEXT)[..., None]
+        # The same vectors in the same slots, whatever follows the prefix.
+        embeddings = embeddings.masked_scatter(filled, slots)
+        hidden = language(embeddings, batch.positions, attention_mask=batch.mask)
+        return language.logits(hidden)[0], batch
+
+    with torch.inference_mode():
+        together, packed = logits(turns)
+        for number, turn in enumerate(turns):
+            alone, single = logits([turn])
+            wanted = single.labels[0] != -100
+            count = int(wanted.sum())
+            answered = torch.nonzero(packed.labels[0] != -100).flatten()
+            start = sum(int((logits([t])[1].labels != -100).sum()) for t in turns[:number])
+            rows = answered[start : start + count] - 1
+            expected = alone[torch.nonzero(wanted).flatten() - 1]
+            torch.testing.assert_close(together[rows], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_pointers_name_the_slot_of_the_next_region(tokenizer):
+    builder = SequenceBuilder(tokenizer)
+    turns = draw_turns(["dog", "dog"], NAMES, 3, np.random.default_rng(0))
+    batch = collate_packed([PackedScene.questions(builder, np.zeros(2, int), turns, None)])
+    for position in torch.nonzero(batch.pointers[0] >= 0).flatten().tolist():
+        slot = int(batch.pointers[0, position])
+        assert batch.slots[0, slot] == SlotType.REGION
+        assert batch.ids[0, slot - 1] == batch.labels[0, position + 1]
+
+
+def test_turns_are_true():
+    rng = np.random.default_rng(0)
+    for turn in draw_turns(NAMES_IN_SCENE, NAMES, 200, rng):
+        if turn.kind == "absent":
+            assert "dog" not in turn.answer
+            assert "cat" not in turn.answer
+            assert turn.answer.endswith("<objects></objects>")
+        if turn.kind == "detect":
+            assert turn.answer in {grounded("dog", [0, 3]), grounded("cat", [2])}
+
+
+def test_the_nano_concepts_are_known_and_many():
+    assert len(nano_concepts()) >= 300
+
+
+def test_boxes_for_training_stay_sound():
+    rng = np.random.default_rng(0)
+    boxes = np.array([[10, 10, 60, 50], [70, 70, 99, 99]], dtype=np.float32)
+    moved = jitter_boxes(boxes, 0.2, 100, 100, rng)
+    assert (moved[:, 2:] - moved[:, :2] >= 4).all()
+    empty = torch.from_numpy(background_boxes(boxes, 6, 100, 100, rng))
+    assert len(empty) <= 6
+    if len(empty):
+        overlap = paired_iou(empty[:, None], torch.from_numpy(boxes)[None])[0]
+        assert float(overlap.max()) < 0.25
+
+
+def test_every_object_has_a_location_that_learns_it():
+    truth = torch.tensor([[[0.1, 0.1, 0.16, 0.15], [0.4, 0.4, 0.9, 0.95], [0.0, 0.0, 0.0, 0.0]]])
+    present = torch.tensor([[True, True, False]])
+    assigned = assign_locations(truth, present, 224)
+    assert set(assigned.unique().tolist()) == {-1, 0, 1}
+
+
+def test_circuits_look_one_token_back(tokenizer):
+    torch.manual_seed(0)
+    config = tiny_config(tokenizer.vocab_size)
+    config.text.num_hidden_layers = 4
+    config.text.layer_types = ["full_attention"] * 4
+    config.text.hidden_size, config.text.num_attention_heads = 256, 8
+    config.text.num_key_value_heads = 8
+    config.text.rope_parameters["mrope_section"] = [4, 6, 6]
+    language = LanguageModel(config.text, tie_word_embeddings=True)
+    initialise(language)
+    language.model.set_attn_implementation("eager")
+    ids = torch.randint(0, tokenizer.vocab_size, (1, 40))
+    output = language.model(
+        inputs_embeds=language.embed(ids),
+        position_ids=torch.arange(40).expand(3, 1, -1),
+        output_attentions=True,
+        use_cache=False,
+    )
+    back = output.attentions[0][0, :4].diagonal(offset=-1, dim1=1, dim2=2)
+    assert float(back.detach().min()) > 0.9
+
+
+class Line(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+
+def numbers(start: int) -> Iterator[float]:
+    step = start
+    while True:
+        yield float(np.random.default_rng(step).normal())
+        step += 1
+
+
+def fit(directory, steps, stop_at):
+    torch.manual_seed(0)
+    line = Line()
+
+    def step(x):
+        loss = (line.weight - 3.0 - 0.01 * x).pow(2).sum()
+        return loss, {}
+
+    settings = LoopSettings(steps=steps, learning_rate=0.1, warmup_steps=5, save_every=10)
+    train(line, step, numbers, settings if stop_at is None else _shortened(settings, stop_at),
+          directory)  # fmt: skip
+    return float(line.weight)
+
+
+def _shortened(settings, stop_at):
+    class Interrupted(LoopSettings):
+        pass
+
+    short = Interrupted(**{**settings.__dict__})
+    object.__setattr__(short, "steps", stop_at)
+    object.__setattr__(short, "decay_share", 1.0 - settings.steps * 0.75 / stop_at)
+    return short
+
+
+def test_resuming_gives_the_same_weights(tmp_path):
+    straight = fit(tmp_path / "straight", 40, None)
+    fit(tmp_path / "broken", 40, 20)
+    assert fit(tmp_path / "broken", 40, None) == pytest.approx(straight, abs=1e-6)
+
+
+def test_schedule():
+    settings = LoopSettings(steps=100, learning_rate=1.0, warmup_steps=10)
+    assert learning_rate(settings, 0) == pytest.approx(0.1)
+    assert learning_rate(settings, 50) == 1.0
+    assert learning_rate(settings, 87) == pytest.approx(13 / 25)
+    assert learning_rate(settings, 100) == 0.0
