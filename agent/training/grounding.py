@@ -42,9 +42,9 @@ from agent.training.scenes import SceneSettings
 from agent.training.vision import IMAGENET, encode_batch, normalise_batch
 
 logger = logging.getLogger(__name__)
-_SURE_LOGIT = 8.0
-"""Margin of a classifier that is sure: there a region's token is as long as a slot vector."""
 _NUM_TURNS = 6
+_WARM_UP_BATCHES = 160
+_WARM_UP_STEPS = 2500
 
 
 @dataclass(frozen=True)
@@ -79,26 +79,6 @@ class GroundingTraining(nn.Module):
         assert all(name.startswith("region_projector.") for name in missing), missing
         slots = {k.removeprefix("slots."): v for k, v in language.items() if k.startswith("slots.")}
         self.slots.load_state_dict(slots)
-        self._start_connector(vision)
-
-    @torch.no_grad()
-    def _start_connector(self, vision: dict[str, Tensor]) -> None:
-        """Start the connector as pretrained classifier followed by the classes' slot vectors.
-
-        Both maps are linear, so they fold into the connector's last layer: a region's token
-        starts as the slot vectors of all names, weighted by how much it looks like each.
-        """
-        language = self.model.language_model
-        assert language is not None
-        slots = self.slots(language.model.embed_tokens, torch.tensor(nano_concepts()))
-        head = vision["region_head.weight"][: len(slots)]
-        bias = vision["region_head.bias"][: len(slots)]
-        head, bias = head - head.mean(0), bias - bias.mean()
-        to_slots = slots.T / _SURE_LOGIT
-        first, _, last = self.model.region_projector
-        first.load_state_dict({k: vision[f"connector.0.{k}"] for k in ("weight", "bias")})
-        last.weight.copy_(to_slots @ head @ vision["connector.2.weight"])
-        last.bias.copy_(to_slots @ (head @ vision["connector.2.bias"] + bias))
 
     def features(self, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Region tokens (batch, num_boxes, hidden) and image tokens (batch, tokens, hidden)."""
@@ -122,16 +102,21 @@ class GroundingTraining(nn.Module):
             embeddings = embeddings.masked_scatter(here, values.to(embeddings.dtype))
         return attended_logits(language, embeddings, batch)
 
+    def name_vectors(self) -> Tensor:
+        """(num_names, hidden): what the language model expects in the slot of each name."""
+        language = self.model.language_model
+        assert language is not None
+        everything = torch.arange(len(self.slots.table))
+        vectors: Tensor = self.slots(language.model.embed_tokens, everything)
+        return vectors
+
     def contrast(self, regions: Tensor, concepts: Tensor) -> Tensor:
         """Cross entropy of each region token against the slot vectors of all names.
 
         Pulls a region's token to where the language model looks for its name; the LM itself
         is not needed for that, so alignment takes minutes.
         """
-        language = self.model.language_model
-        assert language is not None
-        everything = torch.arange(len(self.slots.table))
-        table = self.slots(language.model.embed_tokens, everything)
+        table = self.name_vectors()
         scaled = nn.functional.normalize(regions.float(), dim=-1) * 16.0
         similarity = scaled @ nn.functional.normalize(table.float(), dim=-1).T
         return nn.functional.cross_entropy(similarity, concepts)
@@ -249,9 +234,51 @@ def run(
             "token": token_accuracy(logits.detach(), packed.labels),
         }
 
+    if stage == "align" and not (directory / "checkpoint.pt").is_file():
+        warm_up_connector(module, batches_from(settings, 1_000_000), concept_of,
+                          steps=_WARM_UP_STEPS)  # fmt: skip
     loop = LoopSettings(steps=steps, learning_rate=rate, warmup_steps=30, weight_decay=0.01,
                         decay_share=0.4, save_every=50)  # fmt: skip
     train(module, step, lambda start: batches_from(settings, start), loop, directory)
+
+
+def warm_up_connector(
+    module: GroundingTraining, batches: Iterator[SceneBatch], concept_of: Tensor, *, steps: int
+) -> None:
+    """Train the connector on fused features that are computed once.
+
+    Everything before the connector is frozen, so a few hundred batches serve thousands of steps.
+    A token is pulled to its name's slot vector, a background's to nothing.
+    """
+    fused, ids = [], []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for _ in range(_WARM_UP_BATCHES):
+            batch = next(batches)
+            primary, auxiliary, _ = encode_batch(module.model, batch.rgb, batch.boxes)
+            size = torch.tensor([batch.rgb.shape[2], batch.rgb.shape[1]] * 2)
+            joined = module.model.region_encoder.fuse(primary, auxiliary, batch.boxes / size)
+            real = batch.classes > -2
+            fused.append(joined[real].float())
+            ids.append(concept_of[batch.classes[real]])
+    features, concepts = torch.cat(fused), torch.cat(ids)
+    vectors = module.name_vectors().detach()
+    target = vectors[concepts.clamp(min=0)] * (concepts >= 0)[:, None]
+    connector = module.model.region_projector
+    optimizer = torch.optim.AdamW(connector.parameters(), lr=2e-3, weight_decay=0.05)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * (1.0 - step / steps)
+        rows = torch.randint(len(features), (1024,))
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens = connector(features[rows]).float()
+        named = concepts[rows] >= 0
+        contrast = module.contrast(tokens[named], concepts[rows][named])
+        loss = contrast + nn.functional.mse_loss(tokens, target[rows]) / vectors.var()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 250 == 0 or step + 1 == steps:
+            logger.info("connector step %d: contrast %.3f", step, float(contrast.detach()))
 
 
 def batches_from(settings: BatchSettings, start: int) -> Iterator[SceneBatch]:

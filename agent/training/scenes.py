@@ -274,11 +274,17 @@ def load_composer(cache_dir: Path, settings: SceneSettings) -> SceneComposer:
     return SceneComposer(atlas, load_backgrounds(cache_dir), settings)
 
 
-def write_coco(directory: Path, scenes: Iterable[Scene], concepts: tuple[Concept, ...]) -> None:
+def write_coco(
+    directory: Path,
+    scenes: Iterable[Scene],
+    concepts: tuple[Concept, ...],
+    *,
+    chosen: tuple[int, ...] | None = None,
+) -> None:
     """Write scenes as a COCO detection set: `annotations.json` and `images/*.jpg`.
 
-    File names in the annotations are relative to `directory`. Every concept is a category, with
-    its id plus one, because 0 is not a category in COCO.
+    File names in the annotations are relative to `directory`. Every concept (of `chosen`, if
+    given) is a category, with its id plus one, because 0 is not a category in COCO.
     """
     (directory / "images").mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
@@ -302,7 +308,11 @@ def write_coco(directory: Path, scenes: Iterable[Scene], concepts: tuple[Concept
                     "iscrowd": 0,
                 }
             )
-    categories = [{"id": k + 1, "name": concept.label} for k, concept in enumerate(concepts)]
+    categories = [
+        {"id": k + 1, "name": concept.label}
+        for k, concept in enumerate(concepts)
+        if chosen is None or k in set(chosen)
+    ]
     document = {"images": images, "annotations": annotations, "categories": categories}
     (directory / "annotations.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
 
@@ -314,6 +324,7 @@ def main() -> None:
     coco = commands.add_parser("coco", help="a COCO detection set")
     coco.add_argument("--num", type=int, default=200, help="number of scenes")
     coco.add_argument("--split", choices=SPLITS, default="val")
+    coco.add_argument("--labels-file", type=Path, help="JSON list of the only labels to use")
     video = commands.add_parser("video", help="a moving scene as MP4, with tracks as JSON")
     video.add_argument("--size", type=int, nargs=2, default=(480, 360), metavar=("W", "H"))
     video.add_argument("--fps", type=float, default=15.0)
@@ -330,12 +341,21 @@ def main() -> None:
     arguments = parser.parse_args()
     families = tuple(arguments.families.split(","))
     if arguments.command == "coco":
-        composer = load_composer(arguments.cache_dir, SceneSettings(families=families))
+        chosen = _chosen_concepts(arguments.labels_file)
+        settings = SceneSettings(families=families, concepts=chosen)
+        composer = load_composer(arguments.cache_dir, settings)
         indices = range(arguments.seed, arguments.seed + arguments.num)
         scenes = (composer.compose_split(arguments.split, index) for index in indices)
-        write_coco(arguments.out, scenes, load_concepts())
+        write_coco(arguments.out, scenes, load_concepts(), chosen=chosen)
     else:
         _write_video(arguments, families)
+
+
+def _chosen_concepts(labels_file: Path | None) -> tuple[int, ...] | None:
+    if labels_file is None:
+        return None
+    names = set(json.loads(labels_file.read_text(encoding="utf-8")))
+    return tuple(k for k, concept in enumerate(load_concepts()) if concept.label in names)
 
 
 def _write_video(arguments: argparse.Namespace, families: tuple[str, ...]) -> None:

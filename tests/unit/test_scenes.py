@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import pytest
 
-from agent.training import moving
 from agent.training.artwork import (
     ALL_FAMILIES,
     SPRITE_PX,
@@ -291,12 +290,7 @@ def test_moving_scene_repeats(atlas: Atlas) -> None:
     np.testing.assert_array_equal(one.xyxy, other.xyxy)
 
 
-@pytest.mark.parametrize("with_codec", [True, False])
-def test_video_and_its_truth(
-    atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_codec: bool
-) -> None:
-    if not with_codec:
-        monkeypatch.setattr(moving.importlib.util, "find_spec", lambda name: None)
+def test_video_and_its_truth(atlas: Atlas, tmp_path: Path) -> None:
     path = tmp_path / "scene.mp4"
     labels = tuple(f"shape {k}" for k in range(NUM_SHAPES))
     write_video(path, MovingScene(atlas, (), replace(MOVING, duration_s=1.0), 2), labels)

@@ -149,7 +149,7 @@ def fit(directory, steps, stop_at):
     settings = LoopSettings(steps=steps, learning_rate=0.1, warmup_steps=5, save_every=10)
     train(line, step, numbers, settings if stop_at is None else _shortened(settings, stop_at),
           directory)  # fmt: skip
-    return float(line.weight)
+    return float(line.weight.detach())
 
 
 def _shortened(settings, stop_at):
