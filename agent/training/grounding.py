@@ -43,8 +43,8 @@ from agent.training.vision import IMAGENET, encode_batch, normalise_batch
 
 logger = logging.getLogger(__name__)
 _NUM_TURNS = 6
-_WARM_UP_BATCHES = 160
-_WARM_UP_STEPS = 2500
+_WARM_UP_BATCHES = 260
+_WARM_UP_STEPS = 2000
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,10 @@ class GroundingTraining(nn.Module):
         assert all(name.startswith("region_projector.") for name in missing), missing
         slots = {k.removeprefix("slots."): v for k, v in language.items() if k.startswith("slots.")}
         self.slots.load_state_dict(slots)
+        # The connector's first layer comes from the towers' classifier; a fresh one would learn
+        # the few thousand regions of alignment by heart.
+        first = self.model.get_submodule("region_projector.0")
+        first.load_state_dict({k: vision[f"connector.0.{k}"] for k in ("weight", "bias")})
 
     def features(self, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Region tokens (batch, num_boxes, hidden) and image tokens (batch, tokens, hidden)."""
@@ -235,22 +239,41 @@ def run(
         }
 
     if stage == "align" and not (directory / "checkpoint.pt").is_file():
-        warm_up_connector(module, batches_from(settings, 1_000_000), concept_of,
-                          steps=_WARM_UP_STEPS)  # fmt: skip
+        dense = replace(
+            settings,
+            batch_size=16,
+            sizes=((224, 224), (196, 224), (224, 196)),
+            scenes=replace(settings.scenes, num_objects=(14, 40)),
+        )
+        warm_up_connector(
+            module,
+            batches_from(dense, 1_000_000),
+            torch.tensor(concepts),
+            load_module_state(pretrained.vision),
+            steps=_WARM_UP_STEPS,
+        )
     loop = LoopSettings(steps=steps, learning_rate=rate, warmup_steps=30, weight_decay=0.01,
                         decay_share=0.4, save_every=50)  # fmt: skip
     train(module, step, lambda start: batches_from(settings, start), loop, directory)
 
 
 def warm_up_connector(
-    module: GroundingTraining, batches: Iterator[SceneBatch], concept_of: Tensor, *, steps: int
+    module: GroundingTraining,
+    batches: Iterator[SceneBatch],
+    concepts: Tensor,
+    vision: dict[str, Tensor],
+    *,
+    steps: int,
 ) -> None:
-    """Train the connector on fused features that are computed once.
+    """Train the connector on fused features that are computed once, from the towers' classifier.
 
     Everything before the connector is frozen, so a few hundred batches serve thousands of steps.
-    A token is pulled to its name's slot vector, a background's to nothing.
+    The classifier's doubts are the targets: hard labels would be learned by heart. A token is
+    pulled to the mixture of slot vectors that the classifier believes in, nothing for background.
+    A tenth of the regions is held out and logged.
     """
-    fused, ids = [], []
+    connector = module.model.region_projector
+    fused, classes = [], []
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for _ in range(_WARM_UP_BATCHES):
             batch = next(batches)
@@ -259,26 +282,48 @@ def warm_up_connector(
             joined = module.model.region_encoder.fuse(primary, auxiliary, batch.boxes / size)
             real = batch.classes > -2
             fused.append(joined[real].float())
-            ids.append(concept_of[batch.classes[real]])
-    features, concepts = torch.cat(fused), torch.cat(ids)
-    vectors = module.name_vectors().detach()
-    target = vectors[concepts.clamp(min=0)] * (concepts >= 0)[:, None]
-    connector = module.model.region_projector
+            classes.append(batch.classes[real])
+    features, labels = torch.cat(fused), torch.cat(classes)
+    believed = classify(features, vision)
+    names = module.name_vectors().detach()
+    mixture = believed[:, :-1] @ names[concepts]
+    split = len(features) * 9 // 10
+    held_out = torch.arange(split, len(features))[labels[split:] >= 0]
+    directions = nn.functional.normalize(names, dim=-1)
     optimizer = torch.optim.AdamW(connector.parameters(), lr=2e-3, weight_decay=0.05)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * (1.0 - step / steps)
-        rows = torch.randint(len(features), (1024,))
+        rows = torch.randint(split, (1024,))
         with torch.autocast("cpu", torch.bfloat16):
             tokens = connector(features[rows]).float()
-        named = concepts[rows] >= 0
-        contrast = module.contrast(tokens[named], concepts[rows][named])
-        loss = contrast + nn.functional.mse_loss(tokens, target[rows]) / vectors.var()
+        similarity = 16.0 * nn.functional.normalize(tokens, dim=-1) @ directions[concepts].T
+        foreground = believed[rows, :-1]
+        contrast = -(foreground * similarity.log_softmax(-1)).sum() / foreground.sum()
+        loss = contrast + nn.functional.mse_loss(tokens, mixture[rows]) / names.var()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if step % 250 == 0 or step + 1 == steps:
-            logger.info("connector step %d: contrast %.3f", step, float(contrast.detach()))
+            with torch.no_grad():
+                found = (connector(features[held_out]) @ directions.T).argmax(-1)
+                right = (found == concepts[labels[held_out]]).float().mean()
+            logger.info("connector step %d: contrast %.3f, held-out top-1 %.3f of %d names",
+                        step, float(contrast.detach()), float(right), len(names))  # fmt: skip
+
+
+@torch.no_grad()
+def classify(features: Tensor, vision: dict[str, Tensor]) -> Tensor:
+    """(regions, classes + 1) probabilities by the classifier of the vision stage."""
+    hidden = features
+    for name, activation in (
+        ("connector.0", nn.GELU()),
+        ("connector.2", None),
+        ("region_head", None),
+    ):
+        hidden = nn.functional.linear(hidden, vision[f"{name}.weight"], vision[f"{name}.bias"])
+        hidden = hidden if activation is None else activation(hidden)
+    return hidden.softmax(-1)
 
 
 def batches_from(settings: BatchSettings, start: int) -> Iterator[SceneBatch]:
