@@ -79,6 +79,8 @@ def train(
     optimizer = build_optimizer(module, settings)
     checkpoint = directory / "checkpoint.pt"
     start = resume(module, optimizer, checkpoint)
+    if start >= settings.steps:
+        save(module, optimizer, checkpoint, start)
     stream = batches(start)
     figures: dict[str, list[float]] = {}
     data_s, began = 0.0, time.perf_counter()
