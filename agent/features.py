@@ -7,7 +7,7 @@ leave an encoder. NumPy only, so the ingress can handle them without loading tor
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -93,7 +93,6 @@ class StageTimings:
     auxiliary_s: float = 0.0
     language_s: float = 0.0
     total_s: float = 0.0
-    extra: dict[str, float] = field(default_factory=dict)
 
 
 class Stages(Protocol):

@@ -62,26 +62,23 @@ class PromptTokenizer:
         return int(self._tokenizer.get_vocab_size())
 
     def control(self, token: str) -> int:
-        """Id of a control token."""
-        return self._tokenizer_id(token)
+        """Id of a control token.
 
-    def region(self, index: int) -> int:
-        """Id of `<regionN>`."""
-        return self._tokenizer_id(region_token(index))
-
-    def _tokenizer_id(self, token: str) -> int:
+        Raises:
+            CheckpointMismatch: the tokenizer lacks it.
+        """
         found = self._tokenizer.token_to_id(token)
         if found is None:
             raise CheckpointMismatch(f"the tokenizer lacks the control token {token!r}")
         return int(found)
 
+    def region(self, index: int) -> int:
+        """Id of `<regionN>`."""
+        return self.control(region_token(index))
+
     def encode(self, text: str) -> list[int]:
         """Ids of text; control tokens in it count."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
-
-    def piece(self, token_id: int) -> str:
-        """The text of one token, control tokens kept."""
-        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of several tokens (bytes of one character may span tokens)."""

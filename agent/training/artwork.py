@@ -87,6 +87,12 @@ def load_concepts() -> tuple[Concept, ...]:
     )
 
 
+def concept_ids(labels_file: Path) -> tuple[int, ...]:
+    """Ids, in order, of the concepts whose labels a JSON list names."""
+    names = set(json.loads(labels_file.read_text(encoding="utf-8")))
+    return tuple(k for k, concept in enumerate(load_concepts()) if concept.label in names)
+
+
 def require_training_families(families: tuple[str, ...]) -> None:
     """Raise ValueError unless every family may be trained on."""
     held_out = [family for family in families if family not in TRAINING_FAMILIES]

@@ -5,7 +5,6 @@ Composition runs in a worker process beside the training step. Knows no model an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from agent.detections import FloatArray, box_iou
-from agent.training.artwork import load_concepts
+from agent.training.artwork import concept_ids, load_concepts
 from agent.training.scenes import Scene, SceneComposer, SceneSettings, load_composer
 
 BACKGROUND = -1
@@ -25,8 +24,7 @@ PADDING = -2
 
 def nano_concepts() -> tuple[int, ...]:
     """Concept ids the nano model is trained on, in order of id."""
-    names = set(json.loads((Path(__file__).parent / "nano_concepts.json").read_text()))
-    return tuple(i for i, concept in enumerate(load_concepts()) if concept.label in names)
+    return concept_ids(Path(__file__).parent / "nano_concepts.json")
 
 
 @dataclass

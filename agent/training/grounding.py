@@ -86,12 +86,16 @@ class GroundingTraining(nn.Module):
         first = self.model.get_submodule("region_projector.0")
         first.load_state_dict({k: vision[f"connector.0.{k}"] for k in ("weight", "bias")})
 
-    def features(self, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Region tokens (batch, num_boxes, hidden) and image tokens (batch, tokens, hidden)."""
+    def fused(self, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Fused region features (batch, num_boxes, region_width) and raw image tokens."""
         primary, auxiliary, image = encode_batch(self.model, rgb, boxes)
         height, width = rgb.shape[1:3]
         size = torch.tensor([width, height, width, height])
-        fused = self.model.region_encoder.fuse(primary, auxiliary, boxes / size)
+        return self.model.region_encoder.fuse(primary, auxiliary, boxes / size), image
+
+    def features(self, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Region tokens (batch, num_boxes, hidden) and image tokens (batch, tokens, hidden)."""
+        fused, image = self.fused(rgb, boxes)
         return self.model.region_projector(fused), self.model.image_projector(image)
 
     def forward(self, batch: PackedBatch, regions: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -275,9 +279,7 @@ def fused_regions(
     with torch.autocast("cpu", torch.bfloat16):
         for _ in range(count):
             batch = next(batches)
-            primary, auxiliary, _ = encode_batch(module.model, batch.rgb, batch.boxes)
-            size = torch.tensor([batch.rgb.shape[2], batch.rgb.shape[1]] * 2)
-            joined = module.model.region_encoder.fuse(primary, auxiliary, batch.boxes / size)
+            joined, _ = module.fused(batch.rgb, batch.boxes)
             real = batch.classes > -2
             fused.append(joined[real].float())
             classes.append(batch.classes[real])
@@ -411,7 +413,7 @@ def rehearse(
 
 def batches_from(settings: BatchSettings, start: int) -> Iterator[SceneBatch]:
     """Scenes no pretraining stage has seen: counted from far beyond theirs."""
-    return iter(batch_loader(replace(settings), start=10_000_000 + start))
+    return iter(batch_loader(settings, start=10_000_000 + start))
 
 
 def freeze_for(module: GroundingTraining, stage: str) -> None:

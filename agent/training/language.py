@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +37,6 @@ IGNORED = -100
 def build_tokenizer() -> PromptTokenizer:
     """The nano tokenizer: a function of the concept list alone."""
     return train_tokenizer(corpus([concept.label for concept in load_concepts()]), VOCAB_SIZE)
-
-
-@dataclass(frozen=True)
-class SymbolicScene:
-    """Names in place of pictures."""
-
-    names: list[str | None]
-    num_image_cells: tuple[int, int] | None
 
 
 class NameSlots(nn.Module):

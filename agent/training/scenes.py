@@ -22,6 +22,7 @@ from agent.training.artwork import (
     TRAINING_FAMILIES,
     Atlas,
     Concept,
+    concept_ids,
     load_backgrounds,
     load_concepts,
     require_training_families,
@@ -308,11 +309,8 @@ def write_coco(
                     "iscrowd": 0,
                 }
             )
-    categories = [
-        {"id": k + 1, "name": concept.label}
-        for k, concept in enumerate(concepts)
-        if chosen is None or k in set(chosen)
-    ]
+    listed = range(len(concepts)) if chosen is None else chosen
+    categories = [{"id": k + 1, "name": concepts[k].label} for k in listed]
     document = {"images": images, "annotations": annotations, "categories": categories}
     (directory / "annotations.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
 
@@ -341,7 +339,7 @@ def main() -> None:
     arguments = parser.parse_args()
     families = tuple(arguments.families.split(","))
     if arguments.command == "coco":
-        chosen = _chosen_concepts(arguments.labels_file)
+        chosen = concept_ids(arguments.labels_file) if arguments.labels_file else None
         settings = SceneSettings(families=families, concepts=chosen)
         composer = load_composer(arguments.cache_dir, settings)
         indices = range(arguments.seed, arguments.seed + arguments.num)
@@ -349,13 +347,6 @@ def main() -> None:
         write_coco(arguments.out, scenes, load_concepts(), chosen=chosen)
     else:
         _write_video(arguments, families)
-
-
-def _chosen_concepts(labels_file: Path | None) -> tuple[int, ...] | None:
-    if labels_file is None:
-        return None
-    names = set(json.loads(labels_file.read_text(encoding="utf-8")))
-    return tuple(k for k, concept in enumerate(load_concepts()) if concept.label in names)
 
 
 def _write_video(arguments: argparse.Namespace, families: tuple[str, ...]) -> None:
