@@ -36,7 +36,7 @@ class SequenceBuilder:
     """Writes prompts the way the model was trained to read them."""
 
     def __init__(self, tokenizer: PromptTokenizer) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         control = tokenizer.control
         start, end = control("<|im_start|>"), control("<|im_end|>")
         newline = tokenizer.encode("\n")
@@ -59,18 +59,18 @@ class SequenceBuilder:
         ids += self._after_image
         slots += [SlotType.TEXT] * len(self._after_image)
         for index in range(num_regions):
-            ids += [self._tokenizer.region(index), 0]
+            ids += [self.tokenizer.region(index), 0]
             slots += [SlotType.TEXT, SlotType.REGION]
         return self._sequence(ids, slots, merged_grid, start=0)
 
     def question(self, text: str, *, start: int) -> Sequence:
         """The user's words and the opening of the answer, from position `start` on."""
-        ids = [*self._tokenizer.encode("\n" + text), *self._after_text]
+        ids = [*self.tokenizer.encode("\n" + text), *self._after_text]
         return self._sequence(ids, [SlotType.TEXT] * len(ids), None, start=start)
 
     def answer(self, text: str, *, start: int) -> Sequence:
         """A complete answer with its end token (training)."""
-        ids = [*self._tokenizer.encode(text), self.end_of_turn]
+        ids = [*self.tokenizer.encode(text), self.end_of_turn]
         return self._sequence(ids, [SlotType.TEXT] * len(ids), None, start=start)
 
     def _sequence(

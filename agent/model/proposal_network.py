@@ -68,7 +68,7 @@ def nano_proposal_config() -> OmDetTurboConfig:
     width = 96
     return OmDetTurboConfig(
         backbone_config=SwinConfig(
-            image_size=320,
+            image_size=384,
             patch_size=4,
             embed_dim=32,
             depths=[1, 1, 2, 1],
@@ -90,7 +90,7 @@ def nano_proposal_config() -> OmDetTurboConfig:
         ).to_dict(),
         # The native Swin backbone normalises its maps itself; timm's does not.
         apply_layernorm_after_vision_backbone=False,
-        image_size=320,
+        image_size=384,
         text_projection_in_dim=32,
         text_projection_out_dim=32,
         task_encoder_hidden_dim=64,

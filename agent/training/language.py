@@ -23,14 +23,17 @@ from agent.tokenizer import PromptTokenizer, train_tokenizer
 from agent.training.artwork import load_concepts
 from agent.training.initialisation import initialise
 from agent.training.loop import LoopSettings, train
-from agent.training.mixture import corpus, draw_turns
+from agent.training.mixture import corpus, draw_turns, naming_turns
 from agent.training.packing import PackedBatch, PackedScene, collate_packed
 
 logger = logging.getLogger(__name__)
 VOCAB_SIZE = 3072
 POINTER_LAYER = 2
 POINTER_HEADS = 4
-"""Heads whose attention is taught to look at the region that is named next."""
+"""Heads whose attention is taught to look at the region that is pointed at next."""
+NAMING_HEADS = slice(POINTER_HEADS, 2 * POINTER_HEADS)
+"""Heads taught, while a region is described, to look where the question names it: one layer
+earlier the copying heads have brought that region's slot there."""
 IGNORED = -100
 
 
@@ -168,13 +171,19 @@ class SymbolicCurriculum:
             scenes.append(PackedScene.causal(once * 2, slots, labels, np.zeros(0, dtype=int)))
         return collate_packed(scenes)
 
-    def chat(self, batch_size: int, num_turns: int = 6) -> PackedBatch:
-        """Whole prompts as the service writes them, several isolated questions a scene."""
+    def chat(self, batch_size: int, num_turns: int = 6, *, naming: bool = False) -> PackedBatch:
+        """Whole prompts as the service writes them, several isolated questions a scene.
+
+        `naming` asks only what regions are.
+        """
         scenes = []
         for _ in range(batch_size):
             concepts = self.draw_concepts()
             names = [self.names[c] if c >= 0 else None for c in concepts]
-            turns = draw_turns(names, self.names, num_turns, self._rng)
+            if naming:
+                turns = naming_turns(names, num_turns, self._rng)
+            else:
+                turns = draw_turns(names, self.names, num_turns, self._rng)
             side = int(self._rng.integers(3, 8))
             grid = (side, int(self._rng.integers(3, 8))) if self._rng.random() < 0.5 else None
             scenes.append(PackedScene.questions(self.builder, concepts, turns, grid))
@@ -200,6 +209,8 @@ def run(directory: Path, *, steps: int, chat_from: int, rate: float = 2e-3) -> N
             draw = rng.random()
             if draw < copying:
                 yield "copy", curriculum.copying(48)
+            elif step >= chat_from and draw < copying + 0.3:
+                yield "name", curriculum.chat(10, num_turns=12, naming=True)
             elif step >= chat_from and draw < copying + 0.7:
                 yield "chat", curriculum.chat(16)
             else:
@@ -211,7 +222,7 @@ def run(directory: Path, *, steps: int, chat_from: int, rate: float = 2e-3) -> N
             logits, attention = forward_packed(module, batch, noise=0.35)
         loss = lm_loss(logits, batch.labels)
         if kind != "copy":
-            loss = loss + 0.5 * pointing_loss(attention, batch)
+            loss = loss + 0.5 * pointing_loss(attention, batch) + 0.5 * naming_loss(attention, batch)
         reached = token_accuracy(logits, batch.labels)
         if kind == "copy":
             curriculum.copying_accuracy = 0.8 * curriculum.copying_accuracy + 0.2 * reached
@@ -264,8 +275,22 @@ def pointing_loss(attention: Tensor, batch: PackedBatch) -> Tensor:
 
     The language model loss alone finds this circuit too, but takes ten times the steps.
     """
-    row, position = torch.nonzero(batch.pointers >= 0, as_tuple=True)
+    return attention_loss(attention[:, :POINTER_HEADS], batch.pointers)
+
+
+def naming_loss(attention: Tensor, batch: PackedBatch) -> Tensor:
+    """How little the naming heads look at the region token of the question being answered."""
+    return attention_loss(attention[:, NAMING_HEADS], batch.asked)
+
+
+def attention_loss(attention: Tensor, target: Tensor) -> Tensor:
+    """Mean negative log attention paid to `target` (batch, length), where it is not -1.
+
+    Args:
+        attention: (batch, heads, length, length).
+    """
+    row, position = torch.nonzero(target >= 0, as_tuple=True)
     if not len(row):
         return attention.new_zeros(())
-    looked = attention[row, :POINTER_HEADS, position, batch.pointers[row, position]]
+    looked = attention[row, :, position, target[row, position]]
     return -looked.float().clamp(min=1e-6).log().mean()

@@ -23,6 +23,8 @@ class Turn:
     kind: str
     question: str
     answer: str
+    region: int | None = None
+    """The region the question is about, if it names one."""
 
 
 def grounded(label: str, regions: list[int]) -> str:
@@ -55,13 +57,24 @@ def draw_turns(
             label = present[int(rng.integers(len(present)))]
             turns.append(Turn("detect", Task.detect(label).text, grounded(label, places[label])))
         elif draw < ABSENT_SHARE + DETECT_SHARE + NAME_SHARE:
-            index = int(rng.choice([i for i, name in enumerate(names) if name is not None]))
-            turns.append(Turn("name", Task.name_region(index).text, str(names[index])))
+            turns += naming_turns(names, 1, rng)
         else:
             label = present[int(rng.integers(len(present)))]
             answer = f"{grounded(label, places[label])} {len(places[label])}"
             turns.append(Turn("count", Task.count(label).text, answer))
     return turns
+
+
+def naming_turns(
+    names: list[str | None], num_turns: int, rng: np.random.Generator
+) -> list[Turn]:
+    """Questions what a region is, about regions that have a name; none if no region has."""
+    known = [index for index, name in enumerate(names) if name is not None]
+    chosen = rng.choice(known, size=num_turns) if known else []
+    return [
+        Turn("name", Task.name_region(int(index)).text, str(names[index]), int(index))
+        for index in chosen
+    ]
 
 
 def _absent(places: dict[str, list[int]], vocabulary: list[str], rng: np.random.Generator) -> str:

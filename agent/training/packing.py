@@ -32,6 +32,9 @@ class PackedScene:
     concepts: Tensor
     """(num_regions,) concept of each region slot, -1 for none; empty where slots come from
     pictures."""
+    asked: Tensor
+    """(length,) where the next token says what a region is: the position at which the question
+    names that region; else -1."""
 
     @classmethod
     def causal(
@@ -46,6 +49,7 @@ class PackedScene:
             torch.arange(length).expand(3, -1),
             torch.zeros(length, dtype=torch.long),
             torch.as_tensor(concepts, dtype=torch.long),
+            torch.full((length,), -1),
         )
 
     @classmethod
@@ -60,13 +64,20 @@ class PackedScene:
         prefix = builder.prefix(merged_grid, len(concepts))
         parts, labels = [prefix], [torch.full((len(prefix),), _IGNORED)]
         segments = [torch.zeros(len(prefix), dtype=torch.long)]
+        asked = [torch.full((len(prefix),), -1)]
         for number, turn in enumerate(turns, start=1):
             question = builder.question(turn.question, start=prefix.next_position)
             answer = builder.answer(turn.answer, start=question.next_position)
             parts += [question, answer]
             labels += [torch.full((len(question),), _IGNORED), answer.ids]
+            begun = sum(map(len, asked))
             length = len(question) + len(answer)
             segments.append(torch.full((length,), number))
+            asked.append(torch.full((length,), -1))
+            if turn.region is not None:
+                token = builder.tokenizer.region(turn.region)
+                named = begun + int((question.ids == token).nonzero()[-1])
+                asked[-1][len(question) - 1 : length - 1] = named
         return cls(
             torch.cat([part.ids for part in parts]),
             torch.cat([part.slots for part in parts]),
@@ -74,6 +85,7 @@ class PackedScene:
             torch.cat([part.positions for part in parts], dim=1),
             torch.cat(segments),
             torch.as_tensor(concepts, dtype=torch.long),
+            torch.cat(asked),
         )
 
 
@@ -92,6 +104,8 @@ class PackedBatch:
     """(batch, most regions), -2 where there is no region."""
     pointers: Tensor
     """(batch, length) where the next token is a region: the position of its slot; else -1."""
+    asked: Tensor
+    """(batch, length), as in `PackedScene`."""
 
 
 def slot_pointers(ids: Tensor, slots: Tensor, labels: Tensor) -> Tensor:
@@ -131,4 +145,5 @@ def collate_packed(scenes: list[PackedScene]) -> PackedBatch:
                 for scene in scenes
             ]
         ),
+        asked=torch.stack([padded(scene.asked, -1, length) for scene in scenes]),
     )

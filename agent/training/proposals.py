@@ -41,16 +41,21 @@ def forward_dense(network: ProposalNetwork, pixels: Tensor) -> tuple[DenseOutput
     detector, batch = network.detector, len(pixels)
     states = detector.encoder(detector.vision_backbone(pixels)).extracted_states
     classes, tasks, mask = network.prompt()
-    classes, tasks = classes.expand(-1, batch, -1), tasks.expand(-1, batch, -1)
     decoder = detector.decoder
-    features, shapes, _, _ = decoder._get_encoder_input(states)
-    anchors, valid = decoder.generate_anchors(shapes, device=features.device, dtype=torch.float32)
-    hidden = decoder.encoder_vision_features(torch.where(valid, features, 0.0))
-    boxes = (decoder.encoder_bbox_head(hidden).float() + anchors).sigmoid()
-    projected = decoder.encoder_class_head(classes).permute(1, 2, 0)
-    logits = get_class_similarity(decoder.class_distance_type, hidden, projected).squeeze(-1)
-    output = decoder(states, classes, tasks, mask.expand(batch, -1))
-    return DenseOutput(boxes, logits.float()), output.decoder_coords, output.decoder_classes[..., 0]
+    # Boxes in float32: bfloat16 knows a coordinate to a pixel at best, a small object needs better.
+    with torch.autocast(pixels.device.type, enabled=False):
+        states = tuple(state.float() for state in states)
+        classes, tasks = (
+            prompt.float().expand(-1, batch, -1) for prompt in (classes, tasks)
+        )
+        features, shapes, _, _ = decoder._get_encoder_input(states)
+        anchors, valid = decoder.generate_anchors(shapes, device=features.device)
+        hidden = decoder.encoder_vision_features(torch.where(valid, features, 0.0))
+        boxes = (decoder.encoder_bbox_head(hidden) + anchors).sigmoid()
+        projected = decoder.encoder_class_head(classes).permute(1, 2, 0)
+        logits = get_class_similarity(decoder.class_distance_type, hidden, projected).squeeze(-1)
+        output = decoder(states, classes, tasks, mask.expand(batch, -1))
+    return DenseOutput(boxes, logits), output.decoder_coords, output.decoder_classes[..., 0]
 
 
 def assign_locations(truth: Tensor, present: Tensor, side: int) -> Tensor:
@@ -146,7 +151,7 @@ def run(
     *,
     steps: int,
     rate: float = 1e-3,
-    sizes: tuple[tuple[int, int], ...] = ((256, 256),),
+    sizes: tuple[tuple[int, int], ...] = ((256, 256), (320, 320), (384, 384)),
 ) -> None:
     """Train, or go on training, the nano proposal network into `directory`."""
     torch.manual_seed(0)

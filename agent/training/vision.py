@@ -114,12 +114,13 @@ def run(artwork: Path, directory: Path, *, steps: int, rate: float = 1e-3) -> No
         scenes=SceneSettings(
             concepts=concepts,
             num_objects=(14, 40),
-            object_px=(18.0, 90.0),
+            object_px=(16.0, 110.0),
             restyle_probability=0.45,
             degrade_probability=0.5,
         ),
         batch_size=16,
-        sizes=((196, 196), (224, 196), (196, 224), (224, 224)),
+        # The larger one keeps the towers at home in the sizes they are used at.
+        sizes=((196, 196), (224, 196), (196, 224), (224, 224), (224, 224), (336, 308)),
     )
     loss_fn = nn.CrossEntropyLoss(ignore_index=PADDING, label_smoothing=0.05)
 
