@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from agent.errors import InvalidQuery
-from agent.model_directory import NANO
+from agent.model_directory import NANO, find_model
 
 if TYPE_CHECKING:
     from agent.pipeline import Grounding, Pipeline
@@ -20,6 +21,7 @@ ModelOption = Annotated[str, typer.Option(help="'nano' or a checkpoint folder.")
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 
 eval_app = typer.Typer(help="Measure the model on benchmarks.", no_args_is_help=True)
+model_app = typer.Typer(help="Look at model directories.", no_args_is_help=True)
 
 
 def ground(
@@ -187,6 +189,32 @@ def _pipeline(model: str, device: str) -> Pipeline:
     from agent.stages import local_pipeline
 
     return local_pipeline(model, device=device)
+
+
+@model_app.command("check")
+def model_check(
+    directory: Annotated[str, typer.Argument(help="'nano' or a checkpoint folder.")],
+) -> None:
+    """Say what a model directory holds, how it will compute, and everything that does not fit."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from agent.model.inspection import inspect_model
+
+    report = inspect_model(find_model(directory).path)
+    console = Console()
+    for title, rows in (("found", report.found), ("switches", report.switches)):
+        table = Table(title, "", title=str(report.directory))
+        for name, value in rows.items():
+            table.add_row(name, value)
+        console.print(table)
+    for warning in report.warnings:
+        console.print(f"[yellow]warning[/yellow] {escape(warning)}")
+    for problem in report.problems:
+        console.print(f"[red]problem[/red] {escape(problem)}")
+    if report.problems:
+        raise typer.Exit(1)
+    console.print("can be loaded")
 
 
 def train(

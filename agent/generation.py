@@ -136,7 +136,9 @@ class LanguageStage:
                 prefix = self._prefill(features)
                 self.prefixes.put(features.key, prefix)
                 passes += 1
-            question = self._builder.question(task.text, start=prefix.next_position)
+            question = self._builder.question(
+                task.text, start=prefix.next_position, history=task.history
+            )
             ids, probabilities, truncated = self._decode(prefix, question, task.max_new_tokens)
         return Generation(
             pieces=self._pieces(ids),
@@ -148,24 +150,55 @@ class LanguageStage:
         )
 
     def _prefill(self, features: FrameFeatures) -> Prefix:
+        """The frame's prefix; a page of many boxes continues from the image all pages share."""
+        if not features.image_key:
+            return self._run_prefix(self._whole(features), features, None)
+        key = f"{features.image_key}/image"
+        image = self.prefixes.get(key)
+        if image is None:
+            grid = self._geometry(features).merged_grid
+            image = self._run_prefix(self._builder.prefix(grid, 0), features, None)
+            self.prefixes.put(key, image)
+        page = self._builder.regions(len(features.proposals), start=image.next_position)
+        return self._run_prefix(page, features, image)
+
+    def _whole(self, features: FrameFeatures) -> Sequence:
+        grid = self._geometry(features).merged_grid
+        return self._builder.prefix(grid, len(features.proposals))
+
+    def _geometry(self, features: FrameFeatures) -> ImageGeometry:
+        return ImageGeometry.of(features.width, features.height, self._model.config)
+
+    def _run_prefix(
+        self, sequence: Sequence, features: FrameFeatures, before: Prefix | None
+    ) -> Prefix:
+        """Keys and values of `sequence` (after those of `before`, if given)."""
+        cache = DynamicCache() if before is None else before.cache()
+        embeddings = self._embedded(sequence, features)
+        positions = sequence.positions[:, None].to(self._device)
+        self._language(embeddings[None], positions, cache=cache)
+        layers = tuple((layer.keys, layer.values) for layer in cache.layers)
+        return Prefix(layers, sequence.next_position)
+
+    def _embedded(self, sequence: Sequence, features: FrameFeatures) -> Tensor:
+        """(length, hidden) with image and region slots filled."""
         model, device = self._model, self._device
-        geometry = ImageGeometry.of(features.width, features.height, model.config)
-        sequence = self._builder.prefix(geometry.merged_grid, len(features.proposals))
-        boxes = geometry.normalised_boxes(features.proposals.xyxy, model.config.region.combination)
         embeddings = self._language.embed(sequence.ids.to(device))
-        image = model.image_projector(_tensor(features.image_tokens, device))
-        embeddings[sequence.slots == SlotType.IMAGE] = image.to(embeddings.dtype)
-        if len(boxes):
-            regions = model.region_tokens(
+        image, region = (sequence.slots == kind for kind in (SlotType.IMAGE, SlotType.REGION))
+        if image.any():
+            tokens = _tensor(features.image_tokens, device).to(embeddings.dtype)
+            embeddings[image] = model.image_projector(tokens).to(embeddings.dtype)
+        if region.any():
+            boxes = self._geometry(features).normalised_boxes(
+                features.proposals.xyxy, model.config.region
+            )
+            tokens = model.region_tokens(
                 _tensor(features.primary_regions, device),
                 _tensor(features.auxiliary_regions, device),
                 _tensor(boxes, device),
             )
-            embeddings[sequence.slots == SlotType.REGION] = regions.to(embeddings.dtype)
-        cache = DynamicCache()
-        self._language(embeddings[None], sequence.positions[:, None].to(device), cache=cache)
-        layers = tuple((layer.keys, layer.values) for layer in cache.layers)
-        return Prefix(layers, sequence.next_position)
+            embeddings[region] = tokens.to(embeddings.dtype)
+        return embeddings
 
     def _decode(
         self, prefix: Prefix, question: Sequence, max_new_tokens: int

@@ -77,7 +77,7 @@ class FakeLanguage(FakeStage):
             raise RuntimeError(SECRET)
         if query.startswith("slow"):
             time.sleep(SLOW_S)
-        if task.kind is TaskKind.NAME_REGION:
+        if task.kind is TaskKind.REGION_CAPTION:
             return _generation(f"thing {task.region}")
         if query.startswith("absent"):
             regions = []
