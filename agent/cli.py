@@ -199,7 +199,7 @@ def model_check(
     from rich.console import Console
     from rich.table import Table
 
-    from agent.model.inspection import inspect_model
+    from agent.inspection import inspect_model
 
     report = inspect_model(find_model(directory).path)
     console = Console()

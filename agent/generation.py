@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from agent.features import FrameFeatures, Generation
-from agent.model.checkpoint import load_model
+from agent.model.checkpoint import load_model, weight_type
 from agent.model.language_model import LanguageModel, SlotType
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.model_directory import find_model
@@ -111,6 +111,7 @@ class LanguageStage:
         *,
         device: str = "cpu",
         num_threads: int | None = None,
+        dtype: str = "auto",
         prefix_bytes: int = DEFAULT_PREFIX_BYTES,
     ) -> LanguageStage:
         """The language part of a model directory.
@@ -121,7 +122,12 @@ class LanguageStage:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         directory = find_model(model).path
-        loaded = load_model(directory, parts=frozenset({Part.LANGUAGE}), device=device)
+        loaded = load_model(
+            directory,
+            parts=frozenset({Part.LANGUAGE}),
+            device=device,
+            dtype=weight_type(dtype, device),
+        )
         tokenizer = PromptTokenizer.from_directory(directory)
         return cls(loaded, tokenizer, device=device, prefix_bytes=prefix_bytes)
 

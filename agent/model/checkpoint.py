@@ -18,7 +18,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VLVisionRotaryEmbedding,
 )
 
-from agent.errors import CheckpointMismatch
+from agent.errors import CheckpointMismatch, SettingsError
 from agent.model.checkpoint_files import StoredTensor, header, stored_tensors, tensors, weight_files
 from agent.model.checkpoint_names import our_name, published_name
 from agent.model.configuration import VLMFO1Config
@@ -153,9 +153,10 @@ def read_config(directory: Path, stored: dict[str, StoredTensor] | None = None) 
         CheckpointMismatch: a file is missing, damaged, or lacks a key.
     """
     raw = read_json(directory / "config.json")
+    stated = raw.get("groundstream")
     preprocessor = directory / "preprocessor_config.json"
     stored = stored_tensors(directory) if stored is None else stored
-    extra = {**stored_sizes(stored), **raw.get("groundstream", {})}
+    extra = {**stored_sizes(stored), **(stated if isinstance(stated, dict) else {})}
     return VLMFO1Config.from_dict(
         {**raw, "groundstream": extra},
         read_json(preprocessor) if preprocessor.is_file() else None,
@@ -186,7 +187,8 @@ def stored_sizes(stored: dict[str, StoredTensor]) -> dict[str, object]:
     """
     tower = "model.vision_tower_aux.image_tower"
     sizes: dict[str, object] = {}
-    widths, depths = [], []
+    widths: list[int] = []
+    depths: list[int] = []
     while (proj := stored.get(f"{tower}.convs.{len(widths)}.proj.weight")) is not None:
         stage = f"{tower}.blocks.{len(widths)}."
         widths.append(proj.shape[0])
@@ -199,6 +201,26 @@ def stored_sizes(stored: dict[str, StoredTensor]) -> dict[str, object]:
     if last is not None:
         sizes["pyramid_width"] = last.shape[0]
     return sizes
+
+
+def weight_type(name: str, device: str) -> torch.dtype | None:
+    """The type that `dtype: name` of the settings means on a device; None keeps the stored one.
+
+    `auto` is float32 on a CPU, where half precision gains little, and the stored type elsewhere.
+
+    Raises:
+        SettingsError: no such type.
+    """
+    types = {
+        "auto": torch.float32 if device == "cpu" else None,
+        "stored": None,
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }
+    if name not in types:
+        raise SettingsError(f"dtype {name!r} is unknown; known: {', '.join(types)}")
+    return types[name]
 
 
 def build_empty(

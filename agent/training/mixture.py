@@ -67,10 +67,10 @@ def draw_turns(
 
 def naming_turns(names: list[str | None], num_turns: int, rng: np.random.Generator) -> list[Turn]:
     """Questions what a region is, about regions that have a name; none if no region has."""
-    known = [index for index, name in enumerate(names) if name is not None]
-    chosen = rng.choice(known, size=num_turns) if known else []
+    known = np.flatnonzero([name is not None for name in names])
+    chosen = rng.choice(known, size=num_turns).tolist() if len(known) else []
     return [
-        Turn("name", Task.describe_region(int(index)).text, str(names[index]), int(index))
+        Turn("name", Task.describe_region(index).text, str(names[index]), index)
         for index in chosen
     ]
 

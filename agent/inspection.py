@@ -139,7 +139,8 @@ def _switches(
     config: VLMFO1Config, stored: dict[str, StoredTensor], raw: dict[str, object]
 ) -> dict[str, str]:
     region, sizes = config.region, stored_sizes(stored)
-    source = "config.json" if "davit" in dict(raw.get("groundstream") or {}) else "weights"
+    extra = raw.get("groundstream")
+    source = "config.json" if isinstance(extra, dict) and "davit" in extra else "weights"
     davit = f"depths {config.davit.depths}, widths {config.davit.widths} (from {source})"
     types = sorted({tensor.dtype for tensor in stored.values()})
     return {
