@@ -136,9 +136,7 @@ class AuxiliaryEncoderStage:
         return AuxiliaryFeatures(regions=regions.cpu().numpy())
 
 
-def _load(
-    model: str, part: Part, device: str, num_threads: int | None, dtype: str
-) -> VLMFO1:
+def _load(model: str, part: Part, device: str, num_threads: int | None, dtype: str) -> VLMFO1:
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     return load_model(

@@ -24,6 +24,7 @@ from agent.prompts import Task
 from agent.sequence import Sequence, SequenceBuilder
 from agent.tokenizer import PromptTokenizer
 
+_TEXT_ONLY = "text only"
 DEFAULT_PREFIX_BYTES = 256 * 1024 * 1024
 
 
@@ -132,18 +133,25 @@ class LanguageStage:
         return cls(loaded, tokenizer, device=device, prefix_bytes=prefix_bytes)
 
     @torch.inference_mode()
-    def answer(self, features: FrameFeatures, task: Task) -> Generation:
-        """Greedy decoding of one question; safe to call from several threads."""
+    def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
+        """Greedy decoding of one question; safe to call from several threads.
+
+        Without features there is no image: a conversation in words.
+        """
+        key = _TEXT_ONLY if features is None else features.key
         with self._lock:
-            prefix = self.prefixes.get(features.key)
+            prefix = self.prefixes.get(key)
             reused = prefix.length if prefix is not None else 0
             passes = 0
             if prefix is None:
                 prefix = self._prefill(features)
-                self.prefixes.put(features.key, prefix)
+                self.prefixes.put(key, prefix)
                 passes += 1
             question = self._builder.question(
-                task.text, start=prefix.next_position, history=task.history
+                task.text,
+                start=prefix.next_position,
+                history=task.history,
+                after_image=features is not None,
             )
             ids, probabilities, truncated = self._decode(prefix, question, task.max_new_tokens)
         return Generation(
@@ -155,9 +163,9 @@ class LanguageStage:
             num_passes=passes + len(ids) + (0 if truncated else 1),
         )
 
-    def _prefill(self, features: FrameFeatures) -> Prefix:
+    def _prefill(self, features: FrameFeatures | None) -> Prefix:
         """The frame's prefix; a page of many boxes continues from the image all pages share."""
-        if not features.image_key:
+        if features is None or not features.image_key:
             return self._run_prefix(self._whole(features), features, None)
         key = f"{features.image_key}/image"
         image = self.prefixes.get(key)
@@ -168,7 +176,9 @@ class LanguageStage:
         page = self._builder.regions(len(features.proposals), start=image.next_position)
         return self._run_prefix(page, features, image)
 
-    def _whole(self, features: FrameFeatures) -> Sequence:
+    def _whole(self, features: FrameFeatures | None) -> Sequence:
+        if features is None:
+            return self._builder.prefix(None, 0)
         grid = self._geometry(features).merged_grid
         return self._builder.prefix(grid, len(features.proposals))
 
@@ -176,7 +186,7 @@ class LanguageStage:
         return ImageGeometry.of(features.width, features.height, self._model.config)
 
     def _run_prefix(
-        self, sequence: Sequence, features: FrameFeatures, before: Prefix | None
+        self, sequence: Sequence, features: FrameFeatures | None, before: Prefix | None
     ) -> Prefix:
         """Keys and values of `sequence` (after those of `before`, if given)."""
         cache = DynamicCache() if before is None else before.cache()
@@ -186,10 +196,12 @@ class LanguageStage:
         layers = tuple((layer.keys, layer.values) for layer in cache.layers)
         return Prefix(layers, sequence.next_position)
 
-    def _embedded(self, sequence: Sequence, features: FrameFeatures) -> Tensor:
+    def _embedded(self, sequence: Sequence, features: FrameFeatures | None) -> Tensor:
         """(length, hidden) with image and region slots filled."""
         model, device = self._model, self._device
         embeddings = self._language.embed(sequence.ids.to(device))
+        if features is None:
+            return embeddings
         image, region = (sequence.slots == kind for kind in (SlotType.IMAGE, SlotType.REGION))
         if image.any():
             tokens = _tensor(features.image_tokens, device).to(embeddings.dtype)

@@ -16,7 +16,7 @@ from agent.detections import FloatArray, Proposals, validate_boxes
 from agent.features import AuxiliaryFeatures, FrameFeatures, PrimaryFeatures, Stages, StageTimings
 from agent.frame import Frame
 from agent.paging import pages_for
-from agent.parsing import Answer, join_pages
+from agent.parsing import Answer, join_pages, parse_answer
 from agent.prompts import Task
 from agent.region_cache import RegionCache, feature_key
 
@@ -75,6 +75,11 @@ class Pipeline:
             *(self._stages.answer(features.select(page.indices), page.task(task)) for page in pages)
         )
         return join_pages(task, list(zip(pages, generations, strict=True)), features.proposals)
+
+    async def converse(self, task: Task) -> Answer:
+        """A question without a picture (CHAT)."""
+        generation = await self._stages.answer(None, task)
+        return parse_answer(task, generation, Proposals())
 
     async def features(
         self, frame: Frame, *, boxes: FloatArray | None, timings: StageTimings

@@ -89,7 +89,7 @@ class LocalStages:
             self._threads, self._auxiliary.pool, maps, await proposals
         )
 
-    async def answer(self, features: FrameFeatures, task: Task) -> Generation:
+    async def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """One question; questions about one frame share its prefix."""
         self.calls["answer"] += 1
         loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ from deployments.stage_replica import StageReplica
 class Language(StageReplica):
     """One `agent.generation.LanguageStage`."""
 
-    async def answer(self, features: FrameFeatures, task: Task) -> Generation:
+    async def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """What the model writes about one frame and one question."""
         generation: Generation = await self.run(self.stage.answer, features, task)
         return generation

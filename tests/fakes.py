@@ -70,7 +70,7 @@ class FakeAuxiliaryEncoder(FakeStage):
 class FakeLanguage(FakeStage):
     """Writes what the query asks it to write."""
 
-    def answer(self, features: FrameFeatures, task: Task) -> Generation:
+    def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """See the module's header."""
         query = task.query
         if query.startswith("crash"):
@@ -130,7 +130,7 @@ class FakeStages:
         self.calls.encode_auxiliary += 1
         return self._auxiliary.pool(self._auxiliary.start(frame), await proposals)
 
-    async def answer(self, features: FrameFeatures, task: Task) -> Generation:
+    async def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """In a thread, because some queries are slow."""
         self.calls.answer += 1
         return await asyncio.to_thread(self._language.answer, features, task)

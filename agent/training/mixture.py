@@ -70,8 +70,7 @@ def naming_turns(names: list[str | None], num_turns: int, rng: np.random.Generat
     known = np.flatnonzero([name is not None for name in names])
     chosen = rng.choice(known, size=num_turns).tolist() if len(known) else []
     return [
-        Turn("name", Task.describe_region(index).text, str(names[index]), index)
-        for index in chosen
+        Turn("name", Task.describe_region(index).text, str(names[index]), index) for index in chosen
     ]
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from agent.errors import CheckpointMismatch
+from agent.inspection import inspect_model
 from agent.model.checkpoint import (
     build_empty,
     compare,
@@ -24,7 +25,6 @@ from agent.model.checkpoint import (
 from agent.model.checkpoint_files import StoredTensor
 from agent.model.checkpoint_names import our_name, published_name
 from agent.model.configuration import RegionConfig, VLMFO1Config
-from agent.inspection import inspect_model
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.model_directory import find_model
 from tests.unit.tiny_model import tiny_config, write_tiny_model

@@ -25,9 +25,7 @@ async def test_bfloat16_end_to_end(tmp_path):
         pipeline = local_pipeline(directory, dtype=dtype)
         grounding = await pipeline.ground(frame, [task], boxes=boxes)
         assert len(grounding.answers) == 1
-        features[dtype], _ = await pipeline.features(
-            frame, boxes=boxes, timings=grounding.timings
-        )
+        features[dtype], _ = await pipeline.features(frame, boxes=boxes, timings=grounding.timings)
     for name in ("primary_regions", "auxiliary_regions", "image_tokens"):
         wide, half = (getattr(features[d], name) for d in ("float32", "bfloat16"))
         assert half.dtype == np.float32, "pooling is done in float32 whatever the towers are"
