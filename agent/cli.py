@@ -271,6 +271,7 @@ def train(
     recipe: Annotated[
         Path | None, typer.Option(help="Hyperparameters (default: the shipped nano.yaml).")
     ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of the training process.")] = 1,
 ) -> None:
     """Train the nano model, one stage or all; an interrupted stage goes on where it was."""
     import logging
@@ -278,4 +279,4 @@ def train(
     from agent.training.nano import RECIPE, NanoTraining
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-    NanoTraining(artwork, directory, recipe or RECIPE).run(stage)
+    NanoTraining(artwork, directory, recipe or RECIPE, threads).run(stage)
