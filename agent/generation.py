@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from agent.errors import InvalidQuery
 from agent.features import FrameFeatures, Generation
 from agent.model.checkpoint import load_model, weight_type
 from agent.model.language_model import LanguageModel, SlotType
@@ -137,6 +138,9 @@ class LanguageStage:
         """Greedy decoding of one question; safe to call from several threads.
 
         Without features there is no image: a conversation in words.
+
+        Raises:
+            InvalidQuery: prompt and answer together exceed what the model can read.
         """
         key = _TEXT_ONLY if features is None else features.key
         with self._lock:
@@ -153,6 +157,7 @@ class LanguageStage:
                 history=task.history,
                 after_image=features is not None,
             )
+            self._check_length(prefix.length + len(question), task)
             ids, probabilities, truncated = self._decode(prefix, question, task.max_new_tokens)
         return Generation(
             pieces=self._pieces(ids),
@@ -162,6 +167,16 @@ class LanguageStage:
             num_prefix_tokens_reused=reused,
             num_passes=passes + len(ids) + (0 if truncated else 1),
         )
+
+    def _check_length(self, num_prompt_tokens: int, task: Task) -> None:
+        """The published code cuts a long prompt and goes on with positions of the whole one."""
+        limit = int(self._language.config.max_position_embeddings)
+        if num_prompt_tokens + task.max_new_tokens > limit:
+            raise InvalidQuery(
+                f"the prompt has {num_prompt_tokens} tokens and the answer may have "
+                f"{task.max_new_tokens}; the model reads {limit}: shorten the question or its "
+                "history, or ask about fewer boxes"
+            )
 
     def _prefill(self, features: FrameFeatures | None) -> Prefix:
         """The frame's prefix; a page of many boxes continues from the image all pages share."""
