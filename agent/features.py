@@ -93,6 +93,8 @@ class Generation:
     """Prompt tokens whose keys and values were already there from an earlier question."""
     num_passes: int
     """Forward passes of the language model, prefill included."""
+    num_drafted_tokens: int = 0
+    """Tokens that a draft had right and that cost no pass of their own."""
 
     @property
     def text(self) -> str:

@@ -7,7 +7,7 @@ changing a character changes its answers. Knows no tokenizer and no image.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from agent.errors import InvalidQuery
@@ -144,6 +144,14 @@ class Task:
     history: tuple[Exchange, ...] = ()
     """Earlier turns about the same frame, oldest first."""
     max_new_tokens: int = 256
+    drafts: tuple[str, ...] = field(default=(), compare=False)
+    """Answers that may come again (an earlier frame's, in this frame's region numbers). They
+    save time when they are right and change nothing when they are wrong."""
+    constrained: bool = False
+    """Decode only what keeps the answer's form and regions that exist."""
+    patience_s: float = field(default=float("inf"), compare=False)
+    """How long the asker waits, from when the language stage gets the question; who waits least
+    is decoded first."""
 
     @classmethod
     def detect(cls, *labels: str) -> Task:

@@ -92,12 +92,12 @@ class LocalStages:
     async def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """One question; questions about one frame share its prefix."""
         self.calls["answer"] += 1
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._language.answer, features, task)
+        return await asyncio.wrap_future(self._language.start(features, task))
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Stop the threads and the engine."""
         self._threads.shutdown(wait=True)
+        self._language.close()
 
 
 def local_pipeline(

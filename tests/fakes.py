@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -69,6 +70,13 @@ class FakeAuxiliaryEncoder(FakeStage):
 
 class FakeLanguage(FakeStage):
     """Writes what the query asks it to write."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="fake-language")
+
+    def start(self, features: FrameFeatures | None, task: Task) -> Future[Generation]:
+        """The answer to come."""
+        return self._threads.submit(self.answer, features, task)
 
     def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """See the module's header."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers.cache_utils import DynamicCache
 
 from agent.model.checkpoint import load_model
 from agent.model.configuration import VLMFO1Config
@@ -157,12 +157,11 @@ def test_golden_generation(golden):
 
 
 def _generated(golden, features, count):
-    """Ids our stage writes; the end token included where it ends early."""
+    """Ids our engine writes; the end token included where it ends early."""
     stage = golden.language
-    prefix = stage._prefill(features)
-    question = stage._builder.question(golden.task().text, start=prefix.next_position)
-    ids, _, truncated = stage._decode(prefix, question, count)
-    return ids if truncated else [*ids, stage._builder.end_of_turn]
+    completion = stage.engine.submit(stage._request(features, golden.task(count))).result()
+    ids = list(completion.ids)
+    return ids if completion.truncated else [*ids, stage._builder.end_of_turn]
 
 
 @torch.inference_mode()
@@ -236,20 +235,19 @@ def test_golden_bf16_rotary_switch(golden):
     assert (logits - golden.outputs["logits_all"]).abs().max() > 1e-3, "the switch does nothing"
 
 
-@torch.inference_mode()
 def test_golden_paging_shares_the_image(golden):
     """The image's keys and values followed by the regions' equal one prefix."""
-    features = golden.features(golden.boxes, key="frame")
-    whole = golden.language._prefill(features)
-    from dataclasses import replace
-
-    page = golden.language._prefill(replace(features, key="", image_key="frame"))
+    stage = golden.language
+    features = golden.features(golden.boxes, key="whole")
+    _generated(golden, features, 1)
+    _generated(golden, replace(features, key="page", image_key="frame"), 1)
+    whole, page = stage.prefixes.get("whole"), stage.prefixes.get("page")
+    assert stage.prefixes.get("frame/image") is not None
     assert page.next_position == whole.next_position
-    for (a, b), (c, d) in zip(whole.layers, page.layers, strict=True):
-        scale = max(1.0, float(a.abs().max()), float(b.abs().max()))
-        torch.testing.assert_close(a, c, atol=1e-4 * scale, rtol=1e-4)
-        torch.testing.assert_close(b, d, atol=1e-4 * scale, rtol=1e-4)
-    assert isinstance(whole.cache(), DynamicCache)
+    for first, second in zip(whole.layers, page.layers, strict=True):
+        for a, b in zip(first, second, strict=True):
+            scale = max(1.0, float(a.abs().max()))
+            torch.testing.assert_close(a, b, atol=1e-4 * scale, rtol=1e-4)
 
 
 PROMPTS = json.loads((FOLDER / "prompts.json").read_text())["cases"]

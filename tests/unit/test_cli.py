@@ -46,9 +46,7 @@ def run(*arguments):
 
 def test_ground_on_a_published_directory(published, image, tmp_path):
     output = tmp_path / "out.png"
-    result = run(
-        "ground", image, "dog", "--model", published, "--json", "--output", output
-    )
+    result = run("ground", image, "dog", "--model", published, "--json", "--output", output)
     assert result.exit_code == 0, result.output
     line = json.loads(result.output.splitlines()[-1])
     assert line["answers"][0]["query"] == "dog"
