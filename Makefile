@@ -42,7 +42,7 @@ train: $(READY)  ## Retrain the nano model from scratch: artwork, pretraining, b
 	$(BIN)/groundstream train all
 
 bench: $(READY)  ## Measure; each benchmark ends in one JSON line
-	$(BIN)/python -m benchmarks.same_frame
+	$(BIN)/python -m benchmarks.reference_path
 
 lock: $(READY)  ## Recompile requirements.lock from pyproject.toml
 	$(BIN)/pip-compile --quiet --extra dev --extra train --strip-extras --no-header \

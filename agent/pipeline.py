@@ -82,9 +82,14 @@ class Pipeline:
         return parse_answer(task, generation, Proposals())
 
     async def features(
-        self, frame: Frame, *, boxes: FloatArray | None, timings: StageTimings
+        self,
+        frame: Frame,
+        *,
+        boxes: FloatArray | None = None,
+        timings: StageTimings | None = None,
     ) -> tuple[FrameFeatures, bool]:
         """The frame's features and whether they came from the cache."""
+        timings = StageTimings() if timings is None else timings
         known = None
         if boxes is not None:
             xyxy = validate_boxes(boxes, width=frame.width, height=frame.height)

@@ -37,7 +37,7 @@ class LocalStages:
         self._proposer = proposer
         self._primary = primary
         self._auxiliary = auxiliary
-        self._language = language
+        self.language = language
         self._threads = ThreadPoolExecutor(max_workers=3, thread_name_prefix="stage")
         self.calls: Counter[str] = Counter()
 
@@ -92,12 +92,12 @@ class LocalStages:
     async def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """One question; questions about one frame share its prefix."""
         self.calls["answer"] += 1
-        return await asyncio.wrap_future(self._language.start(features, task))
+        return await asyncio.wrap_future(self.language.start(features, task))
 
     def close(self) -> None:
         """Stop the threads and the engine."""
         self._threads.shutdown(wait=True)
-        self._language.close()
+        self.language.close()
 
 
 def local_pipeline(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from agent.model.roi_pooling import pool_upsampled_levels
+from benchmarks.memory import peak_added_bytes
 
 _WIDTHS = (256, 512, 1024, 2048)
 _SCALE, _ROI = 0.25, 7
@@ -80,9 +80,8 @@ def main() -> None:
         if arguments.memory_of:
             # The way's own code and libraries are loaded before the measurement.
             WAYS[arguments.memory_of](*inputs(64, 2))
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            WAYS[arguments.memory_of](levels, boxes)
-            print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+            way = WAYS[arguments.memory_of]
+            print(peak_added_bytes(lambda: way(levels, boxes)) / 2**20)
             return
         difference = float((published(levels, boxes) - ours(levels, boxes)).abs().max())
         times: dict[str, list[float]] = {name: [] for name in WAYS}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from agent.model.checkpoint import load_model
+from benchmarks.memory import peak_added_bytes
 
 _SHAPES = Path(__file__).parents[1] / "tests" / "golden" / "full_3b"
 _SHARD_BYTES = 4_000_000_000
@@ -49,16 +49,15 @@ def write_checkpoint(directory: Path) -> None:
 
 def measure(directory: Path) -> dict[str, float]:
     """Load in this process: size of the weights, peak above the start, seconds."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    models = []
     started = time.perf_counter()
-    model = load_model(directory, dtype=None)
+    peak = peak_added_bytes(lambda: models.append(load_model(directory, dtype=None)))
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    weights = sum(tensor.nbytes for tensor in models[0].state_dict().values())
     return {
         "weights_gb": weights / 1e9,
-        "peak_gb": (peak - before) / 1e9,
-        "peak_over_weights": (peak - before) / weights,
+        "peak_gb": peak / 1e9,
+        "peak_over_weights": peak / weights,
         "seconds": seconds,
     }
 

@@ -137,10 +137,19 @@ def detection_loss(
 
 
 def assign_queries(boxes: Tensor, truth: Tensor, present: Tensor, *, least: float) -> Tensor:
-    """The object each query overlaps most, or -1 below `least`: (batch, queries)."""
+    """The object each query overlaps most, or -1 below `least`: (batch, queries).
+
+    An object's best query is always its own, however badly it overlaps: else a small object found
+    badly would teach the decoder that nothing is there, and never be found better.
+    """
     iou = paired_iou(to_corners(boxes)[:, :, None], truth[:, None])[0]
-    best, index = iou.masked_fill(~present[:, None], -1.0).max(-1)
-    return torch.where(best >= least, index, -1)
+    iou = iou.masked_fill(~present[:, None], -1.0)
+    best, index = iou.max(-1)
+    assigned = torch.where(best >= least, index, -1)
+    top, query = iou.max(1)
+    row, number = torch.nonzero(present & (top > 0.0), as_tuple=True)
+    assigned[row, query[row, number]] = number
+    return assigned
 
 
 def run(
@@ -172,7 +181,7 @@ def run(
         located = assign_locations(truth, present, side)
         losses = [detection_loss(dense.boxes, dense.logits, truth, located, least_quality=0.7)]
         for layer_boxes, layer_logits in zip(boxes.float(), logits.float(), strict=True):
-            assigned = assign_queries(layer_boxes.detach(), truth, present, least=0.4)
+            assigned = assign_queries(layer_boxes.detach(), truth, present, least=0.25)
             losses.append(detection_loss(layer_boxes, layer_logits, truth, assigned))
         total = sum((a + b for a, b in losses), torch.zeros(()))
         best = paired_iou(to_corners(boxes[-1].float())[:, :, None], truth[:, None])[0].amax(1)
