@@ -244,8 +244,7 @@ class Engine:
             job.num_passes += 1
             if job.done == len(job.given.embeddings):
                 self._finish_prefix(key, job)
-        for run, segment in zip(runs, segments[len(jobs) :], strict=True):
-            self._verify(run, hidden[segment.start : segment.stop])
+        self._verify_all(runs, segments[len(jobs) :], hidden)
 
     def _forget_cancelled(self) -> None:
         for queue in (self._waiting, self._running):
@@ -371,11 +370,27 @@ class Engine:
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
-    def _verify(self, run: _Run, hidden: Tensor) -> None:
-        """Follow the guesses as far as the model agrees; its first other choice is a gift."""
+    def _verify_all(self, runs: list[_Run], segments: list[Segment], hidden: Tensor) -> None:
+        """One product with the head for every token whose successor is wanted."""
+        if not runs:
+            return
+        wanted = [
+            torch.arange(segment.start + len(run.tail) - 1, segment.stop)
+            for run, segment in zip(runs, segments, strict=True)
+        ]
+        logits = self._language.logits(hidden[torch.cat(wanted).to(hidden.device)]).float().cpu()
+        parts = logits.split([len(rows) for rows in wanted])
+        for run, part in zip(runs, parts, strict=True):
+            self._verify(run, part)
+
+    def _verify(self, run: _Run, logits: Tensor) -> None:
+        """Follow the guesses as far as the model agrees; its first other choice is a gift.
+
+        Args:
+            logits: (1 + guessed tokens, vocabulary) after the last certain token and each guess.
+        """
         run.num_passes += 1
         tail, tree = len(run.tail), run.tree
-        logits = self._language.logits(hidden[tail - 1 :]).float()
         node, path = -1, []
         finished = False
         while True:

@@ -198,13 +198,15 @@ def test_who_waits_least_goes_first(language):
     narrow = Engine(language, PrefixCache(), EngineSettings(max_running=1))
     order = []
     try:
-        gate = threading.Event()
+        gate, begun = threading.Event(), threading.Event()
 
         def held(start):
+            begun.set()
             gate.wait(10)
             return request(language, 1, [5]).question(start)
 
         futures = [narrow.submit(replace(request(language, 1, [5]), question=held))]
+        assert begun.wait(30)
         for deadline in (30.0, 10.0, 20.0):
             asked = request(language, 1, [5], deadline_s=deadline)
             future = narrow.submit(asked)
