@@ -139,7 +139,7 @@ class LanguageStage:
             question = self._builder.question(task.text, start=prefix.next_position)
             ids, probabilities, truncated = self._decode(prefix, question, task.max_new_tokens)
         return Generation(
-            pieces=self._pieces(ids),
+            pieces=self._tokenizer.pieces(ids),
             probabilities=tuple(probabilities),
             truncated=truncated,
             num_prompt_tokens=prefix.length + len(question),
@@ -190,16 +190,6 @@ class LanguageStage:
             embeddings = self._language.embed(torch.tensor([[token]], device=self._device))
             positions = torch.full((3, 1, 1), position, device=self._device)
             position += 1
-
-    def _pieces(self, ids: list[int]) -> tuple[str, ...]:
-        """Text of each token; a character whose bytes span tokens belongs to the last of them."""
-        pieces, written = [], ""
-        for count in range(1, len(ids) + 1):
-            text = self._tokenizer.decode(ids[:count])
-            complete = "" if text.endswith("�") else text[len(written) :]
-            pieces.append(complete)
-            written += complete
-        return tuple(pieces)
 
 
 def _tensor(array: object, device: str) -> Tensor:
