@@ -1,6 +1,6 @@
 """From frames to proposals: pixels for a proposal network, scores, suppression, frame pixels.
 
-The network is OmDet-Turbo or any other detector of transformers; what it is stands in its own
+The network is OmDet-Turbo, UPN or any detector of transformers; what it is stands in its own
 `config.json`. Settings of the post-processing travel with the model. Knows no encoder.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from agent.detections import FloatArray, Proposals, centred_to_corners, select_proposals
 from agent.errors import CheckpointMismatch, InvalidBoxes
@@ -24,6 +24,9 @@ from agent.model.configuration import ProposalConfig, VLMFO1Config
 from agent.model.object_detector import ObjectDetector
 from agent.model.omdet_checkpoint import is_published_omdet, load_published_omdet
 from agent.model.proposal_network import ProposalNetwork, load_proposal_network, read_config
+from agent.model.universal_proposals import UniversalProposalNetwork
+from agent.model.upn_checkpoint import MODEL_TYPE as UPN
+from agent.model.upn_checkpoint import load_universal_proposals
 from agent.model_directory import find_model
 from agent.processor import IMAGENET_MEAN, IMAGENET_STD, normalise
 
@@ -34,7 +37,7 @@ _LEAST_SIDE_PX = 2.0
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
 
-Network = ProposalNetwork | ObjectDetector
+Network = ProposalNetwork | UniversalProposalNetwork | ObjectDetector
 
 
 class Proposer:
@@ -111,9 +114,23 @@ class Proposer:
             )
         if isinstance(self._network, ObjectDetector):
             return self._network([frame.rgb() for frame in frames])
+        if isinstance(self._network, UniversalProposalNetwork):
+            # It keeps the picture's proportions, so frames need not be of one size: one by one.
+            size = self._network.config.image_size
+            return [
+                found
+                for frame in frames
+                for found in self._run(self._network, [frame], size(frame.width, frame.height))
+            ]
         side = self._network.image_size
-        pixels = torch.stack([_pixels(frame, side) for frame in frames]).to(self._device)
-        centred, objectness = self._network(pixels)
+        return self._run(self._network, frames, (side, side))
+
+    def _run(
+        self, network: nn.Module, frames: list[Frame], size: tuple[int, int]
+    ) -> list[tuple[FloatArray, FloatArray]]:
+        """Raw boxes and objectness of frames seen at `size`, (width, height)."""
+        pixels = torch.stack([_pixels(frame, size) for frame in frames]).to(self._device)
+        centred, objectness = network(pixels)
         return [
             (
                 centred_to_corners(box.float().cpu().numpy(), width=f.width, height=f.height),
@@ -163,9 +180,11 @@ def load_network(folder: Path, *, prompt: str) -> Network:
         return load_published_omdet(folder, prompt=prompt)
     if raw.get("model_type") == "omdet-turbo":
         return load_proposal_network(folder)
+    if raw.get("model_type") == UPN:
+        return load_universal_proposals(folder)
     return ObjectDetector.from_pretrained(folder, prompt=prompt)
 
 
-def _pixels(frame: Frame, side: int) -> Tensor:
-    image = Image.fromarray(frame.rgb()).resize((side, side), Image.Resampling.BILINEAR)
+def _pixels(frame: Frame, size: tuple[int, int]) -> Tensor:
+    image = Image.fromarray(frame.rgb()).resize(size, Image.Resampling.BILINEAR)
     return normalise(np.asarray(image), IMAGENET_MEAN, IMAGENET_STD)

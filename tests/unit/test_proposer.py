@@ -31,6 +31,7 @@ from agent.model.configuration import ProposalConfig
 from agent.model.object_detector import ObjectDetector
 from agent.model.omdet_checkpoint import prompt_ids
 from agent.model.proposal_network import ProposalNetwork, nano_proposal_config
+from agent.model_directory import find_model
 from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.proposer import Proposer, find_network
@@ -210,6 +211,21 @@ def test_names_of_networks(model, tmp_path):
     assert find_network(tmp_path, "proposal") is None
     with pytest.raises(CheckpointMismatch, match="neither a folder"):
         find_network(tmp_path, "no such thing")
+
+
+def test_a_network_elsewhere_is_part_of_the_models_identity(model, tmp_path):
+    folder, network = tmp_path / "model", tmp_path / "network"
+    shutil.copytree(model, folder)
+    plain = find_model(str(folder)).digest
+    raw = json.loads((folder / "config.json").read_text())
+    raw["groundstream"]["proposal"]["network"] = str(network)
+    (folder / "config.json").write_text(json.dumps(raw))
+    digests = {plain, find_model(str(folder)).digest}
+    network.mkdir()
+    for content in ("{}", '{"model_type": "upn"}'):
+        (network / "config.json").write_text(content)
+        digests.add(find_model(str(folder)).digest)
+    assert len(digests) == 4
 
 
 def test_a_hub_name_out_of_reach_is_a_mismatch(monkeypatch, model):
