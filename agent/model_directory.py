@@ -69,5 +69,9 @@ def _network_elsewhere(path: Path) -> list[Path]:
     except ValueError:
         return []  # whoever parses the file will say so
     name = section.get("proposal", {}).get("network")
-    outside = name and not (path / name).is_dir() and Path(name).is_dir()
-    return [Path(name)] if outside else []
+    if not name:
+        return []
+    # Joined to a folder, an absolute path stays what it is.
+    folder = path / name if (path / name).is_dir() else Path(name)
+    inside = folder.resolve().is_relative_to(path.resolve())
+    return [folder] if folder.is_dir() and not inside else []
