@@ -17,13 +17,14 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from agent.detections import FloatArray, Proposals, validate_boxes
+from agent.errors import InvalidBoxes
 from agent.features import Generation
 from agent.frame import Frame, RGBArray
 from agent.model.language_model import SlotType
 from agent.model.vlm_adapter import AttachedVLM, VisionOutput
 from agent.parsing import Answer, parse_answer
 from agent.processor import IMAGENET_MEAN, IMAGENET_STD, normalise
-from agent.prompts import Task
+from agent.prompts import MAX_REGIONS, Task
 from agent.tokenizer import CONTROL_TOKENS, PromptTokenizer
 
 Prepare = Callable[[RGBArray], dict[str, Tensor]]
@@ -79,9 +80,11 @@ class AttachedGrounder:
 
         Raises:
             InvalidFrame: the image body cannot be decoded.
-            InvalidBoxes: `boxes` are malformed.
+            InvalidBoxes: `boxes` are malformed, or more than a prompt can name.
         """
         xyxy = validate_boxes(boxes, width=frame.width, height=frame.height)
+        if len(xyxy) > MAX_REGIONS:
+            raise InvalidBoxes(f"{len(xyxy)} boxes; a prompt can name {MAX_REGIONS}: send fewer")
         features = self.features(frame, xyxy)
         generation = self.generate(features, task)
         proposals = Proposals(xyxy, np.ones(len(xyxy), dtype=np.float32))

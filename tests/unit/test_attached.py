@@ -161,6 +161,8 @@ def test_grounding_call_of_llava(llava, frame):
     assert answer.status in {AnswerStatus.TRUNCATED, AnswerStatus.UNSURE, AnswerStatus.OK}
     with pytest.raises(InvalidBoxes):
         grounder.ground(frame, BOXES[:, ::-1], DETECT)
+    with pytest.raises(InvalidBoxes, match="can name 100"):
+        grounder.ground(frame, np.repeat(BOXES, 34, axis=0), DETECT)
     assert grounder.ground(frame, BOXES[:0], DETECT).detections.xyxy.shape == (0, 4)
 
 
