@@ -8,25 +8,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from agent.errors import InvalidQuery
-from agent.model_directory import NANO
+from agent.model_directory import NANO, find_model
+from agent.prompts import Task, TaskKind
 
 if TYPE_CHECKING:
     from agent.pipeline import Grounding, Pipeline
     from agent.streaming.video_source import SourceFrame, VideoSource
 
 ModelOption = Annotated[str, typer.Option(help="'nano' or a checkpoint folder.")]
+DtypeOption = Annotated[
+    str, typer.Option(help="Type of the weights: auto, stored, float32, bfloat16, float16.")
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 
 eval_app = typer.Typer(help="Measure the model on benchmarks.", no_args_is_help=True)
+model_app = typer.Typer(help="Look at model directories.", no_args_is_help=True)
 
 
 def ground(
     source: Annotated[str, typer.Argument(help="An image, a video or a folder of images.")],
-    queries: Annotated[list[str], typer.Argument(help='What to find: "dog" "red car".')],
+    queries: Annotated[
+        list[str] | None, typer.Argument(help='What to find: "dog" "red car".')
+    ] = None,
+    task: Annotated[
+        TaskKind,
+        typer.Option(help="What to ask; the nano model knows detect, count and region_caption."),
+    ] = TaskKind.DETECT,
+    region: Annotated[
+        list[int] | None, typer.Option(help="Boxes a region task is about, by number.")
+    ] = None,
     model: ModelOption = NANO,
     device: DeviceOption = "cpu",
+    dtype: DtypeOption = "auto",
     output: Annotated[
         Path | None, typer.Option(help="Annotated PNG or MP4 (default: beside the source).")
     ] = None,
@@ -36,29 +52,50 @@ def ground(
     """Find things in pictures or a video, in this process."""
     from agent.streaming.video_source import open_source
 
-    if not queries:
-        raise InvalidQuery("say what to look for, for example: groundstream ground photo.jpg dog")
+    tasks = tasks_of(task, queries or [], region or [])
     frames = open_source(source)
-    asyncio.run(_ground_all(frames, queries, model, device, output or _beside(source),
+    pipeline = _pipeline(model, device, dtype)
+    asyncio.run(_ground_all(pipeline, frames, tasks, output or _beside(source),
                             as_json=as_json, limit=limit))  # fmt: skip
 
 
+def tasks_of(kind: TaskKind, queries: list[str], regions: list[int]) -> list[Task]:
+    """One task per query, per region, or one in all, as `kind` demands.
+
+    Raises:
+        InvalidQuery: words or boxes that the kind needs are missing.
+    """
+    if kind.needs_query:
+        ask = {
+            TaskKind.DETECT: Task.detect,
+            TaskKind.REFER: Task.refer,
+            TaskKind.COUNT: Task.count,
+            TaskKind.REASON: Task.reason,
+            TaskKind.CHAT: Task.chat,
+        }[kind]
+        if not queries:
+            raise InvalidQuery(
+                "say what to look for, for example: groundstream ground photo.jpg dog"
+            )
+        return [ask(query) for query in queries]
+    if kind.needs_region:
+        if not regions:
+            raise InvalidQuery(f"--task {kind.value} is about a box: say which with --region N")
+        return [Task(kind, region=index) for index in regions]
+    return [Task.describe_image()]
+
+
 async def _ground_all(
+    pipeline: Pipeline,
     frames: VideoSource,
-    queries: list[str],
-    model: str,
-    device: str,
+    tasks: list[Task],
     output: Path,
     *,
     as_json: bool,
     limit: int | None,
 ) -> None:
     from agent.frame import frame_from_rgb
-    from agent.prompts import Task
-    from agent.stages import local_pipeline
 
-    tasks = [Task.detect(query) for query in queries]
-    pipeline = local_pipeline(model, device=device)
     written: list[tuple[SourceFrame, Grounding]] = []
     for index, picture in enumerate(frames):
         if limit is not None and index >= limit:
@@ -88,9 +125,13 @@ def _json_line(index: int, pts_s: float, grounding: Grounding) -> dict[str, obje
         "time_s": round(pts_s, 4),
         "answers": [
             {
+                "task": answer.task.kind.value,
                 "query": answer.task.query,
+                "region": answer.task.region,
                 "status": answer.status.value,
                 "text": answer.text,
+                "reply": answer.reply,
+                "count": answer.count,
                 "detections": [
                     {"label": label, "box": [round(float(v), 2) for v in box],
                      "score": round(float(score), 4)}
@@ -113,15 +154,18 @@ def _print_table(index: int, grounding: Grounding) -> None:
 
     table = Table(title=f"frame {index}, {grounding.timings.total_s * 1000:.0f} ms, "
                   f"{len(grounding.proposals)} proposals")  # fmt: skip
-    for column in ("query", "label", "box (x1 y1 x2 y2)", "score"):
+    for column in ("asked", "label", "box (x1 y1 x2 y2)", "score"):
         table.add_column(column)
     for answer in grounding.answers:
         found = answer.detections
-        if not len(found):
-            table.add_row(answer.task.query, f"[dim]{answer.status.value}[/dim]", "", "")
+        asked = escape(answer.task.query or answer.task.kind.value)
+        if not answer.task.kind.searches:
+            table.add_row(asked, escape(answer.reply), "", "")
+        elif not len(found):
+            table.add_row(asked, f"[dim]{answer.status.value}[/dim]", "", "")
         for label, box, score in zip(found.label, found.xyxy, found.confidence, strict=True):
             corners = " ".join(f"{value:.0f}" for value in box)
-            table.add_row(answer.task.query, label, corners, f"{score:.2f}")
+            table.add_row(asked, escape(label), corners, f"{score:.2f}")
     Console().print(table)
 
 
@@ -183,10 +227,36 @@ def eval_detection(
     Console().print(table)
 
 
-def _pipeline(model: str, device: str) -> Pipeline:
+def _pipeline(model: str, device: str, dtype: str = "auto") -> Pipeline:
     from agent.stages import local_pipeline
 
-    return local_pipeline(model, device=device)
+    return local_pipeline(model, device=device, dtype=dtype)
+
+
+@model_app.command("check")
+def model_check(
+    directory: Annotated[str, typer.Argument(help="'nano' or a checkpoint folder.")],
+) -> None:
+    """Say what a model directory holds, how it will compute, and everything that does not fit."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from agent.inspection import inspect_model
+
+    report = inspect_model(find_model(directory).path)
+    console = Console()
+    for title, rows in (("found", report.found), ("switches", report.switches)):
+        table = Table(title, "", title=str(report.directory))
+        for name, value in rows.items():
+            table.add_row(name, value)
+        console.print(table)
+    for warning in report.warnings:
+        console.print(f"[yellow]warning[/yellow] {escape(warning)}")
+    for problem in report.problems:
+        console.print(f"[red]problem[/red] {escape(problem)}")
+    if report.problems:
+        raise typer.Exit(1)
+    console.print("can be loaded")
 
 
 def train(
@@ -201,6 +271,7 @@ def train(
     recipe: Annotated[
         Path | None, typer.Option(help="Hyperparameters (default: the shipped nano.yaml).")
     ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of the training process.")] = 1,
 ) -> None:
     """Train the nano model, one stage or all; an interrupted stage goes on where it was."""
     import logging
@@ -208,4 +279,4 @@ def train(
     from agent.training.nano import RECIPE, NanoTraining
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-    NanoTraining(artwork, directory, recipe or RECIPE).run(stage)
+    NanoTraining(artwork, directory, recipe or RECIPE, threads).run(stage)

@@ -14,7 +14,7 @@ from torch import Tensor
 from agent.detections import Proposals
 from agent.features import AuxiliaryFeatures, PrimaryFeatures
 from agent.frame import Frame
-from agent.model.checkpoint import load_model
+from agent.model.checkpoint import load_model, weight_type
 from agent.model.primary_encoder import PrimaryMaps
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.model_directory import find_model
@@ -49,14 +49,19 @@ class PrimaryEncoderStage:
 
     @classmethod
     def from_pretrained(
-        cls, model: str, *, device: str = "cpu", num_threads: int | None = None
+        cls,
+        model: str,
+        *,
+        device: str = "cpu",
+        num_threads: int | None = None,
+        dtype: str = "auto",
     ) -> PrimaryEncoderStage:
         """The primary part of a model directory.
 
         Raises:
             CheckpointMismatch: files are missing or do not fit.
         """
-        return cls(_load(model, Part.PRIMARY, device, num_threads), device=device)
+        return cls(_load(model, Part.PRIMARY, device, num_threads, dtype), device=device)
 
     @torch.inference_mode()
     def start(self, frame: Frame) -> StartedPrimary:
@@ -94,14 +99,19 @@ class AuxiliaryEncoderStage:
 
     @classmethod
     def from_pretrained(
-        cls, model: str, *, device: str = "cpu", num_threads: int | None = None
+        cls,
+        model: str,
+        *,
+        device: str = "cpu",
+        num_threads: int | None = None,
+        dtype: str = "auto",
     ) -> AuxiliaryEncoderStage:
         """The auxiliary part of a model directory.
 
         Raises:
             CheckpointMismatch: files are missing or do not fit.
         """
-        return cls(_load(model, Part.AUXILIARY, device, num_threads), device=device)
+        return cls(_load(model, Part.AUXILIARY, device, num_threads, dtype), device=device)
 
     @torch.inference_mode()
     def start(self, frame: Frame) -> StartedAuxiliary:
@@ -113,7 +123,9 @@ class AuxiliaryEncoderStage:
         geometry = ImageGeometry.of(frame.width, frame.height, self._config)
         pixels = auxiliary_pixels(working_image(frame.rgb(), geometry), geometry)
         # Channels last makes DaViT's many map-to-token turns free of copies.
-        batch = pixels[None].to(self._device).contiguous(memory_format=torch.channels_last)
+        weight = next(self._encoder.parameters())
+        batch = pixels[None].to(weight.device, weight.dtype)
+        batch = batch.contiguous(memory_format=torch.channels_last)
         return StartedAuxiliary(geometry, self._encoder(batch))
 
     @torch.inference_mode()
@@ -124,7 +136,12 @@ class AuxiliaryEncoderStage:
         return AuxiliaryFeatures(regions=regions.cpu().numpy())
 
 
-def _load(model: str, part: Part, device: str, num_threads: int | None) -> VLMFO1:
+def _load(model: str, part: Part, device: str, num_threads: int | None, dtype: str) -> VLMFO1:
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    return load_model(find_model(model).path, parts=frozenset({part}), device=device)
+    return load_model(
+        find_model(model).path,
+        parts=frozenset({part}),
+        device=device,
+        dtype=weight_type(dtype, device),
+    )

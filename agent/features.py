@@ -6,14 +6,15 @@ leave an encoder. NumPy only, so the ingress can handle them without loading tor
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.detections import Proposals
+from agent.detections import IntArray, Proposals
 from agent.frame import Frame
 from agent.prompts import Task
 
@@ -53,12 +54,28 @@ class FrameFeatures:
     primary_regions: Array
     auxiliary_regions: Array
     key: str = ""
-    """Identity of frame, model and preprocessing; the language stage shares prefixes by it."""
+    """Identity of frame, model, preprocessing and boxes; questions share prefixes by it."""
+    image_key: str = ""
+    """Set on one page of many boxes: what all pages of the frame share."""
 
     def __post_init__(self) -> None:
         counts = {len(self.proposals), len(self.primary_regions), len(self.auxiliary_regions)}
         if len(counts) != 1:
             raise ValueError(f"boxes and region features differ in number: {sorted(counts)}")
+
+    def select(self, indices: IntArray) -> FrameFeatures:
+        """The same frame with only these boxes; itself if they are all, in order."""
+        if len(indices) == len(self.proposals) and (np.diff(indices) == 1).all():
+            return self
+        named = hashlib.blake2b(indices.astype("<i8").tobytes(), digest_size=8).hexdigest()
+        return replace(
+            self,
+            proposals=Proposals(self.proposals.xyxy[indices], self.proposals.objectness[indices]),
+            primary_regions=self.primary_regions[indices],
+            auxiliary_regions=self.auxiliary_regions[indices],
+            key=f"{self.key}/{named}" if self.key else "",
+            image_key=self.key,
+        )
 
 
 @dataclass(frozen=True)
@@ -76,6 +93,8 @@ class Generation:
     """Prompt tokens whose keys and values were already there from an earlier question."""
     num_passes: int
     """Forward passes of the language model, prefill included."""
+    num_drafted_tokens: int = 0
+    """Tokens that a draft had right and that cost no pass of their own."""
 
     @property
     def text(self) -> str:
@@ -116,4 +135,6 @@ class Stages(Protocol):
         self, frame: Frame, proposals: Awaitable[Proposals]
     ) -> AuxiliaryFeatures: ...
 
-    async def answer(self, features: FrameFeatures, task: Task) -> Generation: ...
+    async def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
+        """What the language model writes; without features it is a conversation in words."""
+        ...

@@ -1,87 +1,43 @@
-"""The language stage: region tokens, prefill once per frame, greedy decoding per question.
+"""The language stage: from a frame's features and a question to what the model writes.
 
-The keys and values of a frame's prefix (system turn, image, regions) are kept under a byte
-budget and shared by all questions about the frame. Knows neither pixels nor boxes' meaning.
+Turns features into embeddings, tasks into prompts and guesses, ids into text; the engine decodes.
+Knows neither pixels nor what boxes mean.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from dataclasses import dataclass
+import time
+from concurrent.futures import Future
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
+from agent.drafting import Drafter
+from agent.engine import (
+    Completion,
+    Engine,
+    EngineSettings,
+    PrefixInput,
+    PrefixSource,
+    QuestionInput,
+    Request,
+)
+from agent.errors import InvalidQuery
 from agent.features import FrameFeatures, Generation
-from agent.model.checkpoint import load_model
+from agent.grammar import AnswerGrammar, AnswerTokens
+from agent.model.checkpoint import load_model, weight_type
 from agent.model.language_model import LanguageModel, SlotType
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.model_directory import find_model
+from agent.prefix_cache import DEFAULT_PREFIX_BYTES, PrefixCache
 from agent.processor import ImageGeometry
-from agent.prompts import Task
+from agent.prompts import MAX_REGIONS, Task, TaskKind
 from agent.sequence import Sequence, SequenceBuilder
 from agent.tokenizer import PromptTokenizer
 
-DEFAULT_PREFIX_BYTES = 256 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """Keys and values of a frame's prompt up to the question."""
-
-    layers: tuple[tuple[Tensor, Tensor], ...]
-    """(key, value) of each layer, (1, heads, length, head width)."""
-    next_position: int
-
-    @property
-    def length(self) -> int:
-        """Tokens in the prefix."""
-        return int(self.layers[0][0].shape[2])
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory the prefix holds."""
-        return sum(t.numel() * t.element_size() for layer in self.layers for t in layer)
-
-    def cache(self) -> DynamicCache:
-        """A cache that starts from this prefix; extending it leaves the prefix as it is."""
-        cache = DynamicCache()
-        for index, (key, value) in enumerate(self.layers):
-            cache.update(key, value, index)
-        return cache
-
-
-class PrefixCache:
-    """Prefixes of recent frames, least recently used out first, within a byte budget."""
-
-    def __init__(self, budget_bytes: int = DEFAULT_PREFIX_BYTES) -> None:
-        self.budget_bytes = budget_bytes
-        self.num_bytes = 0
-        self.hits = 0
-        self.misses = 0
-        self._entries: OrderedDict[str, Prefix] = OrderedDict()
-
-    def get(self, key: str) -> Prefix | None:
-        """The prefix of a frame, if it is still there."""
-        prefix = self._entries.get(key) if key else None
-        if prefix is None:
-            self.misses += 1
-            return None
-        self._entries.move_to_end(key)
-        self.hits += 1
-        return prefix
-
-    def put(self, key: str, prefix: Prefix) -> None:
-        """Keep a prefix; older ones make room. One larger than the budget is not kept."""
-        if not key or prefix.num_bytes > self.budget_bytes or key in self._entries:
-            return
-        self._entries[key] = prefix
-        self.num_bytes += prefix.num_bytes
-        while self.num_bytes > self.budget_bytes:
-            _, oldest = self._entries.popitem(last=False)
-            self.num_bytes -= oldest.num_bytes
+_TEXT_ONLY = "text only"
+_ANSWERS_BY_LABEL = frozenset({TaskKind.DETECT, TaskKind.REFER, TaskKind.COUNT})
+"""Tasks whose answers open with the asked label."""
 
 
 class LanguageStage:
@@ -94,6 +50,7 @@ class LanguageStage:
         *,
         device: str = "cpu",
         prefix_bytes: int = DEFAULT_PREFIX_BYTES,
+        engine: EngineSettings | None = None,
     ) -> None:
         assert model.language_model is not None
         self._model = model
@@ -101,8 +58,9 @@ class LanguageStage:
         self._tokenizer = tokenizer
         self._builder = SequenceBuilder(tokenizer)
         self._device = device
-        self._lock = threading.Lock()
+        self._all_regions = tuple(tokenizer.region(index) for index in range(MAX_REGIONS))
         self.prefixes = PrefixCache(prefix_bytes)
+        self.engine = Engine(self._language, self.prefixes, engine, device=device)
 
     @classmethod
     def from_pretrained(
@@ -111,7 +69,9 @@ class LanguageStage:
         *,
         device: str = "cpu",
         num_threads: int | None = None,
+        dtype: str = "auto",
         prefix_bytes: int = DEFAULT_PREFIX_BYTES,
+        engine: EngineSettings | None = None,
     ) -> LanguageStage:
         """The language part of a model directory.
 
@@ -121,75 +81,150 @@ class LanguageStage:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         directory = find_model(model).path
-        loaded = load_model(directory, parts=frozenset({Part.LANGUAGE}), device=device)
+        loaded = load_model(
+            directory,
+            parts=frozenset({Part.LANGUAGE}),
+            device=device,
+            dtype=weight_type(dtype, device),
+        )
         tokenizer = PromptTokenizer.from_directory(directory)
-        return cls(loaded, tokenizer, device=device, prefix_bytes=prefix_bytes)
+        return cls(loaded, tokenizer, device=device, prefix_bytes=prefix_bytes, engine=engine)
 
-    @torch.inference_mode()
-    def answer(self, features: FrameFeatures, task: Task) -> Generation:
-        """Greedy decoding of one question; safe to call from several threads."""
-        with self._lock:
-            prefix = self.prefixes.get(features.key)
-            reused = prefix.length if prefix is not None else 0
-            passes = 0
-            if prefix is None:
-                prefix = self._prefill(features)
-                self.prefixes.put(features.key, prefix)
-                passes += 1
-            question = self._builder.question(task.text, start=prefix.next_position)
-            ids, probabilities, truncated = self._decode(prefix, question, task.max_new_tokens)
-        return Generation(
-            pieces=self._tokenizer.pieces(ids),
-            probabilities=tuple(probabilities),
-            truncated=truncated,
-            num_prompt_tokens=prefix.length + len(question),
-            num_prefix_tokens_reused=reused,
-            num_passes=passes + len(ids) + (0 if truncated else 1),
+    def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
+        """Greedy decoding of one question; safe to call from several threads.
+
+        Without features there is no image: a conversation in words.
+
+        Raises:
+            InvalidQuery: prompt and answer together exceed what the model can read.
+            Overloaded: too many questions wait.
+        """
+        return self.start(features, task).result()
+
+    def start(self, features: FrameFeatures | None, task: Task) -> Future[Generation]:
+        """As `answer`, at once: the answer to come. Cancelling it stops its decoding.
+
+        Raises:
+            Overloaded: too many questions wait.
+        """
+        completion = self.engine.submit(self._request(features, task))
+        generation: Future[Generation] = Future()
+        generation.add_done_callback(lambda done: done.cancelled() and completion.cancel())
+        completion.add_done_callback(lambda done: self._hand_over(done, generation))
+        return generation
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self.engine.close()
+
+    def _hand_over(self, done: Future[Completion], to: Future[Generation]) -> None:
+        if done.cancelled() or not to.set_running_or_notify_cancel():
+            to.cancel()
+            return
+        error = done.exception()
+        if error is not None:
+            to.set_exception(error)
+            return
+        completion = done.result()
+        to.set_result(
+            Generation(
+                pieces=self._tokenizer.pieces(list(completion.ids)),
+                probabilities=completion.probabilities,
+                truncated=completion.truncated,
+                num_prompt_tokens=completion.num_prompt_tokens,
+                num_prefix_tokens_reused=completion.num_reused_tokens,
+                num_passes=completion.num_passes,
+                num_drafted_tokens=completion.num_accepted,
+            )
         )
 
-    def _prefill(self, features: FrameFeatures) -> Prefix:
+    def _request(self, features: FrameFeatures | None, task: Task) -> Request:
+        num_regions = 0 if features is None else len(features.proposals)
+        tokens = AnswerTokens.of(self._tokenizer, num_regions=num_regions)
+        return Request(
+            prefix=self._source(features),
+            question=lambda start: self._question(features, task, start),
+            end_of_turn=self._builder.end_of_turn,
+            max_new_tokens=task.max_new_tokens,
+            drafter=self._drafter(task, tokens),
+            grammar=AnswerGrammar(tokens, all_regions=self._all_regions)
+            if task.constrained
+            else None,
+            deadline_s=time.monotonic() + task.patience_s,
+        )
+
+    def _drafter(self, task: Task, tokens: AnswerTokens) -> Drafter:
+        label = self._tokenizer.encode(task.query) if task.kind in _ANSWERS_BY_LABEL else ()
+        return Drafter(
+            tokens, label=label, answers=[self._tokenizer.encode(draft) for draft in task.drafts]
+        )
+
+    def _source(self, features: FrameFeatures | None) -> PrefixSource:
+        """The frame's prefix; a page of many boxes continues from the image all pages share."""
+        if features is None:
+            return PrefixSource(
+                _TEXT_ONLY, lambda: self._input(self._builder.prefix(None, 0), None)
+            )
+        grid, count = self._geometry(features).merged_grid, len(features.proposals)
+        if not features.image_key:
+            return PrefixSource(
+                features.key, lambda: self._input(self._builder.prefix(grid, count), features)
+            )
+        bare = self._builder.prefix(grid, 0)
+        image = PrefixSource(f"{features.image_key}/image", lambda: self._input(bare, features))
+        return PrefixSource(
+            features.key,
+            lambda: self._input(self._builder.regions(count, start=bare.next_position), features),
+            parent=image,
+        )
+
+    def _question(self, features: FrameFeatures | None, task: Task, start: int) -> QuestionInput:
+        question = self._builder.question(
+            task.text, start=start, history=task.history, after_image=features is not None
+        )
+        self._check_length(question.next_position, task)
+        return QuestionInput(question.ids, question.positions, question.next_position)
+
+    def _check_length(self, num_positions: int, task: Task) -> None:
+        """The published code cuts a long prompt and goes on with positions of the whole one."""
+        limit = int(self._language.config.max_position_embeddings)
+        if num_positions + task.max_new_tokens > limit:
+            raise InvalidQuery(
+                f"the prompt takes {num_positions} positions and the answer may take "
+                f"{task.max_new_tokens}; the model reads {limit}: shorten the question or its "
+                "history, or ask about fewer boxes"
+            )
+
+    def _geometry(self, features: FrameFeatures) -> ImageGeometry:
+        return ImageGeometry.of(features.width, features.height, self._model.config)
+
+    def _input(self, sequence: Sequence, features: FrameFeatures | None) -> PrefixInput:
+        return PrefixInput(
+            self._embedded(sequence, features), sequence.positions, sequence.next_position
+        )
+
+    @torch.inference_mode()
+    def _embedded(self, sequence: Sequence, features: FrameFeatures | None) -> Tensor:
+        """(length, hidden) with image and region slots filled."""
         model, device = self._model, self._device
-        geometry = ImageGeometry.of(features.width, features.height, model.config)
-        sequence = self._builder.prefix(geometry.merged_grid, len(features.proposals))
-        boxes = geometry.normalised_boxes(features.proposals.xyxy, model.config.region.combination)
         embeddings = self._language.embed(sequence.ids.to(device))
-        image = model.image_projector(_tensor(features.image_tokens, device))
-        embeddings[sequence.slots == SlotType.IMAGE] = image.to(embeddings.dtype)
-        if len(boxes):
-            regions = model.region_tokens(
+        if features is None:
+            return embeddings
+        image, region = (sequence.slots == kind for kind in (SlotType.IMAGE, SlotType.REGION))
+        if image.any():
+            tokens = _tensor(features.image_tokens, device).to(embeddings.dtype)
+            embeddings[image] = model.image_projector(tokens).to(embeddings.dtype)
+        if region.any():
+            boxes = self._geometry(features).normalised_boxes(
+                features.proposals.xyxy, model.config.region
+            )
+            tokens = model.region_tokens(
                 _tensor(features.primary_regions, device),
                 _tensor(features.auxiliary_regions, device),
                 _tensor(boxes, device),
             )
-            embeddings[sequence.slots == SlotType.REGION] = regions.to(embeddings.dtype)
-        cache = DynamicCache()
-        self._language(embeddings[None], sequence.positions[:, None].to(device), cache=cache)
-        layers = tuple((layer.keys, layer.values) for layer in cache.layers)
-        return Prefix(layers, sequence.next_position)
-
-    def _decode(
-        self, prefix: Prefix, question: Sequence, max_new_tokens: int
-    ) -> tuple[list[int], list[float], bool]:
-        """(ids without the end token, their probabilities, whether the budget ran out)."""
-        cache = prefix.cache()
-        embeddings = self._language.embed(question.ids.to(self._device))[None]
-        positions = question.positions[:, None].to(self._device)
-        position = question.next_position
-        ids: list[int] = []
-        probabilities: list[float] = []
-        while True:
-            hidden = self._language(embeddings, positions, cache=cache)
-            distribution = self._language.logits(hidden[0, -1]).float().softmax(-1)
-            token = int(distribution.argmax())
-            if token == self._builder.end_of_turn:
-                return ids, probabilities, False
-            if len(ids) == max_new_tokens:
-                return ids, probabilities, True
-            ids.append(token)
-            probabilities.append(float(distribution[token]))
-            embeddings = self._language.embed(torch.tensor([[token]], device=self._device))
-            positions = torch.full((3, 1, 1), position, device=self._device)
-            position += 1
+            embeddings[region] = tokens.to(embeddings.dtype)
+        return embeddings
 
 
 def _tensor(array: object, device: str) -> Tensor:

@@ -8,6 +8,7 @@ an empty list is an answer ("not here"). Knows no tokenizer: it reads token text
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -15,10 +16,15 @@ import numpy as np
 
 from agent.detections import Detections, Proposals
 from agent.features import Generation
+from agent.paging import Page
 from agent.prompts import Task, TaskKind
 
 _GROUND = re.compile(r"<ground>(.*?)</ground><objects>(.*?)</objects>")
 _REGION = re.compile(r"<region(\d+)>")
+_THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_MARKUP = re.compile(r"<objects>.*?</objects>|</?ground>|<region\d+>|</?(?:think|answer)>")
+_NUMBER = re.compile(r"\d+")
 
 
 class AnswerStatus(Enum):
@@ -39,6 +45,14 @@ class Answer:
     """What the model wrote, control tokens kept."""
     detections: Detections = field(default_factory=Detections)
     status: AnswerStatus = AnswerStatus.OK
+    reply: str = ""
+    """The words alone: what stands in `<answer>`, or everything but tags and region lists."""
+    thought: str = ""
+    """What stands in `<think>`."""
+    count: int | None = None
+    """The number the model states (COUNT), summed over pages; None if it states none."""
+    num_proposals: int = 0
+    """Boxes that were looked at for this answer."""
     num_unknown_regions: int = 0
     """Region tokens that named no box and were dropped."""
     num_prefix_tokens_reused: int = 0
@@ -59,27 +73,85 @@ def parse_regions(text: str) -> dict[str, list[int]]:
 
 def parse_answer(task: Task, generation: Generation, proposals: Proposals) -> Answer:
     """The answer to `task`, its region tokens resolved against the frame's proposals."""
-    text = generation.text
-    labels = parse_regions(text)
-    confidence = _region_confidence(generation)
-    rows = [(label, index) for label, regions in labels.items() for index in regions]
-    known = [(label, index) for label, index in rows if index < len(proposals)]
-    indices = np.array([index for _, index in known], dtype=np.int64)
+    return join_pages(task, [(Page(np.arange(len(proposals))), generation)], proposals)
+
+
+def join_pages(
+    task: Task, pages: Sequence[tuple[Page, Generation]], proposals: Proposals
+) -> Answer:
+    """One answer from what the model wrote about each page of the frame's proposals.
+
+    Boxes are named by their number in `proposals` wherever the page numbered them otherwise.
+    """
+    rows: list[tuple[str, int, float]] = []
+    texts: list[str] = []
+    labelled = False
+    num_unknown = 0
+    for page, generation in pages:
+        labels = parse_regions(generation.text)
+        labelled = labelled or bool(labels)
+        confidence = _region_confidence(generation)
+        texts.append(_renumbered(generation.text, page))
+        for label, regions in labels.items():
+            known = [index for index in regions if index < len(page)]
+            num_unknown += len(regions) - len(known)
+            rows += [
+                (label, int(page.indices[index]), confidence.get(index, 0.0)) for index in known
+            ]
+    # A reference box stands on every page and may be found on several.
+    rows = list({(label, box): (label, box, score) for label, box, score in rows}.values())
+    indices = np.array([box for _, box, _ in rows], dtype=np.int64)
     detections = Detections(
         xyxy=proposals.xyxy[indices],
-        confidence=np.array([confidence.get(index, 0.0) for index in indices], dtype=np.float32),
-        label=tuple(label for label, _ in known),
+        confidence=np.array([score for _, _, score in rows], dtype=np.float32),
+        label=tuple(label for label, _, _ in rows),
         region=indices,
     )
+    generations = [generation for _, generation in pages]
+    text = "\n".join(texts)
     return Answer(
         task=task,
         text=text,
         detections=detections,
-        status=_status(task, generation, labels, detections),
-        num_unknown_regions=len(rows) - len(known),
-        num_prefix_tokens_reused=generation.num_prefix_tokens_reused,
-        num_passes=generation.num_passes,
+        status=_status(task, generations, detections, labelled=labelled),
+        reply=_reply(text),
+        thought=_tagged(_THINK, text),
+        count=_count(task, generations),
+        num_proposals=len({int(box) for page, _ in pages for box in page.indices}),
+        num_unknown_regions=num_unknown,
+        num_prefix_tokens_reused=sum(g.num_prefix_tokens_reused for g in generations),
+        num_passes=sum(g.num_passes for g in generations),
     )
+
+
+def _renumbered(text: str, page: Page) -> str:
+    """The text with the page's region numbers replaced by the frame's."""
+
+    def number(match: re.Match[str]) -> str:
+        index = int(match.group(1))
+        return f"<region{page.indices[index]}>" if index < len(page) else match.group()
+
+    return _REGION.sub(number, text)
+
+
+def _tagged(pattern: re.Pattern[str], text: str) -> str:
+    found = pattern.search(text)
+    return found.group(1).strip() if found else ""
+
+
+def _reply(text: str) -> str:
+    answer = _tagged(_ANSWER, text)
+    plain = _MARKUP.sub("", answer or _THINK.sub("", text))
+    return " ".join(plain.split())
+
+
+def _count(task: Task, generations: Sequence[Generation]) -> int | None:
+    """The last number each page states outside its region list, summed."""
+    if task.kind is not TaskKind.COUNT:
+        return None
+    stated = [_NUMBER.findall(_MARKUP.sub(" ", g.text)) for g in generations]
+    numbers = [int(found[-1]) for found in stated if found]
+    return sum(numbers) if numbers else None
 
 
 def _region_confidence(generation: Generation) -> dict[int, float]:
@@ -94,11 +166,11 @@ def _region_confidence(generation: Generation) -> dict[int, float]:
 
 
 def _status(
-    task: Task, generation: Generation, labels: dict[str, list[int]], detections: Detections
+    task: Task, generations: Sequence[Generation], detections: Detections, *, labelled: bool
 ) -> AnswerStatus:
-    if generation.truncated:
+    if any(generation.truncated for generation in generations):
         return AnswerStatus.TRUNCATED
-    if len(detections) or task.kind is TaskKind.NAME_REGION:
+    if len(detections) or not task.kind.searches:
         return AnswerStatus.OK
     # An explicit empty list is a "no"; words without any list are not an answer to "where".
-    return AnswerStatus.NOT_PRESENT if labels else AnswerStatus.UNSURE
+    return AnswerStatus.NOT_PRESENT if labelled else AnswerStatus.UNSURE

@@ -15,7 +15,8 @@ import numpy as np
 from agent.detections import FloatArray, Proposals, validate_boxes
 from agent.features import AuxiliaryFeatures, FrameFeatures, PrimaryFeatures, Stages, StageTimings
 from agent.frame import Frame
-from agent.parsing import Answer, parse_answer
+from agent.paging import pages_for
+from agent.parsing import Answer, join_pages, parse_answer
 from agent.prompts import Task
 from agent.region_cache import RegionCache, feature_key
 
@@ -55,20 +56,30 @@ class Pipeline:
         Raises:
             InvalidFrame: the image cannot be decoded.
             InvalidBoxes: `boxes` are malformed.
+            InvalidQuery: a task speaks of a box that does not exist.
         """
         timings = StageTimings()
         started = time.perf_counter()
         features, cache_hit = await self.features(frame, boxes=boxes, timings=timings)
         language_started = time.perf_counter()
-        generations = await asyncio.gather(*(self._stages.answer(features, task) for task in tasks))
+        answers = await asyncio.gather(*(self._answer(features, task) for task in tasks))
         finished = time.perf_counter()
         timings.language_s = finished - language_started
         timings.total_s = finished - started
-        answers = tuple(
-            parse_answer(task, generation, features.proposals)
-            for task, generation in zip(tasks, generations, strict=True)
+        return Grounding(tuple(answers), features.proposals, cache_hit, timings)
+
+    async def _answer(self, features: FrameFeatures, task: Task) -> Answer:
+        """One question, asked on as many pages of boxes as it needs."""
+        pages = pages_for(task, len(features.proposals))
+        generations = await asyncio.gather(
+            *(self._stages.answer(features.select(page.indices), page.task(task)) for page in pages)
         )
-        return Grounding(answers, features.proposals, cache_hit, timings)
+        return join_pages(task, list(zip(pages, generations, strict=True)), features.proposals)
+
+    async def converse(self, task: Task) -> Answer:
+        """A question without a picture (CHAT)."""
+        generation = await self._stages.answer(None, task)
+        return parse_answer(task, generation, Proposals())
 
     async def features(
         self, frame: Frame, *, boxes: FloatArray | None, timings: StageTimings

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from agent.detections import FloatArray, clip_boxes
 from agent.frame import RGBArray
-from agent.model.configuration import VLMFO1Config
+from agent.model.configuration import RegionConfig, VLMFO1Config
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_MIN_PIXELS, _MAX_PIXELS = 56 * 56, 12_845_056
 _SQUASH = 768
 _SQUARES = (384, 512, 640, 768, 896, 1024, 1152, 1280, 1408, 1536, 1664, 1792, 1920, 2048)
 
@@ -43,7 +42,12 @@ class ImageGeometry:
         """All sizes of a width x height frame; pure arithmetic, nothing is decoded."""
         working = _working_size(width, height, config.image.max_long_side, config.image.min_side)
         patch = config.vision.patch_size
-        grid = _primary_grid(*working, patch=patch, merge=config.vision.spatial_merge_size)
+        rows, columns = _primary_grid(
+            *working,
+            cell=patch * config.vision.spatial_merge_size,
+            limits=(config.image.min_pixels, config.image.max_pixels),
+        )
+        grid = (rows // patch, columns // patch)
         auxiliary = _auxiliary_size(*working, config.image.auxiliary_aspect)
         return cls((width, height), working, auxiliary, grid, patch)
 
@@ -67,9 +71,9 @@ class ImageGeometry:
     def primary_size(self) -> tuple[int, int]:
         return self.grid[1] * self.patch_size, self.grid[0] * self.patch_size
 
-    def normalised_boxes(self, xyxy: FloatArray, combination: str) -> FloatArray:
+    def normalised_boxes(self, xyxy: FloatArray, region: RegionConfig) -> FloatArray:
         """Frame pixels to 0..1 of the image that the region positions refer to."""
-        if combination == "concat":
+        if region.primary_only or region.combination == "concat":
             return np.asarray(
                 self.primary_boxes(xyxy) / _size4(self.primary_size), dtype=np.float32
             )
@@ -150,16 +154,18 @@ def _auxiliary_size(width: int, height: int, aspect: str) -> tuple[int, int]:
     return _SQUASH, _SQUASH
 
 
-def _primary_grid(width: int, height: int, *, patch: int, merge: int) -> tuple[int, int]:
-    """Rows and columns of patches: sides rounded to merged cells (half to even), area bounded."""
-    cell = patch * merge
+def _primary_grid(
+    width: int, height: int, *, cell: int, limits: tuple[int, int]
+) -> tuple[int, int]:
+    """(height, width) in pixels: sides rounded to cells (half to even), area within limits."""
+    least, most = limits
     rows, columns = round(height / cell) * cell, round(width / cell) * cell
-    if rows * columns > _MAX_PIXELS:
-        shrink = (height * width / _MAX_PIXELS) ** 0.5
+    if rows * columns > most:
+        shrink = (height * width / most) ** 0.5
         rows = max(cell, int(height / shrink / cell) * cell)
         columns = max(cell, int(width / shrink / cell) * cell)
-    elif rows * columns < _MIN_PIXELS:
-        grow = (_MIN_PIXELS / (height * width)) ** 0.5
+    elif rows * columns < least:
+        grow = (least / (height * width)) ** 0.5
         rows = -int(-(height * grow) // cell) * cell
         columns = -int(-(width * grow) // cell) * cell
-    return max(rows, cell) // patch, max(columns, cell) // patch
+    return max(rows, cell), max(columns, cell)

@@ -7,37 +7,93 @@ changing a character changes its answers. Knows no tokenizer and no image.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from agent.errors import InvalidQuery
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 MAX_QUERY_CHARS = 2000
+MAX_HISTORY_CHARS = 32_000
 MAX_REGIONS = 100
+"""Regions one prompt can hold; more are looked at page by page (`agent.paging`)."""
 
 GROUND_OPEN, GROUND_CLOSE = "<ground>", "</ground>"
 OBJECTS_OPEN, OBJECTS_CLOSE = "<objects>", "</objects>"
 END_OF_TURN = "<|im_end|>"
 
-_CONTROL = re.compile(r"<\|[^|>]*\|>|</?(?:ground|objects|think|answer)>|<region(?:feat|\d+)>")
+_CONTROL = re.compile(
+    r"<\|[^|>]*\|>|</?(?:ground|objects|think|answer|image|tool_call)>|<region(?:feat|\d+)>"
+)
+_TURN_CONTROL = re.compile(r"<\|[^|>]*\|>|<image>|<regionfeat>")
+_PLACEHOLDER = "{}"
 
 
 class TaskKind(Enum):
-    """The tasks the nano model is trained for; the published model knows more."""
+    """What the published model was trained to do; the nano model knows `NANO_TASKS`."""
 
     DETECT = "detect"
+    REFER = "refer"
     COUNT = "count"
-    NAME_REGION = "name_region"
+    REGION_CAPTION = "region_caption"
+    DETAILED_REGION_CAPTION = "detailed_region_caption"
+    REGION_OCR = "region_ocr"
+    GROUNDED_CAPTION = "grounded_caption"
+    VISUAL_PROMPT = "visual_prompt"
+    REASON = "reason"
+    CHAT = "chat"
+
+    @property
+    def needs_region(self) -> bool:
+        """Whether the question is about one given box."""
+        return self in _NEEDS_REGION
+
+    @property
+    def needs_query(self) -> bool:
+        """Whether the question contains the user's words."""
+        return self in _NEEDS_QUERY
+
+    @property
+    def searches(self) -> bool:
+        """Whether the answer is a list of boxes: every page of proposals has to be looked at."""
+        return self in _SEARCHES
 
 
+_NEEDS_REGION = frozenset(
+    {
+        TaskKind.REGION_CAPTION,
+        TaskKind.DETAILED_REGION_CAPTION,
+        TaskKind.REGION_OCR,
+        TaskKind.VISUAL_PROMPT,
+    }
+)
+_NEEDS_QUERY = frozenset(
+    {TaskKind.DETECT, TaskKind.REFER, TaskKind.COUNT, TaskKind.REASON, TaskKind.CHAT}
+)
+_SEARCHES = frozenset({TaskKind.DETECT, TaskKind.REFER, TaskKind.COUNT, TaskKind.VISUAL_PROMPT})
+NANO_TASKS = frozenset({TaskKind.DETECT, TaskKind.COUNT, TaskKind.REGION_CAPTION})
+"""What the embedded nano model was trained for."""
+
+_DETECT = "Please detect {query} in this image. Answer the question with object indexes."
 _TEMPLATES = {
-    TaskKind.DETECT: "Please detect {query} in this image. "
-    "Answer the question with object indexes.",
+    TaskKind.DETECT: _DETECT,
+    TaskKind.REFER: _DETECT,
     TaskKind.COUNT: "How many {query} are there in this image? Count each instance of the target "
     "object. Locate them with object indexes and then answer the question with the number of "
     "objects.",
-    TaskKind.NAME_REGION: "Provide a brief description for <region{region}>.",
+    TaskKind.REGION_CAPTION: "Provide a brief description for {region}.",
+    TaskKind.DETAILED_REGION_CAPTION: "Provide a detailed description for {region}.",
+    TaskKind.REGION_OCR: "Please provide the ocr results of {region} in the image.",
+    TaskKind.GROUNDED_CAPTION: "Briefly describe this image and detect all mentioned objects. "
+    "Answer with grounded object indexes.",
+    TaskKind.VISUAL_PROMPT: "Using the provided object {region} as a reference, identify all "
+    "other objects of the same category in this image. Respond with object indexes.",
+    TaskKind.REASON: "First thinks about the reasoning process in the mind and then provides the "
+    "user with the answer. The reasoning process and answer are enclosed within <think> </think> "
+    "and <answer> </answer> tags, respectively, i.e., <think> reasoning process here </think>"
+    "<answer> answer here </answer>. Please give a detailed reasoning process process and provide "
+    "image regions that can help you answer the question better. {query}",
+    TaskKind.CHAT: "{query}",
 }
 
 
@@ -67,20 +123,51 @@ def clean_query(query: str) -> str:
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """An earlier question of a conversation and the answer it got, both as the model saw them."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class Task:
     """One question about one frame."""
 
     kind: TaskKind
     query: str = ""
-    """What to look for, in words (DETECT, COUNT)."""
+    """What to look for, or to answer, in words; `{}` stands for one of `regions` (CHAT, REASON)."""
     region: int | None = None
-    """Which box the question is about (NAME_REGION)."""
+    """Which box the question is about (region captions, region OCR, visual prompt)."""
+    regions: tuple[int, ...] = ()
+    """Boxes that `query` refers to, in the order of its `{}`."""
+    history: tuple[Exchange, ...] = ()
+    """Earlier turns about the same frame, oldest first."""
     max_new_tokens: int = 256
+    drafts: tuple[str, ...] = field(default=(), compare=False)
+    """Answers that may come again (an earlier frame's, in this frame's region numbers). They
+    save time when they are right and change nothing when they are wrong."""
+    constrained: bool = False
+    """Decode only what keeps the answer's form and regions that exist."""
+    patience_s: float = field(default=float("inf"), compare=False)
+    """How long the asker waits, from when the language stage gets the question; who waits least
+    is decoded first."""
 
     @classmethod
-    def detect(cls, query: str) -> Task:
-        """Where is everything that `query` names?"""
-        return cls(TaskKind.DETECT, clean_query(query))
+    def detect(cls, *labels: str) -> Task:
+        """Where is everything that any of `labels` names?
+
+        Raises:
+            InvalidQuery: no label, or one that `clean_query` refuses.
+        """
+        if not labels:
+            raise InvalidQuery("the list of labels is empty; name at least one thing to look for")
+        return cls(TaskKind.DETECT, clean_query(", ".join(clean_query(label) for label in labels)))
+
+    @classmethod
+    def refer(cls, expression: str) -> Task:
+        """Where is the one thing that `expression` describes ("the cup left of the lamp")?"""
+        return cls(TaskKind.REFER, clean_query(expression))
 
     @classmethod
     def count(cls, query: str) -> Task:
@@ -88,17 +175,115 @@ class Task:
         return cls(TaskKind.COUNT, clean_query(query))
 
     @classmethod
-    def name_region(cls, region: int) -> Task:
+    def describe_region(cls, region: int, *, detailed: bool = False) -> Task:
         """What is box `region`?
 
         Raises:
-            InvalidQuery: the index is outside 0..99.
+            InvalidQuery: the index is negative.
         """
-        if not 0 <= region < MAX_REGIONS:
-            raise InvalidQuery(f"region {region} is outside 0..{MAX_REGIONS - 1}")
-        return cls(TaskKind.NAME_REGION, region=region)
+        kind = TaskKind.DETAILED_REGION_CAPTION if detailed else TaskKind.REGION_CAPTION
+        return cls(kind, region=_checked(region))
+
+    @classmethod
+    def read_region(cls, region: int) -> Task:
+        """What is written in box `region`?
+
+        Raises:
+            InvalidQuery: the index is negative.
+        """
+        return cls(TaskKind.REGION_OCR, region=_checked(region))
+
+    @classmethod
+    def describe_image(cls) -> Task:
+        """A caption whose things are located."""
+        return cls(TaskKind.GROUNDED_CAPTION)
+
+    @classmethod
+    def find_similar(cls, region: int) -> Task:
+        """Where are more things like box `region`?
+
+        Raises:
+            InvalidQuery: the index is negative.
+        """
+        return cls(TaskKind.VISUAL_PROMPT, region=_checked(region))
+
+    @classmethod
+    def reason(cls, question: str, *, regions: tuple[int, ...] = ()) -> Task:
+        """An answer with the thoughts that led to it; `{}` in the question stands for a region."""
+        return cls(TaskKind.REASON, _referring(question, regions), regions=regions)
+
+    @classmethod
+    def chat(
+        cls,
+        question: str,
+        *,
+        regions: tuple[int, ...] = (),
+        history: tuple[Exchange, ...] = (),
+    ) -> Task:
+        """Anything else; `{}` in the question stands for a region.
+
+        Raises:
+            InvalidQuery: as `clean_query`; placeholders and regions differ in number; or an
+                earlier turn is too long or would end its turn early.
+        """
+        return cls(
+            TaskKind.CHAT,
+            _referring(question, regions),
+            regions=regions,
+            history=tuple(_clean_exchange(turn) for turn in history),
+        )
+
+    def with_regions(self, number: dict[int, int]) -> Task:
+        """The same question where boxes carry other numbers (one page of many proposals)."""
+        return replace(
+            self,
+            region=None if self.region is None else number[self.region],
+            regions=tuple(number[index] for index in self.regions),
+        )
+
+    @property
+    def mentioned(self) -> tuple[int, ...]:
+        """All boxes the question speaks of."""
+        return self.regions if self.region is None else (self.region, *self.regions)
 
     @property
     def text(self) -> str:
         """The user turn, word for word."""
-        return _TEMPLATES[self.kind].format(query=self.query, region=self.region)
+        region = "" if self.region is None else region_token(self.region)
+        query = self.query
+        for index in self.regions:
+            query = query.replace(_PLACEHOLDER, region_token(index), 1)
+        # One pass, so that braces in the user's words are never taken for a field.
+        template = _TEMPLATES[self.kind]
+        return template.replace("{query}", query) if query else template.replace("{region}", region)
+
+
+def _checked(region: int) -> int:
+    if region < 0:
+        raise InvalidQuery(f"region {region} is negative; regions are counted from 0")
+    return region
+
+
+def _referring(question: str, regions: tuple[int, ...]) -> str:
+    text = clean_query(question)
+    if text.count(_PLACEHOLDER) < len(regions):
+        raise InvalidQuery(
+            f"{len(regions)} regions are given, but the question has "
+            f"{text.count(_PLACEHOLDER)} placeholders {_PLACEHOLDER!r} for them"
+        )
+    for region in regions:
+        _checked(region)
+    return text
+
+
+def _clean_exchange(turn: Exchange) -> Exchange:
+    """An earlier turn; it may speak of regions, but not open or close turns."""
+    for text in (turn.question, turn.answer):
+        found = _TURN_CONTROL.search(text)
+        if found:
+            raise InvalidQuery(
+                f"an earlier turn contains the control token {found.group()!r}; remove it"
+            )
+    if len(turn.question) + len(turn.answer) > MAX_HISTORY_CHARS:
+        raise InvalidQuery(f"an earlier turn is longer than {MAX_HISTORY_CHARS} characters")
+    return turn

@@ -42,7 +42,9 @@ class LocalStages:
         self.calls: Counter[str] = Counter()
 
     @classmethod
-    def from_pretrained(cls, model: str = "nano", *, device: str = "cpu") -> LocalStages:
+    def from_pretrained(
+        cls, model: str = "nano", *, device: str = "cpu", dtype: str = "auto"
+    ) -> LocalStages:
         """All four stages of a model directory.
 
         Raises:
@@ -50,9 +52,9 @@ class LocalStages:
         """
         return cls(
             Proposer.from_pretrained(model, device=device),
-            PrimaryEncoderStage.from_pretrained(model, device=device),
-            AuxiliaryEncoderStage.from_pretrained(model, device=device),
-            LanguageStage.from_pretrained(model, device=device),
+            PrimaryEncoderStage.from_pretrained(model, device=device, dtype=dtype),
+            AuxiliaryEncoderStage.from_pretrained(model, device=device, dtype=dtype),
+            LanguageStage.from_pretrained(model, device=device, dtype=dtype),
         )
 
     def propose(self, frame: Frame) -> Awaitable[Proposals]:
@@ -87,19 +89,23 @@ class LocalStages:
             self._threads, self._auxiliary.pool, maps, await proposals
         )
 
-    async def answer(self, features: FrameFeatures, task: Task) -> Generation:
+    async def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """One question; questions about one frame share its prefix."""
         self.calls["answer"] += 1
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._language.answer, features, task)
+        return await asyncio.wrap_future(self._language.start(features, task))
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Stop the threads and the engine."""
         self._threads.shutdown(wait=True)
+        self._language.close()
 
 
 def local_pipeline(
-    model: str = "nano", *, device: str = "cpu", cache: RegionCache | None = None
+    model: str = "nano",
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    cache: RegionCache | None = None,
 ) -> Pipeline:
     """A ready pipeline in this process.
 
@@ -107,7 +113,7 @@ def local_pipeline(
         CheckpointMismatch: the model's files are missing or do not fit.
     """
     return Pipeline(
-        LocalStages.from_pretrained(model, device=device),
+        LocalStages.from_pretrained(model, device=device, dtype=dtype),
         cache if cache is not None else MemoryRegionCache(budget_bytes=_DEFAULT_CACHE_BYTES),
         model_digest=find_model(model).digest,
     )

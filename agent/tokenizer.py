@@ -29,28 +29,43 @@ CONTROL_TOKENS = (
     *(region_token(index) for index in range(MAX_REGIONS)),
 )
 _FILE = "tokenizer.json"
+_REQUIRED = (*CONTROL_TOKENS[1:9], *(region_token(index) for index in range(MAX_REGIONS)))
+_SLOW_FILES = ("vocab.json", "merges.txt")
 
 
 class PromptTokenizer:
     """A `tokenizers` pipeline with named control tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        missing = [t for t in CONTROL_TOKENS[1:9] if tokenizer.token_to_id(t) is None]
+        missing = [t for t in _REQUIRED if tokenizer.token_to_id(t) is None]
         if missing:
             raise CheckpointMismatch(f"the tokenizer lacks the control token {missing[0]!r}")
         self._tokenizer = tokenizer
 
     @classmethod
     def from_directory(cls, directory: Path) -> PromptTokenizer:
-        """Read `tokenizer.json`.
+        """Read `tokenizer.json`, else the published `vocab.json`, `merges.txt` and added tokens.
 
         Raises:
-            CheckpointMismatch: the file is missing or lacks control tokens.
+            CheckpointMismatch: a file is missing or damaged, or control tokens are lacking.
         """
         path = directory / _FILE
-        if not path.is_file():
-            raise CheckpointMismatch(f"{path} does not exist; copy the model's tokenizer files")
-        return cls(Tokenizer.from_file(str(path)))
+        absent = [name for name in _SLOW_FILES if not (directory / name).is_file()]
+        if not path.is_file() and absent:
+            raise CheckpointMismatch(
+                f"{directory} holds neither {_FILE} nor {absent[0]}; copy the model's tokenizer "
+                f"files ({_FILE}, or {', '.join(_SLOW_FILES)} and added_tokens.json)"
+            )
+        try:
+            if path.is_file():
+                return cls(Tokenizer.from_file(str(path)))
+            return cls(_published(directory))
+        except CheckpointMismatch:
+            raise
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise CheckpointMismatch(
+                f"the tokenizer of {directory} cannot be read ({error}); download it again"
+            ) from error
 
     def save(self, directory: Path) -> None:
         """Write `tokenizer.json`."""
@@ -93,6 +108,14 @@ class PromptTokenizer:
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of several tokens (bytes of one character may span tokens)."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
+
+def _published(directory: Path) -> Tokenizer:
+    """Qwen2's byte-level BPE from its slow files, with the added tokens of the checkpoint."""
+    from transformers import Qwen2Tokenizer
+
+    backend: Tokenizer = Qwen2Tokenizer.from_pretrained(str(directory)).backend_tokenizer
+    return backend
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PromptTokenizer:

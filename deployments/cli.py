@@ -50,7 +50,7 @@ def demo() -> None:
 
 def build_app() -> typer.Typer:
     """All commands of the package under one name."""
-    from agent.cli import eval_app, ground, train
+    from agent.cli import eval_app, ground, model_app, train
     from client.cli import watch
 
     app = typer.Typer(
@@ -63,6 +63,7 @@ def build_app() -> typer.Typer:
     app.command()(serve)
     app.command()(demo)
     app.add_typer(eval_app, name="eval")
+    app.add_typer(model_app, name="model")
     app.command()(train)
     return app
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from agent.features import FrameFeatures, Generation
 from agent.prompts import Task
 from deployments.stage_replica import StageReplica
 
 
 class Language(StageReplica):
-    """One `agent.generation.LanguageStage`."""
+    """One `agent.generation.LanguageStage`, whose engine answers concurrent calls together."""
 
-    async def answer(self, features: FrameFeatures, task: Task) -> Generation:
+    async def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """What the model writes about one frame and one question."""
-        generation: Generation = await self.run(self.stage.answer, features, task)
+        generation: Generation = await asyncio.wrap_future(self.stage.start(features, task))
         return generation

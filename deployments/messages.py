@@ -35,7 +35,7 @@ _STATUS = {
 _TASK_KIND = {
     TaskKind.DETECT: pb.TASK_KIND_DETECT,
     TaskKind.COUNT: pb.TASK_KIND_COUNT,
-    TaskKind.NAME_REGION: pb.TASK_KIND_NAME_REGION,
+    TaskKind.REGION_CAPTION: pb.TASK_KIND_NAME_REGION,
 }
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
@@ -97,7 +97,7 @@ def task_from_message(message: pb.Query, *, max_new_tokens: int) -> Task:
     elif message.task == pb.TASK_KIND_NAME_REGION:
         if not message.HasField("region_index"):
             raise InvalidQuery("NAME_REGION needs region_index: which box is meant?")
-        task = Task.name_region(message.region_index)
+        task = Task.describe_region(message.region_index)
     else:
         raise InvalidRequest(
             f"task {int(message.task)} is unknown; known: DETECT, COUNT, NAME_REGION"
@@ -270,7 +270,7 @@ def capabilities_to_message(
         service_version=service_version,
         model_name=model.name,
         model_digest=model.digest,
-        tasks=[_TASK_KIND[kind] for kind in TaskKind],
+        tasks=[_TASK_KIND[kind] for kind in _TASK_KIND],
         image_formats=_IMAGE_FORMATS,
         max_frame_bytes=settings.frame.max_bytes,
         max_frame_pixels=settings.frame.max_pixels,

@@ -125,11 +125,11 @@ class RemoteStages:
         self._auxiliary.saw_response(features.regions.nbytes)
         return features
 
-    async def answer(self, features: FrameFeatures, task: Task) -> Generation:
+    async def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """What the language model writes."""
         self._calls.answer += 1
         generation: Generation = await self._language.call(
-            num_bytes(features), self._timeout_s, features, task
+            0 if features is None else num_bytes(features), self._timeout_s, features, task
         )
         return generation
 

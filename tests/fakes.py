@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -70,14 +71,21 @@ class FakeAuxiliaryEncoder(FakeStage):
 class FakeLanguage(FakeStage):
     """Writes what the query asks it to write."""
 
-    def answer(self, features: FrameFeatures, task: Task) -> Generation:
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="fake-language")
+
+    def start(self, features: FrameFeatures | None, task: Task) -> Future[Generation]:
+        """The answer to come."""
+        return self._threads.submit(self.answer, features, task)
+
+    def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """See the module's header."""
         query = task.query
         if query.startswith("crash"):
             raise RuntimeError(SECRET)
         if query.startswith("slow"):
             time.sleep(SLOW_S)
-        if task.kind is TaskKind.NAME_REGION:
+        if task.kind is TaskKind.REGION_CAPTION:
             return _generation(f"thing {task.region}")
         if query.startswith("absent"):
             regions = []
@@ -130,7 +138,7 @@ class FakeStages:
         self.calls.encode_auxiliary += 1
         return self._auxiliary.pool(self._auxiliary.start(frame), await proposals)
 
-    async def answer(self, features: FrameFeatures, task: Task) -> Generation:
+    async def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """In a thread, because some queries are slow."""
         self.calls.answer += 1
         return await asyncio.to_thread(self._language.answer, features, task)

@@ -130,7 +130,7 @@ async def _count_names(
     frame = load_frame(image.path)
     for start in range(0, len(image.xyxy), MAX_REGIONS):
         boxes = image.xyxy[start : start + MAX_REGIONS]
-        tasks = [Task.name_region(index) for index in range(len(boxes))]
+        tasks = [Task.describe_region(index) for index in range(len(boxes))]
         grounding = await pipeline.ground(frame, tasks, boxes=boxes)
         for label, answer in zip(image.category[start:], grounding.answers, strict=False):
             counts.regions += 1

@@ -1,18 +1,16 @@
-"""Loading and saving model directories in the published layout, strictly.
+"""Loading, saving and comparing model directories in the published layout, strictly.
 
-One table maps published parameter names to ours. What a key means is decided by the key and by
-`config.json`, never by the spelling of a path. Knows nothing of images or prompts.
+A directory is compared with its configuration by the headers of its files, so every mismatch is
+known before a weight is read. Knows nothing of images or prompts.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
@@ -20,75 +18,89 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VLVisionRotaryEmbedding,
 )
 
-from agent.errors import CheckpointMismatch
+from agent.errors import CheckpointMismatch, SettingsError
+from agent.model.checkpoint_files import StoredTensor, header, stored_tensors, tensors, weight_files
+from agent.model.checkpoint_names import our_name, published_name
 from agent.model.configuration import VLMFO1Config
+from agent.model.primary_encoder import BFloat16VisionRotary
 from agent.model.vlm_fo1 import ALL_PARTS, VLMFO1, Part
 
-# (published, ours); both directions are derived from this table, first match wins.
-_PREFIXES = (
-    ("model.vision_tower.image_tower.", "primary_encoder.tower."),
-    ("model.vision_tower_aux.image_tower.", "auxiliary_encoder.tower."),
-    ("model.object_vp_extractor.simple_fpn.", "region_encoder.simple_fpn."),
-    ("model.object_vp_extractor.vt_region_norm.", "region_encoder.primary_norm."),
-    ("model.object_vp_extractor.aux_region_norm.", "region_encoder.auxiliary_norm."),
-    ("model.mm_projector_aux.", "region_projector."),
-    ("model.mm_projector.", "image_projector."),
-    ("lm_head.", "language_model.lm_head."),
-    ("model.", "language_model.model."),
-)
-# Inside DaViT the published tree is Florence-2's original one; ours is transformers'.
-_DAVIT = (
-    (re.compile(r"^convs\.(\d+)\.proj\."), r"convs.\1.conv."),
-    (re.compile(r"\.(conv[12])\.fn\.dw\."), r".\1."),
-    (re.compile(r"\.(?:window|channel)_attn\.norm\."), r".norm1."),
-    (re.compile(r"\.((?:window|channel)_attn)\.fn\."), r".\1."),
-    (re.compile(r"\.ffn\.norm\."), r".norm2."),
-    (re.compile(r"\.ffn\.fn\.net\."), r".ffn."),
-)
-_DAVIT_BACK = (
-    (re.compile(r"^convs\.(\d+)\.conv\."), r"convs.\1.proj."),
-    (re.compile(r"\.(conv[12])\.(weight|bias)$"), r".\1.fn.dw.\2"),
-    (re.compile(r"\.(spatial)_block\.norm1\."), r".spatial_block.window_attn.norm."),
-    (re.compile(r"\.(channel)_block\.norm1\."), r".channel_block.channel_attn.norm."),
-    (re.compile(r"\.((?:window|channel)_attn)\.(qkv|proj)\."), r".\1.fn.\2."),
-    (re.compile(r"\.norm2\."), r".ffn.norm."),
-    (re.compile(r"\.ffn\.(fc[12])\."), r".ffn.fn.net.\1."),
-)
-_AUXILIARY = "auxiliary_encoder.tower."
-_PART_PREFIXES = {
+PART_PREFIXES = {
     Part.PRIMARY: ("primary_encoder.",),
     Part.AUXILIARY: ("auxiliary_encoder.",),
     Part.LANGUAGE: ("language_model.", "image_projector.", "region_projector."),
 }
+_TIED_HEAD = "lm_head.weight"
+_FLOAT32_ALWAYS = ("region_encoder.primary_norm.", "region_encoder.auxiliary_norm.")
+"""The published code runs the region norms in float32 whatever the model's type."""
 _SHOWN = 5
 
 
-def our_name(published: str) -> str:
-    """Our parameter name for a published key.
+@dataclass(frozen=True)
+class Differences:
+    """How the weights of a directory disagree with what the configuration builds."""
 
-    Raises:
-        CheckpointMismatch: the key belongs to no part of the model.
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    wrong_shape: tuple[str, ...] = ()
+    """"key is (3,), expected (4,)"."""
+    wrong_dtype: tuple[str, ...] = field(default=())
+
+    def __bool__(self) -> bool:
+        return any((self.missing, self.unexpected, self.wrong_shape, self.wrong_dtype))
+
+    def lines(self, *, shown: int | None = None) -> list[str]:
+        """One line per kind of problem; at most `shown` keys each."""
+        kinds = (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("of another shape", self.wrong_shape),
+            ("of an unusable type", self.wrong_dtype),
+        )
+        return [
+            f"{len(keys)} {what}: {', '.join(sorted(keys)[:shown])}"
+            + (", ..." if shown is not None and len(keys) > shown else "")
+            for what, keys in kinds
+            if keys
+        ]
+
+
+def compare(
+    wanted: dict[str, tuple[int, ...]], stored: dict[str, StoredTensor], *, any_dtype: bool = False
+) -> Differences:
+    """Keys and shapes that are wanted against those that are there.
+
+    Integers are refused unless `any_dtype` (a module's counters are integers).
     """
-    for theirs, ours in _PREFIXES:
-        if published.startswith(theirs):
-            rest = published[len(theirs) :]
-            return ours + (_substitute(rest, _DAVIT) if ours == _AUXILIARY else rest)
-    raise CheckpointMismatch(f"the key {published!r} is not part of a VLM-FO1 checkpoint")
+    shared = wanted.keys() & stored.keys()
+    return Differences(
+        missing=tuple(sorted(wanted.keys() - stored.keys())),
+        unexpected=tuple(sorted(stored.keys() - wanted.keys())),
+        wrong_shape=tuple(
+            f"{key} is {stored[key].shape}, expected {wanted[key]}"
+            for key in sorted(shared)
+            if stored[key].shape != wanted[key]
+        ),
+        wrong_dtype=tuple(
+            f"{key} is {stored[key].dtype}, expected F32, F16 or BF16"
+            for key in sorted(shared)
+            if not (any_dtype or stored[key].is_floating)
+        ),
+    )
 
 
-def published_name(name: str) -> str:
-    """The published key of our parameter `name`."""
-    for theirs, ours in _PREFIXES:
-        if name.startswith(ours):
-            rest = name[len(ours) :]
-            return theirs + (_substitute(rest, _DAVIT_BACK) if ours == _AUXILIARY else rest)
-    raise CheckpointMismatch(f"the parameter {name!r} has no published name")
+def published_shapes(model: VLMFO1) -> dict[str, tuple[int, ...]]:
+    """Published key to shape of everything the model holds."""
+    return {published_name(name): tuple(t.shape) for name, t in model.state_dict().items()}
 
 
-def _substitute(name: str, rules: Iterable[tuple[re.Pattern[str], str]]) -> str:
-    for pattern, replacement in rules:
-        name = pattern.sub(replacement, name)
-    return name
+def without_tied_head(
+    stored: dict[str, StoredTensor], config: VLMFO1Config
+) -> dict[str, StoredTensor]:
+    """The stored tensors less a head that the embeddings replace (tied weights store it twice)."""
+    if not config.tie_word_embeddings:
+        return stored
+    return {key: tensor for key, tensor in stored.items() if key != _TIED_HEAD}
 
 
 def load_model(
@@ -96,36 +108,119 @@ def load_model(
     *,
     parts: frozenset[Part] = ALL_PARTS,
     device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     config: VLMFO1Config | None = None,
 ) -> VLMFO1:
     """The model (or parts of it) of a directory, in evaluation mode.
 
-    Tensors go straight from the file to `device` and `dtype`; the module itself is built without
-    memory.
+    The module is built without memory; each tensor goes from its file to `device` and `dtype`
+    before the next is read, so no second copy of the model ever exists.
+
+    Args:
+        directory: `config.json` and weights in the published layout.
+        parts: what to load.
+        device: where to.
+        dtype: type of the weights; None keeps the stored one.
+        config: use this instead of the directory's own.
 
     Raises:
-        CheckpointMismatch: files, keys or shapes do not fit the configuration.
+        CheckpointMismatch: files, keys, shapes or types do not fit the configuration.
     """
-    config = config or VLMFO1Config.from_file(directory / "config.json")
+    stored = stored_tensors(directory)
+    config = config or read_config(directory, stored)
+    skipped = tuple(prefix for part in ALL_PARTS - parts for prefix in PART_PREFIXES[part])
+    stored = {
+        key: tensor
+        for key, tensor in without_tied_head(stored, config).items()
+        if not (skipped and our_name(key).startswith(skipped))
+    }
     model = build_empty(config, parts, device=device)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    _refuse(directory, compare(published_shapes(model), stored))
     loaded: dict[str, Tensor] = {}
-    unexpected: list[str] = []
-    wrong_shape: list[str] = []
-    for key, tensor in _tensors(directory, device, parts):
-        name = our_name(key)
-        if name not in wanted:
-            unexpected.append(key)
-        elif tuple(tensor.shape) != wanted[name]:
-            wrong_shape.append(f"{key} is {tuple(tensor.shape)}, expected {wanted[name]}")
-        else:
-            loaded[name] = tensor.to(dtype)
-    missing = [published_name(name) for name in wanted if name not in loaded]
-    missing = [key for key in missing if not any(w.startswith(key + " is") for w in wrong_shape)]
-    _refuse(directory, missing=missing, unexpected=unexpected, wrong_shape=wrong_shape)
+    for path in weight_files(directory):
+        for key, tensor in tensors(path, device=device, wanted=stored.__contains__):
+            name = our_name(key)
+            wide = name.startswith(_FLOAT32_ALWAYS)
+            loaded[name] = tensor.to(torch.float32 if wide else dtype or tensor.dtype)
     model.load_state_dict(loaded, assign=True)
     return model.eval()
+
+
+def read_config(directory: Path, stored: dict[str, StoredTensor] | None = None) -> VLMFO1Config:
+    """The configuration of a directory; sizes that only the weights know are read from them.
+
+    Raises:
+        CheckpointMismatch: a file is missing, damaged, or lacks a key.
+    """
+    raw = read_json(directory / "config.json")
+    stated = raw.get("groundstream")
+    preprocessor = directory / "preprocessor_config.json"
+    stored = stored_tensors(directory) if stored is None else stored
+    extra = {**stored_sizes(stored), **(stated if isinstance(stated, dict) else {})}
+    return VLMFO1Config.from_dict(
+        {**raw, "groundstream": extra},
+        read_json(preprocessor) if preprocessor.is_file() else None,
+    )
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointMismatch: missing or not a JSON object.
+    """
+    try:
+        loaded = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointMismatch(f"{path} does not exist; copy all of the model's files") from error
+    except ValueError as error:
+        raise CheckpointMismatch(f"{path} is not JSON ({error}); download it again") from error
+    if not isinstance(loaded, dict):
+        raise CheckpointMismatch(f"{path} must hold a JSON object, not {type(loaded).__name__}")
+    return loaded
+
+
+def stored_sizes(stored: dict[str, StoredTensor]) -> dict[str, object]:
+    """DaViT's shape and the pyramid's width, which published configurations do not state.
+
+    Heads are a thirty-second of a stage's width, as in every published DaViT.
+    """
+    tower = "model.vision_tower_aux.image_tower"
+    sizes: dict[str, object] = {}
+    widths: list[int] = []
+    depths: list[int] = []
+    while (proj := stored.get(f"{tower}.convs.{len(widths)}.proj.weight")) is not None:
+        stage = f"{tower}.blocks.{len(widths)}."
+        widths.append(proj.shape[0])
+        depths.append(len({key[len(stage):].split(".")[0] for key in stored
+                           if key.startswith(stage)}))  # fmt: skip
+    if widths:
+        heads = [max(1, width // 32) for width in widths]
+        sizes["davit"] = {"depths": depths, "widths": widths, "num_heads": heads}
+    last = stored.get("model.object_vp_extractor.simple_fpn.simfp_3.0.weight")
+    if last is not None:
+        sizes["pyramid_width"] = last.shape[0]
+    return sizes
+
+
+def weight_type(name: str, device: str) -> torch.dtype | None:
+    """The type that `dtype: name` of the settings means on a device; None keeps the stored one.
+
+    `auto` is float32 on a CPU, where half precision gains little, and the stored type elsewhere.
+
+    Raises:
+        SettingsError: no such type.
+    """
+    types = {
+        "auto": torch.float32 if device == "cpu" else None,
+        "stored": None,
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }
+    if name not in types:
+        raise SettingsError(f"dtype {name!r} is unknown; known: {', '.join(types)}")
+    return types[name]
 
 
 def build_empty(
@@ -136,11 +231,13 @@ def build_empty(
         model = VLMFO1(config, parts)
     # Rotary tables are computed, not stored, so they must be made again where they will live.
     if model.primary_encoder is not None:
-        tower = model.primary_encoder.tower
-        tower.rotary_pos_emb = Qwen2_5_VLVisionRotaryEmbedding(config.vision).to(device)
+        rotary = BFloat16VisionRotary if config.bf16_rotary else Qwen2_5_VLVisionRotaryEmbedding
+        model.primary_encoder.tower.rotary_pos_emb = rotary(config.vision).to(device)
     if model.language_model is not None:
         text = model.language_model.model
         text.rotary_emb = Qwen2_5_VLRotaryEmbedding(config.text).to(device)
+        if config.bf16_rotary:
+            text.rotary_emb.inv_freq = text.rotary_emb.inv_freq.bfloat16().float()
     return model
 
 
@@ -163,69 +260,19 @@ def load_weights_into(module: nn.Module, path: Path) -> None:
         CheckpointMismatch: unreadable file, missing, unexpected or wrongly shaped keys.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    loaded = {key: tensor.float() if tensor.is_floating_point() else tensor
-              for key, tensor in _file_tensors(path, "cpu", lambda _: True)}  # fmt: skip
-    wrong = [
-        f"{key} is {tuple(tensor.shape)}, expected {wanted[key]}"
-        for key, tensor in loaded.items()
-        if key in wanted and tuple(tensor.shape) != wanted[key]
-    ]
-    _refuse(
-        path,
-        missing=[key for key in wanted if key not in loaded],
-        unexpected=[key for key in loaded if key not in wanted],
-        wrong_shape=wrong,
+    _refuse(path, compare(wanted, header(path), any_dtype=True))
+    module.load_state_dict(
+        {
+            key: tensor.float() if tensor.is_floating_point() else tensor
+            for key, tensor in tensors(path, device="cpu", wanted=wanted.__contains__)
+        }
     )
-    module.load_state_dict(loaded)
 
 
-def _tensors(directory: Path, device: str, parts: frozenset[Part]) -> Iterator[tuple[str, Tensor]]:
-    """(key, tensor) of every weight that belongs to `parts`, one file at a time."""
-    skipped = tuple(prefix for part in ALL_PARTS - parts for prefix in _PART_PREFIXES[part])
-
-    def belongs(key: str) -> bool:
-        return not our_name(key).startswith(skipped) if skipped else True
-
-    for path in _weight_files(directory):
-        yield from _file_tensors(path, device, belongs)
-
-
-def _file_tensors(path: Path, device: str, belongs):  # type: ignore[no-untyped-def]
-    try:
-        with safe_open(path, framework="pt", device=device) as file:
-            for key in file.keys():  # noqa: SIM118  (safe_open is not iterable)
-                if belongs(key):
-                    yield key, file.get_tensor(key)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointMismatch(f"{path} cannot be read ({error}); download it again") from error
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    single = directory / "model.safetensors"
-    if single.is_file():
-        return [single]
-    index = directory / "model.safetensors.index.json"
-    if not index.is_file():
-        raise CheckpointMismatch(f"{directory} holds neither {single.name} nor {index.name}")
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    absent = [name for name in names if not (directory / name).is_file()]
-    if absent:
-        raise CheckpointMismatch(f"{index} names {absent[0]}, which does not exist")
-    return [directory / name for name in names]
-
-
-def _refuse(
-    where: Path, *, missing: list[str], unexpected: list[str], wrong_shape: list[str]
-) -> None:
-    problems = [
-        f"{len(keys)} {what}: {', '.join(sorted(keys)[:_SHOWN])}"
-        + (", ..." if len(keys) > _SHOWN else "")
-        for what, keys in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", wrong_shape),
+def _refuse(where: Path, differences: Differences) -> None:
+    if differences:
+        raise CheckpointMismatch(
+            f"{where} does not fit its configuration; "
+            + "; ".join(differences.lines(shown=_SHOWN))
+            + "; 'groundstream model check' lists all"
         )
-        if keys
-    ]
-    if problems:
-        raise CheckpointMismatch(f"{where} does not fit its configuration; " + "; ".join(problems))

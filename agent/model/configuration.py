@@ -8,6 +8,7 @@ an extra `groundstream` section, with the published values as defaults. Knows no
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from transformers.models.florence2.configuration_florence2 import Florence2Visio
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
 from agent.errors import CheckpointMismatch
+
+logger = logging.getLogger(__name__)
 
 _COMBINATIONS = ("concat", "concat_aux_pos")
 _STRATEGIES = ("bbox_based", "feature_map_based", "hybrid")
@@ -84,6 +87,9 @@ class ImageConfig:
     max_long_side: int = 2048
     """Longer images are scaled down to this before either tower sees them, in pixels."""
     min_side: int = 28
+    min_pixels: int = 56 * 56
+    max_pixels: int = 12_845_056
+    """Area limits of the primary tower's image (`preprocessor_config.json`), in square pixels."""
     auxiliary_aspect: str = "dynamic"
     """`dynamic` keeps the size, `dynamic_square` picks a square, `squash` forces 768x768."""
 
@@ -128,6 +134,9 @@ class VLMFO1Config:
     image_projector: str = "identity"
     region_projector: str = "mlp2x_gelu"
     tie_word_embeddings: bool = True
+    bf16_rotary: bool = False
+    """Round the rotary frequencies of both transformers to bfloat16, as the published loader
+    does by casting the whole model; published scores were presumably measured so."""
 
     def __post_init__(self) -> None:
         for name in (self.image_projector, self.region_projector):
@@ -156,13 +165,29 @@ class VLMFO1Config:
         return self.auxiliary_region_width + self.primary_region_width
 
     @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> VLMFO1Config:
-        """Parse a published-layout `config.json`.
+    def from_dict(
+        cls, raw: dict[str, Any], preprocessor: dict[str, Any] | None = None
+    ) -> VLMFO1Config:
+        """Parse a published-layout `config.json` and, if given, its `preprocessor_config.json`.
+
+        A configuration that asks for left padding is read with a warning: nothing here is padded
+        on the left, and the published code loses its M-RoPE positions when told to.
 
         Raises:
             CheckpointMismatch: a required key is missing or a value is not supported.
         """
         extra = raw.get("groundstream", {})
+        if raw.get("tokenizer_padding_side", "right") != "right":
+            logger.warning(
+                "config.json asks for tokenizer_padding_side %r; it is ignored, answers are those "
+                "of right padding",
+                raw["tokenizer_padding_side"],
+            )
+        if not raw.get("mm_use_vision_tower_region_feature", True):
+            raise CheckpointMismatch(
+                "mm_use_vision_tower_region_feature is false: region features of the auxiliary "
+                "encoder alone were never supported by the published code either"
+            )
         try:
             text = Qwen2_5_VLTextConfig(
                 vocab_size=raw["vocab_size"],
@@ -203,11 +228,13 @@ class VLMFO1Config:
                 image=ImageConfig(
                     max_long_side=extra.get("max_long_side", ImageConfig.max_long_side),
                     auxiliary_aspect=raw.get("aux_image_aspect_ratio", "dynamic"),
+                    **_pixel_limits(preprocessor or {}),
                 ),
                 proposal=ProposalConfig(**extra.get("proposal", {})),
                 image_projector=raw.get("mm_projector_type", "identity"),
                 region_projector=raw["mm_projector_aux_type"],
                 tie_word_embeddings=raw.get("tie_word_embeddings", False),
+                bf16_rotary=extra.get("bf16_rotary", False),
             )
         except KeyError as error:
             raise CheckpointMismatch(f"config.json lacks the key {error}") from error
@@ -265,6 +292,7 @@ class VLMFO1Config:
                 "pyramid_width": self.region.pyramid_width,
                 "max_long_side": self.image.max_long_side,
                 "proposal": asdict(self.proposal),
+                "bf16_rotary": self.bf16_rotary,
             },
         }
 
@@ -283,6 +311,16 @@ _VISION_KEYS = (
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def _pixel_limits(preprocessor: dict[str, Any]) -> dict[str, int]:
+    """Area limits in either of the two spellings that Qwen's processors have had."""
+    size = preprocessor.get("size") or {}
+    found = {
+        "min_pixels": preprocessor.get("min_pixels", size.get("shortest_edge")),
+        "max_pixels": preprocessor.get("max_pixels", size.get("longest_edge")),
+    }
+    return {name: int(value) for name, value in found.items() if value is not None}
 
 
 def _davit(raw: dict[str, Any] | None) -> DaViTConfig:

@@ -14,6 +14,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVi
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
     Qwen2_5_VLVisionAttention,
+    Qwen2_5_VLVisionRotaryEmbedding,
     apply_rotary_pos_emb_vision,
 )
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
@@ -102,6 +103,20 @@ class PrimaryVisionEncoder(nn.Module):
             maps.append(PrimaryMaps(tokens[start:stop], levels))
             start = stop
         return maps
+
+
+class BFloat16VisionRotary(Qwen2_5_VLVisionRotaryEmbedding):
+    """Rotary tables as the published loader leaves them: every step in bfloat16.
+
+    Its `.to(bfloat16)` also casts the frequencies, and the angles, cosines and sines follow.
+    """
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        frequency = self.inv_freq.bfloat16().float()
+        angles = (position_ids[..., None].float() * frequency).bfloat16()
+        cos, sin = angles.cos().float(), angles.sin().float()
+        return self.recomposition_frequencies(cos), self.recomposition_frequencies(sin)
 
 
 def _raster(units: Tensor, rows: int, columns: int, merge: int) -> Tensor:

@@ -47,9 +47,11 @@ class RegionEncoder(nn.Module):
             if config.region.use_feature_pyramid
             else None
         )
-        normed = config.region.layer_norm
+        normed, joined = config.region.layer_norm, not config.region.primary_only
         self.primary_norm = nn.LayerNorm(config.primary_region_width) if normed else None
-        self.auxiliary_norm = nn.LayerNorm(config.auxiliary_region_width) if normed else None
+        self.auxiliary_norm = (
+            nn.LayerNorm(config.auxiliary_region_width) if normed and joined else None
+        )
 
     def pool_primary(self, levels: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
         """(batch, num_boxes, primary_region_width) from the tapped ViT maps.
@@ -97,7 +99,9 @@ class RegionEncoder(nn.Module):
 
     @property
     def _adds_box_positions(self) -> bool:
-        return self._region.apply_position and self._region.position_strategy != "feature_map_based"
+        # Alone, the primary encoder always gets box positions, whatever the strategy says.
+        alone = self._region.primary_only or self._region.position_strategy != "feature_map_based"
+        return self._region.apply_position and alone
 
     def fuse(self, primary: Tensor, auxiliary: Tensor, normalised_boxes: Tensor) -> Tensor:
         """Join pooled vectors and add box positions.

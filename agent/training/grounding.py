@@ -35,6 +35,7 @@ from agent.training.language import (
     NameSlots,
     attended_logits,
     lm_loss,
+    naming_loss,
     pointing_loss,
     token_accuracy,
 )
@@ -49,7 +50,9 @@ _NUM_TURNS = 6
 _REHEARSED_SCENES = 8
 _WARM_UP_BATCHES = 260
 _WARM_UP_STEPS = 2000
-_POOL_BATCHES = 150
+_POOL_BATCHES = 500
+_CONNECTOR_SHARE = 0.2
+"""The connector's learning rate during rehearsal, relative to the language model's."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,9 @@ def run(
         contrast = module.contrast(regions[real][named], ids[real][named])
         loss = lm_loss(logits, packed.labels)
         pointing = pointing_loss(attention, packed)
-        total = loss + (1.0 if stage == "align" else 0.3) * contrast + 0.3 * pointing
+        named_well = naming_loss(attention, packed)
+        total = loss + (1.0 if stage == "align" else 0.3) * contrast
+        total = total + 0.3 * pointing + 0.3 * named_well
         return total, {
             "lm": float(loss.detach()),
             "pointing": float(pointing.detach()),
@@ -266,9 +271,11 @@ def run(
             steps=_WARM_UP_STEPS,
         )
     if stage == "instruct" and rehearsal_steps and not (directory / "checkpoint.pt").is_file():
-        features, classes = fused_regions(module, batches_from(settings, 2_000_000), _POOL_BATCHES)
-        with torch.no_grad():
-            pool = RegionPool(module.model.region_projector(features), concept_of[classes])
+        assert network is not None
+        crowds = replace(settings.scenes, num_objects=(10, 36))
+        pool = region_pool(
+            module, batches_from(replace(settings, scenes=crowds), 2_000_000), network, concept_of
+        )
         vocabulary = [names[c] for c in concepts]
         rehearse(module, builder, pool, names, vocabulary, steps=rehearsal_steps, rate=1.5e-3)
     loop = LoopSettings(steps=steps, learning_rate=rate, warmup_steps=30, weight_decay=0.01,
@@ -358,12 +365,36 @@ def classify(features: Tensor, vision: dict[str, Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class RegionPool:
-    """Region tokens of many scenes, computed once."""
+    """Fused region features of many scenes, computed once."""
 
-    tokens: Tensor
-    """(regions, hidden) connector output."""
+    features: Tensor
+    """(regions, region_width)."""
     concepts: Tensor
     """(regions,) concept id, -1 for background."""
+
+
+@torch.no_grad()
+def region_pool(
+    module: GroundingTraining,
+    batches: Iterator[SceneBatch],
+    network: ProposalNetwork,
+    concept_of: Tensor,
+) -> RegionPool:
+    """Regions around true boxes and, every other batch, around what the OPN proposes.
+
+    A proposal that covers an object badly counts as background, so that the model learns to
+    leave it out.
+    """
+
+    def proposed(stream: Iterator[SceneBatch]) -> Iterator[SceneBatch]:
+        for number, batch in enumerate(stream):
+            if number % 2:
+                boxes, classes = proposed_boxes(network, batch)
+                batch = replace(batch, boxes=boxes, classes=classes)
+            yield batch
+
+    features, classes = fused_regions(module, proposed(batches), _POOL_BATCHES)
+    return RegionPool(features, concept_of[classes])
 
 
 def rehearse(
@@ -379,42 +410,78 @@ def rehearse(
     """Teach the language model to read real region tokens in scenes shuffled together from a pool.
 
     The towers are frozen, so no picture is needed: a scene is a random handful of regions. This
-    gives the language model ten times the questions that the towers' speed would allow.
+    gives the language model ten times the questions that the towers' speed would allow. The
+    connector learns along, slowly: it could learn the pool by heart. A twentieth of the pool is
+    held out and logged.
     """
     rng = np.random.default_rng(11)
-    language = module.model.language_model
+    language, connector = module.model.language_model, module.model.region_projector
     assert language is not None
-    optimizer = torch.optim.AdamW(language.parameters(), lr=rate, betas=(0.9, 0.98))
-    spread = pool.tokens.std()
+    optimizer = torch.optim.AdamW(
+        [{"params": list(language.parameters()), "share": 1.0},
+         {"params": list(connector.parameters()), "share": _CONNECTOR_SHARE}],
+        lr=rate, betas=(0.9, 0.98),
+    )  # fmt: skip
+    held_out = len(pool.features) * 19 // 20
+
+    def losses(first: int, last: int) -> tuple[Tensor, dict[str, float]]:
+        packed, rows = rehearsal_batch(builder, pool.concepts, names, vocabulary, rng, first, last)
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens = connector(pool.features[rows])
+            num_image = int((packed.slots == SlotType.IMAGE).sum())
+            image = torch.randn(num_image, tokens.shape[-1])
+            logits, attention = module(packed, tokens, image)
+        named = pool.concepts[rows] >= 0
+        lm, pointing = lm_loss(logits, packed.labels), pointing_loss(attention, packed)
+        naming = naming_loss(attention, packed)
+        contrast = module.contrast(tokens[named], pool.concepts[rows][named])
+        total = lm + 0.3 * pointing + 0.3 * naming + 0.1 * contrast
+        return total, {
+            "lm": float(lm.detach()),
+            "pointing": float(pointing.detach()),
+            "naming": float(naming.detach()),
+            "contrast": float(contrast.detach()),
+            "token": token_accuracy(logits.detach(), packed.labels),
+        }
+
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 30) * (1.0 - step / steps)
-        scenes, chosen = [], []
-        for _ in range(_REHEARSED_SCENES):
-            rows = rng.integers(len(pool.tokens), size=int(rng.integers(3, 30)))
-            rows = np.concatenate([rows, rng.choice(rows, size=len(rows) // 8)])
-            concepts = pool.concepts[torch.from_numpy(rows)].numpy()
-            called = [names[c] if c >= 0 else None for c in concepts]
-            turns = draw_turns(called, vocabulary, _NUM_TURNS, rng)
-            grid = (int(rng.integers(5, 11)), int(rng.integers(5, 11)))
-            scenes.append(PackedScene.questions(builder, concepts, turns, grid))
-            chosen.append(torch.from_numpy(rows))
-        packed = collate_packed(scenes)
-        tokens = pool.tokens[torch.cat(chosen)]
-        tokens = tokens + 0.3 * spread * torch.randn_like(tokens)
-        num_image = int((packed.slots == SlotType.IMAGE).sum())
-        image = torch.randn(num_image, tokens.shape[-1])
-        with torch.autocast("cpu", torch.bfloat16):
-            logits, attention = module(packed, tokens, image)
-        loss = lm_loss(logits, packed.labels)
-        pointing = pointing_loss(attention, packed)
+            group["lr"] = rate * group["share"] * min(1.0, (step + 1) / 30) * (1.0 - step / steps)
+        loss, _ = losses(0, held_out)
         optimizer.zero_grad(set_to_none=True)
-        (loss + 0.3 * pointing).backward()
-        nn.utils.clip_grad_norm_(language.parameters(), 1.0)
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
-        if step % 20 == 0 or step + 1 == steps:
-            logger.info("rehearsal step %d: lm %.3f, pointing %.3f", step,
-                        float(loss.detach()), float(pointing.detach()))  # fmt: skip
+        if step % 50 == 0 or step + 1 == steps:
+            with torch.no_grad():
+                _, figures = losses(held_out, len(pool.features))
+            logger.info("rehearsal step %d, held out: %s", step,
+                        {name: round(value, 3) for name, value in figures.items()})  # fmt: skip
+
+
+def rehearsal_batch(
+    builder: SequenceBuilder,
+    concepts: Tensor,
+    names: list[str],
+    vocabulary: list[str],
+    rng: np.random.Generator,
+    first: int,
+    last: int,
+) -> tuple[PackedBatch, Tensor]:
+    """Questions about scenes of regions drawn from rows `first` to `last`, and those rows."""
+    scenes, chosen = [], []
+    for _ in range(_REHEARSED_SCENES):
+        count = int(rng.integers(3, 20 if rng.random() < 0.7 else 48))
+        rows = rng.integers(first, last, size=count)
+        # Some concepts stand there twice.
+        rows = np.concatenate([rows, rng.choice(rows, size=len(rows) // 8)])
+        here = concepts[torch.from_numpy(rows)].numpy()
+        called = [names[c] if c >= 0 else None for c in here]
+        turns = draw_turns(called, vocabulary, _NUM_TURNS, rng)
+        grid = (int(rng.integers(5, 11)), int(rng.integers(5, 11)))
+        scenes.append(PackedScene.questions(builder, here, turns, grid))
+        chosen.append(torch.from_numpy(rows))
+    return collate_packed(scenes), torch.cat(chosen)
 
 
 def batches_from(settings: BatchSettings, start: int) -> Iterator[SceneBatch]:

@@ -65,15 +65,12 @@ def draw_turns(
     return turns
 
 
-def naming_turns(
-    names: list[str | None], num_turns: int, rng: np.random.Generator
-) -> list[Turn]:
+def naming_turns(names: list[str | None], num_turns: int, rng: np.random.Generator) -> list[Turn]:
     """Questions what a region is, about regions that have a name; none if no region has."""
-    known = [index for index, name in enumerate(names) if name is not None]
-    chosen = rng.choice(known, size=num_turns) if known else []
+    known = np.flatnonzero([name is not None for name in names])
+    chosen = rng.choice(known, size=num_turns).tolist() if len(known) else []
     return [
-        Turn("name", Task.name_region(int(index)).text, str(names[index]), int(index))
-        for index in chosen
+        Turn("name", Task.describe_region(index).text, str(names[index]), index) for index in chosen
     ]
 
 
@@ -89,4 +86,4 @@ def corpus(vocabulary: list[str]) -> list[str]:
     texts = [f" {name}" for name in vocabulary] * 4 + vocabulary * 4
     for name in vocabulary:
         texts += [Task.detect(name).text, Task.count(name).text, grounded(name, [])]
-    return texts + [Task.name_region(0).text] * 8 + ["system\nYou are a helpful assistant."] * 8
+    return texts + [Task.describe_region(0).text] * 8 + ["system\nYou are a helpful assistant."] * 8

@@ -33,6 +33,8 @@ class NanoTraining:
     directory: Path
     """Checkpoints and logs, a folder per stage."""
     recipe: Path = RECIPE
+    num_threads: int = 1
+    """Two threads on two cores gain little while a worker composes scenes beside them."""
 
     @property
     def stages(self) -> dict[str, Callable[[], None]]:
@@ -63,8 +65,7 @@ class NanoTraining:
         """
         if stage != "all" and stage not in self.stages:
             raise SettingsError(f"no stage {stage!r}; stages: {', '.join(self.stages)}, all")
-        # Two threads on two cores gain little here; the composing worker has the other core.
-        torch.set_num_threads(1)
+        torch.set_num_threads(self.num_threads)
         for name, run in self.stages.items():
             if stage in ("all", name):
                 logger.info("stage %s", name)

@@ -109,7 +109,9 @@ def test_qwen_through_the_adapter_says_what_the_service_says(frame, tmp_path):
         primary.regions,
         auxiliary.regions,
     )
-    expected = LanguageStage(model, tokenizer).answer(features, DETECT)
+    stage = LanguageStage(model, tokenizer)
+    expected = stage.answer(features, DETECT)
+    stage.close()
     grounder = qwen_grounder(model, tokenizer)
     answer = grounder.ground(frame, BOXES, DETECT)
     assert answer.text == expected.text

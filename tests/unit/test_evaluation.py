@@ -54,7 +54,7 @@ class Oracle:
         return Grounding(tuple(answers), Proposals(everything, np.ones(3)), False)
 
     def _answer(self, task, boxes):
-        if task.kind is TaskKind.NAME_REGION:
+        if task.kind is TaskKind.REGION_CAPTION:
             box = [int(v) for v in boxes[task.region]]
             name = next(name for name, known in BOXES.items() if box in known)
             return Answer(task, name)

@@ -9,8 +9,10 @@ from transformers.cache_utils import DynamicCache
 
 from agent.detections import Proposals
 from agent.features import FrameFeatures
-from agent.generation import LanguageStage, Prefix, PrefixCache
+from agent.generation import LanguageStage
 from agent.model.language_model import SlotType, mrope_positions
+from agent.model.ragged_attention import Prefix
+from agent.prefix_cache import PrefixCache
 from agent.processor import ImageGeometry
 from agent.prompts import Task
 from tests.unit.tiny_model import tiny_config, write_tiny_model
@@ -79,7 +81,7 @@ def test_cached_steps_equal_one_long_pass(stage):
 
 def test_prefix_cache_keeps_to_its_budget():
     def prefix(floats):
-        layer = torch.zeros(1, 1, floats, 1)
+        layer = torch.zeros(1, floats, 1)
         return Prefix(((layer, layer),), 0)
 
     cache = PrefixCache(budget_bytes=100)

@@ -75,3 +75,38 @@ def test_confidence_is_the_probability_of_the_region_token():
     written = Generation(pieces, (1.0, 1.0, 1.0, 1.0, 0.25, 1.0), False, 10, 0, 1)
     answer = parse_answer(TASK, written, proposals(3))
     assert answer.detections.confidence.tolist() == [0.25]
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "reply", "thought", "count"),
+    [
+        (Task.count("dog"), "<ground>dog</ground><objects><region0><region2></objects> There are 2",
+         "dog There are 2", "", 2),
+        (Task.count("dog"), "<ground>dog</ground><objects><region0></objects>", "dog", "", None),
+        (Task.count("seat 61"), "I count 3 of seat 61: 4.", "I count 3 of seat 61: 4.", "", 4),
+        (Task.reason("Why?"), "<think>Look at <region1>.\nIt runs.</think><answer> It is late"
+         "</answer>", "It is late", "Look at <region1>.\nIt runs.", None),
+        (Task.read_region(1), "EXIT 4", "EXIT 4", "", None),
+        (Task.chat("Hi"), "Hello <region1>!", "Hello !", "", None),
+    ],
+)  # fmt: skip
+def test_replies(task, text, reply, thought, count):
+    answer = parse_answer(task, generation(text), proposals(3))
+    assert (answer.reply, answer.thought, answer.count) == (reply, thought, count)
+    assert answer.num_proposals == 3
+
+
+def test_grounded_captions_keep_every_label():
+    text = (
+        "A <ground>dog</ground><objects><region1></objects> chases "
+        "<ground>two cats</ground><objects><region0><region2></objects>."
+    )
+    answer = parse_answer(Task.describe_image(), generation(text), proposals(3))
+    assert answer.reply == "A dog chases two cats."
+    assert answer.detections.label == ("dog", "two cats", "two cats")
+    assert answer.detections.region.tolist() == [1, 0, 2]
+
+
+def test_text_answers_need_no_boxes():
+    answer = parse_answer(Task.chat("Hi"), generation("Hello"), proposals(0))
+    assert answer.status is AnswerStatus.OK

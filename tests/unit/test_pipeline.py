@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from agent.errors import InvalidBoxes, InvalidFrame
+from agent.errors import InvalidBoxes, InvalidFrame, InvalidQuery
 from agent.frame import frame_from_rgb, read_frame
 from agent.model_directory import find_model
 from agent.pipeline import Pipeline
-from agent.prompts import Task
+from agent.prompts import Exchange, Task, TaskKind
 from agent.region_cache import MemoryRegionCache
 from agent.stages import LocalStages
 from tests.unit.tiny_model import write_tiny_model
@@ -90,3 +92,51 @@ async def test_several_questions_share_a_prefix(pipeline, picture):
     together = await pipeline.ground(picture, tasks)
     alone = [(await pipeline.ground(picture, [task])).answers[0].text for task in tasks]
     assert [answer.text for answer in together.answers] == alone
+
+
+def short(task):
+    return replace(task, max_new_tokens=3)
+
+
+async def test_every_task_runs(pipeline, picture):
+    earlier = Exchange("Where is the dog?", "<ground>dog</ground><objects><region1></objects>")
+    tasks = [
+        Task.detect("dog", "cat"), Task.refer("the left dog"), Task.count("dog"),
+        Task.describe_region(0), Task.describe_region(1, detailed=True), Task.read_region(2),
+        Task.describe_image(), Task.find_similar(0), Task.reason("Why?"),
+        Task.chat("Is {} a dog?", regions=(1,), history=(earlier,)),
+    ]  # fmt: skip
+    assert {task.kind for task in tasks} == set(TaskKind)
+    boxes = np.array([[0, 0, 30, 30], [10, 10, 60, 60], [5, 5, 80, 20]], dtype=np.float32)
+    grounding = await pipeline.ground(picture, [short(t) for t in tasks], boxes=boxes)
+    assert [answer.task.kind for answer in grounding.answers] == [task.kind for task in tasks]
+    assert all(answer.num_proposals == 3 for answer in grounding.answers)
+
+
+async def test_a_picture_without_boxes(pipeline, picture):
+    nothing = np.zeros((0, 4), dtype=np.float32)
+    grounding = await pipeline.ground(
+        picture, [short(Task.chat("What is this?")), *TASKS], boxes=nothing
+    )
+    assert len(grounding.proposals) == 0
+    assert grounding.answers[0].num_passes > 0
+    assert not len(grounding.answers[1].detections)
+
+
+async def test_a_conversation_without_a_picture(pipeline):
+    earlier = Exchange("Hello", "Hello! What shall I look for?")
+    answer = await pipeline.converse(short(Task.chat("A dog", history=(earlier,))))
+    again = await pipeline.converse(short(Task.chat("A dog", history=(earlier,))))
+    assert answer.text == again.text
+    assert again.num_prefix_tokens_reused > 0
+
+
+async def test_clutter_is_never_cut(pipeline, stages, picture):
+    """250 boxes: every one is looked at, in pages that share the image's keys and values."""
+    corners = np.random.default_rng(0).uniform(0, 50, (250, 2)).astype(np.float32)
+    boxes = np.concatenate([corners, corners + 15], axis=1)
+    grounding = await pipeline.ground(picture, [short(t) for t in TASKS], boxes=boxes)
+    assert grounding.answers[0].num_proposals == 250
+    assert stages.calls["answer"] == 3
+    with pytest.raises(InvalidQuery, match="has 250 boxes"):
+        await pipeline.ground(picture, [Task.describe_region(250)], boxes=boxes)

@@ -1,0 +1,104 @@
+"""Guesses of what the language model will write, to be verified many tokens at a time.
+
+Two sources: the form of the answer to the asked labels, and an earlier answer carried over.
+A guess costs nothing but the verification of its tokens; right or wrong, the output is greedy
+decoding's. Knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agent.grammar import AnswerTokens
+
+
+@dataclass(frozen=True)
+class Node:
+    """One guessed token."""
+
+    token: int
+    parent: int
+    """Index of the node before it, -1 behind what is certain."""
+    depth: int
+    """0 for the first guessed token."""
+
+
+@dataclass(frozen=True)
+class DraftTree:
+    """Several guesses with their common beginnings shared; parents come before children."""
+
+    nodes: tuple[Node, ...] = ()
+
+    @classmethod
+    def of(cls, guesses: Sequence[Sequence[int]], *, limit: int) -> DraftTree:
+        """The tree of some guesses, earlier ones first, of at most `limit` tokens."""
+        nodes: list[Node] = []
+        children: dict[tuple[int, int], int] = {}
+        for guess in guesses:
+            parent = -1
+            for depth, token in enumerate(guess):
+                found = children.get((parent, token))
+                if found is None:
+                    if len(nodes) == limit:
+                        break
+                    nodes.append(Node(token, parent, depth))
+                    found = children[(parent, token)] = len(nodes) - 1
+                parent = found
+        return cls(tuple(nodes))
+
+    def child(self, parent: int, token: int) -> int | None:
+        """The node that guesses `token` after `parent`, if any."""
+        for index, node in enumerate(self.nodes):
+            if node.parent == parent and node.token == token:
+                return index
+        return None
+
+    def ancestors(self, index: int) -> list[int]:
+        """The node and everything before it."""
+        line = []
+        while index >= 0:
+            line.append(index)
+            index = self.nodes[index].parent
+        return line
+
+
+class Drafter:
+    """Guesses for one question."""
+
+    def __init__(
+        self,
+        tokens: AnswerTokens,
+        *,
+        label: Sequence[int] = (),
+        answers: Sequence[Sequence[int]] = (),
+    ) -> None:
+        """
+        Args:
+            tokens: the grammar's ids.
+            label: tokens of the asked label; empty where the question names none.
+            answers: whole answers that may come again, end token left out.
+        """
+        self._tokens = tokens
+        self._opening = [
+            tokens.ground_open, *label, tokens.ground_close, tokens.objects_open
+        ] if label else []  # fmt: skip
+        self._answers = [[*answer, tokens.end_of_turn] for answer in answers]
+
+    def guesses(self, written: Sequence[int]) -> list[list[int]]:
+        """What may follow `written`, best first."""
+        tokens, done = self._tokens, list(written)
+        found = [
+            answer[len(done) :]
+            for answer in self._answers
+            if len(answer) > len(done) and answer[: len(done)] == done
+        ]
+        nothing = [*self._opening, tokens.objects_close, tokens.end_of_turn]
+        if self._opening and nothing[: len(done)] == done:
+            found.append(nothing[len(done) :])
+        elif done and done[-1] in tokens.regions:
+            # Most lists are short: after each region they may well end.
+            found.append([tokens.objects_close, tokens.end_of_turn])
+        elif done and done[-1] == tokens.objects_close:
+            found.append([tokens.end_of_turn])
+        return found

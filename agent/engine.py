@@ -1,0 +1,441 @@
+"""The generation engine: many questions decoded together, prefixes computed once and shared.
+
+One thread owns the model. Every step packs what is ready into a single forward pass: chunks of
+prefixes that are being computed, questions that have just found theirs, and one verified guess or
+token of each answer under way. Requests join and leave between steps. Knows neither frames nor
+text: ids, embeddings and positions only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from agent.drafting import Drafter, DraftTree
+from agent.errors import Overloaded
+from agent.grammar import AnswerGrammar
+from agent.model.language_model import LanguageModel
+from agent.model.ragged_attention import RAGGED, KeyValues, Prefix, RaggedBatch, Segment
+from agent.prefix_cache import PrefixCache
+
+_PRIVATE = "private "
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Bounds of the engine."""
+
+    max_step_tokens: int = 768
+    """Tokens of one forward pass; a longer prefix is computed in chunks beside the decoding."""
+    max_running: int = 64
+    """Answers decoded together; more wait, earliest deadline first."""
+    max_waiting: int = 512
+    """Requests that may wait; beyond, they are refused."""
+    max_draft_tokens: int = 24
+    """Guessed tokens verified in one pass; 0 decodes plainly."""
+
+
+@dataclass(frozen=True)
+class PrefixInput:
+    """What has to be run to get a prefix's keys and values."""
+
+    embeddings: Tensor
+    """(length, hidden)."""
+    positions: Tensor
+    """(3, length)."""
+    next_position: int
+
+
+@dataclass(frozen=True)
+class PrefixSource:
+    """A prefix by key, and how to make it."""
+
+    key: str
+    """Equal keys mean equal prefixes; an empty key is shared with nobody."""
+    make: Callable[[], PrefixInput]
+    parent: PrefixSource | None = None
+    """A prefix this one continues."""
+
+
+@dataclass(frozen=True)
+class QuestionInput:
+    """A question's tokens, placed behind its prefix."""
+
+    ids: Tensor
+    positions: Tensor
+    """(3, length)."""
+    next_position: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to be answered."""
+
+    prefix: PrefixSource
+    question: Callable[[int], QuestionInput]
+    """The question's tokens, given the first free position behind the prefix.
+
+    Raises what the caller is to get instead of an answer."""
+    end_of_turn: int
+    max_new_tokens: int
+    drafter: Drafter | None = None
+    grammar: AnswerGrammar | None = None
+    deadline_s: float = float("inf")
+    """On `time.monotonic`'s clock; earlier ones go first."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was written."""
+
+    ids: tuple[int, ...]
+    """Without the end token."""
+    probabilities: tuple[float, ...]
+    truncated: bool
+    num_prompt_tokens: int
+    num_reused_tokens: int
+    """Prompt tokens whose keys and values were there when the request came."""
+    num_passes: int
+    """Forward passes this answer took part in, its own prefix's included."""
+    num_accepted: int
+    """Tokens that a guess had right."""
+
+
+@dataclass
+class _PrefixJob:
+    """A prefix under construction."""
+
+    given: PrefixInput
+    before: Prefix | None
+    past: KeyValues
+    starter: _Run
+    done: int = 0
+    num_passes: int = 0
+
+
+@dataclass
+class _Run:
+    """One answer under way."""
+
+    request: Request
+    future: Future[Completion]
+    past: KeyValues
+    prefix: Prefix | None = None
+    parent: Prefix | None = None
+    """What the prefix continues, where it continues one."""
+    grammar: AnswerGrammar | None = None
+    tail: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    """Certain tokens the model has not seen yet."""
+    tail_positions: Tensor = field(default_factory=lambda: torch.zeros(3, 0, dtype=torch.long))
+    next_position: int = 0
+    tree: DraftTree = field(default_factory=DraftTree)
+    ids: list[int] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
+    num_prompt_tokens: int = 0
+    num_reused_tokens: int = 0
+    num_passes: int = 0
+    num_accepted: int = 0
+
+
+class Engine:
+    """Owns the language model; `submit` is safe from any thread."""
+
+    def __init__(
+        self,
+        language: LanguageModel,
+        prefixes: PrefixCache,
+        settings: EngineSettings | None = None,
+        *,
+        device: str = "cpu",
+    ) -> None:
+        self.settings = settings or EngineSettings()
+        self.prefixes = prefixes
+        self.counts: Counter[str] = Counter()
+        """steps, tokens, accepted, cancelled: since the start."""
+        self._language = language
+        language.model.set_attn_implementation(RAGGED)
+        self._num_layers = int(language.config.num_hidden_layers)
+        self._device = device
+        self._work = threading.Condition()
+        self._inbox: list[_Run] = []
+        self._waiting: list[_Run] = []
+        self._running: list[_Run] = []
+        self._jobs: dict[str, _PrefixJob] = {}
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def submit(self, request: Request) -> Future[Completion]:
+        """The answer to come; cancelling it frees its place at the next step.
+
+        Raises:
+            Overloaded: too many requests wait already.
+        """
+        run = _Run(request, Future(), KeyValues(self._num_layers), grammar=request.grammar)
+        with self._work:
+            if self._closed:
+                raise Overloaded("the language stage is shutting down; try again elsewhere")
+            if len(self._inbox) + len(self._waiting) >= self.settings.max_waiting:
+                raise Overloaded(
+                    f"{self.settings.max_waiting} questions wait already; try again later"
+                )
+            self._inbox.append(run)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+                self._thread.start()
+            self._work.notify()
+        return run.future
+
+    def close(self) -> None:
+        """Answer nothing more; what is under way is cancelled."""
+        with self._work:
+            self._closed = True
+            self._work.notify()
+        if self._thread is not None:
+            self._thread.join()
+        for run in [*self._inbox, *self._waiting, *self._running]:
+            run.future.cancel()
+
+    def _loop(self) -> None:
+        while True:
+            with self._work:
+                while not (self._inbox or self._waiting or self._running or self._closed):
+                    self._work.wait()
+                if self._closed:
+                    return
+                self._waiting += self._inbox
+                self._inbox = []
+            try:
+                self._step()
+            except Exception as error:
+                # One bad pass must not end the engine: its requests fail, later ones go on.
+                for run in [*self._waiting, *self._running]:
+                    _fail(run, error)
+                self._waiting, self._running, self._jobs = [], [], {}
+
+    @torch.inference_mode()
+    def _step(self) -> None:
+        self._forget_cancelled()
+        self._start_waiting()
+        jobs, runs = self._chosen()
+        if not jobs and not runs:
+            return
+        pieces, positions, segments = [], [], []
+        start = 0
+        for embedded, where, segment in [
+            *(self._prefix_chunk(job, count) for _, job, count in jobs),
+            *(self._continuation(run) for run in runs),
+        ]:
+            pieces.append(embedded)
+            positions.append(where)
+            segment.start, segment.stop = start, start + len(embedded)
+            segments.append(segment)
+            start = segment.stop
+        hidden = self._forward(torch.cat(pieces), torch.cat(positions, dim=1), segments)
+        self.counts["steps"] += 1
+        self.counts["tokens"] += start
+        for key, job, count in jobs:
+            job.done += count
+            job.num_passes += 1
+            if job.done == len(job.given.embeddings):
+                self._finish_prefix(key, job)
+        for run, segment in zip(runs, segments[len(jobs) :], strict=True):
+            self._verify(run, hidden[segment.start : segment.stop])
+
+    def _forget_cancelled(self) -> None:
+        for queue in (self._waiting, self._running):
+            gone = [run for run in queue if run.future.cancelled()]
+            self.counts["cancelled"] += len(gone)
+            for run in gone:
+                queue.remove(run)
+
+    def _start_waiting(self) -> None:
+        """Give every waiting request its prefix, or start computing it."""
+        self._waiting.sort(key=lambda run: run.request.deadline_s)
+        waiting, self._waiting = self._waiting, []
+        for run in waiting:
+            if len(self._running) >= self.settings.max_running:
+                self._waiting.append(run)
+                continue
+            try:
+                prefix = self._prefix_for(run)
+                if prefix is None:
+                    self._waiting.append(run)
+                else:
+                    self._begin(run, prefix)
+            except Exception as error:
+                _fail(run, error)
+
+    def _prefix_for(self, run: _Run) -> Prefix | None:
+        """The request's prefix; None while it is being computed."""
+        source = run.request.prefix
+        if run.prefix is not None or _job_key(source, run) in self._jobs:
+            return run.prefix
+        found = self.prefixes.get(source.key)
+        if found is not None:
+            run.num_reused_tokens = found.length
+            return found
+        parent = source.parent
+        if parent is None or run.parent is not None:
+            self._start_prefix(source, run)
+        elif _job_key(parent, run) not in self._jobs:
+            run.parent = self.prefixes.get(parent.key)
+            self._start_prefix(parent if run.parent is None else source, run)
+        return None
+
+    def _start_prefix(self, source: PrefixSource, run: _Run) -> None:
+        before = run.parent if source is run.request.prefix else None
+        self._jobs[_job_key(source, run)] = _PrefixJob(
+            source.make(), before, KeyValues(self._num_layers), starter=run
+        )
+
+    def _finish_prefix(self, key: str, job: _PrefixJob) -> None:
+        layers = job.past.layers()
+        if job.before is not None:
+            layers = tuple(
+                (torch.cat([old[0], own[0]], 1), torch.cat([old[1], own[1]], 1))
+                for old, own in zip(job.before.layers, layers, strict=True)
+            )
+        prefix = Prefix(layers, job.given.next_position)
+        del self._jobs[key]
+        if not key.startswith(_PRIVATE):
+            self.prefixes.put(key, prefix)
+        job.starter.num_passes += job.num_passes
+        # Handed over directly: the cache may be too small to hold it.
+        for run in self._waiting:
+            source = run.request.prefix
+            if _job_key(source, run) == key:
+                run.prefix = prefix
+                run.num_reused_tokens = 0 if run is job.starter else prefix.length
+            elif source.parent is not None and _job_key(source.parent, run) == key:
+                run.parent = prefix
+
+    def _begin(self, run: _Run, prefix: Prefix) -> None:
+        run.prefix = prefix
+        question = run.request.question(prefix.next_position)
+        run.tail, run.tail_positions = question.ids, question.positions
+        run.next_position = question.next_position
+        run.num_prompt_tokens = prefix.length + len(question.ids)
+        self._running.append(run)
+        self._guess(run)
+
+    def _chosen(self) -> tuple[list[tuple[str, _PrefixJob, int]], list[_Run]]:
+        """What goes into the next pass: all running answers, and prefixes with the room left."""
+        runs = sorted(self._running, key=lambda run: run.request.deadline_s)
+        used = sum(len(run.tail) + len(run.tree.nodes) for run in runs)
+        room = max(self.settings.max_step_tokens - used, self.settings.max_step_tokens // 4)
+        jobs = []
+        for key, job in self._jobs.items():
+            count = min(room, len(job.given.embeddings) - job.done)
+            if count > 0:
+                jobs.append((key, job, count))
+                room -= count
+        return jobs, runs
+
+    def _prefix_chunk(self, job: _PrefixJob, count: int) -> tuple[Tensor, Tensor, Segment]:
+        part = slice(job.done, job.done + count)
+        segment = Segment(0, 0, job.past, job.before)
+        return job.given.embeddings[part], job.given.positions[:, part], segment
+
+    def _continuation(self, run: _Run) -> tuple[Tensor, Tensor, Segment]:
+        """The certain tokens and the guesses behind them, each seeing only its own line."""
+        tail, nodes = len(run.tail), run.tree.nodes
+        ids = torch.cat([run.tail, torch.tensor([node.token for node in nodes], dtype=torch.long)])
+        guessed = torch.tensor([run.next_position + node.depth for node in nodes], dtype=torch.long)
+        positions = torch.cat([run.tail_positions, guessed.expand(3, -1)], dim=1)
+        mask = None
+        if any(node.parent != index - 1 for index, node in enumerate(nodes)):
+            mask = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
+            mask[tail:, tail:] = False
+            for index in range(len(nodes)):
+                mask[tail + index, [tail + line for line in run.tree.ancestors(index)]] = True
+        embedded = self._language.embed(ids.to(self._device))
+        return embedded, positions, Segment(0, 0, run.past, run.prefix, mask)
+
+    def _forward(self, embeddings: Tensor, positions: Tensor, segments: list[Segment]) -> Tensor:
+        """(tokens, hidden) of one packed pass."""
+        batch = RaggedBatch(segments)
+        output = self._language.model(
+            inputs_embeds=embeddings[None],
+            position_ids=positions[:, None].to(self._device),
+            attention_mask={"full_attention": None, "sliding_attention": None},
+            use_cache=False,
+            ragged=batch,
+        )
+        batch.advance()
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def _verify(self, run: _Run, hidden: Tensor) -> None:
+        """Follow the guesses as far as the model agrees; its first other choice is a gift."""
+        run.num_passes += 1
+        tail, tree = len(run.tail), run.tree
+        logits = self._language.logits(hidden[tail - 1 :]).float()
+        node, path = -1, []
+        finished = False
+        while True:
+            distribution = logits[node + 1].softmax(-1)
+            allowed = logits[node + 1] if run.grammar is None else run.grammar.constrain(
+                logits[node + 1]
+            )  # fmt: skip
+            token = int(allowed.argmax())
+            if token == run.request.end_of_turn or len(run.ids) == run.request.max_new_tokens:
+                self._finish(run, truncated=token != run.request.end_of_turn)
+                finished = True
+                break
+            run.ids.append(token)
+            run.probabilities.append(float(distribution[token]))
+            if run.grammar is not None:
+                run.grammar = run.grammar.advanced(token)
+            following = tree.child(node, token)
+            if following is None:
+                break
+            run.num_accepted += 1
+            self.counts["accepted"] += 1
+            path.append(following)
+            node = following
+        if finished:
+            self._running.remove(run)
+            return
+        run.past.keep([*range(tail), *(tail + index for index in path)], tail + len(tree.nodes))
+        run.next_position += len(path)
+        run.tail = torch.tensor([token])
+        run.tail_positions = torch.full((3, 1), run.next_position)
+        run.next_position += 1
+        self._guess(run)
+
+    def _guess(self, run: _Run) -> None:
+        limit = self.settings.max_draft_tokens
+        room = min(limit, run.request.max_new_tokens - len(run.ids))
+        if run.request.drafter is None or room <= 0:
+            run.tree = DraftTree()
+            return
+        run.tree = DraftTree.of(run.request.drafter.guesses(run.ids), limit=room)
+
+    def _finish(self, run: _Run, *, truncated: bool) -> None:
+        completion = Completion(
+            tuple(run.ids),
+            tuple(run.probabilities),
+            truncated,
+            run.num_prompt_tokens,
+            run.num_reused_tokens,
+            run.num_passes,
+            run.num_accepted,
+        )
+        if run.future.set_running_or_notify_cancel():
+            run.future.set_result(completion)
+
+
+def _job_key(source: PrefixSource, run: _Run) -> str:
+    """What a prefix is computed under; one that nobody shares is known by its request."""
+    return source.key or f"{_PRIVATE}{id(run)}"
+
+
+def _fail(run: _Run, error: Exception) -> None:
+    if run.future.set_running_or_notify_cancel():
+        run.future.set_exception(error)

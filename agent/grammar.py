@@ -1,0 +1,107 @@
+"""The answer grammar as an automaton over tokens: which token may come next.
+
+Optional while decoding: it forbids only what would break the form (`</objects>` without
+`<objects>`, a region that does not exist, a label that never closes), so an answer that is well
+formed already is never changed. Knows no model and no text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from agent.tokenizer import PromptTokenizer
+
+
+class Place(Enum):
+    """Where in an answer the next token stands."""
+
+    TEXT = "text"
+    LABEL = "label"
+    """Between `<ground>` and `</ground>`."""
+    BETWEEN = "between"
+    """After `</ground>`: only `<objects>` can follow."""
+    OBJECTS = "objects"
+    """Between `<objects>` and `</objects>`."""
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """Ids that mean something to the grammar."""
+
+    ground_open: int
+    ground_close: int
+    objects_open: int
+    objects_close: int
+    end_of_turn: int
+    regions: tuple[int, ...]
+    """Id of `<region0>`, `<region1>` ..."""
+
+    @classmethod
+    def of(cls, tokenizer: PromptTokenizer, *, num_regions: int) -> AnswerTokens:
+        """The ids of a tokenizer, for a prompt with `num_regions` boxes."""
+        return cls(
+            tokenizer.control("<ground>"),
+            tokenizer.control("</ground>"),
+            tokenizer.control("<objects>"),
+            tokenizer.control("</objects>"),
+            tokenizer.control("<|im_end|>"),
+            tuple(tokenizer.region(index) for index in range(num_regions)),
+        )
+
+    @cached_property
+    def forms(self) -> frozenset[int]:
+        """The four tags."""
+        return frozenset(
+            {self.ground_open, self.ground_close, self.objects_open, self.objects_close}
+        )
+
+
+class AnswerGrammar:
+    """Follows an answer token by token."""
+
+    def __init__(
+        self, tokens: AnswerTokens, *, all_regions: tuple[int, ...], place: Place = Place.TEXT
+    ) -> None:
+        """`all_regions` are the ids of every region token, those without a box included."""
+        self.tokens = tokens
+        self.place = place
+        self._all_regions = all_regions
+
+    def advanced(self, token: int) -> AnswerGrammar:
+        """The grammar after one more token; a token it forbids leaves the place as it is."""
+        tokens = self.tokens
+        following = {
+            (Place.TEXT, tokens.ground_open): Place.LABEL,
+            (Place.LABEL, tokens.ground_close): Place.BETWEEN,
+            (Place.BETWEEN, tokens.objects_open): Place.OBJECTS,
+            (Place.OBJECTS, tokens.objects_close): Place.TEXT,
+        }.get((self.place, token), self.place)
+        return AnswerGrammar(tokens, all_regions=self._all_regions, place=following)
+
+    def constrain(self, logits: Tensor) -> Tensor:
+        """(vocabulary,) logits with what may not come next at minus infinity."""
+        tokens = self.tokens
+        if self.place is Place.BETWEEN:
+            return _only(logits, [tokens.objects_open])
+        if self.place is Place.OBJECTS:
+            return _only(logits, [*tokens.regions, tokens.objects_close])
+        forbidden = set(self._all_regions) - set(tokens.regions)
+        if self.place is Place.LABEL:
+            forbidden |= {*self._all_regions, tokens.end_of_turn, *tokens.forms}
+            forbidden -= {tokens.ground_close}
+        else:
+            forbidden |= tokens.forms - {tokens.ground_open}
+        constrained = logits.clone()
+        constrained[list(forbidden)] = -torch.inf
+        return constrained
+
+
+def _only(logits: Tensor, allowed: list[int]) -> Tensor:
+    constrained = torch.full_like(logits, -torch.inf)
+    constrained[allowed] = logits[allowed]
+    return constrained

@@ -1,0 +1,235 @@
+"""Attention for many short continuations at once, each with its own past and perhaps a shared one.
+
+Runs inside transformers' own decoder layers as an attention function: the layers see one packed
+row of tokens, so projections are done for all of them together, and only here does it matter
+which token belongs to whom. Nothing is padded. Knows no scheduler and no tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+RAGGED = "groundstream_ragged"
+_LONG = 48
+"""Continuations of this many tokens are worth a fused kernel of their own."""
+
+
+class KeyValues:
+    """Keys and values of one run of tokens, layer by layer; grows, and can forget its end."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.length = 0
+        self._layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put (kv_heads, added, width) behind what is there; all of it, the added included.
+
+        `length` counts tokens that every layer has, so it grows with `advance`.
+        """
+        end = self.length + keys.shape[1]
+        held = self._layers[layer]
+        if held is None or held[0].shape[1] < end:
+            held = (_grown(held and held[0], keys, end), _grown(held and held[1], values, end))
+            self._layers[layer] = held
+        held[0][:, self.length : end] = keys
+        held[1][:, self.length : end] = values
+        return held[0][:, :end], held[1][:, :end]
+
+    def advance(self, added: int) -> None:
+        """All layers have seen `added` more tokens."""
+        self.length += added
+
+    def keep(self, kept: list[int], added: int) -> None:
+        """Of the last `added` tokens only those at `kept` stay, in that order."""
+        start = self.length - added
+        if kept != list(range(len(kept))):
+            rows = torch.tensor(kept, dtype=torch.long) + start
+            for held in self._layers:
+                assert held is not None
+                for tensor in held:
+                    tensor[:, start : start + len(kept)] = tensor[:, rows.to(tensor.device)]
+        self.length = start + len(kept)
+
+    def layers(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """(keys, values) of each layer, (kv_heads, length, width), without spare room."""
+        return tuple(
+            (held[0][:, : self.length].clone(), held[1][:, : self.length].clone())
+            for held in self._layers
+            if held is not None
+        )
+
+
+def _grown(held: Tensor | None, like: Tensor, length: int) -> Tensor:
+    """Room for twice `length` tokens with what was held at its beginning."""
+    room = like.new_empty(like.shape[0], max(32, 2 * length), like.shape[2])
+    if held is not None:
+        room[:, : held.shape[1]] = held
+    return room
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values that several continuations share; never changed."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    """(keys, values) of each layer, (kv_heads, length, width)."""
+    next_position: int
+
+    @property
+    def length(self) -> int:
+        """Tokens in the prefix."""
+        return int(self.layers[0][0].shape[1])
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory the prefix holds."""
+        return sum(t.numel() * t.element_size() for layer in self.layers for t in layer)
+
+
+@dataclass
+class Segment:
+    """Some consecutive tokens of the packed row, and what they may look at."""
+
+    start: int
+    stop: int
+    past: KeyValues
+    prefix: Prefix | None
+    mask: Tensor | None = None
+    """(tokens, tokens) True where a new token may look at a new one; None is causal."""
+
+
+@dataclass
+class RaggedBatch:
+    """The segments of one forward pass, grouped by the prefix they share."""
+
+    segments: list[Segment]
+    groups: list[list[Segment]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        by_prefix: dict[int, list[Segment]] = {}
+        for number, segment in enumerate(self.segments):
+            # Long continuations are attended one by one.
+            alone = segment.prefix is None or segment.stop - segment.start > _LONG
+            key = -1 - number if alone else id(segment.prefix)
+            by_prefix.setdefault(key, []).append(segment)
+        self.groups = list(by_prefix.values())
+
+    def advance(self) -> None:
+        """After the last layer: every past is longer by its segment."""
+        for segment in self.segments:
+            segment.past.advance(segment.stop - segment.start)
+
+
+def ragged_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    ragged: RaggedBatch | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface; without a batch it is ordinary fused attention.
+
+    Args:
+        module: the attention layer (its `layer_idx` says which).
+        query: (1, heads, tokens, width); key, value: (1, kv_heads, tokens, width).
+        ragged: the segments of this pass.
+
+    Returns:
+        (1, tokens, heads, width) and None.
+    """
+    if ragged is None:
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+        return output, None
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output = torch.empty_like(query)
+    for group in ragged.groups:
+        if len(group) == 1 and group[0].stop - group[0].start > _LONG:
+            _attend_alone(output, query, key, value, layer, group[0], scale)
+        else:
+            _attend_group(output, query, key, value, layer, group, scale)
+    return output.transpose(1, 2), None
+
+
+def _attend_alone(
+    output: Tensor, query: Tensor, key: Tensor, value: Tensor,
+    layer: int, segment: Segment, scale: float,
+) -> None:  # fmt: skip
+    here = slice(segment.start, segment.stop)
+    keys, values = segment.past.append(layer, key[0, :, here], value[0, :, here])
+    if segment.prefix is not None:
+        shared = segment.prefix.layers[layer]
+        keys, values = torch.cat([shared[0], keys], 1), torch.cat([shared[1], values], 1)
+    new = segment.stop - segment.start
+    old = keys.shape[1] - new
+    mask = None
+    if old or segment.mask is not None:
+        among = _among_new(segment, new, query.device)
+        mask = torch.cat([among.new_ones(new, old), among], dim=1)
+    output[0, :, here] = nn.functional.scaled_dot_product_attention(
+        query[:, :, here], keys[None], values[None], attn_mask=mask, scale=scale,
+        is_causal=mask is None and new > 1, enable_gqa=query.shape[1] != keys.shape[0],
+    )[0]  # fmt: skip
+
+
+def _attend_group(
+    output: Tensor, query: Tensor, key: Tensor, value: Tensor,
+    layer: int, group: list[Segment], scale: float,
+) -> None:  # fmt: skip
+    """Short continuations of one prefix: the shared part is one product for all of them."""
+    rows = torch.cat([torch.arange(s.start, s.stop) for s in group]).to(query.device)
+    kv_heads, width = key.shape[1], query.shape[-1]
+    repeat = query.shape[1] // kv_heads
+    # (kv_heads, repeat, tokens, width): query heads beside the key head they read.
+    asked = query[0, :, rows].view(kv_heads, repeat, len(rows), width)
+    prefix = group[0].prefix
+    shared_scores = None
+    if prefix is not None:
+        keys = prefix.layers[layer][0]
+        shared_scores = (asked.flatten(1, 2) @ keys.transpose(1, 2)).view(
+            kv_heads, repeat, len(rows), -1
+        )
+    shared_weights, mixed, first = [], [], 0
+    for segment in group:
+        new = segment.stop - segment.start
+        mine = slice(first, first + new)
+        here = slice(segment.start, segment.stop)
+        keys, values = segment.past.append(layer, key[0, :, here], value[0, :, here])
+        scores = asked[:, :, mine] @ keys.transpose(1, 2)[:, None]
+        old = keys.shape[1] - new
+        among = _among_new(segment, new, query.device)
+        scores[..., old:] = scores[..., old:].masked_fill(~among, -torch.inf)
+        num_shared = 0
+        if shared_scores is not None:
+            num_shared = shared_scores.shape[-1]
+            scores = torch.cat([shared_scores[:, :, mine], scores], dim=-1)
+        weights = (scores.float() * scale).softmax(-1).to(values.dtype)
+        shared_weights.append(weights[..., :num_shared])
+        mixed.append(weights[..., num_shared:] @ values[:, None])
+        first += new
+    result = torch.cat(mixed, dim=2)
+    if prefix is not None:
+        weights = torch.cat(shared_weights, dim=2).flatten(1, 2)
+        result = result + (weights @ prefix.layers[layer][1]).view_as(result)
+    output[0, :, rows] = result.flatten(0, 1)
+
+
+def _among_new(segment: Segment, new: int, device: torch.device) -> Tensor:
+    if segment.mask is not None:
+        return segment.mask.to(device)
+    return torch.ones(new, new, dtype=torch.bool, device=device).tril()
+
+
+AttentionInterface.register(RAGGED, ragged_attention)
+AttentionMaskInterface.register(RAGGED, sdpa_mask)

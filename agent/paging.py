@@ -1,0 +1,60 @@
+"""More boxes than one prompt holds: which are looked at together, and how answers join.
+
+The published model numbers at most 100 regions and drops the rest. Here proposals are dealt into
+pages that share the image's keys and values; a search asks every page, a question about given
+boxes or about the whole image asks one. Knows no tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.detections import IntArray
+from agent.errors import InvalidQuery
+from agent.prompts import MAX_REGIONS, Task
+
+
+@dataclass(frozen=True)
+class Page:
+    """Boxes that are shown to the model together; box `indices[k]` is its `<region k>`."""
+
+    indices: IntArray
+    """(num_regions,) numbers of the frame's proposals."""
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def task(self, task: Task) -> Task:
+        """The question in this page's numbers."""
+        return task.with_regions({int(box): number for number, box in enumerate(self.indices)})
+
+
+def pages_for(task: Task, num_proposals: int, *, size: int = MAX_REGIONS) -> tuple[Page, ...]:
+    """The pages a question has to be asked on; at least one, also without proposals.
+
+    Proposals come best first, so a question that searches nothing sees the best `size` of them,
+    together with the boxes it mentions.
+
+    Raises:
+        InvalidQuery: the question mentions a box that does not exist, or more than fit a page.
+    """
+    mentioned = list(dict.fromkeys(task.mentioned))
+    for region in mentioned:
+        if region >= num_proposals:
+            raise InvalidQuery(
+                f"region {region} does not exist: this frame has {num_proposals} boxes"
+            )
+    if len(mentioned) > size:
+        raise InvalidQuery(f"the question mentions {len(mentioned)} regions, the limit is {size}")
+    if num_proposals <= size:
+        return (Page(np.arange(num_proposals)),)
+    # Mentioned boxes stand on every page; the others follow in order.
+    others = np.setdiff1d(np.arange(num_proposals), mentioned)
+    step = size - len(mentioned)
+    starts = range(0, len(others), step) if task.kind.searches and step else (0,)
+    return tuple(
+        Page(np.array([*mentioned, *others[start : start + step]], dtype=np.int64))
+        for start in starts
+    )

@@ -1,0 +1,40 @@
+"""The whole path in bfloat16: the published way to run, close to float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from agent.errors import SettingsError
+from agent.frame import read_frame
+from agent.model.checkpoint import weight_type
+from agent.prompts import Task, TaskKind
+from agent.stages import local_pipeline
+from tests.pictures import encoded_image
+from tests.unit.tiny_model import write_tiny_model
+
+
+async def test_bfloat16_end_to_end(tmp_path):
+    directory = str(write_tiny_model(tmp_path / "model"))
+    frame = read_frame(encoded_image())
+    boxes = np.array([[5, 5, 40, 40], [20, 10, 80, 60]], dtype=np.float32)
+    task = Task(TaskKind.DETECT, "dog", max_new_tokens=4)
+    features = {}
+    for dtype in ("float32", "bfloat16"):
+        pipeline = local_pipeline(directory, dtype=dtype)
+        grounding = await pipeline.ground(frame, [task], boxes=boxes)
+        assert len(grounding.answers) == 1
+        features[dtype], _ = await pipeline.features(frame, boxes=boxes, timings=grounding.timings)
+    for name in ("primary_regions", "auxiliary_regions", "image_tokens"):
+        wide, half = (getattr(features[d], name) for d in ("float32", "bfloat16"))
+        assert half.dtype == np.float32, "pooling is done in float32 whatever the towers are"
+        assert np.corrcoef(wide.ravel(), half.ravel())[0, 1] > 0.99
+        assert not np.array_equal(wide, half)
+
+
+def test_types_by_name():
+    assert weight_type("auto", "cpu") == torch.float32
+    assert weight_type("auto", "cuda") is None
+    with pytest.raises(SettingsError, match="known: auto"):
+        weight_type("float8", "cpu")
