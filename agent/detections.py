@@ -105,6 +105,44 @@ def clip_boxes(xyxy: FloatArray, *, width: int, height: int) -> FloatArray:
     return np.clip(xyxy, 0.0, limits).astype(np.float32)
 
 
+def centred_to_corners(centred: FloatArray, *, width: int, height: int) -> FloatArray:
+    """(n, 4) boxes cx, cy, w, h relative to an image, as xyxy in its pixels, not clipped."""
+    half = centred[:, 2:] / 2
+    corners = np.concatenate([centred[:, :2] - half, centred[:, :2] + half], axis=1)
+    size = np.array([width, height, width, height], dtype=np.float32)
+    return np.asarray(corners * size, dtype=np.float32)
+
+
+def select_proposals(
+    xyxy: FloatArray,
+    scores: FloatArray,
+    *,
+    width: int,
+    height: int,
+    score_threshold: float,
+    nms_iou: float,
+    max_boxes: int,
+    least_side_px: float,
+) -> Proposals:
+    """A detector's raw boxes as proposals: clipped, confident, suppressed, best first.
+
+    Args:
+        xyxy: (n, 4) pixels of the frame, possibly beyond its edges.
+        scores: (n,) in 0..1.
+        width, height: of the frame, in pixels.
+        score_threshold: boxes below it are dropped.
+        nms_iou: of two boxes that overlap more than this the better stays.
+        max_boxes: most proposals returned.
+        least_side_px: boxes narrower or lower than this, once clipped, are dropped.
+    """
+    boxes = clip_boxes(xyxy, width=width, height=height)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    sound = (scores >= score_threshold) & (sides >= least_side_px).all(axis=1)
+    boxes, scores = boxes[sound], scores[sound]
+    kept = non_maximum_suppression(boxes, scores, iou=nms_iou)[:max_boxes]
+    return Proposals(boxes[kept], scores[kept])
+
+
 def box_area(xyxy: FloatArray) -> FloatArray:
     """(num_boxes,) areas in square pixels; reversed boxes count as zero."""
     sides = np.clip(xyxy[:, 2:] - xyxy[:, :2], 0.0, None)

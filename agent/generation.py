@@ -128,7 +128,7 @@ class LanguageStage:
         completion = done.result()
         to.set_result(
             Generation(
-                pieces=self._pieces(list(completion.ids)),
+                pieces=self._tokenizer.pieces(list(completion.ids)),
                 probabilities=completion.probabilities,
                 truncated=completion.truncated,
                 num_prompt_tokens=completion.num_prompt_tokens,
@@ -225,16 +225,6 @@ class LanguageStage:
             )
             embeddings[region] = tokens.to(embeddings.dtype)
         return embeddings
-
-    def _pieces(self, ids: list[int]) -> tuple[str, ...]:
-        """Text of each token; a character whose bytes span tokens belongs to the last of them."""
-        pieces, written = [], ""
-        for count in range(1, len(ids) + 1):
-            text = self._tokenizer.decode(ids[:count])
-            complete = "" if text.endswith("�") else text[len(written) :]
-            pieces.append(complete)
-            written += complete
-        return tuple(pieces)
 
 
 def _tensor(array: object, device: str) -> Tensor:

@@ -16,6 +16,7 @@ NANO = "nano"
 _WEIGHTS = Path(__file__).parent / "weights" / "nano"
 _REQUIRED = ("config.json",)
 _CHUNK = 1 << 20
+_DIGESTED = frozenset({".json", ".safetensors", ".pth", ".txt"})
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,26 @@ def find_model(model: str = NANO) -> ModelDirectory:
 
 def _digest(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=32)
-    for file in sorted(path.glob("**/*")):
-        if file.is_file() and file.suffix in {".json", ".safetensors", ".txt"}:
-            digest.update(file.relative_to(path).as_posix().encode())
-            with file.open("rb") as stream:
-                while chunk := stream.read(_CHUNK):
-                    digest.update(chunk)
+    for folder in (path, *_network_elsewhere(path)):
+        for file in sorted(folder.glob("**/*")):
+            if file.is_file() and file.suffix in _DIGESTED:
+                digest.update(file.relative_to(folder).as_posix().encode())
+                with file.open("rb") as stream:
+                    while chunk := stream.read(_CHUNK):
+                        digest.update(chunk)
     return digest.hexdigest()
+
+
+def _network_elsewhere(path: Path) -> list[Path]:
+    """The folder of the proposal network, if the model names one outside its own."""
+    try:
+        section = json.loads((path / "config.json").read_text()).get("groundstream", {})
+    except ValueError:
+        return []  # whoever parses the file will say so
+    name = section.get("proposal", {}).get("network")
+    if not name:
+        return []
+    # Joined to a folder, an absolute path stays what it is.
+    folder = path / name if (path / name).is_dir() else Path(name)
+    inside = folder.resolve().is_relative_to(path.resolve())
+    return [folder] if folder.is_dir() and not inside else []

@@ -1,42 +1,69 @@
-"""From frames to proposals: pixels for the proposal network, scores, suppression, frame pixels.
+"""From frames to proposals: pixels for a proposal network, scores, suppression, frame pixels.
 
-Settings of the post-processing travel with the model's configuration. Knows no encoder.
+The network is OmDet-Turbo, UPN or any detector of transformers; what it is stands in its own
+`config.json`. Settings of the post-processing travel with the model. Knows no encoder.
 """
 
 from __future__ import annotations
 
+import logging
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from agent.detections import FloatArray, Proposals, clip_boxes, non_maximum_suppression
+from agent.detections import FloatArray, Proposals, centred_to_corners, select_proposals
+from agent.errors import CheckpointMismatch, InvalidBoxes
 from agent.frame import Frame
 from agent.model.configuration import ProposalConfig, VLMFO1Config
-from agent.model.proposal_network import ProposalNetwork, load_proposal_network
+from agent.model.object_detector import ObjectDetector
+from agent.model.omdet_checkpoint import is_published_omdet, load_published_omdet
+from agent.model.proposal_network import ProposalNetwork, load_proposal_network, read_config
+from agent.model.universal_proposals import UniversalProposalNetwork
+from agent.model.upn_checkpoint import MODEL_TYPE as UPN
+from agent.model.upn_checkpoint import load_universal_proposals
 from agent.model_directory import find_model
 from agent.processor import IMAGENET_MEAN, IMAGENET_STD, normalise
 
+logger = logging.getLogger(__name__)
+
+NO_NETWORK = "none"
 _LEAST_SIDE_PX = 2.0
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
+
+Network = ProposalNetwork | UniversalProposalNetwork | ObjectDetector
 
 
 class Proposer:
-    """The proposal network and what surrounds it."""
+    """A proposal network and what surrounds it; without one, clients must send boxes."""
 
     def __init__(
-        self, network: ProposalNetwork, config: ProposalConfig, *, device: str = "cpu"
+        self, network: Network | None, config: ProposalConfig, *, device: str = "cpu"
     ) -> None:
-        self._network = network.to(device)
+        self._network = None if network is None else network.to(device)
         self._config = config
         self._device = device
 
     @classmethod
     def from_pretrained(
-        cls, model: str, *, device: str = "cpu", num_threads: int | None = None
+        cls,
+        model: str,
+        *,
+        device: str = "cpu",
+        num_threads: int | None = None,
+        network: str | None = None,
     ) -> Proposer:
         """The proposer of a model directory.
+
+        Args:
+            model: name or folder of the model.
+            network: use this proposal network (folder, hub name or "none"), not the model's own.
 
         Raises:
             CheckpointMismatch: files are missing or do not fit.
@@ -45,7 +72,13 @@ class Proposer:
             torch.set_num_threads(num_threads)
         path: Path = find_model(model).path
         config = VLMFO1Config.from_file(path / "config.json").proposal
-        return cls(load_proposal_network(path / "proposal"), config, device=device)
+        if network is not None:
+            config = replace(config, network=network)
+        folder = find_network(path, config.network)
+        if folder is None:
+            logger.warning("%s has no proposal network; every request must bring boxes", path)
+        loaded = None if folder is None else load_network(folder, prompt=config.prompt)
+        return cls(loaded, config, device=device)
 
     @torch.inference_mode()
     def propose(self, frames: list[Frame]) -> list[Proposals]:
@@ -53,28 +86,105 @@ class Proposer:
 
         Raises:
             InvalidFrame: an image body cannot be decoded.
+            InvalidBoxes: there is no proposal network, so the request should have brought boxes.
         """
         if not frames:
             return []
-        pixels = torch.stack([self._pixels(frame) for frame in frames]).to(self._device)
-        boxes, objectness = self._network(pixels)
         return [
-            self._select(frame, box.float().cpu().numpy(), score.float().cpu().numpy())
-            for frame, box, score in zip(frames, boxes, objectness, strict=True)
+            select_proposals(
+                boxes,
+                scores,
+                width=frame.width,
+                height=frame.height,
+                score_threshold=self._config.score_threshold,
+                nms_iou=self._config.nms_iou,
+                max_boxes=self._config.max_boxes,
+                least_side_px=_LEAST_SIDE_PX,
+            )
+            for frame, (boxes, scores) in zip(frames, self._scored(frames), strict=True)
         ]
 
-    def _pixels(self, frame: Frame) -> Tensor:
+    def _scored(self, frames: list[Frame]) -> list[tuple[FloatArray, FloatArray]]:
+        """Raw boxes in frame pixels and their objectness."""
+        if self._network is None:
+            raise InvalidBoxes(
+                "this model has no proposal network: send boxes with the request, or name one in "
+                "config.json under groundstream.proposal.network (a folder or a hub name such as "
+                "omlab/omdet-turbo-swin-tiny-hf)"
+            )
+        if isinstance(self._network, ObjectDetector):
+            return self._network([frame.rgb() for frame in frames])
+        if isinstance(self._network, UniversalProposalNetwork):
+            # It keeps the picture's proportions, so frames need not be of one size: one by one.
+            size = self._network.config.image_size
+            return [
+                found
+                for frame in frames
+                for found in self._run(self._network, [frame], size(frame.width, frame.height))
+            ]
         side = self._network.image_size
-        image = Image.fromarray(frame.rgb()).resize((side, side), Image.Resampling.BILINEAR)
-        return normalise(np.asarray(image), IMAGENET_MEAN, IMAGENET_STD)
+        return self._run(self._network, frames, (side, side))
 
-    def _select(self, frame: Frame, centred: FloatArray, scores: FloatArray) -> Proposals:
-        half = centred[:, 2:] / 2
-        corners = np.concatenate([centred[:, :2] - half, centred[:, :2] + half], axis=1)
-        size = np.array([frame.width, frame.height] * 2, dtype=np.float32)
-        boxes = clip_boxes(corners * size, width=frame.width, height=frame.height)
-        sides = boxes[:, 2:] - boxes[:, :2]
-        sound = (scores >= self._config.score_threshold) & (sides >= _LEAST_SIDE_PX).all(axis=1)
-        boxes, scores = boxes[sound], scores[sound]
-        kept = non_maximum_suppression(boxes, scores, iou=self._config.nms_iou)
-        return Proposals(boxes[kept], scores[kept]).top(self._config.max_boxes)
+    def _run(
+        self, network: nn.Module, frames: list[Frame], size: tuple[int, int]
+    ) -> list[tuple[FloatArray, FloatArray]]:
+        """Raw boxes and objectness of frames seen at `size`, (width, height)."""
+        pixels = torch.stack([_pixels(frame, size) for frame in frames]).to(self._device)
+        centred, objectness = network(pixels)
+        return [
+            (
+                centred_to_corners(box.float().cpu().numpy(), width=f.width, height=f.height),
+                score.float().cpu().numpy(),
+            )
+            for f, box, score in zip(frames, centred, objectness, strict=True)
+        ]
+
+
+def find_network(model_path: Path, name: str) -> Path | None:
+    """The folder of a proposal network; None where the model is meant to have none.
+
+    A hub name is downloaded into the Hugging Face cache, unless it is there already.
+
+    Raises:
+        CheckpointMismatch: the name is neither a folder nor on the hub.
+    """
+    if name == NO_NETWORK:
+        return None
+    if (model_path / name).is_dir():
+        return model_path / name
+    if name == ProposalConfig.network:
+        return None  # nobody named it, so nobody misses it until boxes are wanted
+    if Path(name).is_dir():
+        return Path(name)
+    if not _HUB_NAME.fullmatch(name):
+        raise CheckpointMismatch(
+            f"the proposal network {name!r} is neither a folder in {model_path}, nor a folder, nor "
+            "a hub name"
+        )
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (OSError, ValueError) as error:
+        raise CheckpointMismatch(
+            f"the proposal network {name!r} is no folder, and the hub does not give it: {error}"
+        ) from error
+
+
+def load_network(folder: Path, *, prompt: str) -> Network:
+    """The network of a folder, of the kind its `config.json` declares.
+
+    Raises:
+        CheckpointMismatch: files are missing or do not fit.
+    """
+    raw = read_config(folder)
+    if is_published_omdet(raw):
+        return load_published_omdet(folder, prompt=prompt)
+    if raw.get("model_type") == "omdet-turbo":
+        return load_proposal_network(folder)
+    if raw.get("model_type") == UPN:
+        return load_universal_proposals(folder)
+    return ObjectDetector.from_pretrained(folder, prompt=prompt)
+
+
+def _pixels(frame: Frame, size: tuple[int, int]) -> Tensor:
+    image = Image.fromarray(frame.rgb()).resize(size, Image.Resampling.BILINEAR)
+    return normalise(np.asarray(image), IMAGENET_MEAN, IMAGENET_STD)

@@ -95,6 +95,16 @@ class PromptTokenizer:
         """Ids of text; control tokens in it count."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def pieces(self, token_ids: list[int]) -> tuple[str, ...]:
+        """Text of each token; a character whose bytes span tokens belongs to the last of them."""
+        pieces, written = [], ""
+        for count in range(1, len(token_ids) + 1):
+            text = self.decode(token_ids[:count])
+            complete = "" if text.endswith("�") else text[len(written) :]
+            pieces.append(complete)
+            written += complete
+        return tuple(pieces)
+
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of several tokens (bytes of one character may span tokens)."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))

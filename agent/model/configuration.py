@@ -103,11 +103,22 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class ProposalConfig:
-    """Post-processing of the proposal network (section 3.1 of the paper; UPN's defaults)."""
+    """The proposal network and its post-processing (section 3.1 of the paper; UPN's defaults)."""
 
     score_threshold: float = 0.3
     nms_iou: float = 0.8
     max_boxes: int = 100
+    network: str = "proposal"
+    """A folder inside the model's, any other folder, a hub name, or "none": clients send boxes."""
+    prompt: str = "object"
+    """The one word that zero-shot detectors are asked for."""
+
+    def __post_init__(self) -> None:
+        for name in ("score_threshold", "nms_iou"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise CheckpointMismatch(f"proposal {name} must lie in 0..1")
+        if self.max_boxes < 1:
+            raise CheckpointMismatch("proposal max_boxes must be at least 1")
 
 
 @dataclass(frozen=True)

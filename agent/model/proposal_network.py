@@ -8,16 +8,24 @@ neither frames nor thresholds.
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, OmDetTurboConfig, OmDetTurboForObjectDetection, SwinConfig
 
+from agent.errors import CheckpointMismatch
 from agent.model.checkpoint import load_weights_into
+from agent.model.shift_first_swin import shift_before_padding
 
-_TASK_TOKENS, _CLASS_TOKENS = (1, 4, 2), (1, 3, 2)
-"""Ids of the fixed prompt; the end token is the largest id of its sequence, as CLIP expects."""
+DEFAULT_PROMPT = "object"
+CLASS_WORDS, TASK_WORDS = "{}", "Detect {}."
+"""What OmDet-Turbo reads as class and as task, in the words it was trained on."""
+_NANO_PROMPT = {"class": [1, 3, 2], "task": [1, 4, 2]}
+"""The nano network has no words, only these ids."""
 
 
 class ProposalNetwork(nn.Module):
@@ -26,7 +34,13 @@ class ProposalNetwork(nn.Module):
     def __init__(self, config: OmDetTurboConfig) -> None:
         super().__init__()
         self.config = config
-        self.detector = OmDetTurboForObjectDetection(config)
+        self._prompt: dict[str, list[int]] = getattr(config, "prompt_ids", None) or _NANO_PROMPT
+        with warnings.catch_warnings():
+            # Advice about a CUDA kernel that is not used here.
+            warnings.filterwarnings("ignore", "You'd better set embed_dim", UserWarning)
+            self.detector = OmDetTurboForObjectDetection(config)
+        if getattr(config, "shift_before_padding", False):
+            shift_before_padding(self.detector.vision_backbone.vision_backbone)
 
     @property
     def image_size(self) -> int:
@@ -36,8 +50,8 @@ class ProposalNetwork(nn.Module):
     def prompt(self) -> tuple[Tensor, Tensor, Tensor]:
         """Class features (1, 1, width), task features (tokens, 1, width) and the task mask."""
         device = self.detector.device
-        classes = torch.tensor([_CLASS_TOKENS], device=device)
-        tasks = torch.tensor([_TASK_TOKENS], device=device)
+        classes = torch.tensor([self._prompt["class"]], device=device)
+        tasks = torch.tensor([self._prompt["task"]], device=device)
         backbone = self.detector.language_backbone
         class_features = backbone(classes, encode_type="class")[:, None, :]
         mask = torch.ones_like(tasks)
@@ -108,13 +122,41 @@ def nano_proposal_config() -> OmDetTurboConfig:
     )
 
 
+def read_config(directory: Path) -> dict[str, Any]:
+    """The parsed `config.json` of a proposal network's folder.
+
+    Raises:
+        CheckpointMismatch: it is missing or not JSON.
+    """
+    path = directory / "config.json"
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointMismatch(f"{path} does not exist") from error
+    except ValueError as error:
+        raise CheckpointMismatch(f"{path} is not JSON: {error}") from error
+    return raw
+
+
 def load_proposal_network(directory: Path) -> ProposalNetwork:
     """The network of a folder with `config.json` and `model.safetensors`.
 
     Raises:
         CheckpointMismatch: the weights do not fit the configuration.
     """
-    raw = json.loads((directory / "config.json").read_text())
-    network = ProposalNetwork(OmDetTurboConfig(**raw))
+    network = ProposalNetwork(OmDetTurboConfig(**read_config(directory)))
     load_weights_into(network.detector, directory / "model.safetensors")
     return network.eval()
+
+
+def save_proposal_network(
+    network: ProposalNetwork, directory: Path, *, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a folder that `load_proposal_network` reads."""
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: (t.to(dtype) if t.is_floating_point() else t).contiguous()
+        for name, t in network.detector.state_dict().items()
+    }
+    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    network.config.save_pretrained(directory)

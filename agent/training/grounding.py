@@ -14,14 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from agent.detections import box_iou, non_maximum_suppression
+from agent.detections import box_iou, centred_to_corners, select_proposals
 from agent.model.checkpoint import save_model
 from agent.model.configuration import nano_config
 from agent.model.language_model import SlotType
-from agent.model.proposal_network import ProposalNetwork, nano_proposal_config
+from agent.model.proposal_network import (
+    ProposalNetwork,
+    nano_proposal_config,
+    save_proposal_network,
+)
 from agent.model.vlm_fo1 import VLMFO1
 from agent.sequence import SequenceBuilder
 from agent.tokenizer import PromptTokenizer
@@ -162,22 +165,25 @@ def proposed_boxes(
     pixels = normalise_batch(batch.rgb, IMAGENET)
     pixels = nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
     centred, scores = network(pixels)
-    size = np.array([width, height, width, height], dtype=np.float32)
     all_boxes = np.zeros((len(centred), limit, 4), dtype=np.float32)
     all_boxes[..., 2:] = 8.0
     classes = np.full((len(centred), limit), -2)
     for row, (box, score) in enumerate(zip(centred.numpy(), scores.numpy(), strict=True)):
-        half = box[:, 2:] / 2
-        corners = np.concatenate([box[:, :2] - half, box[:, :2] + half], axis=1) * size
-        corners = np.clip(corners, 0, size)
-        sound = (score >= 0.25) & ((corners[:, 2:] - corners[:, :2]) >= 4).all(axis=1)
-        corners, score = corners[sound], score[sound]
-        kept = corners[non_maximum_suppression(corners, score, iou=0.6)[:limit]]
+        kept = select_proposals(
+            centred_to_corners(box, width=width, height=height),
+            score,
+            width=width,
+            height=height,
+            score_threshold=0.25,
+            nms_iou=0.6,
+            max_boxes=limit,
+            least_side_px=4.0,
+        ).xyxy
         objects = batch.classes[row] >= 0
         truth = batch.truth[row][objects].numpy()
         found = np.full(len(kept), -1)
         if len(kept) and len(truth):
-            overlap = box_iou(kept.astype(np.float32), truth)
+            overlap = box_iou(kept, truth)
             best = overlap.argmax(axis=1)
             hit = overlap.max(axis=1) >= 0.5
             found[hit] = batch.classes[row][objects].numpy()[best[hit]]
@@ -536,12 +542,5 @@ def export(stage: Path, pretrained: Pretrained, directory: Path) -> None:
     save_model(module.model, directory, dtype=torch.bfloat16)
     tokenizer.save(directory)
     network = load_proposals(pretrained.proposals)
-    folder = directory / "proposal"
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: (t.to(torch.bfloat16) if t.is_floating_point() else t).contiguous()
-        for name, t in network.detector.state_dict().items()
-    }
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    network.config.save_pretrained(folder)
+    save_proposal_network(network, directory / "proposal", dtype=torch.bfloat16)
     logger.info("wrote %s", directory)

@@ -11,7 +11,8 @@ from torch import nn
 
 from agent.model.language_model import LanguageModel, SlotType
 from agent.sequence import SequenceBuilder
-from agent.training.batches import background_boxes, jitter_boxes, nano_concepts
+from agent.training.batches import SceneBatch, background_boxes, jitter_boxes, nano_concepts
+from agent.training.grounding import proposed_boxes
 from agent.training.initialisation import initialise
 from agent.training.loop import LoopSettings, learning_rate, train
 from agent.training.mixture import draw_turns, grounded
@@ -174,3 +175,26 @@ def test_schedule():
     assert learning_rate(settings, 50) == 1.0
     assert learning_rate(settings, 87) == pytest.approx(13 / 25)
     assert learning_rate(settings, 100) == 0.0
+
+
+class FourProposals(nn.Module):
+    """A network that always says the same: an object, it again, nothing, and a doubt."""
+
+    image_size = 8
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        boxes = [[0.25, 0.5, 0.5, 1.0], [0.26, 0.5, 0.5, 1.0], [0.8, 0.8, 0.2, 0.2], [0.5] * 4]
+        return torch.tensor([boxes]), torch.tensor([[0.9, 0.8, 0.7, 0.1]])
+
+
+def test_proposals_take_the_class_of_what_they_cover():
+    batch = SceneBatch(
+        rgb=torch.zeros((1, 40, 80, 3), dtype=torch.uint8),
+        boxes=torch.zeros((1, 1, 4)),
+        classes=torch.tensor([[3]]),
+        truth=torch.tensor([[[0.0, 0.0, 38.0, 40.0]]]),
+    )
+    boxes, classes = proposed_boxes(FourProposals(), batch, limit=4)
+    assert classes.tolist() == [[3, -1, -2, -2]]
+    expected = torch.tensor([[0.0, 0.0, 40.0, 40.0], [56.0, 28.0, 72.0, 36.0]])
+    torch.testing.assert_close(boxes[0, :2], expected)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from transformers import CLIPTextConfig, OmDetTurboConfig, SwinConfig
 
 from agent.model.checkpoint import save_model
@@ -18,7 +17,7 @@ from agent.model.configuration import (
     VLMFO1Config,
     nano_config,
 )
-from agent.model.proposal_network import ProposalNetwork
+from agent.model.proposal_network import ProposalNetwork, save_proposal_network
 from agent.model.vlm_fo1 import VLMFO1
 from agent.tokenizer import PromptTokenizer, train_tokenizer
 from agent.training.mixture import corpus
@@ -108,10 +107,5 @@ def write_tiny_model(directory: Path, *, seed: int = 0) -> Path:
     tokenizer = tiny_tokenizer()
     save_model(VLMFO1(tiny_config(tokenizer.vocab_size)), directory)
     tokenizer.save(directory)
-    network = ProposalNetwork(tiny_proposal_config())
-    folder = directory / "proposal"
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.contiguous() for name, tensor in network.detector.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
-    network.config.save_pretrained(folder)
+    save_proposal_network(ProposalNetwork(tiny_proposal_config()), directory / "proposal")
     return directory
