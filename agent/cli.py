@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,18 +67,18 @@ def tasks_of(kind: TaskKind, queries: list[str], regions: list[int]) -> list[Tas
         InvalidQuery: words or boxes that the kind needs are missing.
     """
     if kind.needs_query:
-        ask = {
+        ask: dict[TaskKind, Callable[[str], Task]] = {
             TaskKind.DETECT: Task.detect,
             TaskKind.REFER: Task.refer,
             TaskKind.COUNT: Task.count,
             TaskKind.REASON: Task.reason,
             TaskKind.CHAT: Task.chat,
-        }[kind]
+        }
         if not queries:
             raise InvalidQuery(
                 "say what to look for, for example: groundstream ground photo.jpg dog"
             )
-        return [ask(query) for query in queries]
+        return [ask[kind](query) for query in queries]
     if kind.needs_region:
         if not regions:
             raise InvalidQuery(f"--task {kind.value} is about a box: say which with --region N")

@@ -379,7 +379,7 @@ class Engine:
             for run, segment in zip(runs, segments, strict=True)
         ]
         logits = self._language.logits(hidden[torch.cat(wanted).to(hidden.device)]).float().cpu()
-        parts = logits.split([len(rows) for rows in wanted])
+        parts = torch.split(logits, [len(rows) for rows in wanted])
         for run, part in zip(runs, parts, strict=True):
             self._verify(run, part)
 
