@@ -59,7 +59,7 @@ def plain_answer(language: LanguageStage, features: FrameFeatures, task: Task) -
         embeddings = model.embed(torch.tensor([[token]], device=embeddings.device))
         positions = torch.full((3, 1, 1), position, device=embeddings.device)
         position += 1
-    return "".join(language._pieces(ids)), passes
+    return "".join(language._tokenizer.pieces(ids)), passes
 
 
 async def measure(frame: Frame, *, model: str, device: str, rounds: int) -> list[dict[str, float]]:

@@ -168,6 +168,10 @@ class GoldenSet:
             key=key,
         )
 
+    def stores(self, name: str) -> bool:
+        """Whether the published run left this tensor (a tower it never ran leaves none)."""
+        return name in self.outputs or f"sample/{name}" in self.outputs
+
     def close(self, name: str, actual: Tensor, *, atol: float = 1e-4) -> None:
         """Compare a stage with the published one.
 
