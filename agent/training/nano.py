@@ -17,7 +17,7 @@ import yaml
 from agent.errors import SettingsError
 from agent.training import grounding, language, proposals, vision
 from agent.training.artwork import build_atlas, build_backgrounds
-from agent.training.grounding import Pretrained
+from agent.training.grounding_model import Pretrained
 
 logger = logging.getLogger(__name__)
 RECIPE = Path(__file__).parent / "nano.yaml"

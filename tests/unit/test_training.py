@@ -12,12 +12,12 @@ from torch import nn
 from agent.model.language_model import LanguageModel, SlotType
 from agent.sequence import SequenceBuilder
 from agent.training.batches import SceneBatch, background_boxes, jitter_boxes, nano_concepts
-from agent.training.grounding import proposed_boxes
 from agent.training.initialisation import initialise
 from agent.training.loop import LoopSettings, learning_rate, train
 from agent.training.mixture import draw_turns, grounded
 from agent.training.packing import PackedScene, collate_packed
 from agent.training.proposals import assign_locations, paired_iou
+from agent.training.region_features import proposed_boxes
 from tests.unit.tiny_model import NAMES, tiny_config, tiny_tokenizer
 
 NAMES_IN_SCENE = ["dog", None, "cat", "dog"]

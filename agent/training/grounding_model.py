@@ -1,0 +1,118 @@
+"""The whole model as it is trained for grounding, put together from its pretrained parts.
+
+Knows the tensors of a training step, not where they come from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from agent.model.configuration import nano_config
+from agent.model.language_model import SlotType
+from agent.model.proposal_network import ProposalNetwork, nano_proposal_config
+from agent.model.vlm_fo1 import VLMFO1
+from agent.tokenizer import PromptTokenizer
+from agent.training.language import VOCAB_SIZE, NameSlots, attended_logits
+from agent.training.packing import PackedBatch
+from agent.training.vision import encode_batch
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Folders of the three pretraining stages (each holds a checkpoint.pt)."""
+
+    vision: Path
+    language: Path
+    proposals: Path
+
+
+class GroundingTraining(nn.Module):
+    """The whole model with a contrast between region tokens and the names' embeddings."""
+
+    def __init__(self, tokenizer: PromptTokenizer, names: list[str]) -> None:
+        super().__init__()
+        self.model = VLMFO1(nano_config(VOCAB_SIZE))
+        assert self.model.language_model is not None
+        assert self.model.auxiliary_encoder is not None
+        self.model.auxiliary_encoder.tower.set_attn_implementation("eager")
+        self.model.language_model.model.set_attn_implementation("eager")
+        self.slots = NameSlots(tokenizer, names, self.model.config.text.hidden_size)
+
+    def load_pretrained(self, pretrained: Pretrained) -> None:
+        """Take over the towers, the pyramid and the language model."""
+        vision = load_module_state(pretrained.vision)
+        language = load_module_state(pretrained.language)
+        state = {k.removeprefix("model."): v for k, v in vision.items() if k.startswith("model.")}
+        state |= {k: v for k, v in language.items() if k.startswith("language_model.")}
+        missing, unexpected = self.model.load_state_dict(state, strict=False)
+        assert not unexpected, unexpected
+        assert all(name.startswith("region_projector.") for name in missing), missing
+        slots = {k.removeprefix("slots."): v for k, v in language.items() if k.startswith("slots.")}
+        self.slots.load_state_dict(slots)
+        # The connector's first layer comes from the towers' classifier; a fresh one would learn
+        # the few thousand regions of alignment by heart.
+        first = self.model.get_submodule("region_projector.0")
+        first.load_state_dict({k: vision[f"connector.0.{k}"] for k in ("weight", "bias")})
+
+    def fused(self, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Fused region features (batch, num_boxes, region_width) and raw image tokens."""
+        primary, auxiliary, image = encode_batch(self.model, rgb, boxes)
+        height, width = rgb.shape[1:3]
+        size = torch.tensor([width, height, width, height])
+        return self.model.region_encoder.fuse(primary, auxiliary, boxes / size), image
+
+    def features(self, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Region tokens (batch, num_boxes, hidden) and image tokens (batch, tokens, hidden)."""
+        fused, image = self.fused(rgb, boxes)
+        return self.model.region_projector(fused), self.model.image_projector(image)
+
+    def forward(self, batch: PackedBatch, regions: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Next-token logits of packed questions and the pointer layer's attention.
+
+        Args:
+            regions: (total regions, hidden) in scene order; image: (total image tokens, hidden).
+        """
+        language = self.model.language_model
+        assert language is not None
+        embeddings = language.embed(batch.ids)
+        for slot, values in ((SlotType.REGION, regions), (SlotType.IMAGE, image)):
+            here = (batch.slots == slot)[..., None]
+            embeddings = embeddings.masked_scatter(here, values.to(embeddings.dtype))
+        return attended_logits(language, embeddings, batch)
+
+    def name_vectors(self) -> Tensor:
+        """(num_names, hidden): what the language model expects in the slot of each name."""
+        language = self.model.language_model
+        assert language is not None
+        everything = torch.arange(len(self.slots.table))
+        vectors: Tensor = self.slots(language.model.embed_tokens, everything)
+        return vectors
+
+    def contrast(self, regions: Tensor, concepts: Tensor) -> Tensor:
+        """Cross entropy of each region token against the slot vectors of all names.
+
+        Pulls a region's token to where the language model looks for its name; the LM itself
+        is not needed for that, so alignment takes minutes.
+        """
+        table = self.name_vectors()
+        scaled = nn.functional.normalize(regions.float(), dim=-1) * 16.0
+        similarity = scaled @ nn.functional.normalize(table.float(), dim=-1).T
+        return nn.functional.cross_entropy(similarity, concepts)
+
+
+def load_module_state(directory: Path) -> dict[str, Tensor]:
+    """The module's weights in a stage's checkpoint."""
+    state = torch.load(directory / "checkpoint.pt", weights_only=True)["module"]
+    assert isinstance(state, dict)
+    return state
+
+
+def load_proposals(directory: Path) -> ProposalNetwork:
+    """The trained proposal network, for inference."""
+    network = ProposalNetwork(nano_proposal_config())
+    network.load_state_dict(load_module_state(directory))
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,114 @@
+"""Boxes and fused region features of composed pictures, computed without gradients.
+
+Everything before the connector is frozen while it is aligned, so features are computed once and
+used many times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agent.detections import box_iou, centred_to_corners, select_proposals
+from agent.model.proposal_network import ProposalNetwork
+from agent.training.batches import SceneBatch
+from agent.training.grounding_model import GroundingTraining
+from agent.training.vision import IMAGENET, normalise_batch
+
+_POOL_BATCHES = 400
+
+
+@torch.no_grad()
+def proposed_boxes(
+    network: ProposalNetwork, batch: SceneBatch, *, limit: int = 40
+) -> tuple[Tensor, Tensor]:
+    """Replace a batch's boxes by proposals: (batch, limit, 4) boxes and their classes.
+
+    A proposal takes the class of the object it overlaps by at least half, else background.
+    """
+    height, width = batch.rgb.shape[1:3]
+    side = network.image_size
+    pixels = normalise_batch(batch.rgb, IMAGENET)
+    pixels = nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+    centred, scores = network(pixels)
+    all_boxes = np.zeros((len(centred), limit, 4), dtype=np.float32)
+    all_boxes[..., 2:] = 8.0
+    classes = np.full((len(centred), limit), -2)
+    for row, (box, score) in enumerate(
+        zip(centred.float().numpy(), scores.float().numpy(), strict=True)
+    ):
+        kept = select_proposals(
+            centred_to_corners(box, width=width, height=height),
+            score,
+            width=width,
+            height=height,
+            score_threshold=0.25,
+            nms_iou=0.6,
+            max_boxes=limit,
+            least_side_px=4.0,
+        ).xyxy
+        objects = batch.classes[row] >= 0
+        truth = batch.truth[row][objects].numpy()
+        found = np.full(len(kept), -1)
+        if len(kept) and len(truth):
+            overlap = box_iou(kept, truth)
+            best = overlap.argmax(axis=1)
+            hit = overlap.max(axis=1) >= 0.5
+            found[hit] = batch.classes[row][objects].numpy()[best[hit]]
+        all_boxes[row, : len(kept)] = kept
+        classes[row, : len(kept)] = found
+    return torch.from_numpy(all_boxes), torch.from_numpy(classes)
+
+
+@torch.no_grad()
+def fused_regions(
+    module: GroundingTraining, batches: Iterator[SceneBatch], count: int
+) -> tuple[Tensor, Tensor]:
+    """Fused features (regions, region_width) and classes of the boxes of `count` batches."""
+    fused, classes = [], []
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(count):
+            batch = next(batches)
+            joined, _ = module.fused(batch.rgb, batch.boxes)
+            real = batch.classes > -2
+            fused.append(joined[real].float())
+            classes.append(batch.classes[real])
+    return torch.cat(fused), torch.cat(classes)
+
+
+@dataclass(frozen=True)
+class RegionPool:
+    """Fused region features of many scenes, computed once."""
+
+    features: Tensor
+    """(regions, region_width)."""
+    concepts: Tensor
+    """(regions,) concept id, -1 for background."""
+
+
+@torch.no_grad()
+def region_pool(
+    module: GroundingTraining,
+    batches: Iterator[SceneBatch],
+    network: ProposalNetwork,
+    concept_of: Tensor,
+) -> RegionPool:
+    """Regions around true boxes and, every other batch, around what the OPN proposes.
+
+    A proposal that covers an object badly counts as background, so that the model learns to
+    leave it out.
+    """
+
+    def proposed(stream: Iterator[SceneBatch]) -> Iterator[SceneBatch]:
+        for number, batch in enumerate(stream):
+            if number % 2:
+                boxes, classes = proposed_boxes(network, batch)
+                batch = replace(batch, boxes=boxes, classes=classes)
+            yield batch
+
+    features, classes = fused_regions(module, proposed(batches), _POOL_BATCHES)
+    return RegionPool(features, concept_of[classes])
