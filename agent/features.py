@@ -6,7 +6,7 @@ leave an encoder. NumPy only, so the ingress can handle them without loading tor
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -117,3 +117,7 @@ class Stages(Protocol):
     ) -> AuxiliaryFeatures: ...
 
     async def answer(self, features: FrameFeatures, task: Task) -> Generation: ...
+
+    def write_answer(self, features: FrameFeatures, task: Task) -> AsyncIterator[str | Generation]:
+        """The same answer as it is written: pieces of text, then the whole."""
+        ...

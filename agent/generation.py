@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -126,8 +127,16 @@ class LanguageStage:
         return cls(loaded, tokenizer, device=device, prefix_bytes=prefix_bytes)
 
     @torch.inference_mode()
-    def answer(self, features: FrameFeatures, task: Task) -> Generation:
-        """Greedy decoding of one question; safe to call from several threads."""
+    def answer(
+        self, features: FrameFeatures, task: Task, on_text: Callable[[str], None] | None = None
+    ) -> Generation:
+        """Greedy decoding of one question; safe to call from several threads.
+
+        Args:
+            features: the frame.
+            task: the question.
+            on_text: told what is written while it is written, in this thread.
+        """
         with self._lock:
             prefix = self.prefixes.get(features.key)
             reused = prefix.length if prefix is not None else 0
@@ -137,7 +146,9 @@ class LanguageStage:
                 self.prefixes.put(features.key, prefix)
                 passes += 1
             question = self._builder.question(task.text, start=prefix.next_position)
-            ids, probabilities, truncated = self._decode(prefix, question, task.max_new_tokens)
+            ids, probabilities, truncated = self._decode(
+                prefix, question, task.max_new_tokens, self._teller(on_text)
+            )
         return Generation(
             pieces=self._pieces(ids),
             probabilities=tuple(probabilities),
@@ -168,7 +179,11 @@ class LanguageStage:
         return Prefix(layers, sequence.next_position)
 
     def _decode(
-        self, prefix: Prefix, question: Sequence, max_new_tokens: int
+        self,
+        prefix: Prefix,
+        question: Sequence,
+        max_new_tokens: int,
+        tell: Callable[[list[int]], None],
     ) -> tuple[list[int], list[float], bool]:
         """(ids without the end token, their probabilities, whether the budget ran out)."""
         cache = prefix.cache()
@@ -187,9 +202,25 @@ class LanguageStage:
                 return ids, probabilities, True
             ids.append(token)
             probabilities.append(float(distribution[token]))
+            tell(ids)
             embeddings = self._language.embed(torch.tensor([[token]], device=self._device))
             positions = torch.full((3, 1, 1), position, device=self._device)
             position += 1
+
+    def _teller(self, on_text: Callable[[str], None] | None) -> Callable[[list[int]], None]:
+        """Turns the ids so far into the text that is new; half a character waits for the rest."""
+        if on_text is None:
+            return lambda ids: None
+        written = ""
+
+        def tell(ids: list[int]) -> None:
+            nonlocal written
+            text = self._tokenizer.decode(ids)
+            if not text.endswith("\ufffd") and len(text) > len(written):
+                on_text(text[len(written) :])
+                written = text
+
+        return tell
 
     def _pieces(self, ids: list[int]) -> tuple[str, ...]:
         """Text of each token; a character whose bytes span tokens belongs to the last of them."""

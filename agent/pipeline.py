@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,6 +70,24 @@ class Pipeline:
             for task, generation in zip(tasks, generations, strict=True)
         )
         return Grounding(answers, features.proposals, cache_hit, timings)
+
+    async def ask(
+        self, frame: Frame, task: Task, *, boxes: FloatArray | None = None
+    ) -> AsyncIterator[str | Grounding]:
+        """One question: its text as it is written, then the whole; see `ground`."""
+        timings = StageTimings()
+        started = time.perf_counter()
+        features, cache_hit = await self.features(frame, boxes=boxes, timings=timings)
+        language_started = time.perf_counter()
+        async for piece in self._stages.write_answer(features, task):
+            if isinstance(piece, str):
+                yield piece
+                continue
+            finished = time.perf_counter()
+            timings.language_s = finished - language_started
+            timings.total_s = finished - started
+            answer = parse_answer(task, piece, features.proposals)
+            yield Grounding((answer,), features.proposals, cache_hit, timings)
 
     async def features(
         self, frame: Frame, *, boxes: FloatArray | None, timings: StageTimings

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
 
 from agent.detections import Proposals
@@ -20,6 +20,7 @@ from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.proposer import Proposer
 from agent.region_cache import MemoryRegionCache, RegionCache
+from agent.written_text import written_in_thread
 
 _DEFAULT_CACHE_BYTES = 256 * 1024 * 1024
 
@@ -92,6 +93,16 @@ class LocalStages:
         self.calls["answer"] += 1
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._language.answer, features, task)
+
+    def write_answer(self, features: FrameFeatures, task: Task) -> AsyncIterator[str | Generation]:
+        """One question, its text as it is written."""
+        self.calls["answer"] += 1
+        loop = asyncio.get_running_loop()
+        return written_in_thread(
+            lambda on_text: loop.run_in_executor(
+                self._threads, self._language.answer, features, task, on_text
+            )
+        )
 
     def close(self) -> None:
         """Stop the threads."""

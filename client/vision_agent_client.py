@@ -119,6 +119,27 @@ class VisionAgentClient:
         response = await self._call(self._stub.Ground, request, timeout_s)
         return conversions.result_from_message(response.result)
 
+    async def ask(
+        self, image: bytes, query: str | Query, *, timeout_s: float | None = 60.0
+    ) -> AsyncIterator[str | FrameResult]:
+        """One question about one encoded picture: its text as it is written, then the answer.
+
+        Raises:
+            AgentError: see `ground`.
+        """
+        request = pb.AskRequest(
+            frame=conversions.frame_to_message(OutgoingFrame(image)),
+            query=conversions.query_to_message(_as_query(query)),
+        )
+        try:
+            async for message in self._stub.Ask(request, timeout=timeout_s):
+                if message.HasField("result"):
+                    yield conversions.result_from_message(message.result)
+                else:
+                    yield message.text_delta
+        except grpc.aio.AioRpcError as error:
+            raise _error_of(error) from None
+
     async def capabilities(self) -> Capabilities:
         """What the service can do and where its limits are."""
         response = await self._call(self._stub.GetCapabilities, pb.GetCapabilitiesRequest(), 10.0)

@@ -9,6 +9,7 @@ import asyncio
 import importlib.metadata
 import logging
 import time
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc.aio
@@ -26,6 +27,7 @@ from agent.region_cache import MemoryRegionCache, RegionCache, open_cache
 from agent.settings import ServerSettings, ServiceSettings
 from agent.streaming.session import Outcome, StandingQuery
 from deployments import messages
+from deployments.messages import ReceivedFrame
 from deployments.metrics import ServiceMetrics, StageCalls
 from deployments.remote_stages import RemoteStages, StageHandles
 from deployments.status import end_with_status, failure_of
@@ -71,6 +73,18 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         self._metrics.count_call(Outcome.ANSWERED)
         return pb.GroundResponse(result=result)
 
+    async def Ask(self, request: pb.AskRequest, context: Any) -> None:
+        """One picture, one question, its answer as it is written."""
+        try:
+            async for response in self._ask(request):
+                await context.write(response)
+        except Exception as error:
+            failure = failure_of(error)
+            fault = failure.is_clients_fault
+            self._metrics.count_call(Outcome.REJECTED if fault else Outcome.FAILED)
+            await end_with_status(context, failure)
+        self._metrics.count_call(Outcome.ANSWERED)
+
     async def Watch(self, _requests: Any, context: Any) -> None:
         """A stream of pictures against standing queries."""
         stream = WatchStream(context, self._pipeline, self._settings, self.draining)
@@ -97,11 +111,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
             raise InvalidQuery(
                 f"{len(request.queries)} queries, the limit is {limits.max_queries} per call"
             )
-        received = messages.frame_from_message(
-            request.frame, limits=self._settings.frame, received_time_ns=time.time_ns()
-        )
-        named = messages.tasks_from_messages(request.queries, max_new_tokens=limits.max_new_tokens)
-        queries = [StandingQuery(name, task, epoch=0) for name, task in named]
+        received, queries = self._read(request.frame, request.queries)
         grounding = await self._pipeline.ground(
             received.frame, [query.task for query in queries], boxes=received.boxes
         )
@@ -112,6 +122,29 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
             epoch=0,
             answered_time_ns=time.time_ns(),
         )
+
+    async def _ask(self, request: pb.AskRequest) -> AsyncIterator[pb.AskResponse]:
+        received, queries = self._read(request.frame, [request.query])
+        asked = self._pipeline.ask(received.frame, queries[0].task, boxes=received.boxes)
+        async for piece in asked:
+            if isinstance(piece, str):
+                yield pb.AskResponse(text_delta=piece)
+                continue
+            answered = list(zip(queries, piece.answers, strict=True))
+            result = messages.result_to_message(
+                received, answered, piece, epoch=0, answered_time_ns=time.time_ns()
+            )
+            yield pb.AskResponse(result=result)
+
+    def _read(
+        self, frame: pb.Frame, queries: Sequence[pb.Query]
+    ) -> tuple[ReceivedFrame, list[StandingQuery]]:
+        received = messages.frame_from_message(
+            frame, limits=self._settings.frame, received_time_ns=time.time_ns()
+        )
+        limit = self._settings.stream.max_new_tokens
+        named = messages.tasks_from_messages(queries, max_new_tokens=limit)
+        return received, [StandingQuery(name, task, epoch=0) for name, task in named]
 
 
 class Ingress:

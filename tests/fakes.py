@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from agent.detections import FloatArray, Proposals
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame, RGBArray
 from agent.prompts import Task, TaskKind
+from agent.written_text import written_in_thread
 from deployments.metrics import StageCalls
 
 NUM_BOXES = 4
@@ -70,8 +71,16 @@ class FakeAuxiliaryEncoder(FakeStage):
 class FakeLanguage(FakeStage):
     """Writes what the query asks it to write."""
 
-    def answer(self, features: FrameFeatures, task: Task) -> Generation:
+    def answer(
+        self, features: FrameFeatures, task: Task, on_text: Callable[[str], None] | None = None
+    ) -> Generation:
         """See the module's header."""
+        generation = self._generation(features, task)
+        for piece in generation.pieces if on_text is not None else ():
+            on_text(piece)
+        return generation
+
+    def _generation(self, features: FrameFeatures, task: Task) -> Generation:
         query = task.query
         if query.startswith("crash"):
             raise RuntimeError(SECRET)
@@ -134,6 +143,13 @@ class FakeStages:
         """In a thread, because some queries are slow."""
         self.calls.answer += 1
         return await asyncio.to_thread(self._language.answer, features, task)
+
+    def write_answer(self, features: FrameFeatures, task: Task) -> AsyncIterator[str | Generation]:
+        """The same, as it is written."""
+        self.calls.answer += 1
+        return written_in_thread(
+            lambda on_text: asyncio.to_thread(self._language.answer, features, task, on_text)
+        )
 
 
 def _generation(*pieces: str) -> Generation:

@@ -39,19 +39,23 @@ class Books:
     rejected: int = 0
     failed: int = 0
     in_flight: int = 0
+    tracked_only: int = 0
+    expired: int = 0
 
     @property
     def balanced(self) -> bool:
         """True when no frame was lost or counted twice."""
-        return self.received == (
-            self.answered + self.superseded + self.rejected + self.failed + self.in_flight
-        )
+        counts = dataclasses.asdict(self)
+        received: int = counts.pop("received")
+        return received == sum(counts.values())
 
 
 class Outcome(Enum):
     """How work on one frame ended; the values are fields of `Books`."""
 
     ANSWERED = "answered"
+    TRACKED_ONLY = "tracked_only"
+    EXPIRED = "expired"
     SUPERSEDED = "superseded"
     REJECTED = "rejected"
     FAILED = "failed"

@@ -222,7 +222,9 @@ def run(directory: Path, *, steps: int, chat_from: int, rate: float = 2e-3) -> N
             logits, attention = forward_packed(module, batch, noise=0.35)
         loss = lm_loss(logits, batch.labels)
         if kind != "copy":
-            loss = loss + 0.5 * pointing_loss(attention, batch) + 0.5 * naming_loss(attention, batch)
+            loss = (
+                loss + 0.5 * pointing_loss(attention, batch) + 0.5 * naming_loss(attention, batch)
+            )
         reached = token_accuracy(logits, batch.labels)
         if kind == "copy":
             curriculum.copying_accuracy = 0.8 * curriculum.copying_accuracy + 0.2 * reached

@@ -65,9 +65,7 @@ def draw_turns(
     return turns
 
 
-def naming_turns(
-    names: list[str | None], num_turns: int, rng: np.random.Generator
-) -> list[Turn]:
+def naming_turns(names: list[str | None], num_turns: int, rng: np.random.Generator) -> list[Turn]:
     """Questions what a region is, about regions that have a name; none if no region has."""
     known = [index for index, name in enumerate(names) if name is not None]
     chosen = rng.choice(known, size=num_turns) if known else []

@@ -45,9 +45,7 @@ def forward_dense(network: ProposalNetwork, pixels: Tensor) -> tuple[DenseOutput
     # Boxes in float32: bfloat16 knows a coordinate to a pixel at best, a small object needs better.
     with torch.autocast(pixels.device.type, enabled=False):
         states = tuple(state.float() for state in states)
-        classes, tasks = (
-            prompt.float().expand(-1, batch, -1) for prompt in (classes, tasks)
-        )
+        classes, tasks = (prompt.float().expand(-1, batch, -1) for prompt in (classes, tasks))
         features, shapes, _, _ = decoder._get_encoder_input(states)
         anchors, valid = decoder.generate_anchors(shapes, device=features.device)
         hidden = decoder.encoder_vision_features(torch.where(valid, features, 0.0))

@@ -284,6 +284,7 @@ def test_every_rpc_is_served_and_offered() -> None:
     rpcs = pb.DESCRIPTOR.services_by_name["VisionAgent"].methods_by_name
     offered = {
         "Ground": "ground",
+        "Ask": "ask",
         "Watch": "watch",
         "GetCapabilities": "capabilities",
         "GetStats": "stats",
@@ -303,6 +304,12 @@ def test_the_dataclasses_follow_the_messages() -> None:
         (types.Detection, pb.Detection, set()),
         (types.StageTimings, pb.StageTimings, set()),
         (types.StreamStats, pb.StreamStats, set()),
+        (types.StreamActivity, pb.StreamActivity, set()),
+        (types.StreamPolicy, pb.StreamPolicy, set()),
+        (types.StreamOpened, pb.StreamOpened, set()),
+        (types.Transform, pb.Transform, set()),
+        (types.ReusedFeatures, pb.ReusedFeatures, set()),
+        (types.Gap, pb.Gap, set()),
         (types.StreamError, pb.StreamError, set()),
         (types.Capabilities, pb.Capabilities, set()),
         (types.ServiceStats, pb.ServiceStats, set()),
