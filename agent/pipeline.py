@@ -19,6 +19,7 @@ from agent.frame import Frame
 from agent.parsing import Answer, parse_answer
 from agent.prompts import Task
 from agent.region_cache import RegionCache, feature_key
+from agent.single_flight import SingleFlight
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Grounding:
     cache_hit: bool
     """True when no proposal network and no encoder ran for this frame."""
     timings: StageTimings = field(default_factory=StageTimings)
+    features: FrameFeatures | None = None
+    """What the answers were made from; None when nothing was asked."""
 
 
 class Pipeline:
@@ -42,9 +45,15 @@ class Pipeline:
         self._cache = cache
         self._model_digest = model_digest
         self._tenant = tenant
+        self._flights: SingleFlight[FrameFeatures] = SingleFlight()
 
     async def ground(
-        self, frame: Frame, tasks: list[Task], *, boxes: FloatArray | None = None
+        self,
+        frame: Frame,
+        tasks: list[Task],
+        *,
+        boxes: FloatArray | None = None,
+        reuse: FrameFeatures | None = None,
     ) -> Grounding:
         """Answer every task about one frame; features are computed or fetched once.
 
@@ -52,6 +61,7 @@ class Pipeline:
             frame: the picture.
             tasks: the questions, answered concurrently.
             boxes: (n, 4) pixels; use these instead of the proposal network's.
+            reuse: features of an earlier frame that may stand in for this one's.
 
         Raises:
             InvalidFrame: the image cannot be decoded.
@@ -59,7 +69,10 @@ class Pipeline:
         """
         timings = StageTimings()
         started = time.perf_counter()
-        features, cache_hit = await self.features(frame, boxes=boxes, timings=timings)
+        if reuse is not None:
+            features, cache_hit = reuse, True
+        else:
+            features, cache_hit = await self.features(frame, boxes=boxes, timings=timings)
         language_started = time.perf_counter()
         generations = await asyncio.gather(*(self._stages.answer(features, task) for task in tasks))
         finished = time.perf_counter()
@@ -69,7 +82,7 @@ class Pipeline:
             parse_answer(task, generation, features.proposals)
             for task, generation in zip(tasks, generations, strict=True)
         )
-        return Grounding(answers, features.proposals, cache_hit, timings)
+        return Grounding(answers, features.proposals, cache_hit, timings, features)
 
     async def ask(
         self, frame: Frame, task: Task, *, boxes: FloatArray | None = None
@@ -92,7 +105,10 @@ class Pipeline:
     async def features(
         self, frame: Frame, *, boxes: FloatArray | None, timings: StageTimings
     ) -> tuple[FrameFeatures, bool]:
-        """The frame's features and whether they came from the cache."""
+        """The frame's features, and whether somebody else has computed them.
+
+        Identical frames that come together are computed once.
+        """
         known = None
         if boxes is not None:
             xyxy = validate_boxes(boxes, width=frame.width, height=frame.height)
@@ -103,9 +119,13 @@ class Pipeline:
         timings.cache_s = time.perf_counter() - started
         if cached is not None:
             return cached, True
-        features = await self._compute(frame, key, known, timings)
-        self._cache.put_soon(key, features)
-        return features, False
+
+        async def compute() -> FrameFeatures:
+            computed = await self._compute(frame, key, known, timings)
+            self._cache.put_soon(key, computed)
+            return computed
+
+        return await self._flights.run(key, compute)
 
     async def _compute(
         self, frame: Frame, key: str, known: Proposals | None, timings: StageTimings

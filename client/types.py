@@ -192,6 +192,7 @@ class StageTimings:
     auxiliary_ms: float = 0.0
     language_ms: float = 0.0
     total_ms: float = 0.0
+    follow_ms: float = 0.0
 
 
 @dataclass(frozen=True)

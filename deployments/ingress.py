@@ -26,6 +26,7 @@ from agent.prompts import Task
 from agent.region_cache import MemoryRegionCache, RegionCache, open_cache
 from agent.settings import ServerSettings, ServiceSettings
 from agent.streaming.session import Outcome, StandingQuery
+from agent.streaming.session_store import SessionStore, open_session_store
 from deployments import messages
 from deployments.messages import ReceivedFrame
 from deployments.metrics import ServiceMetrics, StageCalls
@@ -52,6 +53,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         settings: ServiceSettings,
         metrics: ServiceMetrics,
         capabilities: pb.Capabilities,
+        store: SessionStore,
     ) -> None:
         self.draining = asyncio.Event()
         """Set it and every open stream tells its client to go elsewhere."""
@@ -60,6 +62,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         self._settings = settings
         self._metrics = metrics
         self._capabilities = capabilities
+        self._store = store
 
     async def Ground(self, request: pb.GroundRequest, context: Any) -> pb.GroundResponse:
         """One picture, some questions."""
@@ -87,9 +90,13 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
 
     async def Watch(self, _requests: Any, context: Any) -> None:
         """A stream of pictures against standing queries."""
-        stream = WatchStream(context, self._pipeline, self._settings, self.draining)
+        stream = WatchStream(context, self._pipeline, self._settings, self.draining, self._store)
         with self._metrics.stream(lambda: stream.session.books):
-            await stream.run()
+            try:
+                await stream.run()
+            except Exception as error:
+                # A bug of ours, or a client that went away in the middle of a message.
+                await end_with_status(context, failure_of(error))
 
     async def GetCapabilities(
         self, _request: pb.GetCapabilitiesRequest, _context: Any
@@ -117,7 +124,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         )
         return messages.result_to_message(
             received,
-            list(zip(queries, grounding.answers, strict=True)),
+            messages.answers_to_messages(queries, grounding),
             grounding,
             epoch=0,
             answered_time_ns=time.time_ns(),
@@ -130,7 +137,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
             if isinstance(piece, str):
                 yield pb.AskResponse(text_delta=piece)
                 continue
-            answered = list(zip(queries, piece.answers, strict=True))
+            answered = messages.answers_to_messages(queries, piece)
             result = messages.result_to_message(
                 received, answered, piece, epoch=0, answered_time_ns=time.time_ns()
             )
@@ -170,7 +177,12 @@ class Ingress:
             tenant=settings.tenant,
         )
         capabilities = messages.capabilities_to_message(settings, model, service_version=_version())
-        self._agent = VisionAgent(pipeline, self._cache, settings, self._metrics, capabilities)
+        self._store = open_session_store(
+            settings.cache, ttl_s=settings.stream.session.ttl_s, tenant=settings.tenant
+        )
+        self._agent = VisionAgent(
+            pipeline, self._cache, settings, self._metrics, capabilities, self._store
+        )
         self._health = health.aio.HealthServicer()
         self._server = _make_server(settings.server, self._agent, self._health)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -189,6 +201,7 @@ class Ingress:
         # One second more than the streams give themselves, so that none is cut.
         await self._server.stop(self._settings.server.drain_grace_s + 1.0)
         await self._cache.close()
+        await self._store.close()
 
     def _stages(self, calls: StageCalls) -> RemoteStages:
         stream = self._settings.stream
@@ -228,6 +241,8 @@ def _make_server(settings: ServerSettings, agent: VisionAgent, health_servicer: 
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
+            # Clients look after silent connections; that is no attack.
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ],
         maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
     )

@@ -24,6 +24,16 @@ class StageCalls:
     answer: int = 0
 
 
+@dataclass
+class Activity:
+    """What a stream did so far, beside its books."""
+
+    num_answers: int = 0
+    """Questions the language model answered."""
+    num_encoded_frames: int = 0
+    num_keyframes: int = 0
+
+
 @dataclass(frozen=True)
 class ServiceTotals:
     """A snapshot; each frame is counted in exactly one place besides `frames_received`."""

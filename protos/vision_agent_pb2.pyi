@@ -265,7 +265,7 @@ class Clocks(_message.Message):
     def __init__(self, capture_time_ns: _Optional[int] = ..., received_time_ns: _Optional[int] = ..., answered_time_ns: _Optional[int] = ...) -> None: ...
 
 class StageTimings(_message.Message):
-    __slots__ = ("queue_ms", "decode_ms", "cache_ms", "propose_ms", "primary_ms", "auxiliary_ms", "language_ms", "total_ms")
+    __slots__ = ("queue_ms", "decode_ms", "cache_ms", "propose_ms", "primary_ms", "auxiliary_ms", "language_ms", "total_ms", "follow_ms")
     QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
     DECODE_MS_FIELD_NUMBER: _ClassVar[int]
     CACHE_MS_FIELD_NUMBER: _ClassVar[int]
@@ -274,6 +274,7 @@ class StageTimings(_message.Message):
     AUXILIARY_MS_FIELD_NUMBER: _ClassVar[int]
     LANGUAGE_MS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_MS_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_MS_FIELD_NUMBER: _ClassVar[int]
     queue_ms: float
     decode_ms: float
     cache_ms: float
@@ -282,7 +283,8 @@ class StageTimings(_message.Message):
     auxiliary_ms: float
     language_ms: float
     total_ms: float
-    def __init__(self, queue_ms: _Optional[float] = ..., decode_ms: _Optional[float] = ..., cache_ms: _Optional[float] = ..., propose_ms: _Optional[float] = ..., primary_ms: _Optional[float] = ..., auxiliary_ms: _Optional[float] = ..., language_ms: _Optional[float] = ..., total_ms: _Optional[float] = ...) -> None: ...
+    follow_ms: float
+    def __init__(self, queue_ms: _Optional[float] = ..., decode_ms: _Optional[float] = ..., cache_ms: _Optional[float] = ..., propose_ms: _Optional[float] = ..., primary_ms: _Optional[float] = ..., auxiliary_ms: _Optional[float] = ..., language_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., follow_ms: _Optional[float] = ...) -> None: ...
 
 class ReusedFeatures(_message.Message):
     __slots__ = ("sequence", "difference")
@@ -387,18 +389,20 @@ class StreamPolicy(_message.Message):
     def __init__(self, drop: _Optional[_Union[DropPolicy, str]] = ..., mode: _Optional[_Union[AnswerMode, str]] = ..., window: _Optional[int] = ..., max_age_ms: _Optional[float] = ..., ack_window: _Optional[int] = ..., reuse_features: _Optional[bool] = ...) -> None: ...
 
 class OpenStream(_message.Message):
-    __slots__ = ("resume_token", "num_sent", "num_results", "last_result_sequence", "last_sent_sequence")
+    __slots__ = ("resume_token", "num_sent", "num_results", "last_result_sequence", "last_sent_sequence", "policy")
     RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
     NUM_SENT_FIELD_NUMBER: _ClassVar[int]
     NUM_RESULTS_FIELD_NUMBER: _ClassVar[int]
     LAST_RESULT_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     LAST_SENT_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     resume_token: str
     num_sent: int
     num_results: int
     last_result_sequence: int
     last_sent_sequence: int
-    def __init__(self, resume_token: _Optional[str] = ..., num_sent: _Optional[int] = ..., num_results: _Optional[int] = ..., last_result_sequence: _Optional[int] = ..., last_sent_sequence: _Optional[int] = ...) -> None: ...
+    policy: StreamPolicy
+    def __init__(self, resume_token: _Optional[str] = ..., num_sent: _Optional[int] = ..., num_results: _Optional[int] = ..., last_result_sequence: _Optional[int] = ..., last_sent_sequence: _Optional[int] = ..., policy: _Optional[_Union[StreamPolicy, _Mapping]] = ...) -> None: ...
 
 class SetPolicy(_message.Message):
     __slots__ = ("policy", "change_id")
