@@ -30,6 +30,8 @@ from agent.streaming.tracker import Track, Tracker
 VERSION = 1
 _RESTORED_NOISE = 0.15
 """Standard deviation, in box sizes, of a box that nobody has seen for a while."""
+_BEFORE_S = -0.01
+"""A resumed stream's time begins at zero; its objects were seen before that."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def _track_from_json(value: dict[str, Any]) -> Track:
         box=box,
         appearance=_from_base64(value["appearance"]),
         claims={claim.query.id: claim for claim in claims},
-        supported_s=0.0,
+        supported_s=_BEFORE_S,
         named_s=0.0,
         misses={str(name): int(count) for name, count in value["misses"].items()},
     )

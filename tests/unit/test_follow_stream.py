@@ -35,7 +35,7 @@ from tests.pictures import encoded_image
 
 FOLLOW = StreamPolicy(ack_window=0)
 STILL = encoded_image(1)
-QUICK = Reconnect(max_attempts=20, first_pause_s=0.02, max_pause_s=0.1)
+QUICK = Reconnect(max_attempts=10_000, first_pause_s=0.02, max_pause_s=0.1)
 
 
 def still(number: int, **more: object) -> OutgoingFrame:
@@ -309,9 +309,16 @@ async def test_features_of_a_frame_that_barely_changed_are_reused_if_allowed() -
             assert (reused[0], reused[2]) == (None, None)
 
 
+async def opened_again(talk: Conversation, reading: asyncio.Future[object]) -> None:
+    """Wait until a stream that is being read has been opened for the second time."""
+    while len(talk.openings) < 2:
+        if reading.done():
+            reading.result()
+        await asyncio.sleep(0.02)
+
+
 async def test_a_stream_survives_its_replica() -> None:
     store = MemorySessionStore(ttl_s=60.0)  # Stands for Redis, which outlives replicas.
-    outbox: asyncio.Queue[OutgoingFrame | None] = asyncio.Queue()
     async with running_service(store=store) as first:
         port = int(first.target.rpartition(":")[2])
         client = VisionAgentClient(first.target)
@@ -330,8 +337,7 @@ async def test_a_stream_survives_its_replica() -> None:
     # The service is gone, without a word.
     async with running_service(port=port, store=store) as second:
         waiting = asyncio.ensure_future(talk.next())
-        while len(talk.openings) < 2:
-            await asyncio.sleep(0.02)
+        await opened_again(talk, waiting)
         opened = talk.openings[1]
         assert isinstance(opened, StreamOpened)
         assert opened.resumed
@@ -349,7 +355,6 @@ async def test_a_stream_survives_its_replica() -> None:
         assert second.metrics.num_open_streams == 0
     await context.__aexit__(None, None, None)
     await client.close()
-    assert outbox.empty()
 
 
 async def test_a_stream_leaves_a_replica_that_drains() -> None:
@@ -365,8 +370,7 @@ async def test_a_stream_leaves_a_replica_that_drains() -> None:
             async with running_service(port=port, store=store):
                 first.agent.draining.set()
                 waiting = asyncio.ensure_future(answer_of(talk, FrameResult))
-                while len(talk.openings) < 2:
-                    await asyncio.sleep(0.02)
+                await opened_again(talk, waiting)
                 assert talk.openings[1].resumed
                 assert talk.openings[1].gap is None
                 waiting.cancel()
