@@ -68,6 +68,37 @@ class BoxFilter:
         growth = float(np.sqrt(max(abs(np.linalg.det(camera[:, :2])), 1e-6)))
         self._mean[2:, 0] *= growth
 
+    def copy(self) -> BoxFilter:
+        """The same state, to go on from twice."""
+        other = BoxFilter.__new__(BoxFilter)
+        other._mean, other._covariance = self._mean.copy(), self._covariance.copy()
+        return other
+
+    def follow(self, xyxy: FloatArray, dt_s: float, drift: float) -> None:
+        """The picture shows where the box has gone; call it after `move_with`, not `predict`.
+
+        Optical flow measures a step, not a place: the step is taken as it is, and what it adds to
+        the doubt about the place stays until an answer says where the thing really is.
+
+        Args:
+            xyxy: (4,) where the box is now, as carried along from where it was.
+            dt_s: time since.
+            drift: standard deviation of the step, in box sizes.
+        """
+        there, variance = _to_centre(xyxy), (drift * self._size) ** 2
+        if dt_s > 0.0:
+            speed = (there - self._mean[:, 0]) / dt_s
+            changed = (
+                np.array([_POSITION_ACCELERATION] * 2 + [_SIZE_ACCELERATION] * 2) * dt_s
+            ) ** 2
+            doubt = self._covariance[:, 1, 1] + changed * self._size**2
+            gain = doubt / (doubt + variance / dt_s**2)
+            self._mean[:, 1] += gain * (speed - self._mean[:, 1])
+            self._covariance[:, 1, 1] = (1.0 - gain) * doubt
+        self._mean[:, 0] = there
+        self._covariance[:, 0, 0] += variance
+        self._covariance[:, 0, 1] = self._covariance[:, 1, 0] = 0.0
+
     def correct(self, xyxy: FloatArray, noise: float) -> None:
         """A measurement, with its standard deviation in box sizes."""
         residual = _to_centre(xyxy) - self._mean[:, 0]

@@ -28,6 +28,7 @@ _POINTS_PER_BOX = 8
 _MIN_POINTS = 3
 _MIN_CAMERA_POINTS = 12
 _REFILL_BELOW = 0.8
+_CALM_LEVELS = 8.0
 _CORE = 0.9
 """Points in the outermost part of a box are mostly background."""
 
@@ -53,6 +54,22 @@ def _no_points() -> FloatArray:
 
 
 @dataclass(frozen=True)
+class Change:
+    """How much each pixel of the view differs from the last one."""
+
+    difference: GreyArray
+    """(height, width) grey levels."""
+    scale: FloatArray
+    """(2,) frame pixels per view pixel."""
+
+    def is_calm(self, box: FloatArray) -> bool:
+        """Whether nothing to speak of happened inside a box (frame pixels)."""
+        x1, y1, x2, y2 = (box / np.tile(self.scale, 2)).clip(0).astype(int)
+        part = self.difference[y1 : y2 + 1, x1 : x2 + 1]
+        return part.size > 0 and float(part.mean()) < _CALM_LEVELS
+
+
+@dataclass(frozen=True)
 class Motion:
     """Where points were and where they are, in pixels of the frame."""
 
@@ -64,6 +81,8 @@ class Motion:
     """(m, 2) where points were that could not be followed."""
     camera: Affine = field(default_factory=identity)
     """(2, 3) movement of what stands still."""
+    change: Change | None = None
+    """How much each pixel changed, for boxes too plain to have points; None when not compared."""
 
     def carry(
         self, xyxy: FloatArray, expected: FloatArray | None = None
@@ -77,7 +96,8 @@ class Motion:
 
         Returns:
             The (n, 4) moved boxes, and the (n,) share 0..1 of each box's points that agree. A box
-            without points moves with the camera and has no support.
+            without enough of them moves with the camera and has no support, but one that is too
+            plain to have any and has not changed stays where it is.
         """
         moved, support = np.empty_like(xyxy), np.zeros(len(xyxy), dtype=np.float32)
         for index, box in enumerate(xyxy):
@@ -90,6 +110,8 @@ class Motion:
         before, after = self.before[inside], self.after[inside]
         agreeing = _agreeing(after - before, box, expected)
         num_points = len(before) + int(_inside(self.lost, box).sum())
+        if num_points < _MIN_POINTS and self.change is not None and self.change.is_calm(box):
+            return box, 1.0
         if agreeing.sum() < _MIN_POINTS:
             return apply(self.camera, box.reshape(2, 2)).reshape(4), 0.0
         before, after = before[agreeing], after[agreeing]
@@ -167,8 +189,9 @@ class PointField:
         for bookmark, moved in self._cameras.items():
             self._cameras[bookmark] = compose(moved, camera)
         motion = Motion(
-            before[kept] * view.scale, after[kept] * view.scale, before[~kept] * view.scale, camera
-        )
+            before[kept] * view.scale, after[kept] * view.scale, before[~kept] * view.scale, camera,
+            Change(np.asarray(cv2.absdiff(last.grey, view.grey), dtype=np.uint8), view.scale),
+        )  # fmt: skip
         moved_boxes, _ = motion.carry(boxes)
         self._refill(moved_boxes)
         return motion

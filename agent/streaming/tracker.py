@@ -21,8 +21,8 @@ from agent.streaming.box_filter import BoxFilter
 from agent.streaming.motion import Motion
 from agent.streaming.session import StandingQuery
 
-_FLOW_NOISE = 0.02
-_ANSWER_NOISE = 0.04
+_FLOW_DRIFT = 0.008
+_ANSWER_NOISE = 0.02
 """Standard deviations in box sizes."""
 _APPEARANCE_WEIGHT = 0.3
 _OTHER_QUERY_PENALTY = 0.3
@@ -149,6 +149,7 @@ class Tracker:
         """
         self._now_s += dt_s
         before = self.boxes()
+        starts = [track.box.copy() for track in self._live.values()]
         for track in self._live.values():
             if motion is not None:
                 track.box.move_with(motion.camera)
@@ -158,9 +159,12 @@ class Tracker:
             shift = (predicted - before).reshape(-1, 2, 2).mean(axis=1)
             expected = np.asarray(shift, dtype=np.float32)
             moved, support = motion.carry(before, expected)
-            for track, box, agreement in zip(self._live.values(), moved, support, strict=True):
+            steps = zip(self._live.values(), starts, moved, support, strict=True)
+            for track, start, box, agreement in steps:
                 if agreement >= self._settings.least_support:
-                    track.box.correct(box, _FLOW_NOISE / float(agreement))
+                    track.box = start
+                    track.box.move_with(motion.camera)
+                    track.box.follow(box, dt_s, _FLOW_DRIFT / float(agreement))
                     track.supported_s = self._now_s
         self._lose_those_out_of_sight(width, height)
 
