@@ -84,6 +84,14 @@ class Pipeline:
         )
         return Grounding(answers, features.proposals, cache_hit, timings, features)
 
+    async def propose(self, frame: Frame) -> Proposals:
+        """The boxes of a frame and nothing else.
+
+        Raises:
+            InvalidFrame: the image cannot be decoded.
+        """
+        return await self._stages.propose(frame)
+
     async def ask(
         self, frame: Frame, task: Task, *, boxes: FloatArray | None = None
     ) -> AsyncIterator[str | Grounding]:

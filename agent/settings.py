@@ -47,6 +47,8 @@ class TrackerSettings:
 
     least_support: float = 0.4
     """Share of a box's points that must agree for the picture to say where it is."""
+    least_snap: float = 0.6
+    """Overlap with a proposal at which a track takes its place (where proposals are quick)."""
     show_coasting_s: float = 0.25
     """An object that the picture no longer shows is still reported for this long."""
     max_coasting_s: float = 1.0
@@ -86,6 +88,8 @@ class FollowSettings:
     view_px: int = 400
     """Longer side of the grey picture that is followed."""
     num_points: int = 250
+    proposal_budget_s: float = 0.015
+    """Proposals of every frame correct the tracks while they take no longer than this."""
     block_change: float = 18.0
     """Grey levels by which a block of the picture must differ to have changed."""
     reuse_difference: float = 0.05

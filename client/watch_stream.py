@@ -95,6 +95,8 @@ class WatchStream:
         self._last_sent: int | None = None
         self._window = policy.window
         self._settled = asyncio.Event()
+        self._is_known = asyncio.Event()
+        """Set once the service has said how it understands the policy."""
         self._open = asyncio.Event()
         """Set while frames may be written."""
         self._is_draining = False
@@ -236,6 +238,7 @@ class WatchStream:
 
     async def _opened(self, event: StreamOpened) -> None:
         self._window = event.policy.window
+        self._is_known.set()
         is_new = not self._token
         self._token = event.resume_token
         if not is_new:
@@ -297,6 +300,7 @@ class WatchStream:
 
     async def _wait_for_room(self) -> None:
         """No more frames ahead of their results than the lossless window holds."""
+        await self._is_known.wait()
         while self._window and self.num_sent - self._num_settled >= self._window:
             self._settled.clear()
             await self._settled.wait()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.detections import Proposals
-from agent.errors import InvalidFrame
+from agent.errors import AgentError, InvalidFrame
 from agent.parsing import AnswerStatus
 from agent.pipeline import Grounding, Pipeline
 from agent.settings import StreamSettings
@@ -24,7 +24,7 @@ from agent.streaming.feature_reuse import FeatureReuse, Reused
 from agent.streaming.follower import Follower, Keyframe
 from agent.streaming.keyframe import KeyframeReason
 from agent.streaming.policy import AnswerMode, Priority
-from agent.streaming.session import Outcome, Session, StandingQuery, Work
+from agent.streaming.session import Outcome, Session, Work
 from agent.streaming.snapshot import take_snapshot
 from deployments import messages, stream_messages
 from deployments.messages import ReceivedFrame
@@ -66,6 +66,9 @@ class FrameAnswers:
         self._session = session
         self._pipeline = pipeline
         self._outlet = outlet
+        self._proposal_budget_s = settings.follow.proposal_budget_s
+        self._propose_s: float | None = None
+        """How long proposals take, as far as is known."""
         self._reuse = FeatureReuse(settings.follow.reuse_difference)
         self._looking = asyncio.Lock()
         """Held while the follower changes; its work on pictures happens in a thread."""
@@ -75,6 +78,8 @@ class FrameAnswers:
 
     async def answer(self, work: Work[Arrival]) -> None:
         """Answer one frame; in FOLLOW mode its key frame answer may come after this returns."""
+        if self._slow is not None and self._slow.done():
+            self._slow.result()  # A bug there must not leave the stream without key frames.
         try:
             follow_s = await self._look_at(work)
         except InvalidFrame as error:
@@ -127,8 +132,23 @@ class FrameAnswers:
                 received_ns=arrival.received.received_time_ns,
                 ego_motion=movement_between(self._last_pose, arrival.pose),
             )
+            if self._proposals_are_quick():
+                await self._see_proposals(arrival.received)
         self._last_pose = arrival.pose
         return time.perf_counter() - started_s
+
+    def _proposals_are_quick(self) -> bool:
+        return self._propose_s is not None and self._propose_s <= self._proposal_budget_s
+
+    async def _see_proposals(self, received: ReceivedFrame) -> None:
+        started_s = time.perf_counter()
+        try:
+            proposals = await self._pipeline.propose(received.frame)
+        except AgentError:
+            self._propose_s = None  # Flow goes on alone until a key frame shows otherwise.
+            return
+        self.follower.see_proposals(proposals)
+        self._propose_s = 0.8 * (self._propose_s or 0.0) + 0.2 * (time.perf_counter() - started_s)
 
     async def _answer_by_tracker(self, work: Work[Arrival], follow_s: float) -> None:
         received = work.item.received
@@ -190,7 +210,7 @@ class FrameAnswers:
     async def _ground_keyframe(self, work: Work[Arrival], keyframe: Keyframe) -> None:
         received = work.item.received
         try:
-            grounding, reused = await self._ground(received, work.queries)
+            grounding, reused = await self._ground(received, keyframe)
         except Exception as error:
             async with self._looking:
                 self.follower.abandon_keyframe(keyframe)
@@ -208,7 +228,7 @@ class FrameAnswers:
         keyframe = self._begin(work, KeyframeReason.REFRESH)
         self.follower.start_keyframe()
         try:
-            grounding, reused = await self._ground(received, work.queries)
+            grounding, reused = await self._ground(received, keyframe)
         except Exception as error:
             self.follower.abandon_keyframe(keyframe)
             await self._fail(work, error)
@@ -269,15 +289,15 @@ class FrameAnswers:
         )
 
     async def _ground(
-        self, received: ReceivedFrame, queries: tuple[StandingQuery, ...]
+        self, received: ReceivedFrame, keyframe: Keyframe
     ) -> tuple[Grounding, Reused | None]:
+        queries = keyframe.queries
         if not queries:
             # Nothing is asked, so nothing needs to be computed.
             return Grounding(answers=(), proposals=Proposals(), cache_hit=False), None
-        sketch = self.follower.sketch
         found = None
         if self._session.policy.reuse_features and received.boxes is None:
-            found = self._reuse.find(sketch)
+            found = self._reuse.find(keyframe.sketch)
         grounding = await self._pipeline.ground(
             received.frame,
             [query.task for query in queries],
@@ -287,10 +307,12 @@ class FrameAnswers:
         self.activity.num_keyframes += 1
         self.activity.num_answers += len(queries)
         self.activity.num_encoded_frames += not grounding.cache_hit
+        if not grounding.cache_hit and received.boxes is None:
+            self._propose_s = grounding.timings.propose_s
         if found is not None:
             return grounding, found[1]
         if received.boxes is None:
-            self._reuse.keep(received.frame.index, sketch, grounding.features)
+            self._reuse.keep(received.frame.index, keyframe.sketch, grounding.features)
         return grounding, None
 
     async def _fail(self, work: Work[Arrival], error: Exception) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.detections import FloatArray, box_iou
+from agent.detections import FloatArray, Proposals, box_iou
 from agent.features import FrameFeatures
 from agent.frame import Frame
 from agent.parsing import Answer, AnswerStatus
@@ -42,6 +42,8 @@ class Keyframe:
     places: dict[int, FloatArray]
     """Where each track was."""
     reason: KeyframeReason
+    sketch: Sketch | None
+    """What the frame looked like."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,10 @@ class Follower:
             old = self._reference
             self._reference = _Reference(old.sketch, old.boxes, compose(old.camera, step))
 
+    def see_proposals(self, proposals: Proposals) -> None:
+        """The newest frame's proposals, where they are quick enough to be had for every frame."""
+        self.tracker.snap(proposals.xyxy)
+
     def answers(self, queries: Sequence[StandingQuery]) -> list[QueryAnswer]:
         """What is known about the newest frame, one answer per query."""
         return [self._followed_answer(query) for query in queries]
@@ -150,7 +156,8 @@ class Follower:
         self._points.set_bookmark(evidence.sequence)
         if self._sketch is not None:
             self._reference = _Reference(self._sketch, self.tracker.boxes(), identity())
-        return Keyframe(evidence, tuple(queries), self.tracker.places(), reason)
+        places = self.tracker.places()
+        return Keyframe(evidence, tuple(queries), places, reason, self._sketch)
 
     def start_keyframe(self) -> None:
         """A key frame is before the language model from here on."""
@@ -203,11 +210,6 @@ class Follower:
         """Forget what was said to queries that no longer stand."""
         self.last = {query: said for query, said in self.last.items() if query in standing}
         self.tracker.keep_only(standing)
-
-    @property
-    def sketch(self) -> Sketch | None:
-        """The newest frame, boiled down."""
-        return self._sketch
 
     def _followed_answer(self, query: StandingQuery) -> QueryAnswer:
         last = self.last.get(query)

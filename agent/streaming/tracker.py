@@ -23,6 +23,7 @@ from agent.streaming.session import StandingQuery
 
 _FLOW_DRIFT = 0.008
 _ANSWER_NOISE = 0.02
+_PROPOSAL_NOISE = 0.04
 """Standard deviations in box sizes."""
 _APPEARANCE_WEIGHT = 0.3
 _OTHER_QUERY_PENALTY = 0.3
@@ -167,6 +168,19 @@ class Tracker:
                     track.box.follow(box, dt_s, _FLOW_DRIFT / float(agreement))
                     track.supported_s = self._now_s
         self._lose_those_out_of_sight(width, height)
+
+    def snap(self, xyxy: FloatArray) -> None:
+        """Correct all places by the newest frame's class-agnostic (n, 4) boxes.
+
+        A box near enough to a track is that track, also where flow has lost it.
+        """
+        tracks = self.tracks
+        if not tracks or not len(xyxy):
+            return
+        affinity = place_affinity(self.boxes(), xyxy)
+        for row, column in best_pairs(affinity, self._settings.least_snap):
+            tracks[row].box.correct(xyxy[column], _PROPOSAL_NOISE)
+            tracks[row].supported_s = self._now_s
 
     def _lose_those_out_of_sight(self, width: int, height: int) -> None:
         earliest_s = self._now_s - self._settings.max_coasting_s

@@ -118,6 +118,17 @@ def test_what_left_and_comes_back_elsewhere_is_known_by_its_looks() -> None:
     assert scene.answer(seen(50, 50, look=1)) == [4]  # Forgotten by now.
 
 
+def test_quick_proposals_hold_a_thing_that_flow_has_lost() -> None:
+    scene = Scene()
+    scene.answer(seen(100, 100))
+    for step in range(1, 10):
+        scene.go(0.1, None)
+        scene.tracker.snap(np.array([[100 + 4 * step, 100, 160 + 4 * step, 160],
+                                     [500, 500, 600, 600]], dtype=np.float32))  # fmt: skip
+    assert scene.ids() == [1]
+    assert scene.tracker.boxes()[0] == pytest.approx([136, 100, 196, 160], abs=6)
+
+
 def test_an_answer_about_the_past_is_carried_to_the_present() -> None:
     scene = Scene()
     places = scene.tracker.places()
