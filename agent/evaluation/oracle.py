@@ -59,7 +59,6 @@ class OracleStages:
         """
         self._truth = truth
         self._settings = settings
-        self._frames: dict[str, int] = {}
 
     def propose(self, frame: Frame) -> Awaitable[Proposals]:
         """True boxes first, then distractors."""
@@ -84,7 +83,6 @@ class OracleStages:
     ) -> PrimaryFeatures:
         """One vector per object."""
         regions = self._appearance(frame.index, len(await proposals))
-        self._frames[frame.digest] = frame.index
         # The frame's number travels where image tokens would.
         tokens = np.full((1, 1), frame.index, dtype=np.float32)
         return PrimaryFeatures(image_tokens=tokens, grid=(2, 2), regions=regions)
