@@ -87,6 +87,8 @@ class WatchStream:
         self._reconnect = reconnect
         self._writing = asyncio.Lock()
         self._num_changes = 0
+        self._unsettled: dict[int, str | None] = {}
+        """Changes that were neither acknowledged nor refused yet: of which query, None: of all."""
         self._epoch = 0
         self._token = ""
         self._num_results = 0
@@ -106,6 +108,7 @@ class WatchStream:
         await self._connect()
         if self._queries:
             await self.set_queries(list(self._queries.values()))
+        self._open.set()
         self._sender = asyncio.create_task(self._send_frames())
         return self
 
@@ -144,10 +147,7 @@ class WatchStream:
                 if attempt >= self._reconnect.max_attempts or not may_pass(error):
                     raise error_of(error) from None
             attempt += 1
-            self._open.clear()
-            await asyncio.sleep(self._reconnect.pause_s(attempt))
-            await self._connect()
-            self.num_reconnects += 1
+            await self._reopen(attempt)
         if self._sender.done() and not self._sender.cancelled():
             self._sender.result()
 
@@ -161,7 +161,7 @@ class WatchStream:
         """Replace all standing queries; returns the change id."""
         wanted = [as_query(query) for query in queries]
         self._queries = {query.name: query for query in wanted}
-        change = self._next_change()
+        change = self._next_query_change(None)
         messages = [conversions.query_to_message(query) for query in wanted]
         request = pb.WatchRequest(set_queries=pb.SetQueries(queries=messages, change_id=change))
         await self._write(request)
@@ -171,7 +171,7 @@ class WatchStream:
         """Add a query or replace the one of its name; returns the change id."""
         wanted = as_query(query)
         self._queries[wanted.name] = wanted
-        change = self._next_change()
+        change = self._next_query_change(wanted.name)
         message = pb.PutQuery(query=conversions.query_to_message(wanted), change_id=change)
         await self._write(pb.WatchRequest(put_query=message))
         return change
@@ -179,7 +179,7 @@ class WatchStream:
     async def remove_query(self, query_id: str) -> int:
         """Stop asking a query; returns the change id."""
         self._queries.pop(query_id, None)
-        change = self._next_change()
+        change = self._next_query_change(query_id)
         message = pb.RemoveQuery(query_id=query_id, change_id=change)
         await self._write(pb.WatchRequest(remove_query=message))
         return change
@@ -215,9 +215,13 @@ class WatchStream:
             policy=conversions.policy_to_message(self._policy),
         )
         await self._write(pb.WatchRequest(open=opening))
-        if not self._token:
-            self._open.set()
-        # A session that is resumed takes frames once it is known what it remembers.
+
+    async def _reopen(self, attempt: int) -> None:
+        """Open the call again; frames follow once it is known what the service remembers."""
+        self._open.clear()
+        await asyncio.sleep(self._reconnect.pause_s(attempt))
+        await self._connect()
+        self.num_reconnects += 1
 
     async def _note(self, event: StreamEvent) -> None:
         match event:
@@ -225,6 +229,7 @@ class WatchStream:
                 await self._opened(event)
             case QueriesAck():
                 self._epoch = event.epoch
+                self._unsettled.pop(event.change_id, None)
             case PolicyAck():
                 self._window = event.policy.window
             case FrameResult():
@@ -233,26 +238,37 @@ class WatchStream:
                 self._settle()
             case StreamError() if event.sequence is not None:
                 self._settle()
+            case StreamError() if event.change_id is not None:
+                self._unsettled.pop(event.change_id, None)
             case Drain():
                 await self._leave()
 
     async def _opened(self, event: StreamOpened) -> None:
         self._window = event.policy.window
         self._is_known.set()
-        is_new = not self._token
         self._token = event.resume_token
-        if not is_new:
+        if self.num_reconnects:
             # Frames that went down with the old replica are answered by nobody.
             self._num_settled = self.num_sent
             self._settled.set()
-            if not event.resumed or event.epoch != self._epoch:
-                # The service remembers other queries than were acknowledged last.
-                await self.set_queries(list(self._queries.values()))
+            await self._put_queries_again(event)
             if event.resumed and event.policy != self._effective_policy(event.policy):
                 await self.set_policy(self._policy)
+            if self._is_over:
+                await self._end()
         self._open.set()
-        if self._is_over:
-            await self._end()
+
+    async def _put_queries_again(self, event: StreamOpened) -> None:
+        """Have the service ask what we want asked, touching only what it does not know."""
+        lost, self._unsettled = list(self._unsettled.values()), {}
+        if not event.resumed or event.epoch < self._epoch or None in lost:
+            await self.set_queries(list(self._queries.values()))
+            return
+        for name in lost:
+            if name in self._queries:
+                await self.put_query(self._queries[name])
+            elif name in event.query_ids:
+                await self.remove_query(name)
 
     def _effective_policy(self, known: StreamPolicy) -> StreamPolicy:
         """Our policy as the service would report it."""
@@ -277,6 +293,11 @@ class WatchStream:
     def _next_change(self) -> int:
         self._num_changes += 1
         return self._num_changes
+
+    def _next_query_change(self, name: str | None) -> int:
+        change = self._next_change()
+        self._unsettled[change] = name
+        return change
 
     # ---- writing ----
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.detections import Proposals
-from agent.errors import AgentError, InvalidFrame
+from agent.errors import InvalidFrame
 from agent.parsing import AnswerStatus
 from agent.pipeline import Grounding, Pipeline
 from agent.settings import StreamSettings
@@ -144,8 +144,11 @@ class FrameAnswers:
         started_s = time.perf_counter()
         try:
             proposals = await self._pipeline.propose(received.frame)
-        except AgentError:
-            self._propose_s = None  # Flow goes on alone until a key frame shows otherwise.
+        except Exception as error:
+            # The frame is answered all the same; flow goes on alone until a key frame shows
+            # that proposals are there again.
+            failure_of(error)
+            self._propose_s = None
             return
         self.follower.see_proposals(proposals)
         self._propose_s = 0.8 * (self._propose_s or 0.0) + 0.2 * (time.perf_counter() - started_s)

@@ -91,7 +91,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
     async def Watch(self, _requests: Any, context: Any) -> None:
         """A stream of pictures against standing queries."""
         stream = WatchStream(context, self._pipeline, self._settings, self.draining, self._store)
-        with self._metrics.stream(lambda: stream.session.books):
+        with self._metrics.stream(lambda: stream.session.own_books):
             try:
                 await stream.run()
             except Exception as error:

@@ -104,6 +104,7 @@ class Session(Generic[T]):
         self._policy = policy or StreamPolicy()
         self._inbox: Inbox[T] = Inbox(self._policy.drop, self._policy.window)
         self._books = Books()
+        self._inherited = Books()
         self._num_working = 0
         self._num_results = 0
         self._last_received: int | None = None
@@ -289,9 +290,10 @@ class Session(Generic[T]):
         return dataclasses.replace(self._books, in_flight=len(self._inbox) + self._num_working)
 
     @property
-    def last_received(self) -> int | None:
-        """Sequence number of the newest frame that was taken in."""
-        return self._last_received
+    def own_books(self) -> Books:
+        """The books without what was inherited from the stream that this one goes on from."""
+        now, before = dataclasses.asdict(self.books), dataclasses.asdict(self._inherited)
+        return Books(**{name: count - before[name] for name, count in now.items()})
 
     @property
     def num_results(self) -> int:
@@ -325,6 +327,7 @@ class Session(Generic[T]):
             tracked_only=books.tracked_only + num_delivered,
             failed=books.failed + num_lost,
         )
+        self._inherited = self._books
         self._num_results = max(self._num_results, seen.num_results)
         self._last_received = seen.last_sent_sequence
         self._last_delivered = seen.last_result_sequence

@@ -334,7 +334,8 @@ async def test_a_stream_survives_its_replica() -> None:
         before = await answer_of(talk, FrameResult)
         assert isinstance(before, FrameResult)
         await asyncio.sleep(1.2)  # A snapshot a second.
-    # The service is gone, without a word.
+    # The service is gone, without a word. What is asked meanwhile is not forgotten.
+    await talk.stream.put_query("absent bird")
     async with running_service(port=port, store=store) as second:
         waiting = asyncio.ensure_future(talk.next())
         await opened_again(talk, waiting)
@@ -343,9 +344,11 @@ async def test_a_stream_survives_its_replica() -> None:
         assert opened.resumed
         assert (opened.epoch, opened.query_ids) == (2, ("dog", "cat"))
         talk.send_frame(still(5))
-        after = await waiting
+        after, acks = await waiting, []
         while not (isinstance(after, FrameResult) and after.sequence == 5):
+            acks += [after] if isinstance(after, QueriesAck) else []
             after = await talk.next()
+        assert [(ack.epoch, ack.query_ids) for ack in acks] == [(3, ("dog", "cat", "absent bird"))]
         assert after["dog"].detections[0].track_id == before["dog"].detections[0].track_id
         assert after["dog"].evidence_age_ms > 1000.0
         talk.end()
