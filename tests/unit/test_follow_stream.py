@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+from collections.abc import Callable
 
 import grpc
 import pytest
@@ -13,6 +15,7 @@ from agent.streaming.session_store import MemorySessionStore
 from client.types import (
     AnswerSource,
     AnswerStatus,
+    Drain,
     DropPolicy,
     FramePriority,
     FrameResult,
@@ -309,74 +312,106 @@ async def test_features_of_a_frame_that_barely_changed_are_reused_if_allowed() -
             assert (reused[0], reused[2]) == (None, None)
 
 
-async def opened_again(talk: Conversation, reading: asyncio.Future[object]) -> None:
-    """Wait until a stream that is being read has been opened for the second time."""
-    while len(talk.openings) < 2:
-        if reading.done():
-            reading.result()
-        await asyncio.sleep(0.02)
+class Reader:
+    """Reads a stream on and on, and waits for what is read."""
+
+    def __init__(self, talk: Conversation) -> None:
+        self.events: list[object] = []
+        self._talk = talk
+        self._task = asyncio.ensure_future(self._read())
+
+    async def until_opened_again(self) -> StreamOpened:
+        """The second opening."""
+        await self._until(lambda: len(self._talk.openings) > 1)
+        return self._talk.openings[1]
+
+    async def until_answered(self, sequence: int) -> FrameResult:
+        """A frame's result."""
+
+        def found() -> list[FrameResult]:
+            results = [event for event in self.events if isinstance(event, FrameResult)]
+            return [result for result in results if result.sequence == sequence]
+
+        await self._until(lambda: bool(found()))
+        assert len(found()) == 1  # Not twice.
+        return found()[0]
+
+    async def until_ended(self) -> None:
+        """The end of the stream."""
+        with pytest.raises(AssertionError, match="ended"):
+            await self._task
+
+    async def stop(self) -> None:
+        """Stop reading."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _read(self) -> None:
+        while True:
+            self.events.append(await self._talk.next())
+
+    async def _until(self, happened: Callable[[], bool]) -> None:
+        while not happened():
+            if self._task.done():
+                self._task.result()
+            await asyncio.sleep(0.01)
 
 
 async def test_a_stream_survives_its_replica() -> None:
     store = MemorySessionStore(ttl_s=60.0)  # Stands for Redis, which outlives replicas.
-    async with running_service(store=store) as first:
-        port = int(first.target.rpartition(":")[2])
-        client = VisionAgentClient(first.target)
-        context = conversation(client, "dog", policy=FOLLOW, reconnect=QUICK)
-        talk = await context.__aenter__()
-        talk.send_frame(still(0))
-        keyframe = await answer_of(talk, KeyframeAnswer)
-        assert isinstance(keyframe, KeyframeAnswer)
-        await talk.stream.put_query("cat")
-        while not isinstance(await talk.next(), QueriesAck):
-            pass
-        talk.send_frame(still(1))
-        before = await answer_of(talk, FrameResult)
-        assert isinstance(before, FrameResult)
-        await asyncio.sleep(1.2)  # A snapshot a second.
-    # The service is gone, without a word. What is asked meanwhile is not forgotten.
-    await talk.stream.put_query("absent bird")
-    async with running_service(port=port, store=store) as second:
-        waiting = asyncio.ensure_future(talk.next())
-        await opened_again(talk, waiting)
-        opened = talk.openings[1]
-        assert isinstance(opened, StreamOpened)
+    async with contextlib.AsyncExitStack() as stack:
+        async with running_service(store=store) as first:
+            port = int(first.target.rpartition(":")[2])
+            client = await stack.enter_async_context(VisionAgentClient(first.target))
+            talk = await stack.enter_async_context(
+                conversation(client, "dog", policy=FOLLOW, reconnect=QUICK)
+            )
+            talk.send_frame(still(0))
+            await answer_of(talk, KeyframeAnswer)
+            await talk.stream.put_query("cat")
+            while not isinstance(await talk.next(), QueriesAck):
+                pass
+            talk.send_frame(still(1))
+            before = await answer_of(talk, FrameResult)
+            assert isinstance(before, FrameResult)
+            await asyncio.sleep(1.2)  # A snapshot a second.
+        # The service is gone, without a word. What is asked meanwhile is not forgotten.
+        await talk.stream.put_query("absent bird")
+        await stack.enter_async_context(running_service(port=port, store=store))
+        reader = Reader(talk)
+        opened = await reader.until_opened_again()
         assert opened.resumed
         assert (opened.epoch, opened.query_ids) == (2, ("dog", "cat"))
         talk.send_frame(still(5))
-        after, acks = await waiting, []
-        while not (isinstance(after, FrameResult) and after.sequence == 5):
-            acks += [after] if isinstance(after, QueriesAck) else []
-            after = await talk.next()
-        assert [(ack.epoch, ack.query_ids) for ack in acks] == [(3, ("dog", "cat", "absent bird"))]
+        after = await reader.until_answered(5)
         assert after["dog"].detections[0].track_id == before["dog"].detections[0].track_id
         assert after["dog"].evidence_age_ms > 1000.0
+        acks = [event for event in reader.events if isinstance(event, QueriesAck)]
+        assert [(ack.epoch, ack.query_ids) for ack in acks] == [(3, ("dog", "cat", "absent bird"))]
         talk.end()
-        events = await talk.rest()
-        assert not [e for e in events if isinstance(e, FrameResult) and e.sequence <= 5]
-        assert talk.stats[-1].received == 3
-        assert second.metrics.num_open_streams == 0
-    await context.__aexit__(None, None, None)
-    await client.close()
+        await reader.until_ended()
+        results = [event for event in reader.events if isinstance(event, FrameResult)]
+        assert [result.sequence for result in results] == [5]
+        assert (talk.stats[-1].received, talk.stats[-1].in_flight) == (3, 0)
 
 
 async def test_a_stream_leaves_a_replica_that_drains() -> None:
     store = MemorySessionStore(ttl_s=60.0)
-    async with running_service(store=store) as first:
-        port = int(first.target.rpartition(":")[2])
-        async with (
-            VisionAgentClient(first.target) as client,
-            conversation(client, "dog", policy=FOLLOW, reconnect=QUICK) as talk,
-        ):
-            talk.send_frame(still(0))
-            await answer_of(talk, KeyframeAnswer)
-            async with running_service(port=port, store=store):
-                first.agent.draining.set()
-                waiting = asyncio.ensure_future(answer_of(talk, FrameResult))
-                await opened_again(talk, waiting)
-                assert talk.openings[1].resumed
-                assert talk.openings[1].gap is None
-                waiting.cancel()
+    async with contextlib.AsyncExitStack() as stack:
+        first = await stack.enter_async_context(running_service(store=store))
+        client = await stack.enter_async_context(VisionAgentClient(first.target))
+        talk = await stack.enter_async_context(
+            conversation(client, "dog", policy=FOLLOW, reconnect=QUICK)
+        )
+        talk.send_frame(still(0))
+        await answer_of(talk, KeyframeAnswer)
+        first.agent.draining.set()
+        reader = Reader(talk)
+        opened = await reader.until_opened_again()
+        assert opened.resumed
+        assert opened.gap is None
+        assert any(isinstance(event, Drain) for event in reader.events)
+        await reader.stop()
 
 
 async def test_an_unknown_token_opens_a_new_session(client: VisionAgentClient) -> None:
