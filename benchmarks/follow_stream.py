@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agent.frame import frame_from_rgb
+from agent.interrupts import interruptible
 from agent.streaming.video_source import open_source
 from client.service_process import ServiceProcess
 from client.types import (
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("--duration-s", type=float, help="default: 10, for slow-reader 60")
     options = parser.parse_args()
     duration_s = options.duration_s or (60.0 if options.mode == "slow-reader" else 10.0)
-    with contextlib.ExitStack() as stack:
+    with interruptible(), contextlib.ExitStack() as stack:
         service = None if options.target else stack.enter_context(ServiceProcess())
         target = options.target or (service.target if service else "")
         seen = asyncio.run(
