@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test check format protos serve train bench lock clean
+.PHONY: demo test check format protos baseline serve train bench lock clean
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,8 @@ check: $(READY)  ## Linters, types, import rules, generated code
 	$(BIN)/lint-imports
 	$(MAKE) --no-print-directory protos
 	git diff --exit-code -- protos
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against protos/baseline.binpb
 
 format: $(READY)  ## Rewrite the code in the house's format
 	$(BIN)/ruff check --fix .
@@ -34,6 +36,9 @@ format: $(READY)  ## Rewrite the code in the house's format
 protos: $(READY)  ## Regenerate the protobuf code (committed)
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
 		protos/vision_agent.proto
+
+baseline: protos  ## With a release: what later versions of the wire must stay compatible with
+	$(BIN)/buf build --exclude-source-info --output protos/baseline.binpb
 
 serve: $(READY)  ## Start the service on this machine
 	$(BIN)/groundstream serve

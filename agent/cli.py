@@ -228,6 +228,45 @@ def eval_detection(
     Console().print(table)
 
 
+@eval_app.command("tracking")
+def eval_tracking(
+    artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),
+    num: Annotated[int, typer.Option(help="Sequences.", min=1)] = 20,
+    duration_s: Annotated[float, typer.Option(help="Length of each, seconds.", min=0.5)] = 10.0,
+    latency_ms: Annotated[float, typer.Option(help="Key frame to answer.", min=0.0)] = 400.0,
+    oracle: Annotated[
+        bool, typer.Option(help="True boxes instead of a model: tracking by itself.")
+    ] = False,
+    baselines: Annotated[bool, typer.Option(help="Also without tracking.")] = True,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
+) -> None:
+    """Follow standing queries through composed moving scenes: HOTA, IDF1, age of the evidence."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from agent.evaluation.moving_scenes import measure_tracking
+
+    pipeline = None if oracle else _pipeline(model, device)
+    scores = asyncio.run(
+        measure_tracking(
+            artwork, pipeline, num=num, duration_s=duration_s, latency_s=latency_ms / 1e3,
+            baselines=baselines,
+        )
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps({name: asdict(value) for name, value in scores.items()}))
+        return
+    what = "oracle" if oracle else model
+    table = Table("figure", *scores, title=f"{num} sequences of {duration_s:g} s, {what}")
+    for name in asdict(next(iter(scores.values()))):
+        table.add_row(name, *(f"{getattr(value, name):.3f}" for value in scores.values()))
+    Console().print(table)
+
+
 def _pipeline(model: str, device: str, dtype: str = "auto") -> Pipeline:
     from agent.stages import local_pipeline
 

@@ -26,6 +26,8 @@ class LabelledBox:
     """Pixels of the picture."""
     label: str
     confidence: float | None = None
+    colour_of: str | None = None
+    """Draw in this label's colour; None: in its own."""
 
 
 def label_colour(label: str) -> tuple[int, int, int]:
@@ -45,11 +47,13 @@ def draw_boxes(rgb: RGBArray, boxes: Sequence[LabelledBox], *, caption: str = ""
     thickness = max(2, round(scale * 3))
     for box in boxes:
         x1, y1, x2, y2 = (round(value) for value in box.xyxy)
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), label_colour(box.label), thickness)
+        colour = label_colour(box.colour_of or box.label)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness)
     # Labels after all boxes, so that no line crosses a text.
     for box in boxes:
         text = box.label if box.confidence is None else f"{box.label} {box.confidence:.2f}"
-        _draw_text(canvas, text, round(box.xyxy[0]), round(box.xyxy[1]), scale, box.label)
+        left, bottom = round(box.xyxy[0]), round(box.xyxy[1])
+        _draw_text(canvas, text, left, bottom, scale, box.colour_of or box.label)
     if caption:
         _draw_text(canvas, caption, 0, height, scale, None)
     return canvas

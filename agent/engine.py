@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -88,6 +88,8 @@ class Request:
     grammar: AnswerGrammar | None = None
     deadline_s: float = float("inf")
     """On `time.monotonic`'s clock; earlier ones go first."""
+    on_ids: Callable[[Sequence[int]], None] | None = None
+    """Told all ids so far after each pass that wrote some, in the engine's thread."""
 
 
 @dataclass(frozen=True)
@@ -400,7 +402,6 @@ class Engine:
             )  # fmt: skip
             token = int(allowed.argmax())
             if token == run.request.end_of_turn or len(run.ids) == run.request.max_new_tokens:
-                self._finish(run, truncated=token != run.request.end_of_turn)
                 finished = True
                 break
             run.ids.append(token)
@@ -414,7 +415,10 @@ class Engine:
             self.counts["accepted"] += 1
             path.append(following)
             node = following
+        if run.request.on_ids is not None:
+            run.request.on_ids(run.ids)
         if finished:
+            self._finish(run, truncated=token != run.request.end_of_turn)
             self._running.remove(run)
             return
         run.past.keep([*range(tail), *(tail + index for index in path)], tail + len(tree.nodes))

@@ -7,7 +7,7 @@ leave an encoder. NumPy only, so the ingress can handle them without loading tor
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -137,4 +137,8 @@ class Stages(Protocol):
 
     async def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """What the language model writes; without features it is a conversation in words."""
+        ...
+
+    def write_answer(self, features: FrameFeatures, task: Task) -> AsyncIterator[str | Generation]:
+        """The same answer as it is written: pieces of text, then the whole."""
         ...

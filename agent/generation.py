@@ -7,7 +7,9 @@ Knows neither pixels nor what boxes mean.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -32,7 +34,8 @@ from agent.model_directory import find_model
 from agent.prefix_cache import DEFAULT_PREFIX_BYTES, PrefixCache
 from agent.processor import ImageGeometry
 from agent.prompts import MAX_REGIONS, Task, TaskKind
-from agent.sequence import Sequence, SequenceBuilder
+from agent.sequence import Sequence as PromptSequence
+from agent.sequence import SequenceBuilder
 from agent.tokenizer import PromptTokenizer
 
 _TEXT_ONLY = "text only"
@@ -101,17 +104,43 @@ class LanguageStage:
         """
         return self.start(features, task).result()
 
-    def start(self, features: FrameFeatures | None, task: Task) -> Future[Generation]:
+    def start(
+        self,
+        features: FrameFeatures | None,
+        task: Task,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Future[Generation]:
         """As `answer`, at once: the answer to come. Cancelling it stops its decoding.
+
+        Args:
+            features: the frame.
+            task: the question.
+            on_text: told what is written while it is written, in the engine's thread.
 
         Raises:
             Overloaded: too many questions wait.
         """
-        completion = self.engine.submit(self._request(features, task))
+        request = self._request(features, task)
+        if on_text is not None:
+            request = replace(request, on_ids=self._teller(on_text))
+        completion = self.engine.submit(request)
         generation: Future[Generation] = Future()
         generation.add_done_callback(lambda done: done.cancelled() and completion.cancel())
         completion.add_done_callback(lambda done: self._hand_over(done, generation))
         return generation
+
+    def _teller(self, on_text: Callable[[str], None]) -> Callable[[Sequence[int]], None]:
+        """Turns the ids so far into the text that is new; half a character waits for the rest."""
+        written = ""
+
+        def tell(ids: Sequence[int]) -> None:
+            nonlocal written
+            text = self._tokenizer.decode(ids)
+            if not text.endswith("\ufffd") and len(text) > len(written):
+                on_text(text[len(written) :])
+                written = text
+
+        return tell
 
     def close(self) -> None:
         """Stop the engine."""
@@ -198,13 +227,13 @@ class LanguageStage:
     def _geometry(self, features: FrameFeatures) -> ImageGeometry:
         return ImageGeometry.of(features.width, features.height, self._model.config)
 
-    def _input(self, sequence: Sequence, features: FrameFeatures | None) -> PrefixInput:
+    def _input(self, sequence: PromptSequence, features: FrameFeatures | None) -> PrefixInput:
         return PrefixInput(
             self._embedded(sequence, features), sequence.positions, sequence.next_position
         )
 
     @torch.inference_mode()
-    def _embedded(self, sequence: Sequence, features: FrameFeatures | None) -> Tensor:
+    def _embedded(self, sequence: PromptSequence, features: FrameFeatures | None) -> Tensor:
         """(length, hidden) with image and region slots filled."""
         model, device = self._model, self._device
         embeddings = self._language.embed(sequence.ids.to(device))

@@ -34,6 +34,10 @@ class AnswerStatus(Enum):
     NOT_PRESENT = "not_present"
     UNSURE = "unsure"
     TRUNCATED = "truncated"
+    EXPIRED = "expired"
+    """Streams only: all that is known is older than the client accepts."""
+    PENDING = "pending"
+    """Streams only: the first key frame of this question is still being answered."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +20,7 @@ from agent.paging import pages_for
 from agent.parsing import Answer, join_pages, parse_answer
 from agent.prompts import Task
 from agent.region_cache import RegionCache, feature_key
+from agent.single_flight import SingleFlight
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Grounding:
     cache_hit: bool
     """True when no proposal network and no encoder ran for this frame."""
     timings: StageTimings = field(default_factory=StageTimings)
+    features: FrameFeatures | None = None
+    """What the answers were made from; None when nothing was asked."""
 
 
 class Pipeline:
@@ -42,9 +46,15 @@ class Pipeline:
         self._cache = cache
         self._model_digest = model_digest
         self._tenant = tenant
+        self._flights: SingleFlight[FrameFeatures] = SingleFlight()
 
     async def ground(
-        self, frame: Frame, tasks: list[Task], *, boxes: FloatArray | None = None
+        self,
+        frame: Frame,
+        tasks: list[Task],
+        *,
+        boxes: FloatArray | None = None,
+        reuse: FrameFeatures | None = None,
     ) -> Grounding:
         """Answer every task about one frame; features are computed or fetched once.
 
@@ -52,6 +62,7 @@ class Pipeline:
             frame: the picture.
             tasks: the questions, answered concurrently.
             boxes: (n, 4) pixels; use these instead of the proposal network's.
+            reuse: features of an earlier frame that may stand in for this one's.
 
         Raises:
             InvalidFrame: the image cannot be decoded.
@@ -60,13 +71,16 @@ class Pipeline:
         """
         timings = StageTimings()
         started = time.perf_counter()
-        features, cache_hit = await self.features(frame, boxes=boxes, timings=timings)
+        if reuse is not None:
+            features, cache_hit = reuse, True
+        else:
+            features, cache_hit = await self.features(frame, boxes=boxes, timings=timings)
         language_started = time.perf_counter()
         answers = await asyncio.gather(*(self._answer(features, task) for task in tasks))
         finished = time.perf_counter()
         timings.language_s = finished - language_started
         timings.total_s = finished - started
-        return Grounding(tuple(answers), features.proposals, cache_hit, timings)
+        return Grounding(tuple(answers), features.proposals, cache_hit, timings, features)
 
     async def _answer(self, features: FrameFeatures, task: Task) -> Answer:
         """One question, asked on as many pages of boxes as it needs."""
@@ -81,6 +95,43 @@ class Pipeline:
         generation = await self._stages.answer(None, task)
         return parse_answer(task, generation, Proposals())
 
+    async def propose(self, frame: Frame) -> Proposals:
+        """The boxes of a frame and nothing else.
+
+        Raises:
+            InvalidFrame: the image cannot be decoded.
+        """
+        return await self._stages.propose(frame)
+
+    async def ask(
+        self, frame: Frame, task: Task, *, boxes: FloatArray | None = None
+    ) -> AsyncIterator[str | Grounding]:
+        """One question: its text as it is written, then the whole; see `ground`.
+
+        A search through more than one page of boxes writes its pages together and says them at
+        the end.
+        """
+        timings = StageTimings()
+        started = time.perf_counter()
+        features, cache_hit = await self.features(frame, boxes=boxes, timings=timings)
+        language_started = time.perf_counter()
+        pages = pages_for(task, len(features.proposals))
+        if len(pages) > 1:
+            answer = await self._answer(features, task)
+            yield answer.text
+        else:
+            (page,) = pages
+            shown = features.select(page.indices)
+            async for piece in self._stages.write_answer(shown, page.task(task)):
+                if isinstance(piece, str):
+                    yield piece
+                else:
+                    answer = join_pages(task, [(page, piece)], features.proposals)
+        finished = time.perf_counter()
+        timings.language_s = finished - language_started
+        timings.total_s = finished - started
+        yield Grounding((answer,), features.proposals, cache_hit, timings)
+
     async def features(
         self,
         frame: Frame,
@@ -88,7 +139,10 @@ class Pipeline:
         boxes: FloatArray | None = None,
         timings: StageTimings | None = None,
     ) -> tuple[FrameFeatures, bool]:
-        """The frame's features and whether they came from the cache."""
+        """The frame's features, and whether somebody else has computed them.
+
+        Identical frames that come together are computed once.
+        """
         timings = StageTimings() if timings is None else timings
         known = None
         if boxes is not None:
@@ -100,9 +154,13 @@ class Pipeline:
         timings.cache_s = time.perf_counter() - started
         if cached is not None:
             return cached, True
-        features = await self._compute(frame, key, known, timings)
-        self._cache.put_soon(key, features)
-        return features, False
+
+        async def compute() -> FrameFeatures:
+            computed = await self._compute(frame, key, known, timings)
+            self._cache.put_soon(key, computed)
+            return computed
+
+        return await self._flights.run(key, compute)
 
     async def _compute(
         self, frame: Frame, key: str, known: Proposals | None, timings: StageTimings

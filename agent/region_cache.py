@@ -1,12 +1,13 @@
 """Region cache: features of frames already seen, in this process or over the Redis protocol.
 
 A cache never raises and never decides: when it is down, slow or holds a damaged entry, it
-misses and counts. Knows no models and no sessions. The only user of Redis.
+misses and counts. Knows no models and no sessions.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import logging
 import time
@@ -15,15 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-
 from agent.detections import Proposals
 from agent.feature_codec import CorruptFeatures, decode_features, encode_features, num_bytes
 from agent.features import FrameFeatures
 from agent.frame import Frame
+from agent.redis_door import RedisDoor
 from agent.settings import CacheSettings
 
 PREPROCESSING_VERSION = 1
@@ -51,7 +48,8 @@ class CacheStats:
 class RegionCache(Protocol):
     """Features by key. Never raises: a cache that is down is a cache that misses."""
 
-    stats: CacheStats
+    @property
+    def stats(self) -> CacheStats: ...
 
     async def get(self, key: str) -> FrameFeatures | None: ...
 
@@ -145,54 +143,39 @@ class MemoryRegionCache:
 
 
 class RedisRegionCache:
-    """Features behind a Redis-protocol server, shared by all front-end replicas.
-
-    After a failed call the server is left alone for a while (doubling up to a limit), so that an
-    unreachable Redis costs its timeout once in a while and not once per frame.
-    """
+    """Features behind a Redis-protocol server, shared by all front-end replicas."""
 
     def __init__(
         self, settings: CacheSettings, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        if settings.url is None:
-            raise ValueError("a Redis cache needs a URL")
-        self.stats = CacheStats()
+        self._stats = CacheStats()
         self._settings = settings
-        self._clock = clock
-        self._redis = redis.asyncio.Redis.from_url(
-            settings.url,
-            socket_timeout=settings.timeout_s,
-            socket_connect_timeout=settings.timeout_s,
-            # The client's own retries would hide an outage behind seconds of waiting.
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._door = RedisDoor(settings, purpose="region cache", clock=clock)
         self._writes: set[asyncio.Task[None]] = set()
-        self._closed_until_s = 0.0
-        self._pause_s = settings.retry_after_s
+
+    @property
+    def stats(self) -> CacheStats:
+        """What it did so far."""
+        return dataclasses.replace(
+            self._stats,
+            errors=self._door.num_errors,
+            skipped=self._stats.skipped + self._door.num_skipped,
+        )
 
     async def get(self, key: str) -> FrameFeatures | None:
-        if not self._may_call():
-            self.stats.misses += 1
-            return None
-        blob: bytes | str | None = None
-        try:
-            async with asyncio.timeout(self._settings.timeout_s):
-                blob = await self._redis.get(_NAMESPACE + key)
-            self._succeeded()
-        except (RedisError, OSError, TimeoutError) as error:
-            self._failed(error)
-        features = self._checked(key, blob) if isinstance(blob, bytes) else None
+        blob = await self._door.get(_NAMESPACE + key)
+        features = None if blob is None else self._checked(key, blob)
         if features is None:
-            self.stats.misses += 1
+            self._stats.misses += 1
         else:
-            self.stats.hits += 1
+            self._stats.hits += 1
         return features
 
     def put_soon(self, key: str, features: FrameFeatures) -> None:
         if len(self._writes) >= self._settings.max_pending_writes:
-            self.stats.skipped += 1
+            self._stats.skipped += 1
             return
-        if self._may_call():
+        if self._door.may_call():
             task = asyncio.create_task(self._put(key, features))
             self._writes.add(task)
             task.add_done_callback(self._writes.discard)
@@ -205,48 +188,20 @@ class RedisRegionCache:
         for task in self._writes:
             task.cancel()
         await self.settle()
-        await self._redis.aclose()
+        await self._door.close()
 
     async def _put(self, key: str, features: FrameFeatures) -> None:
         blob = encode_features(features, key)
-        try:
-            async with asyncio.timeout(self._settings.timeout_s):
-                await self._redis.set(
-                    _NAMESPACE + key, blob, px=max(1, round(self._settings.ttl_s * 1000))
-                )
-            self.stats.stored += 1
-            self._succeeded()
-        except (RedisError, OSError, TimeoutError) as error:
-            self._failed(error)
+        stored = await self._door.set(_NAMESPACE + key, blob, ttl_s=self._settings.ttl_s)
+        self._stats.stored += stored
 
     def _checked(self, key: str, blob: bytes) -> FrameFeatures | None:
         try:
             return decode_features(blob, key)
         except CorruptFeatures as error:
-            self.stats.corrupt += 1
+            self._stats.corrupt += 1
             _logger.warning("region cache entry %s is damaged: %s", key[:16], error)
             return None
-
-    def _may_call(self) -> bool:
-        if self._clock() >= self._closed_until_s:
-            return True
-        self.stats.skipped += 1
-        return False
-
-    def _succeeded(self) -> None:
-        self._pause_s = self._settings.retry_after_s
-
-    def _failed(self, error: Exception) -> None:
-        self.stats.errors += 1
-        if self._clock() < self._closed_until_s:
-            return  # One of several calls under way when the server went; the pause is set.
-        self._closed_until_s = self._clock() + self._pause_s
-        _logger.warning(
-            "region cache unavailable (%s); answers go on uncached, next try in %.1f s",
-            type(error).__name__,
-            self._pause_s,
-        )
-        self._pause_s = min(2 * self._pause_s, self._settings.max_retry_after_s)
 
 
 def open_cache(settings: CacheSettings) -> RegionCache:

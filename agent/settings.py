@@ -42,6 +42,73 @@ class ServerSettings:
 
 
 @dataclass(frozen=True)
+class TrackerSettings:
+    """How long things are believed in."""
+
+    least_support: float = 0.4
+    """Share of a box's points that must agree for the picture to say where it is."""
+    least_snap: float = 0.6
+    """Overlap with a proposal at which a track takes its place (where proposals are quick)."""
+    show_coasting_s: float = 0.25
+    """An object that the picture no longer shows is still reported for this long."""
+    max_coasting_s: float = 1.0
+    """Then it is out of sight, and only its looks or an answer bring it back."""
+    memory_s: float = 60.0
+    """An object out of sight is forgotten after this long."""
+    max_remembered: int = 200
+    max_nameless_s: float = 5.0
+    """An object is followed for this long when no standing query is about it any more."""
+    least_similarity: float = 0.6
+    """Cosine of region features, around the scene's mean, for things to be the same."""
+    max_misses: int = 2
+    """Answers in a row that must pass over an object before it is no longer believed."""
+
+
+@dataclass(frozen=True)
+class KeyframeSettings:
+    """Which frames the language model sees."""
+
+    refresh_s: float = 6.0
+    """A scene in which nothing happens is looked at again after this long."""
+    scene_change: float = 0.015
+    """Share of the picture that must have changed in a way no track explains."""
+    uncertainty: float = 0.35
+    """Standard deviation of a track's centre, in box sizes, at which it is looked for again."""
+    busy_share: float = 0.8
+    """Share of the time that key frames of one stream may take."""
+    least_interval_s: float = 0.2
+    retry_after_s: float = 1.0
+    """Pause after a key frame that failed."""
+
+
+@dataclass(frozen=True)
+class FollowSettings:
+    """The fast path of a stream: what happens between key frames."""
+
+    view_px: int = 400
+    """Longer side of the grey picture that is followed."""
+    num_points: int = 250
+    proposal_budget_s: float = 0.015
+    """Proposals of every frame correct the tracks while they take no longer than this."""
+    block_change: float = 18.0
+    """Grey levels by which a block of the picture must differ to have changed."""
+    reuse_difference: float = 0.05
+    """Largest change of any part of the picture for which features may be reused (opt-in)."""
+    tracker: TrackerSettings = field(default_factory=TrackerSettings)
+    keyframe: KeyframeSettings = field(default_factory=KeyframeSettings)
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """Snapshots by which a client that comes back finds its session again."""
+
+    interval_s: float = 1.0
+    """Least time between two snapshots of one stream."""
+    ttl_s: float = 300.0
+    """A session is kept for this long after its last snapshot."""
+
+
+@dataclass(frozen=True)
 class StreamSettings:
     """Limits of one stream and of one call."""
 
@@ -53,6 +120,11 @@ class StreamSettings:
     """Time between two StreamStats messages of a stream."""
     stage_timeout_s: float = 30.0
     """A stage that takes longer is unavailable."""
+    window: int = 8
+    """Frames that may wait where not the newest wins and the client names no number."""
+    max_window: int = 64
+    follow: FollowSettings = field(default_factory=FollowSettings)
+    session: SessionSettings = field(default_factory=SessionSettings)
     overlap_stages: bool = True
     """Encoders start while the boxes are still being proposed. Faster where each stage has its
     own device, slower where all share a few cores: it costs about 5 ms more per frame."""

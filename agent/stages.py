@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
 
 from agent.detections import Proposals
@@ -20,6 +20,7 @@ from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.proposer import Proposer
 from agent.region_cache import MemoryRegionCache, RegionCache
+from agent.written_text import written_in_thread
 
 _DEFAULT_CACHE_BYTES = 256 * 1024 * 1024
 
@@ -93,6 +94,13 @@ class LocalStages:
         """One question; questions about one frame share its prefix."""
         self.calls["answer"] += 1
         return await asyncio.wrap_future(self.language.start(features, task))
+
+    def write_answer(self, features: FrameFeatures, task: Task) -> AsyncIterator[str | Generation]:
+        """One question, its text as it is written."""
+        self.calls["answer"] += 1
+        return written_in_thread(
+            lambda on_text: asyncio.wrap_future(self.language.start(features, task, on_text))
+        )
 
     def close(self) -> None:
         """Stop the threads and the engine."""

@@ -13,7 +13,7 @@ from types import TracebackType
 from agent.drawing import LabelledBox, draw_boxes
 from agent.frame import RGBArray
 from agent.streaming.video_writer import VideoWriter
-from client.types import FrameResult, OutgoingFrame
+from client.types import Detection, FrameResult, OutgoingFrame
 
 _MAX_HELD = 150
 """Frames held back at most; beyond, the oldest is written with the last answer there was."""
@@ -70,8 +70,14 @@ class AnnotatedVideo:
 def draw_result(rgb: RGBArray, result: FrameResult, *, caption: str = "") -> RGBArray:
     """The picture with all boxes of a result."""
     boxes = [
-        LabelledBox(detection.box, detection.label, detection.confidence)
+        LabelledBox(detection.box, _name(detection), detection.confidence, detection.label)
         for answer in result.results
         for detection in answer.detections
     ]
     return draw_boxes(rgb, boxes, caption=caption)
+
+
+def _name(detection: Detection) -> str:
+    """The label, with the object's number where it has one."""
+    number = "" if detection.track_id is None else f" #{detection.track_id}"
+    return detection.label + number

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from enum import Enum
+from typing import Any, TypeVar
 
 from client import types
 from protos import vision_agent_pb2 as pb
 
-_STATUS = {
-    pb.ANSWER_STATUS_OK: types.AnswerStatus.OK,
-    pb.ANSWER_STATUS_NOT_PRESENT: types.AnswerStatus.NOT_PRESENT,
-    pb.ANSWER_STATUS_UNSURE: types.AnswerStatus.UNSURE,
-    pb.ANSWER_STATUS_TRUNCATED: types.AnswerStatus.TRUNCATED,
-}
+E = TypeVar("E", bound=Enum)
 
 
 def query_to_message(query: types.Query) -> pb.Query:
@@ -28,46 +24,81 @@ def query_to_message(query: types.Query) -> pb.Query:
 
 def frame_to_message(frame: types.OutgoingFrame) -> pb.Frame:
     """A picture."""
-    boxes = None
+    boxes, motion = None, None
     if frame.boxes is not None:
-        rows = [pb.Box(x1=x1, y1=y1, x2=x2, y2=y2) for x1, y1, x2, y2 in frame.boxes]
-        boxes = pb.BoxList(boxes=rows)
+        boxes = pb.BoxList(boxes=[_box_to_message(box) for box in frame.boxes])
+    if frame.ego_motion is not None:
+        xx, xy, x0, yx, yy, y0 = frame.ego_motion
+        motion = pb.EgoMotion(xx=xx, xy=xy, x0=x0, yx=yx, yy=yy, y0=y0)
     return pb.Frame(
         sequence=frame.sequence,
         capture_time_ns=frame.capture_time_ns,
         encoded_image=frame.encoded,
         boxes=boxes,
+        priority=f"FRAME_PRIORITY_{frame.priority.value}",
+        ego_motion=motion,
     )
 
 
+def policy_to_message(policy: types.StreamPolicy) -> pb.StreamPolicy:
+    """How the stream is to be answered."""
+    return pb.StreamPolicy(
+        drop=f"DROP_POLICY_{policy.drop.value}",
+        mode=f"ANSWER_MODE_{policy.mode.value}",
+        window=policy.window,
+        max_age_ms=policy.max_age_ms,
+        ack_window=policy.ack_window,
+        reuse_features=policy.reuse_features,
+    )
+
+
+def policy_from_message(message: pb.StreamPolicy) -> types.StreamPolicy:
+    """How the stream is answered."""
+    drop = _named(pb.DropPolicy, message.drop, types.DropPolicy, types.DropPolicy.LATEST_WINS)
+    mode = _named(pb.AnswerMode, message.mode, types.AnswerMode, types.AnswerMode.FOLLOW)
+    return types.StreamPolicy(**{**_scalars(message), "drop": drop, "mode": mode})
+
+
 def detection_from_message(message: pb.Detection) -> types.Detection:
-    """One labelled box."""
-    box = message.box
+    """One labelled box and where it comes from."""
     return types.Detection(
-        box=(box.x1, box.y1, box.x2, box.y2),
+        box=_box_from_message(message.box),
         label=message.label,
         confidence=message.confidence,
         region_index=message.region_index,
         objectness=message.objectness,
+        track_id=message.track_id if message.HasField("track_id") else None,
+        source=_source(message.source),
+        evidence_sequence=message.evidence_sequence,
+        evidence_age_ms=message.evidence_age_ms,
+        proposal_box=_box_from_message(message.proposal_box),
+        transforms=tuple(map(_transform_from_message, message.transforms)),
     )
 
 
 def query_result_from_message(message: pb.QueryResult) -> types.QueryResult:
     """One question's answer; a status newer than this client reads as UNSURE."""
+    unsure = types.AnswerStatus.UNSURE
     return types.QueryResult(
         query_id=message.query_id,
         epoch=message.epoch,
-        status=_STATUS.get(message.status, types.AnswerStatus.UNSURE),
+        status=_named(pb.AnswerStatus, message.status, types.AnswerStatus, unsure),
         text=message.text,
         detections=tuple(map(detection_from_message, message.detections)),
         num_unknown_regions=message.num_unknown_regions,
         num_prefix_tokens_reused=message.num_prefix_tokens_reused,
         num_passes=message.num_passes,
+        source=_source(message.source),
+        evidence_sequence=message.evidence_sequence,
+        evidence_age_ms=message.evidence_age_ms,
     )
 
 
 def result_from_message(message: pb.FrameResult) -> types.FrameResult:
     """One frame's answers."""
+    reused = None
+    if message.HasField("reused"):
+        reused = types.ReusedFeatures(**_scalars(message.reused))
     return types.FrameResult(
         sequence=message.sequence,
         epoch=message.epoch,
@@ -80,6 +111,20 @@ def result_from_message(message: pb.FrameResult) -> types.FrameResult:
         cache_hit=message.cache_hit,
         num_proposals=message.num_proposals,
         timings=types.StageTimings(**_scalars(message.timings)),
+        reused=reused,
+    )
+
+
+def opened_from_message(message: pb.StreamOpened) -> types.StreamOpened:
+    """The stream is open."""
+    gap = types.Gap(**_scalars(message.gap)) if message.HasField("gap") else None
+    return types.StreamOpened(
+        resume_token=message.resume_token,
+        resumed=message.resumed,
+        epoch=message.epoch,
+        query_ids=tuple(message.query_ids),
+        policy=policy_from_message(message.policy),
+        gap=gap,
     )
 
 
@@ -92,13 +137,28 @@ def event_from_message(message: pb.WatchResponse) -> types.StreamEvent | None:
             ack = message.ack
             return types.QueriesAck(ack.epoch, ack.change_id, tuple(ack.query_ids))
         case "stats":
-            return types.StreamStats(**_scalars(message.stats))
+            return stats_of_stream(message.stats)
         case "error":
             return error_from_message(message.error)
+        case "opened":
+            return opened_from_message(message.opened)
+        case "policy_ack":
+            policy = policy_from_message(message.policy_ack.policy)
+            return types.PolicyAck(policy, message.policy_ack.change_id)
+        case "keyframe":
+            keyframe = message.keyframe
+            reason = _value_name(pb.KeyframeReason, keyframe.reason) or str(keyframe.reason)
+            return types.KeyframeAnswer(result_from_message(keyframe.result), reason)
         case "drain":
             return types.Drain(message.drain.reason, message.drain.grace_s)
         case _:
             return None
+
+
+def stats_of_stream(message: pb.StreamStats) -> types.StreamStats:
+    """A stream's books and activity."""
+    activity = types.StreamActivity(**_scalars(message.activity))
+    return types.StreamStats(**{**_scalars(message), "activity": activity})
 
 
 def error_from_message(message: pb.StreamError) -> types.StreamError:
@@ -114,8 +174,7 @@ def error_from_message(message: pb.StreamError) -> types.StreamError:
 
 def error_code_name(code: int) -> str:
     """The code without its prefix; a code newer than this client keeps its number."""
-    known = pb.ErrorCode.DESCRIPTOR.values_by_number.get(code)
-    return known.name.removeprefix("ERROR_CODE_") if known else f"CODE_{code}"
+    return _value_name(pb.ErrorCode, code) or f"CODE_{code}"
 
 
 def capabilities_from_message(message: pb.Capabilities) -> types.Capabilities:
@@ -146,3 +205,37 @@ def stats_from_message(message: pb.ServiceStats) -> types.ServiceStats:
 def _scalars(message: Any) -> dict[str, Any]:
     """All single fields of a message by name; our dataclasses use the wire's names."""
     return {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
+
+
+def _value_name(enum: Any, number: int) -> str | None:
+    """A value's name without its enum's prefix; None when it is newer than this client."""
+    known = enum.DESCRIPTOR.values_by_number.get(number)
+    if known is None:
+        return None
+    zero: str = enum.DESCRIPTOR.values_by_number[0].name
+    name: str = known.name
+    return name.removeprefix(zero.removesuffix("UNSPECIFIED"))
+
+
+def _named(enum: Any, number: int, ours: type[E], otherwise: E) -> E:
+    """Our member of that name."""
+    return ours.__members__.get(_value_name(enum, number) or "", otherwise)
+
+
+def _source(number: int) -> types.AnswerSource:
+    grounded = types.AnswerSource.GROUNDED
+    return _named(pb.AnswerSource, number, types.AnswerSource, grounded)
+
+
+def _box_to_message(box: types.Box) -> pb.Box:
+    x1, y1, x2, y2 = box
+    return pb.Box(x1=x1, y1=y1, x2=x2, y2=y2)
+
+
+def _box_from_message(box: pb.Box) -> types.Box:
+    return box.x1, box.y1, box.x2, box.y2
+
+
+def _transform_from_message(message: pb.Transform) -> types.Transform:
+    kind = _value_name(pb.TransformKind, message.kind) or str(message.kind)
+    return types.Transform(**{**_scalars(message), "kind": kind})

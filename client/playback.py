@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from agent.frame import RGBArray, frame_from_rgb
+from agent.streaming.newest_picture import NewestPicture
 from agent.streaming.video_source import SourceFrame, VideoSource
 from client.types import OutgoingFrame
 
@@ -26,14 +27,15 @@ async def play(
     Raises:
         SourceError: the source cannot be read on.
     """
-    pictures = iter(source)
+    pictures = iter(NewestPicture(source) if source.is_live else source)
     started_s = time.monotonic()
     for sequence in itertools.count():
         prepared = await asyncio.to_thread(_next_jpeg, pictures)
         if prepared is None:
             return
         picture, encoded = prepared
-        await asyncio.sleep(started_s + picture.pts_s - time.monotonic())
+        if not source.is_live:
+            await asyncio.sleep(started_s + picture.pts_s - time.monotonic())
         frame = OutgoingFrame(encoded, sequence, capture_time_ns=time.time_ns())
         if on_frame is not None:
             on_frame(frame, picture.rgb)

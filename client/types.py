@@ -27,6 +27,62 @@ class AnswerStatus(Enum):
     NOT_PRESENT = "NOT_PRESENT"
     UNSURE = "UNSURE"
     TRUNCATED = "TRUNCATED"
+    EXPIRED = "EXPIRED"
+    """All that is known is older than `StreamPolicy.max_age_ms`."""
+    PENDING = "PENDING"
+    """Nothing is known yet: the first key frame is being answered."""
+
+
+class AnswerSource(Enum):
+    """Where an answer comes from."""
+
+    GROUNDED = "GROUNDED"
+    """The language model saw this very frame."""
+    TRACKED = "TRACKED"
+    """Found in an earlier frame and followed to this one."""
+
+
+class FramePriority(Enum):
+    """How much a frame matters."""
+
+    LOW = "LOW"
+    """The first to go; never seen by the language model in FOLLOW mode."""
+    NORMAL = "NORMAL"
+    HIGH = "HIGH"
+    """Must be seen by the language model; only another HIGH frame may supersede it."""
+
+
+class DropPolicy(Enum):
+    """Which frames go when they come faster than they are answered."""
+
+    LATEST_WINS = "LATEST_WINS"
+    OLDEST_WINS = "OLDEST_WINS"
+    LOSSLESS = "LOSSLESS"
+
+
+class AnswerMode(Enum):
+    """Who answers."""
+
+    FOLLOW = "FOLLOW"
+    """The tracker, at once; the language model answers key frames behind it."""
+    GROUND = "GROUND"
+    """The language model, every frame that is taken."""
+
+
+@dataclass(frozen=True)
+class StreamPolicy:
+    """How a stream is to be answered."""
+
+    drop: DropPolicy = DropPolicy.LATEST_WINS
+    mode: AnswerMode = AnswerMode.FOLLOW
+    window: int = 0
+    """Frames that may wait (OLDEST_WINS, LOSSLESS); 0: the service's default."""
+    max_age_ms: float = 0.0
+    """An answer whose evidence is older comes as EXPIRED, without boxes; 0: any age."""
+    ack_window: int = 8
+    """Results under way that you have not read yet, at most; 0: no limit."""
+    reuse_features: bool = False
+    """Allow the features of an earlier frame for one that barely changed."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +115,21 @@ class OutgoingFrame:
     """Your clock; comes back to the bit."""
     boxes: tuple[Box, ...] | None = None
     """Use these boxes instead of the service's proposals."""
+    priority: FramePriority = FramePriority.NORMAL
+    ego_motion: tuple[float, float, float, float, float, float] | None = None
+    """(xx, xy, x0, yx, yy, y0): what stood at (x, y) in the frame sent before now stands at
+    (xx x + xy y + x0, yx x + yy y + y0), if it did not move itself."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """One step from a proposal to a box: x' = scale_x x + offset_x, y' alike."""
+
+    kind: str
+    scale_x: float
+    scale_y: float
+    offset_x: float
+    offset_y: float
 
 
 @dataclass(frozen=True)
@@ -69,7 +140,17 @@ class Detection:
     label: str
     confidence: float
     region_index: int
+    """Index among the proposals of frame `evidence_sequence`."""
     objectness: float
+    track_id: int | None = None
+    """Identity over time within one session; None in single calls."""
+    source: AnswerSource = AnswerSource.GROUNDED
+    evidence_sequence: int = 0
+    """Frame whose proposal this is and whose answer gave the label."""
+    evidence_age_ms: float = 0.0
+    proposal_box: Box = (0.0, 0.0, 0.0, 0.0)
+    """The proposal as it was found; `transforms` lead from it to `box`."""
+    transforms: tuple[Transform, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +165,19 @@ class QueryResult:
     num_unknown_regions: int = 0
     num_prefix_tokens_reused: int = 0
     num_passes: int = 0
+    source: AnswerSource = AnswerSource.GROUNDED
+    evidence_sequence: int = 0
+    """Frame the language model answered this query about last."""
+    evidence_age_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class ReusedFeatures:
+    """The features of an earlier frame that looked almost the same stood in for this one's."""
+
+    sequence: int
+    difference: float
+    """0..1: the largest change of any part of the picture."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +192,7 @@ class StageTimings:
     auxiliary_ms: float = 0.0
     language_ms: float = 0.0
     total_ms: float = 0.0
+    follow_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,6 +210,7 @@ class FrameResult:
     cache_hit: bool
     num_proposals: int
     timings: StageTimings
+    reused: ReusedFeatures | None = None
 
     def __getitem__(self, query_id: str) -> QueryResult:
         """The answer to one query.
@@ -138,15 +234,46 @@ class QueriesAck:
 
 
 @dataclass(frozen=True)
-class StreamStats:
-    """The stream's books: received is the sum of the others."""
+class StreamActivity:
+    """What the stream did so far, beside its books."""
 
-    received: int
-    answered: int
-    superseded: int
-    rejected: int
-    failed: int
-    in_flight: int
+    num_answers: int = 0
+    """Questions the language model answered."""
+    num_encoded_frames: int = 0
+    num_keyframes: int = 0
+    num_unacknowledged: int = 0
+    num_tracks: int = 0
+    paused: bool = False
+
+
+@dataclass(frozen=True)
+class StreamStats:
+    """The stream's books: received is the sum of the other counts."""
+
+    received: int = 0
+    answered: int = 0
+    """Seen by the language model."""
+    superseded: int = 0
+    rejected: int = 0
+    failed: int = 0
+    in_flight: int = 0
+    tracked_only: int = 0
+    """Answered by the tracker."""
+    expired: int = 0
+    activity: StreamActivity = StreamActivity()
+
+    @property
+    def balanced(self) -> bool:
+        """True when no frame was lost or counted twice."""
+        return self.received == (
+            self.answered
+            + self.tracked_only
+            + self.superseded
+            + self.expired
+            + self.rejected
+            + self.failed
+            + self.in_flight
+        )
 
 
 @dataclass(frozen=True)
@@ -168,7 +295,57 @@ class Drain:
     grace_s: float
 
 
-StreamEvent = FrameResult | QueriesAck | StreamStats | StreamError | Drain
+@dataclass(frozen=True)
+class PolicyAck:
+    """The stream's policy has changed; as it now holds, defaults filled in."""
+
+    policy: StreamPolicy
+    change_id: int
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Frames that were neither answered nor accounted for when a replica went away."""
+
+    num_frames: int
+    first_sequence: int
+    last_sequence: int
+
+
+@dataclass(frozen=True)
+class StreamOpened:
+    """The stream is open, for the first time or again."""
+
+    resume_token: str = field(repr=False)
+    """A secret: whoever has it can take the session over."""
+    resumed: bool
+    """False when the session is new."""
+    epoch: int
+    query_ids: tuple[str, ...]
+    policy: StreamPolicy
+    gap: Gap | None = None
+
+
+@dataclass(frozen=True)
+class KeyframeAnswer:
+    """What the language model said about a key frame, as soon as it has."""
+
+    result: FrameResult
+    reason: str
+    """Why this frame was chosen: FIRST, QUERIES_CHANGED, REQUESTED, SCENE_CHANGED,
+    TRACK_UNCERTAIN or REFRESH."""
+
+
+StreamEvent = (
+    FrameResult
+    | KeyframeAnswer
+    | QueriesAck
+    | PolicyAck
+    | StreamStats
+    | StreamError
+    | StreamOpened
+    | Drain
+)
 
 
 @dataclass(frozen=True)
@@ -186,6 +363,7 @@ class Capabilities:
     max_query_chars: int
     max_regions: int
     max_new_tokens: int
+    max_window: int = 0
 
 
 @dataclass(frozen=True)
@@ -223,5 +401,7 @@ class ServiceStats:
     frames_failed: int
     frames_abandoned: int
     frames_in_flight: int
+    frames_tracked_only: int = 0
+    frames_expired: int = 0
     stage_calls: StageCalls = field(default_factory=StageCalls)
     cache: CacheStats = field(default_factory=CacheStats)

@@ -14,47 +14,74 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from agent.frame import RGBArray
 from agent.streaming.video_source import open_source
 from client.annotated_video import AnnotatedVideo
 from client.playback import play
-from client.types import FrameResult, QueryResult, StreamError, StreamEvent, StreamStats
+from client.rerun_recording import RerunRecording
+from client.types import (
+    FrameResult,
+    KeyframeAnswer,
+    OutgoingFrame,
+    QueryResult,
+    StreamError,
+    StreamEvent,
+    StreamOpened,
+    StreamPolicy,
+    StreamStats,
+)
 from client.vision_agent_client import VisionAgentClient
 
 _MAX_ERRORS_SHOWN = 3
 
 
 async def watch_source(
-    source: str, queries: list[str], *, target: str, output: Path | None, as_json: bool
+    client: VisionAgentClient,
+    source: str,
+    queries: list[str],
+    *,
+    policy: StreamPolicy | None = None,
+    output: Path | None = None,
+    rerun: Path | None = None,
+    as_json: bool = False,
 ) -> None:
     """Stream a source until it ends and show every answer.
 
     Args:
+        client: connected to a service.
         source: see `agent.streaming.video_source.open_source`.
         queries: what to look for.
-        target: the service, host:port.
+        policy: how to answer.
         output: where to write the annotated video, if anywhere.
+        rerun: where to write a Rerun recording, if anywhere.
         as_json: print one JSON object per event instead of a table.
 
     Raises:
         SourceError: the source cannot be read.
+        SettingsError: a Rerun recording is wanted and rerun-sdk is not installed.
         ServiceError: there is no service, or the stream broke.
     """
     opened = open_source(source)
     view: _JsonLines | _LiveTable = _JsonLines() if as_json else _LiveTable(source)
     with contextlib.ExitStack() as stack:
-        video = None
+        recordings: list[AnnotatedVideo | RerunRecording] = []
         if output is not None:
-            video = stack.enter_context(AnnotatedVideo(output, fps=opened.fps))
-        client = VisionAgentClient(target)
+            recordings.append(stack.enter_context(AnnotatedVideo(output, fps=opened.fps)))
+        if rerun is not None:
+            recordings.append(stack.enter_context(RerunRecording(rerun)))
         stack.enter_context(view)
-        async with client:
-            await client.wait_until_ready(timeout_s=10.0)
-            frames = play(opened, on_frame=video.add_frame if video else None)
-            async with client.watch(frames, queries) as stream:
-                async for event in stream:
-                    if video is not None and isinstance(event, FrameResult):
-                        video.add_result(event)
-                    view.show(event)
+
+        def record(frame: OutgoingFrame, rgb: RGBArray) -> None:
+            for recording in recordings:
+                recording.add_frame(frame, rgb)
+
+        await client.wait_until_ready(timeout_s=10.0)
+        async with client.watch(play(opened, on_frame=record), queries, policy=policy) as stream:
+            async for event in stream:
+                if isinstance(event, FrameResult):
+                    for recording in recordings:
+                        recording.add_result(event)
+                view.show(event)
 
 
 class _JsonLines(contextlib.AbstractContextManager["_JsonLines"]):
@@ -69,6 +96,7 @@ class _JsonLines(contextlib.AbstractContextManager["_JsonLines"]):
     def show(self, event: StreamEvent) -> None:
         """Print the event."""
         line = {"event": type(event).__name__, **dataclasses.asdict(event)}
+        line.pop("resume_token", None)  # A secret, and logs are read by many.
         self._console.out(json.dumps(line, default=_plain), highlight=False)
 
 
@@ -79,6 +107,8 @@ class _LiveTable(contextlib.AbstractContextManager["_LiveTable"]):
         self._title = title
         self._result: FrameResult | None = None
         self._delay_ms = 0.0
+        self._keyframe: KeyframeAnswer | None = None
+        self._num_resumed = 0
         self._stats: StreamStats | None = None
         self._errors: deque[StreamError] = deque(maxlen=_MAX_ERRORS_SHOWN)
         self._live = Live(get_renderable=self._render, refresh_per_second=8)
@@ -92,33 +122,49 @@ class _LiveTable(contextlib.AbstractContextManager["_LiveTable"]):
 
     def show(self, event: StreamEvent) -> None:
         """Keep the event for the next refresh."""
-        if isinstance(event, FrameResult):
-            self._result = event
-            self._delay_ms = (time.time_ns() - event.capture_time_ns) / 1e6
-        elif isinstance(event, StreamStats):
-            self._stats = event
-        elif isinstance(event, StreamError):
-            self._errors.append(event)
+        match event:
+            case FrameResult():
+                self._result = event
+                self._delay_ms = (time.time_ns() - event.capture_time_ns) / 1e6
+            case KeyframeAnswer():
+                self._keyframe = event
+            case StreamStats():
+                self._stats = event
+            case StreamError():
+                self._errors.append(event)
+            case StreamOpened() if event.resumed:
+                self._num_resumed += 1
 
     def _render(self) -> Table:
         table = Table(title=self._title, caption=self._caption())
-        for column in ("query", "status", "boxes", "best", "where"):
+        for column in ("query", "status", "boxes", "ids", "best", "where", "evidence"):
             table.add_column(column)
         for answer in self._result.results if self._result else ():
-            table.add_row(*answer_row(answer))
+            ids = " ".join(str(d.track_id) for d in answer.detections if d.track_id is not None)
+            age = f"{answer.source.value.lower()}, {answer.evidence_age_ms / 1e3:.1f} s"
+            query, status, count, best, where = answer_row(answer)
+            table.add_row(query, status, count, ids, best, where, age)
         return table
 
     def _caption(self) -> str:
         lines = []
         if self._result is not None:
-            hit = ", from cache" if self._result.cache_hit else ""
-            lines.append(f"frame {self._result.sequence}, {self._delay_ms:.0f} ms old{hit}")
+            lines.append(f"frame {self._result.sequence}, {self._delay_ms:.0f} ms old")
+        if self._keyframe is not None:
+            result, reason = self._keyframe.result, self._keyframe.reason
+            why = reason.lower().replace("_", " ")
+            hit = ", from cache" if result.cache_hit else ""
+            spent_ms = (result.answered_time_ns - result.received_time_ns) / 1e6
+            lines.append(f"key frame {result.sequence} ({why}), {spent_ms:.0f} ms{hit}")
         if self._stats is not None:
+            books = self._stats
             lines.append(
-                f"{self._stats.received} received, {self._stats.answered} answered, "
-                f"{self._stats.superseded} superseded, {self._stats.rejected} rejected, "
-                f"{self._stats.failed} failed"
+                f"{books.received} received: {books.answered} answered, "
+                f"{books.tracked_only} tracked, {books.superseded} superseded, "
+                f"{books.expired} expired, {books.rejected} rejected, {books.failed} failed"
             )
+        if self._num_resumed:
+            lines.append(f"resumed {self._num_resumed} times")
         lines += [f"{error.code}: {error.message}" for error in self._errors]
         return "\n".join(lines) or "waiting for the first answer ..."
 

@@ -9,6 +9,7 @@ import asyncio
 import importlib.metadata
 import logging
 import time
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc.aio
@@ -25,7 +26,9 @@ from agent.prompts import Task
 from agent.region_cache import MemoryRegionCache, RegionCache, open_cache
 from agent.settings import ServerSettings, ServiceSettings
 from agent.streaming.session import Outcome, StandingQuery
+from agent.streaming.session_store import SessionStore, open_session_store
 from deployments import messages
+from deployments.messages import ReceivedFrame
 from deployments.metrics import ServiceMetrics, StageCalls
 from deployments.remote_stages import RemoteStages, StageHandles
 from deployments.status import end_with_status, failure_of
@@ -50,6 +53,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         settings: ServiceSettings,
         metrics: ServiceMetrics,
         capabilities: pb.Capabilities,
+        store: SessionStore,
     ) -> None:
         self.draining = asyncio.Event()
         """Set it and every open stream tells its client to go elsewhere."""
@@ -58,6 +62,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         self._settings = settings
         self._metrics = metrics
         self._capabilities = capabilities
+        self._store = store
 
     async def Ground(self, request: pb.GroundRequest, context: Any) -> pb.GroundResponse:
         """One picture, some questions."""
@@ -71,11 +76,27 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         self._metrics.count_call(Outcome.ANSWERED)
         return pb.GroundResponse(result=result)
 
+    async def Ask(self, request: pb.AskRequest, context: Any) -> None:
+        """One picture, one question, its answer as it is written."""
+        try:
+            async for response in self._ask(request):
+                await context.write(response)
+        except Exception as error:
+            failure = failure_of(error)
+            fault = failure.is_clients_fault
+            self._metrics.count_call(Outcome.REJECTED if fault else Outcome.FAILED)
+            await end_with_status(context, failure)
+        self._metrics.count_call(Outcome.ANSWERED)
+
     async def Watch(self, _requests: Any, context: Any) -> None:
         """A stream of pictures against standing queries."""
-        stream = WatchStream(context, self._pipeline, self._settings, self.draining)
-        with self._metrics.stream(lambda: stream.session.books):
-            await stream.run()
+        stream = WatchStream(context, self._pipeline, self._settings, self.draining, self._store)
+        with self._metrics.stream(lambda: stream.session.own_books):
+            try:
+                await stream.run()
+            except Exception as error:
+                # A bug of ours, or a client that went away in the middle of a message.
+                await end_with_status(context, failure_of(error))
 
     async def GetCapabilities(
         self, _request: pb.GetCapabilitiesRequest, _context: Any
@@ -97,21 +118,40 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
             raise InvalidQuery(
                 f"{len(request.queries)} queries, the limit is {limits.max_queries} per call"
             )
-        received = messages.frame_from_message(
-            request.frame, limits=self._settings.frame, received_time_ns=time.time_ns()
-        )
-        named = messages.tasks_from_messages(request.queries, max_new_tokens=limits.max_new_tokens)
-        queries = [StandingQuery(name, task, epoch=0) for name, task in named]
+        received, queries = self._read(request.frame, request.queries)
         grounding = await self._pipeline.ground(
             received.frame, [query.task for query in queries], boxes=received.boxes
         )
         return messages.result_to_message(
             received,
-            list(zip(queries, grounding.answers, strict=True)),
+            messages.answers_to_messages(queries, grounding),
             grounding,
             epoch=0,
             answered_time_ns=time.time_ns(),
         )
+
+    async def _ask(self, request: pb.AskRequest) -> AsyncIterator[pb.AskResponse]:
+        received, queries = self._read(request.frame, [request.query])
+        asked = self._pipeline.ask(received.frame, queries[0].task, boxes=received.boxes)
+        async for piece in asked:
+            if isinstance(piece, str):
+                yield pb.AskResponse(text_delta=piece)
+                continue
+            answered = messages.answers_to_messages(queries, piece)
+            result = messages.result_to_message(
+                received, answered, piece, epoch=0, answered_time_ns=time.time_ns()
+            )
+            yield pb.AskResponse(result=result)
+
+    def _read(
+        self, frame: pb.Frame, queries: Sequence[pb.Query]
+    ) -> tuple[ReceivedFrame, list[StandingQuery]]:
+        received = messages.frame_from_message(
+            frame, limits=self._settings.frame, received_time_ns=time.time_ns()
+        )
+        limit = self._settings.stream.max_new_tokens
+        named = messages.tasks_from_messages(queries, max_new_tokens=limit)
+        return received, [StandingQuery(name, task, epoch=0) for name, task in named]
 
 
 class Ingress:
@@ -137,7 +177,12 @@ class Ingress:
             tenant=settings.tenant,
         )
         capabilities = messages.capabilities_to_message(settings, model, service_version=_version())
-        self._agent = VisionAgent(pipeline, self._cache, settings, self._metrics, capabilities)
+        self._store = open_session_store(
+            settings.cache, ttl_s=settings.stream.session.ttl_s, tenant=settings.tenant
+        )
+        self._agent = VisionAgent(
+            pipeline, self._cache, settings, self._metrics, capabilities, self._store
+        )
         self._health = health.aio.HealthServicer()
         self._server = _make_server(settings.server, self._agent, self._health)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -156,6 +201,7 @@ class Ingress:
         # One second more than the streams give themselves, so that none is cut.
         await self._server.stop(self._settings.server.drain_grace_s + 1.0)
         await self._cache.close()
+        await self._store.close()
 
     def _stages(self, calls: StageCalls) -> RemoteStages:
         stream = self._settings.stream
@@ -195,6 +241,8 @@ def _make_server(settings: ServerSettings, agent: VisionAgent, health_servicer: 
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
+            # Clients look after silent connections; that is no attack.
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ],
         maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
     )

@@ -6,8 +6,9 @@ Nothing else in the service knows protobuf, and nothing here knows sessions, sta
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,16 +22,21 @@ from agent.pipeline import Grounding
 from agent.prompts import MAX_QUERY_CHARS, MAX_REGIONS, Task, TaskKind
 from agent.region_cache import CacheStats
 from agent.settings import ServiceSettings
-from agent.streaming.session import Books, StandingQuery
+from agent.streaming.feature_reuse import Reused
+from agent.streaming.motion import Affine
+from agent.streaming.policy import Priority
+from agent.streaming.session import StandingQuery
 from deployments.metrics import ServiceTotals, StageCalls
-from deployments.status import Failure
 from protos import vision_agent_pb2 as pb
 
-_STATUS = {
-    AnswerStatus.OK: pb.ANSWER_STATUS_OK,
-    AnswerStatus.NOT_PRESENT: pb.ANSWER_STATUS_NOT_PRESENT,
-    AnswerStatus.UNSURE: pb.ANSWER_STATUS_UNSURE,
-    AnswerStatus.TRUNCATED: pb.ANSWER_STATUS_TRUNCATED,
+T = TypeVar("T")
+
+STATUS = {status: f"ANSWER_STATUS_{status.name}" for status in AnswerStatus}
+_PRIORITY = {
+    pb.FRAME_PRIORITY_UNSPECIFIED: Priority.NORMAL,
+    pb.FRAME_PRIORITY_LOW: Priority.LOW,
+    pb.FRAME_PRIORITY_NORMAL: Priority.NORMAL,
+    pb.FRAME_PRIORITY_HIGH: Priority.HIGH,
 }
 _TASK_KIND = {
     TaskKind.DETECT: pb.TASK_KIND_DETECT,
@@ -49,6 +55,9 @@ class ReceivedFrame:
     """(n, 4) pixels, sent by the client to be used instead of proposals; not yet validated."""
     received_time_ns: int
     """The server's wall clock."""
+    priority: Priority = Priority.NORMAL
+    ego_motion: Affine | None = None
+    """(2, 3) how the camera moved since the frame sent before."""
 
 
 # ---- wire to agent ----
@@ -62,6 +71,7 @@ def frame_from_message(
     Raises:
         InvalidFrame: not an image.
         FrameTooLarge: beyond the limits.
+        InvalidRequest: a priority or a motion without meaning.
     """
     frame = read_frame(
         message.encoded_image,
@@ -70,7 +80,28 @@ def frame_from_message(
         capture_time_ns=message.capture_time_ns,
     )
     boxes = boxes_from_message(message.boxes) if message.HasField("boxes") else None
-    return ReceivedFrame(frame, boxes, received_time_ns)
+    return ReceivedFrame(
+        frame,
+        boxes,
+        received_time_ns,
+        priority=known_value(_PRIORITY, message.priority, "priority"),
+        ego_motion=ego_motion_from_message(message),
+    )
+
+
+def ego_motion_from_message(message: pb.Frame) -> Affine | None:
+    """(2, 3) affine map, if the client knows how its camera moved.
+
+    Raises:
+        InvalidRequest: not finite.
+    """
+    if not message.HasField("ego_motion"):
+        return None
+    m = message.ego_motion
+    affine = np.array([[m.xx, m.xy, m.x0], [m.yx, m.yy, m.y0]], dtype=np.float64)
+    if not np.isfinite(affine).all():
+        raise InvalidRequest("ego_motion contains NaN or infinity; leave it out when unknown")
+    return affine
 
 
 def boxes_from_message(message: pb.BoxList) -> FloatArray:
@@ -132,26 +163,22 @@ def named_task_from_message(name: str, message: pb.Query, *, max_new_tokens: int
         raise type(error)(f"query {name!r}: {error}") from None
 
 
-def request_kind(message: pb.WatchRequest) -> str | None:
-    """Which of its messages a stream request holds; None when nothing we know."""
-    kind: str | None = message.WhichOneof("message")
-    return kind
-
-
 # ---- agent to wire ----
 
 
 def detections_to_messages(detections: Detections, proposals: Proposals) -> list[pb.Detection]:
-    """One message per box."""
+    """One message per box of a single call."""
     return [
         pb.Detection(
-            box=pb.Box(x1=x1, y1=y1, x2=x2, y2=y2),
+            box=box_to_message(box),
             label=label,
             confidence=confidence,
             region_index=region,
             objectness=proposals.objectness[region],
+            source=pb.ANSWER_SOURCE_GROUNDED,
+            proposal_box=box_to_message(proposals.xyxy[region].tolist()),
         )
-        for (x1, y1, x2, y2), label, confidence, region in zip(
+        for box, label, confidence, region in zip(
             detections.xyxy.tolist(),
             detections.label,
             detections.confidence.tolist(),
@@ -162,20 +189,38 @@ def detections_to_messages(detections: Detections, proposals: Proposals) -> list
 
 
 def answer_to_message(query: StandingQuery, answer: Answer, proposals: Proposals) -> pb.QueryResult:
-    """One question's answer."""
+    """One question's answer in a single call."""
     return pb.QueryResult(
         query_id=query.id,
         epoch=query.epoch,
-        status=_STATUS[answer.status],
+        status=STATUS[answer.status],
         text=answer.text,
         detections=detections_to_messages(answer.detections, proposals),
         num_unknown_regions=answer.num_unknown_regions,
         num_prefix_tokens_reused=answer.num_prefix_tokens_reused,
         num_passes=answer.num_passes,
+        source=pb.ANSWER_SOURCE_GROUNDED,
     )
 
 
-def timings_to_message(timings: StageTimings, *, queue_s: float) -> pb.StageTimings:
+def answers_to_messages(
+    queries: Sequence[StandingQuery], grounding: Grounding
+) -> list[pb.QueryResult]:
+    """All answers of a single call."""
+    return [
+        answer_to_message(query, answer, grounding.proposals)
+        for query, answer in zip(queries, grounding.answers, strict=True)
+    ]
+
+
+def box_to_message(box: Sequence[float]) -> pb.Box:
+    x1, y1, x2, y2 = box
+    return pb.Box(x1=x1, y1=y1, x2=x2, y2=y2)
+
+
+def timings_to_message(
+    timings: StageTimings, *, queue_s: float, follow_s: float = 0.0
+) -> pb.StageTimings:
     """Seconds to milliseconds."""
     return pb.StageTimings(
         queue_ms=1e3 * queue_s,
@@ -186,20 +231,35 @@ def timings_to_message(timings: StageTimings, *, queue_s: float) -> pb.StageTimi
         auxiliary_ms=1e3 * timings.auxiliary_s,
         language_ms=1e3 * timings.language_s,
         total_ms=1e3 * timings.total_s,
+        follow_ms=1e3 * follow_s,
     )
 
 
 def result_to_message(
     received: ReceivedFrame,
-    answered: Sequence[tuple[StandingQuery, Answer]],
-    grounding: Grounding,
+    results: Sequence[pb.QueryResult],
+    grounding: Grounding | None,
     *,
     epoch: int,
     answered_time_ns: int,
     queue_s: float = 0.0,
+    follow_s: float = 0.0,
+    reused: Reused | None = None,
 ) -> pb.FrameResult:
-    """One frame's result with those answers that are to be delivered."""
+    """One frame's result with those answers that are to be delivered.
+
+    Args:
+        received: the frame.
+        results: the answers.
+        grounding: what the stages did for this frame; None when they did nothing.
+        epoch: of the standing queries.
+        answered_time_ns: the server's wall clock now.
+        queue_s: time the frame waited.
+        follow_s: time it took to follow the tracks to it.
+        reused: whose features stood in for this frame's.
+    """
     frame = received.frame
+    timings = StageTimings() if grounding is None else grounding.timings
     return pb.FrameResult(
         sequence=frame.index,
         epoch=epoch,
@@ -210,56 +270,14 @@ def result_to_message(
         ),
         width=frame.width,
         height=frame.height,
-        results=[answer_to_message(q, answer, grounding.proposals) for q, answer in answered],
-        cache_hit=grounding.cache_hit,
-        num_proposals=len(grounding.proposals),
-        timings=timings_to_message(grounding.timings, queue_s=queue_s),
+        results=results,
+        cache_hit=grounding is not None and grounding.cache_hit,
+        num_proposals=0 if grounding is None else len(grounding.proposals),
+        timings=timings_to_message(timings, queue_s=queue_s, follow_s=follow_s),
+        reused=None
+        if reused is None
+        else pb.ReusedFeatures(sequence=reused.sequence, difference=reused.difference),
     )
-
-
-def failure_to_message(
-    failure: Failure, *, sequence: int | None = None, change_id: int | None = None
-) -> pb.StreamError:
-    """An error about one item of a stream."""
-    return pb.StreamError(
-        code=f"ERROR_CODE_{failure.code}",
-        message=failure.message,
-        sequence=sequence,
-        change_id=change_id,
-        request_id=failure.request_id,
-    )
-
-
-def books_to_message(books: Books) -> pb.StreamStats:
-    """A stream's books."""
-    return pb.StreamStats(**dataclasses.asdict(books))
-
-
-def result_response(result: pb.FrameResult) -> pb.WatchResponse:
-    """A result on a stream."""
-    return pb.WatchResponse(result=result)
-
-
-def ack_response(epoch: int, change_id: int, query_ids: Sequence[str]) -> pb.WatchResponse:
-    """The standing queries have changed."""
-    return pb.WatchResponse(
-        ack=pb.QueriesAck(epoch=epoch, change_id=change_id, query_ids=query_ids)
-    )
-
-
-def failure_response(failure: Failure, **about: int) -> pb.WatchResponse:
-    """An error on a stream; see `failure_to_message`."""
-    return pb.WatchResponse(error=failure_to_message(failure, **about))
-
-
-def books_response(books: Books) -> pb.WatchResponse:
-    """The books on a stream."""
-    return pb.WatchResponse(stats=books_to_message(books))
-
-
-def drain_response(reason: str, grace_s: float) -> pb.WatchResponse:
-    """This stream will end soon."""
-    return pb.WatchResponse(drain=pb.Drain(reason=reason, grace_s=grace_s))
 
 
 def capabilities_to_message(
@@ -278,6 +296,7 @@ def capabilities_to_message(
         max_query_chars=MAX_QUERY_CHARS,
         max_regions=MAX_REGIONS,
         max_new_tokens=settings.stream.max_new_tokens,
+        max_window=settings.stream.max_window,
     )
 
 
@@ -290,3 +309,14 @@ def stats_to_message(
         stage_calls=pb.StageCalls(**dataclasses.asdict(calls)),
         cache=pb.CacheStats(**dataclasses.asdict(cache)),
     )
+
+
+def known_value(table: Mapping[Any, T], value: int, what: str) -> T:
+    """What an enum value means.
+
+    Raises:
+        InvalidRequest: nothing that this service knows.
+    """
+    if value not in table:
+        raise InvalidRequest(f"{what} {value} is unknown to this service")
+    return table[value]

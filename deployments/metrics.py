@@ -6,6 +6,7 @@ Plain numbers on one event loop; `GetStats` reads them. Knows no wire and no Ray
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,16 @@ class StageCalls:
     answer: int = 0
 
 
+@dataclass
+class Activity:
+    """What a stream did so far, beside its books."""
+
+    num_answers: int = 0
+    """Questions the language model answered."""
+    num_encoded_frames: int = 0
+    num_keyframes: int = 0
+
+
 @dataclass(frozen=True)
 class ServiceTotals:
     """A snapshot; each frame is counted in exactly one place besides `frames_received`."""
@@ -37,6 +48,8 @@ class ServiceTotals:
     frames_abandoned: int
     """Unfinished when their client went away."""
     frames_in_flight: int
+    frames_tracked_only: int = 0
+    frames_expired: int = 0
 
 
 class ServiceMetrics:
@@ -90,15 +103,11 @@ class ServiceMetrics:
             frames_failed=books.failed,
             frames_abandoned=self._num_abandoned,
             frames_in_flight=books.in_flight,
+            frames_tracked_only=books.tracked_only,
+            frames_expired=books.expired,
         )
 
 
 def _sum(a: Books, b: Books, *, in_flight: int) -> Books:
-    return Books(
-        received=a.received + b.received,
-        answered=a.answered + b.answered,
-        superseded=a.superseded + b.superseded,
-        rejected=a.rejected + b.rejected,
-        failed=a.failed + b.failed,
-        in_flight=in_flight,
-    )
+    total = {f.name: getattr(a, f.name) + getattr(b, f.name) for f in dataclasses.fields(Books)}
+    return Books(**{**total, "in_flight": in_flight})

@@ -90,6 +90,7 @@ class RemoteStages:
         self._primary = _Caller("primary encoder", handles.primary_encoder, "encode")
         self._auxiliary = _Caller("auxiliary encoder", handles.auxiliary_encoder, "encode")
         self._language = _Caller("language", handles.language, "answer")
+        self._language_stream = handles.language.options(method_name="write_answer", stream=True)
 
     def propose(self, frame: Frame) -> PendingProposals | ProposalsByValue:
         """Start the proposal network on a frame."""
@@ -132,6 +133,16 @@ class RemoteStages:
             0 if features is None else num_bytes(features), self._timeout_s, features, task
         )
         return generation
+
+    async def write_answer(
+        self, features: FrameFeatures, task: Task
+    ) -> AsyncIterator[str | Generation]:
+        """What the language model writes, as it writes."""
+        self._calls.answer += 1
+        pieces = self._language_stream.remote(features, task)
+        async with _deadline("language", self._timeout_s):
+            async for piece in pieces:
+                yield piece
 
     async def _encode(self, caller: _Caller, frame: Frame, proposals: Awaitable[Proposals]) -> Any:
         assert isinstance(proposals, (PendingProposals, ProposalsByValue))

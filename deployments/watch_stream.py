@@ -1,69 +1,81 @@
-"""One stream: frames and changes of its queries in, results and the books out.
+"""One stream: frames and control messages in, results and the books out.
 
-One task reads, one answers the newest frame, one reports; only one writes at a time. Knows the
-wire only through `deployments/messages.py`; knows no Ray and no server.
+One task reads, one answers, one reports, one saves; only one writes at a time. Knows the wire only
+through `deployments/messages.py`; knows no Ray and no server.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Coroutine
 from typing import Any
 
 import grpc.aio
 
-from agent.detections import Proposals
 from agent.errors import AgentError, InvalidFrame, InvalidQuery, InvalidRequest
-from agent.pipeline import Grounding, Pipeline
+from agent.pipeline import Pipeline
 from agent.settings import ServiceSettings
-from agent.streaming.session import Outcome, Session, StandingQuery, Work
-from deployments import messages
-from deployments.messages import ReceivedFrame
-from deployments.status import Failure, failure_of
-
-
-@dataclass(frozen=True)
-class _Arrival:
-    """A readable frame and when it entered the inbox."""
-
-    received: ReceivedFrame
-    arrived_s: float
+from agent.streaming.camera_path import CameraPath
+from agent.streaming.session import Gap, Session
+from agent.streaming.session_store import SessionStore, new_token
+from agent.streaming.snapshot import read_snapshot
+from deployments import messages, stream_messages
+from deployments.frame_answers import Arrival, FrameAnswers
+from deployments.outlet import Outlet
+from deployments.status import failure_of
 
 
 class WatchStream:
     """Answers one client's frames until it ends, goes away, or the replica drains."""
 
     def __init__(
-        self, rpc: Any, pipeline: Pipeline, settings: ServiceSettings, draining: asyncio.Event
+        self,
+        rpc: Any,
+        pipeline: Pipeline,
+        settings: ServiceSettings,
+        draining: asyncio.Event,
+        store: SessionStore,
     ) -> None:
+        self.session: Session[Arrival] = Session(max_queries=settings.stream.max_queries)
         self._rpc = rpc
-        self._pipeline = pipeline
         self._settings = settings
         self._draining = draining
-        self._writing = asyncio.Lock()
-        self.session: Session[_Arrival] = Session(max_queries=settings.stream.max_queries)
+        self._store = store
+        self._outlet = Outlet(rpc)
+        self._answers = FrameAnswers(self.session, pipeline, settings.stream, self._outlet)
+        self._token: str | None = None
+        self._changed = asyncio.Event()
+        """Set when there is something new for a snapshot."""
+        self._is_first = True
+        self._path = CameraPath()
 
     async def run(self) -> None:
         """Serve the stream to its end; a cancelled stream leaves no task behind."""
         background = [
             asyncio.create_task(work)
-            for work in (self._read_all(), self._report_books(), self._announce_drain())
-        ]
+            for work in (
+                self._read_all(), self._report_books(), self._save_snapshots(),
+                self._announce_drain(),
+            )
+        ]  # fmt: skip
         try:
             while (work := await self.session.take()) is not None:
-                await self._answer(work)
+                await self._answers.answer(work)
+                self._changed.set()
+            await self._answers.settle()
             # Holding the lock, no message under way is cut in two.
-            async with self._writing:
+            async with self._outlet.writing:
                 _cancel(background)
         finally:
             _cancel(background)
+            await self._answers.cancel()
             ended = await asyncio.gather(*background, return_exceptions=True)
         for error in ended:
             if isinstance(error, Exception):
                 raise error
-        await self._write(lambda: messages.books_response(self.session.books))
+        await self._close_session()
+        await self._outlet.send(self._books)
 
     # ---- reading ----
 
@@ -72,41 +84,64 @@ class WatchStream:
             while not self.session.ended:
                 message = await self._rpc.read()
                 # A half-closed stream says nothing more than one that sent End.
-                if message is grpc.aio.EOF or messages.request_kind(message) == "end":
+                if message is grpc.aio.EOF or stream_messages.request_kind(message) == "end":
                     break
                 await self._accept(message)
+                self._is_first = False
         finally:
             self.session.end()
 
     async def _accept(self, message: Any) -> None:
-        match messages.request_kind(message):
+        match stream_messages.request_kind(message):
             case "frame":
                 await self._accept_frame(message.frame)
             case "set_queries" | "put_query" | "remove_query" as kind:
-                await self._change_queries(kind, getattr(message, kind))
+                await self._change(self._change_queries(kind, getattr(message, kind)))
+            case "set_policy":
+                await self._change(self._set_policy(message.set_policy))
+            case "ack":
+                self.session.acknowledge(message.ack.sequence)
+            case "pause":
+                self.session.pause()
+            case "resume":
+                self.session.resume()
+            case "open":
+                await self._change(self._open(message.open))
             case _:
                 error = InvalidRequest("the message is empty or of a kind this service lacks")
-                await self._send_failure(failure_of(error))
+                await self._outlet.send_failure(failure_of(error))
 
     async def _accept_frame(self, message: Any) -> None:
         try:
             received = messages.frame_from_message(
                 message, limits=self._settings.frame, received_time_ns=time.time_ns()
             )
-        except InvalidFrame as error:
+        except (InvalidFrame, InvalidRequest) as error:
             self.session.reject()
-            await self._send_failure(failure_of(error), sequence=message.sequence)
-        else:
-            self.session.offer(_Arrival(received, time.perf_counter()))
+            await self._outlet.send_failure(failure_of(error), sequence=message.sequence)
+            return
+        try:
+            arrival = Arrival(received, self._path.step(received.ego_motion))
+            self.session.offer(arrival, received.frame.index, received.priority)
+        except AgentError as error:
+            await self._outlet.send_failure(failure_of(error), sequence=message.sequence)
+
+    # ---- control ----
+
+    async def _change(self, change: Coroutine[Any, Any, None]) -> None:
+        try:
+            await change
+        except _Refused as refused:
+            await self._outlet.send_failure(failure_of(refused.error), change_id=refused.change_id)
+        self._changed.set()
 
     async def _change_queries(self, kind: str, message: Any) -> None:
         try:
             epoch = self._apply(kind, message)
         except AgentError as error:
-            await self._send_failure(failure_of(error), change_id=message.change_id)
-        else:
-            ids = self.session.query_ids
-            await self._write(lambda: messages.ack_response(epoch, message.change_id, ids))
+            raise _Refused(error, message.change_id) from None
+        ids = self.session.query_ids
+        await self._outlet.send(lambda: stream_messages.ack_response(epoch, message.change_id, ids))
 
     def _apply(self, kind: str, message: Any) -> int:
         limit = self._settings.stream.max_new_tokens
@@ -121,71 +156,97 @@ class WatchStream:
             return self.session.put_query(name, task)
         return self.session.remove_query(message.query_id)
 
-    # ---- answering ----
-
-    async def _answer(self, work: Work[_Arrival]) -> None:
-        received = work.item.received
-        queue_s = time.perf_counter() - work.item.arrived_s
+    async def _set_policy(self, message: Any) -> None:
         try:
-            grounding = await self._ground(received, work.queries)
-        except Exception as error:
-            failure = failure_of(error)
-            outcome = Outcome.REJECTED if failure.is_clients_fault else Outcome.FAILED
-            self.session.finish(outcome)
-            await self._send_failure(failure, sequence=received.frame.index)
-            return
-        async with self._writing:
-            # Decided while nobody else can write: after an ack no older answer goes out.
-            answered = [
-                (query, answer)
-                for query, answer in zip(work.queries, grounding.answers, strict=True)
-                if self.session.stands(query)
-            ]
-            if work.queries and not answered:
-                self.session.finish(Outcome.SUPERSEDED)
-                return
-            self.session.finish(Outcome.ANSWERED)
-            result = messages.result_to_message(
-                received,
-                answered,
-                grounding,
-                epoch=work.epoch,
-                answered_time_ns=time.time_ns(),
-                queue_s=queue_s,
-            )
-            await self._rpc.write(messages.result_response(result))
+            policy = stream_messages.policy_from_message(message.policy, self._settings.stream)
+        except AgentError as error:
+            raise _Refused(error, message.change_id) from None
+        self.session.set_policy(policy)
+        await self._outlet.send(lambda: stream_messages.policy_response(policy, message.change_id))
 
-    async def _ground(
-        self, received: ReceivedFrame, queries: tuple[StandingQuery, ...]
-    ) -> Grounding:
-        if not queries:
-            # Nothing is asked, so nothing needs to be computed.
-            return Grounding(answers=(), proposals=Proposals(), cache_hit=False)
-        tasks = [query.task for query in queries]
-        return await self._pipeline.ground(received.frame, tasks, boxes=received.boxes)
+    # ---- sessions that outlive a stream ----
 
-    # ---- writing ----
+    async def _open(self, message: Any) -> None:
+        try:
+            if not self._is_first:
+                raise InvalidRequest("OpenStream must be the first message of a stream")
+            policy = stream_messages.policy_from_message(message.policy, self._settings.stream)
+        except AgentError as error:
+            raise _Refused(error, 0) from None
+        resumed, gap = False, None
+        if message.resume_token:
+            resumed, gap = await self._resume(message)
+        if not resumed:
+            self.session.set_policy(policy)
+        # Every stream has a token of its own: one that is still dying cannot overwrite this one.
+        token = new_token()
+        await self._outlet.send(
+            lambda: stream_messages.opened_response(token, self.session, resumed=resumed, gap=gap)
+        )
+        self._token = token
 
-    async def _write(self, message: Callable[[], Any]) -> None:
-        async with self._writing:
-            # Built inside the lock, so that books are those of this moment.
-            await self._rpc.write(message())
+    async def _resume(self, message: Any) -> tuple[bool, Gap | None]:
+        encoded = await self._store.load(message.resume_token)
+        snapshot = None if encoded is None else read_snapshot(encoded)
+        if snapshot is None:
+            return False, None
+        self._answers.follower = snapshot.restore(self.session, self._settings.stream.follow)
+        return True, self.session.catch_up(stream_messages.seen_from_message(message))
 
-    async def _send_failure(self, failure: Failure, **about: int) -> None:
-        await self._write(lambda: messages.failure_response(failure, **about))
+    async def _save_snapshots(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await self._save()
+            await asyncio.sleep(self._settings.stream.session.interval_s)
+
+    async def _save(self) -> None:
+        if self._token is not None:
+            await self._store.save(self._token, await self._answers.snapshot())
+
+    async def _close_session(self) -> None:
+        """A session that its client ended is over; one that the replica ended can be resumed."""
+        if self._draining.is_set():
+            await self._save()
+        elif self._token is not None:
+            await self._store.delete(self._token)
+
+    # ---- reporting ----
+
+    def _books(self) -> Any:
+        activity = stream_messages.activity_to_message(
+            self._answers.activity,
+            num_unacknowledged=self.session.num_unacknowledged,
+            num_tracks=len(self._answers.follower.tracker.tracks),
+            paused=self.session.paused,
+        )
+        return stream_messages.books_response(self.session.books, activity)
 
     async def _report_books(self) -> None:
         while True:
             await asyncio.sleep(self._settings.stream.stats_interval_s)
-            await self._write(lambda: messages.books_response(self.session.books))
+            await self._outlet.send(self._books)
 
     async def _announce_drain(self) -> None:
         await self._draining.wait()
         grace_s = self._settings.server.drain_grace_s
-        await self._write(lambda: messages.drain_response("the replica is going away", grace_s))
+        # Saved before the client is told, so that it finds its session wherever it goes.
+        await self._save()
+        await self._outlet.send(
+            lambda: stream_messages.drain_response("the replica is going away", grace_s)
+        )
         # The client may end first; otherwise the stream is ended in good order, not cut.
         await asyncio.sleep(grace_s)
         self.session.end()
+
+
+class _Refused(Exception):
+    """A control message that changed nothing."""
+
+    def __init__(self, error: AgentError, change_id: int) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.change_id = change_id
 
 
 def _cancel(tasks: list[asyncio.Task[None]]) -> None:

@@ -39,6 +39,11 @@ class VisionAgentStub:
                 request_serializer=protos_dot_vision__agent__pb2.GroundRequest.SerializeToString,
                 response_deserializer=protos_dot_vision__agent__pb2.GroundResponse.FromString,
                 _registered_method=True)
+        self.Ask = channel.unary_stream(
+                '/vision_agent.v1.VisionAgent/Ask',
+                request_serializer=protos_dot_vision__agent__pb2.AskRequest.SerializeToString,
+                response_deserializer=protos_dot_vision__agent__pb2.AskResponse.FromString,
+                _registered_method=True)
         self.Watch = channel.stream_stream(
                 '/vision_agent.v1.VisionAgent/Watch',
                 request_serializer=protos_dot_vision__agent__pb2.WatchRequest.SerializeToString,
@@ -66,10 +71,17 @@ class VisionAgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Ask(self, request, context):
+        """One picture, one question; the text comes as it is written, then the whole answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request_iterator, context):
         """A stream of pictures answered against standing queries that may change at any time.
-        The server reads as fast as the client sends, keeps the newest unread frame and counts the
-        frames it superseded. A bad item is answered in-band by a StreamError; the stream goes on.
+        The language model answers key frames; every other frame is answered at once by following what
+        was found. A bad item is answered in-band by a StreamError; the stream goes on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +108,11 @@ def add_VisionAgentServicer_to_server(servicer, server):
                     servicer.Ground,
                     request_deserializer=protos_dot_vision__agent__pb2.GroundRequest.FromString,
                     response_serializer=protos_dot_vision__agent__pb2.GroundResponse.SerializeToString,
+            ),
+            'Ask': grpc.unary_stream_rpc_method_handler(
+                    servicer.Ask,
+                    request_deserializer=protos_dot_vision__agent__pb2.AskRequest.FromString,
+                    response_serializer=protos_dot_vision__agent__pb2.AskResponse.SerializeToString,
             ),
             'Watch': grpc.stream_stream_rpc_method_handler(
                     servicer.Watch,
@@ -140,6 +157,33 @@ class VisionAgent:
             '/vision_agent.v1.VisionAgent/Ground',
             protos_dot_vision__agent__pb2.GroundRequest.SerializeToString,
             protos_dot_vision__agent__pb2.GroundResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Ask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vision_agent.v1.VisionAgent/Ask',
+            protos_dot_vision__agent__pb2.AskRequest.SerializeToString,
+            protos_dot_vision__agent__pb2.AskResponse.FromString,
             options,
             channel_credentials,
             insecure,

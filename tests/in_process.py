@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
 from agent.pipeline import Pipeline
 from agent.region_cache import MemoryRegionCache
 from agent.settings import ServerSettings, ServiceSettings, StreamSettings
+from agent.streaming.session_store import MemorySessionStore, SessionStore
 from client.types import (
+    AnswerMode,
     OutgoingFrame,
     QueriesAck,
     Query,
     StreamEvent,
+    StreamOpened,
+    StreamPolicy,
     StreamStats,
 )
 from client.vision_agent_client import VisionAgentClient, WatchStream
+from client.watch_stream import Reconnect
 from deployments.ingress import VisionAgent
 from deployments.metrics import ServiceMetrics
 from protos import vision_agent_pb2 as pb
@@ -34,6 +39,11 @@ SETTINGS = ServiceSettings(
 )
 
 
+GROUND = StreamPolicy(mode=AnswerMode.GROUND)
+"""Every frame that is taken is answered by the (fake) language model."""
+NEVER = Reconnect(max_attempts=0)
+
+
 @dataclass
 class Service:
     """A service in this process."""
@@ -45,18 +55,30 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def running_service() -> AsyncIterator[Service]:
-    """A fresh service with its own port."""
+async def running_service(
+    *, port: int = 0, store: SessionStore | None = None, settings: ServiceSettings = SETTINGS
+) -> AsyncIterator[Service]:
+    """A fresh service.
+
+    Args:
+        port: where it listens; 0: anywhere.
+        store: where its sessions are kept; None: with it.
+        settings: its numbers.
+    """
     stages, cache, metrics = FakeStages(), MemoryRegionCache(), ServiceMetrics()
     metrics.stage_calls = stages.calls
     pipeline = Pipeline(stages, cache, model_digest="m")
-    agent = VisionAgent(pipeline, cache, SETTINGS, metrics, pb.Capabilities(model_name="fake"))
+    capabilities = pb.Capabilities(model_name="fake")
+    sessions = store or MemorySessionStore(ttl_s=60.0)
+    agent = VisionAgent(pipeline, cache, settings, metrics, capabilities, sessions)
     server = grpc.aio.server()
     pb_grpc.add_VisionAgentServicer_to_server(agent, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
-    yield Service(f"127.0.0.1:{port}", agent, metrics, stages)
-    await server.stop(None)
+    try:
+        yield Service(f"127.0.0.1:{port}", agent, metrics, stages)
+    finally:
+        await server.stop(None)
 
 
 async def frames(*numbers: int, every_s: float = 0.0) -> AsyncIterator[OutgoingFrame]:
@@ -74,10 +96,15 @@ class Conversation:
         self._outbox = outbox
         self._events = aiter(stream)
         self.stats: list[StreamStats] = []
+        self.openings: list[StreamOpened] = []
 
-    def send(self, number: int) -> None:
+    def send(self, number: int, **more: Any) -> None:
         """One frame."""
-        self._outbox.put_nowait(OutgoingFrame(encoded_image(number), number))
+        self._outbox.put_nowait(OutgoingFrame(encoded_image(number), number, **more))
+
+    def send_frame(self, frame: OutgoingFrame) -> None:
+        """One frame of any kind."""
+        self._outbox.put_nowait(frame)
 
     def send_bytes(self, number: int, encoded: bytes) -> None:
         """One frame of any content."""
@@ -88,12 +115,14 @@ class Conversation:
         self._outbox.put_nowait(None)
 
     async def next(self) -> StreamEvent:
-        """The next event that is not StreamStats; those are collected and checked."""
+        """The next event; StreamStats are checked and kept instead, StreamOpened are kept."""
         async with asyncio.timeout(10):
             async for event in self._events:
                 if isinstance(event, StreamStats):
                     check_books(event)
                     self.stats.append(event)
+                elif isinstance(event, StreamOpened):
+                    self.openings.append(event)
                 else:
                     return event
         raise AssertionError("the stream ended")
@@ -109,13 +138,15 @@ class Conversation:
 
 def check_books(stats: StreamStats) -> None:
     """The books balance."""
-    fields = dataclasses.asdict(stats)
-    assert fields.pop("received") == sum(fields.values())
+    assert stats.balanced
 
 
 @contextlib.asynccontextmanager
 async def conversation(
-    client: VisionAgentClient, *queries: str | Query
+    client: VisionAgentClient,
+    *queries: str | Query,
+    policy: StreamPolicy = GROUND,
+    reconnect: Reconnect = NEVER,
 ) -> AsyncIterator[Conversation]:
     """An open stream; the ack of its first queries has been read."""
     outbox: asyncio.Queue[OutgoingFrame | None] = asyncio.Queue()
@@ -124,7 +155,7 @@ async def conversation(
         while (frame := await outbox.get()) is not None:
             yield frame
 
-    async with client.watch(sent(), queries) as stream:
+    async with client.watch(sent(), queries, policy=policy, reconnect=reconnect) as stream:
         talk = Conversation(stream, outbox)
         if queries:
             assert isinstance(await talk.next(), QueriesAck)

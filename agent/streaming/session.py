@@ -1,20 +1,24 @@
-"""What one stream remembers: its standing queries with their epochs, its inbox and its books.
+"""What one stream promises: its standing queries with their epochs, its policy and its books.
 
 An epoch counts changes of the standing queries. Every answer carries the epoch of its query, and
-an answer whose query was replaced or removed meanwhile is recognised here. Knows no wire.
+an answer whose query was replaced or removed meanwhile is recognised here. Results leave in the
+order of their frames. Knows no wire and no picture.
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
 
-from agent.errors import InvalidQuery
+from agent.errors import InvalidQuery, InvalidRequest, Overloaded
 from agent.prompts import Task
-from agent.streaming.latest_frame import LatestFrame
+from agent.streaming.inbox import Inbox
+from agent.streaming.policy import Priority, StreamPolicy
 
 T = TypeVar("T")
 
@@ -35,23 +39,28 @@ class Books:
 
     received: int = 0
     answered: int = 0
+    """Seen by the language model."""
     superseded: int = 0
     rejected: int = 0
     failed: int = 0
     in_flight: int = 0
+    tracked_only: int = 0
+    expired: int = 0
 
     @property
     def balanced(self) -> bool:
         """True when no frame was lost or counted twice."""
-        return self.received == (
-            self.answered + self.superseded + self.rejected + self.failed + self.in_flight
-        )
+        counts = dataclasses.asdict(self)
+        received = counts.pop("received")
+        return bool(received == sum(counts.values()))
 
 
 class Outcome(Enum):
     """How work on one frame ended; the values are fields of `Books`."""
 
     ANSWERED = "answered"
+    TRACKED_ONLY = "tracked_only"
+    EXPIRED = "expired"
     SUPERSEDED = "superseded"
     REJECTED = "rejected"
     FAILED = "failed"
@@ -66,16 +75,47 @@ class Work(Generic[T]):
     epoch: int
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a client that comes back has seen of its session."""
+
+    num_sent: int = 0
+    num_results: int = 0
+    last_result_sequence: int | None = None
+    last_sent_sequence: int | None = None
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Frames that went down with a replica, counted as failed."""
+
+    num_frames: int
+    first_sequence: int
+    last_sequence: int
+
+
 class Session(Generic[T]):
     """One stream's state, a plain object on the front end's event loop."""
 
-    def __init__(self, *, max_queries: int) -> None:
+    def __init__(self, *, max_queries: int, policy: StreamPolicy | None = None) -> None:
         self._max_queries = max_queries
         self._queries: dict[str, StandingQuery] = {}
         self._epoch = 0
-        self._inbox: LatestFrame[T] = LatestFrame()
+        self._policy = policy or StreamPolicy()
+        self._inbox: Inbox[T] = Inbox(self._policy.drop, self._policy.window)
         self._books = Books()
+        self._inherited = Books()
         self._num_working = 0
+        self._num_results = 0
+        self._last_received: int | None = None
+        self._last_delivered: int | None = None
+        self._unacknowledged: deque[int] = deque()
+        self._changed = asyncio.Event()
+        self.ended = False
+        """True when no more frames are taken in."""
+        self.paused = False
+
+    # ---- standing queries ----
 
     @property
     def epoch(self) -> int:
@@ -83,14 +123,14 @@ class Session(Generic[T]):
         return self._epoch
 
     @property
+    def queries(self) -> tuple[StandingQuery, ...]:
+        """The standing queries, in the order they are answered."""
+        return tuple(self._queries.values())
+
+    @property
     def query_ids(self) -> tuple[str, ...]:
         """Names of the standing queries, in the order they are answered."""
         return tuple(self._queries)
-
-    @property
-    def books(self) -> Books:
-        """The counts as they are now."""
-        return dataclasses.replace(self._books, in_flight=len(self._inbox) + self._num_working)
 
     def set_queries(self, queries: Sequence[tuple[str, Task]]) -> int:
         """Replace all standing queries; returns the new epoch.
@@ -136,29 +176,94 @@ class Session(Generic[T]):
         """Whether exactly this query, not a later one of its name, still stands."""
         return self._queries.get(query.id) == query
 
-    @property
-    def ended(self) -> bool:
-        """True when no more frames are taken."""
-        return self._inbox.closed
+    # ---- policy ----
 
-    def offer(self, item: T) -> None:
-        """A new frame; it displaces the unread one. Frames after the end are not counted."""
+    @property
+    def policy(self) -> StreamPolicy:
+        """How frames are answered now."""
+        return self._policy
+
+    def set_policy(self, policy: StreamPolicy) -> None:
+        """Answer otherwise from here on; frames the new policy has no room for are superseded."""
+        self._policy = policy
+        self._count(superseded=len(self._inbox.configure(policy.drop, policy.window)))
+        self._changed.set()
+
+    def pause(self) -> None:
+        """Answer nothing until `resume`; frames that come meanwhile are superseded."""
+        self.paused = True
+        self._count(superseded=len(self._inbox.clear()))
+
+    def resume(self) -> None:
+        """Answer again."""
+        self.paused = False
+        self._changed.set()
+
+    # ---- frames in ----
+
+    def offer(self, item: T, sequence: int, priority: Priority = Priority.NORMAL) -> None:
+        """A new frame. Frames after the end are not counted.
+
+        Raises:
+            InvalidRequest: its sequence number does not increase; counted as rejected.
+            Overloaded: the window of a lossless stream is full; counted as rejected.
+        """
         if self.ended:
             return
-        displaced = self._inbox.put(item)
-        self._count(received=1, superseded=0 if displaced is None else 1)
+        self._count(received=1)
+        try:
+            self._check_sequence(sequence)
+            self._last_received = sequence
+            gone = [item] if self.paused else self._inbox.put(item, priority)
+        except (InvalidRequest, Overloaded):
+            self._count(rejected=1)
+            raise
+        self._count(superseded=len(gone))
+        self._changed.set()
 
     def reject(self) -> None:
         """A frame came in that cannot be read."""
         self._count(received=1, rejected=1)
 
+    def end(self) -> None:
+        """No more frames will be offered."""
+        self.ended = True
+        self._changed.set()
+
+    # ---- frames out ----
+
     async def take(self) -> Work[T] | None:
-        """The newest frame and the queries that stand now; None when the stream has ended."""
-        item = await self._inbox.take()
+        """The next frame and the queries that stand now; None when the stream has ended.
+
+        Waits while nothing is there, while the client has not acknowledged enough results, and
+        while the stream is paused.
+        """
+        while True:
+            if self._has_room():
+                work = self.take_now()
+                if work is not None:
+                    return work
+            if self.ended and (self.paused or not len(self._inbox)):
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+
+    def take_now(self) -> Work[T] | None:
+        """The next frame, if one waits."""
+        item = self._inbox.take()
         if item is None:
             return None
         self._num_working += 1
-        return Work(item, tuple(self._queries.values()), self._epoch)
+        return Work(item, self.queries, self._epoch)
+
+    def deliver(self, sequence: int) -> None:
+        """A result is about to be sent."""
+        last = self._last_delivered
+        assert last is None or sequence > last, f"result {sequence} after {last}"
+        self._last_delivered = sequence
+        self._num_results += 1
+        if self._policy.ack_window is not None:
+            self._unacknowledged.append(sequence)
 
     def finish(self, outcome: Outcome) -> None:
         """Work taken earlier has ended."""
@@ -166,15 +271,89 @@ class Session(Generic[T]):
         self._num_working -= 1
         self._count(**{outcome.value: 1})
 
-    def end(self) -> None:
-        """No more frames will be offered."""
-        self._inbox.close()
+    def acknowledge(self, sequence: int) -> None:
+        """The client has dealt with all results up to this one."""
+        while self._unacknowledged and self._unacknowledged[0] <= sequence:
+            self._unacknowledged.popleft()
+        self._changed.set()
+
+    @property
+    def num_unacknowledged(self) -> int:
+        """Results sent that the client has not dealt with, where it wants them counted."""
+        return len(self._unacknowledged)
+
+    # ---- the books ----
+
+    @property
+    def books(self) -> Books:
+        """The counts as they are now."""
+        return dataclasses.replace(self._books, in_flight=len(self._inbox) + self._num_working)
+
+    @property
+    def own_books(self) -> Books:
+        """The books without what was inherited from the stream that this one goes on from."""
+        now, before = dataclasses.asdict(self.books), dataclasses.asdict(self._inherited)
+        return Books(**{name: count - before[name] for name, count in now.items()})
+
+    @property
+    def num_results(self) -> int:
+        """Results sent so far."""
+        return self._num_results
+
+    def restore(
+        self, queries: Sequence[StandingQuery], epoch: int, books: Books, num_results: int
+    ) -> None:
+        """Go on where a snapshot of this session was taken; for a session that is new."""
+        assert self._books == Books(), "restore() of a session in use"
+        self._queries = {query.id: query for query in queries}
+        self._epoch = epoch
+        self._books = books
+        self._num_results = num_results
+
+    def catch_up(self, seen: Seen) -> Gap | None:
+        """Close the books over the time between the snapshot and now.
+
+        What the client got since is counted as tracked, what it sent and nobody accounts for as
+        failed.
+        """
+        books = dataclasses.replace(self._books, in_flight=0)
+        accounted = sum(dataclasses.asdict(books).values()) - books.received
+        num_delivered = max(0, seen.num_results - self._num_results)
+        num_sent = max(seen.num_sent, accounted + num_delivered)
+        num_lost = num_sent - accounted - num_delivered
+        self._books = dataclasses.replace(
+            books,
+            received=num_sent,
+            tracked_only=books.tracked_only + num_delivered,
+            failed=books.failed + num_lost,
+        )
+        self._inherited = self._books
+        self._num_results = max(self._num_results, seen.num_results)
+        self._last_received = seen.last_sent_sequence
+        self._last_delivered = seen.last_result_sequence
+        if not num_lost or seen.last_sent_sequence is None:
+            return None
+        first = 0 if seen.last_result_sequence is None else seen.last_result_sequence + 1
+        return Gap(num_lost, min(first, seen.last_sent_sequence), seen.last_sent_sequence)
+
+    def _has_room(self) -> bool:
+        window = self._policy.ack_window
+        # A client that has ended its side can acknowledge nothing more.
+        open_ = self.ended or window is None or len(self._unacknowledged) < window
+        return not self.paused and open_
 
     def _count(self, **more: int) -> None:
         self._books = dataclasses.replace(
             self._books,
             **{name: getattr(self._books, name) + number for name, number in more.items()},
         )
+
+    def _check_sequence(self, sequence: int) -> None:
+        if self._last_received is not None and sequence <= self._last_received:
+            raise InvalidRequest(
+                f"frame {sequence} came after frame {self._last_received}; sequence numbers must "
+                "increase along a stream"
+            )
 
     def _check_count(self, count: int) -> None:
         if count > self._max_queries:

@@ -23,6 +23,9 @@ from agent.frame import RGBArray, load_frame
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 _DEFAULT_FPS = 25.0
+_LIVE_SCHEMES = ("rtsp://", "rtsps://", "rtp://", "udp://", "srt://", "rtmp://")
+# Over TCP no picture is torn; a source that says nothing for ten seconds is gone.
+_NETWORK_OPTIONS = {"rtsp_transport": "tcp", "timeout": "10000000"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class VideoSource(Protocol):
 
     fps: float
     """Nominal pictures per second."""
+    is_live: bool
+    """True when pictures come when they come, and are lost when nobody reads them."""
 
     def __iter__(self) -> Iterator[SourceFrame]: ...
 
@@ -55,9 +60,11 @@ def open_source(source: str, *, fps: float | None = None) -> VideoSource:
         SourceError: there is no such thing, or it cannot be opened.
     """
     if source.startswith("camera:"):
-        return VideoFile(f"/dev/video{source.removeprefix('camera:')}", container="v4l2")
+        device = f"/dev/video{source.removeprefix('camera:')}"
+        return VideoFile(device, container="v4l2", is_live=True)
     if "://" in source:
-        return VideoFile(source)
+        is_live = source.startswith(_LIVE_SCHEMES)
+        return VideoFile(source, is_live=is_live, options=_NETWORK_OPTIONS if is_live else None)
     path = Path(source)
     if path.is_dir():
         return ImageFolder(path, fps=fps or _DEFAULT_FPS)
@@ -71,9 +78,18 @@ def open_source(source: str, *, fps: float | None = None) -> VideoSource:
 class VideoFile:
     """Anything FFmpeg can open: a file, a camera device, an RTSP or HTTP URL."""
 
-    def __init__(self, location: str, *, container: str | None = None) -> None:
+    def __init__(
+        self,
+        location: str,
+        *,
+        container: str | None = None,
+        is_live: bool = False,
+        options: dict[str, str] | None = None,
+    ) -> None:
+        self.is_live = is_live
         self._location = location
         self._container = container
+        self._options = options or {}
         with self._open() as opened:
             rate = opened.streams.video[0].average_rate
             self.fps = float(rate) if rate else _DEFAULT_FPS
@@ -96,7 +112,7 @@ class VideoFile:
     @contextlib.contextmanager
     def _open(self) -> Iterator[av.container.InputContainer]:
         try:
-            opened = av.open(self._location, format=self._container)
+            opened = av.open(self._location, format=self._container, options=self._options)
         except (FFmpegError, OSError, ValueError) as error:
             reason = _CREDENTIALS.sub("", str(error))
             raise SourceError(f"cannot open {self._shown()}: {reason}") from error
@@ -121,6 +137,7 @@ class ImageFolder:
         if not self._paths:
             raise SourceError(f"{path} holds no images ({', '.join(sorted(_IMAGE_SUFFIXES))})")
         self.fps = fps
+        self.is_live = False
 
     def __iter__(self) -> Iterator[SourceFrame]:
         for index, path in enumerate(self._paths):

@@ -13,6 +13,7 @@ import pytest
 
 from agent.streaming.video_source import open_source
 from agent.streaming.video_writer import VideoWriter
+from client.vision_agent_client import VisionAgentClient
 from client.watch import watch_source
 from tests.integration.conftest import ROOT, write_fake_config
 
@@ -57,16 +58,20 @@ async def test_watching_prints_a_line_per_event_and_writes_the_video(
 ) -> None:
     write_scene(tmp_path / "scene.mp4", num_frames=6)
     output = tmp_path / "seen.mp4"
-    await watch_source(
-        str(tmp_path / "scene.mp4"), ["dog"], target=service, output=output, as_json=True
-    )
+    async with VisionAgentClient(service) as client:
+        await watch_source(
+            client, str(tmp_path / "scene.mp4"), ["dog"], output=output, as_json=True
+        )
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert events[0]["event"] == "QueriesAck"
+    assert [event["event"] for event in events[:2]] == ["StreamOpened", "QueriesAck"]
+    assert "resume_token" not in events[0]
     assert events[-1]["event"] == "StreamStats"
     answers = [event for event in events if event["event"] == "FrameResult"]
     assert answers[-1]["sequence"] == 5
     assert answers[-1]["results"][0]["status"] == "OK"
-    assert answers[-1]["results"][0]["detections"][0]["box"] == [0.0, 0.0, 48.0, 32.0]
+    found = answers[-1]["results"][0]["detections"][0]
+    assert found["box"] == pytest.approx([0.0, 0.0, 48.0, 32.0], abs=1.0)
+    assert found["track_id"] == 1
     assert len(list(open_source(str(output)))) == 6
 
 
@@ -74,10 +79,8 @@ async def test_watching_shows_a_table(
     service: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_scene(tmp_path / "scene.mp4", num_frames=3)
-    await watch_source(
-        str(tmp_path / "scene.mp4"), ["dog", "absent cat"], target=service, output=None,
-        as_json=False,
-    )  # fmt: skip
+    async with VisionAgentClient(service) as client:
+        await watch_source(client, str(tmp_path / "scene.mp4"), ["dog", "absent cat"])
     shown = capsys.readouterr().out
     assert "dog" in shown
     assert "NOT_PRESENT" in shown

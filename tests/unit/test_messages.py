@@ -18,15 +18,25 @@ from agent.parsing import Answer, AnswerStatus
 from agent.pipeline import Grounding
 from agent.prompts import Task, TaskKind
 from agent.region_cache import CacheStats
-from agent.settings import ServiceSettings
+from agent.settings import ServiceSettings, StreamSettings
+from agent.streaming.keyframe import KeyframeReason
+from agent.streaming.policy import AnswerMode, DropPolicy, Priority, StreamPolicy
 from agent.streaming.session import Books, StandingQuery
 from client import conversions, types
-from deployments import ingress, messages, status
+from deployments import ingress, messages, status, stream_messages
 from deployments.metrics import ServiceMetrics, StageCalls
 from protos import vision_agent_pb2 as pb
 from tests.pictures import encoded_image
 
 LIMITS = FrameLimits()
+SOME_POLICY = StreamPolicy(
+    DropPolicy.LOSSLESS,
+    AnswerMode.GROUND,
+    window=3,
+    max_age_s=0.25,
+    ack_window=2,
+    reuse_features=True,
+)
 
 
 def over_the_wire(message: pb.GroundResponse) -> pb.GroundResponse:
@@ -139,8 +149,8 @@ def test_a_bad_frame_is_refused(
 
 
 def test_an_empty_stream_message_is_of_no_kind() -> None:
-    assert messages.request_kind(pb.WatchRequest()) is None
-    assert messages.request_kind(pb.WatchRequest(end=pb.End())) == "end"
+    assert stream_messages.request_kind(pb.WatchRequest()) is None
+    assert stream_messages.request_kind(pb.WatchRequest(end=pb.End())) == "end"
 
 
 # ---- service to client ----
@@ -178,7 +188,7 @@ def some_result() -> pb.FrameResult:
     )
     return messages.result_to_message(
         received,
-        [(StandingQuery("q", answer.task, epoch=5), answer)],
+        [messages.answer_to_message(StandingQuery("q", answer.task, epoch=5), answer, proposals)],
         Grounding((answer,), proposals, cache_hit=True, timings=timings),
         epoch=6,
         answered_time_ns=12,
@@ -202,7 +212,16 @@ def test_a_result_arrives_as_it_was_found() -> None:
                 epoch=5,
                 status=types.AnswerStatus.OK,
                 text="<ground>dog</ground>",
-                detections=(types.Detection((4.0, 5.0, 6.5, 7.0), "dog", 0.75, 1, 0.25),),
+                detections=(
+                    types.Detection(
+                        (4.0, 5.0, 6.5, 7.0),
+                        "dog",
+                        0.75,
+                        1,
+                        0.25,
+                        proposal_box=(4.0, 5.0, 6.5, 7.0),
+                    ),
+                ),
                 num_unknown_regions=2,
                 num_prefix_tokens_reused=30,
                 num_passes=4,
@@ -231,24 +250,93 @@ def test_stream_events_arrive() -> None:
     arrived = [
         conversions.event_from_message(over_the_wire(message))
         for message in (
-            messages.result_response(some_result()),
-            messages.ack_response(3, 9, ("a", "b")),
-            messages.books_response(books),
-            messages.failure_response(failure, sequence=0),
-            messages.failure_response(failure, change_id=4),
-            messages.drain_response("bye", 2.5),
+            stream_messages.result_response(some_result()),
+            stream_messages.ack_response(3, 9, ("a", "b")),
+            stream_messages.books_response(books, pb.StreamActivity(num_keyframes=3, paused=True)),
+            stream_messages.failure_response(failure, sequence=0),
+            stream_messages.failure_response(failure, change_id=4),
+            stream_messages.drain_response("bye", 2.5),
+            stream_messages.policy_response(SOME_POLICY, 5),
+            stream_messages.keyframe_response(some_result(), KeyframeReason.REFRESH),
             pb.WatchResponse(),
         )
     ]
     assert isinstance(arrived[0], types.FrameResult)
     assert arrived[1:] == [
         types.QueriesAck(3, 9, ("a", "b")),
-        types.StreamStats(6, 1, 2, 1, 1, 1),
+        types.StreamStats(
+            6, 1, 2, 1, 1, 1, activity=types.StreamActivity(num_keyframes=3, paused=True)
+        ),
         types.StreamError("INVALID_FRAME", "bad", sequence=0, request_id="id"),
         types.StreamError("INVALID_FRAME", "bad", change_id=4, request_id="id"),
         types.Drain("bye", 2.5),
+        types.PolicyAck(
+            types.StreamPolicy(
+                types.DropPolicy.LOSSLESS, types.AnswerMode.GROUND, 3, 250.0, 2, True
+            ),
+            5,
+        ),
+        types.KeyframeAnswer(conversions.result_from_message(some_result()), "REFRESH"),
         None,
     ]
+
+
+@given(
+    policy=st.builds(
+        types.StreamPolicy,
+        drop=st.sampled_from(types.DropPolicy),
+        mode=st.sampled_from(types.AnswerMode),
+        window=st.integers(0, 64),
+        max_age_ms=st.integers(0, 10_000).map(float),
+        ack_window=st.integers(0, 100),
+        reuse_features=st.booleans(),
+    )
+)
+def test_a_policy_arrives_with_its_defaults_filled_in(policy: types.StreamPolicy) -> None:
+    sent = over_the_wire(conversions.policy_to_message(policy))
+    understood = stream_messages.policy_from_message(sent, StreamSettings())
+    back = over_the_wire(stream_messages.policy_to_message(understood))
+    window = policy.window or StreamSettings().window
+    assert conversions.policy_from_message(back) == dataclasses.replace(policy, window=window)
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        (pb.StreamPolicy(drop=9), "drop policy 9 is unknown"),
+        (pb.StreamPolicy(mode=9), "answer mode 9 is unknown"),
+        (pb.StreamPolicy(window=65), "limit is 64"),
+        (pb.StreamPolicy(max_age_ms=-1), "zero or positive"),
+        (pb.StreamPolicy(max_age_ms=float("nan")), "zero or positive"),
+    ],
+)
+def test_a_policy_without_meaning_is_refused(message: pb.StreamPolicy, error: str) -> None:
+    with pytest.raises(InvalidRequest, match=error):
+        stream_messages.policy_from_message(message, StreamSettings())
+
+
+def test_priority_and_camera_movement_arrive() -> None:
+    motion = (1.0, 0.1, 2.0, -0.1, 1.0, 3.0)
+    outgoing = types.OutgoingFrame(
+        encoded_image(), priority=types.FramePriority.HIGH, ego_motion=motion
+    )
+    sent = over_the_wire(conversions.frame_to_message(outgoing))
+    received = messages.frame_from_message(sent, limits=LIMITS, received_time_ns=0)
+    assert received.priority is Priority.HIGH
+    assert received.ego_motion is not None
+    assert received.ego_motion.ravel().tolist() == list(motion)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pb.Frame(encoded_image=encoded_image(), priority=9),
+        pb.Frame(encoded_image=encoded_image(), ego_motion=pb.EgoMotion(xx=float("inf"))),
+    ],
+)
+def test_a_frame_without_meaning_is_refused(message: pb.Frame) -> None:
+    with pytest.raises(InvalidRequest):
+        messages.frame_from_message(message, limits=LIMITS, received_time_ns=0)
 
 
 def test_capabilities_and_stats_arrive() -> None:
@@ -283,6 +371,7 @@ def test_every_rpc_is_served_and_offered() -> None:
     rpcs = pb.DESCRIPTOR.services_by_name["VisionAgent"].methods_by_name
     offered = {
         "Ground": "ground",
+        "Ask": "ask",
         "Watch": "watch",
         "GetCapabilities": "capabilities",
         "GetStats": "stats",
@@ -302,6 +391,12 @@ def test_the_dataclasses_follow_the_messages() -> None:
         (types.Detection, pb.Detection, set()),
         (types.StageTimings, pb.StageTimings, set()),
         (types.StreamStats, pb.StreamStats, set()),
+        (types.StreamActivity, pb.StreamActivity, set()),
+        (types.StreamPolicy, pb.StreamPolicy, set()),
+        (types.StreamOpened, pb.StreamOpened, set()),
+        (types.Transform, pb.Transform, set()),
+        (types.ReusedFeatures, pb.ReusedFeatures, set()),
+        (types.Gap, pb.Gap, set()),
         (types.StreamError, pb.StreamError, set()),
         (types.Capabilities, pb.Capabilities, set()),
         (types.ServiceStats, pb.ServiceStats, set()),

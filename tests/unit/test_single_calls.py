@@ -8,6 +8,7 @@ import pytest
 from agent.errors import InvalidBoxes, InvalidFrame, InvalidQuery
 from client.types import (
     AnswerStatus,
+    FrameResult,
     Query,
     TaskKind,
 )
@@ -55,6 +56,22 @@ async def test_client_boxes_replace_the_proposals(
     assert result.num_proposals == 1
     assert result["dog"].detections[0].box == (1.0, 2.0, 30.0, 40.5)
     assert service.stages.calls.propose == 0
+
+
+async def test_ask_tells_the_text_as_it_is_written(client: VisionAgentClient) -> None:
+    *pieces, result = [piece async for piece in client.ask(encoded_image(1), "dog")]
+    assert len(pieces) > 1
+    assert isinstance(result, FrameResult)
+    assert "".join(map(str, pieces)) == result["dog"].text
+    assert result["dog"].detections[0].box == (0.0, 0.0, 48.0, 32.0)
+
+
+async def test_a_bad_ask_ends_with_its_type(client: VisionAgentClient) -> None:
+    with pytest.raises(InvalidFrame):
+        [piece async for piece in client.ask(b"no image", "dog")]
+    with pytest.raises(ServiceError) as raised:
+        [piece async for piece in client.ask(encoded_image(1), "crash")]
+    assert SECRET not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,351 @@
+"""The fast path of a stream: every frame answered at once from what key frames have found.
+
+Key frames are answered elsewhere and later; in between, each frame is looked at for a few
+milliseconds and all tracks are moved to it. Plain calls and no clock of its own, so that a
+recorded stream replays to the bit. Knows no wire, no models and no event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.detections import FloatArray, Proposals, box_iou
+from agent.features import FrameFeatures
+from agent.frame import Frame
+from agent.parsing import Answer, AnswerStatus
+from agent.pipeline import Grounding
+from agent.settings import FollowSettings
+from agent.streaming.answers import Box, Claim, Evidence, FollowedBox, QueryAnswer, Source
+from agent.streaming.keyframe import KeyframeReason, KeyframeSelector, Situation
+from agent.streaming.motion import Affine, PointField, compose, identity
+from agent.streaming.policy import Priority
+from agent.streaming.session import StandingQuery
+from agent.streaming.tracker import Observation, Tracker
+from agent.streaming.view import Sketch, View
+
+_SAME_THING_IOU = 0.85
+"""Proposals of different queries that overlap this much are one thing."""
+_MAX_STEP_S = 10.0
+_DEFINITE = (AnswerStatus.OK, AnswerStatus.NOT_PRESENT)
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """A frame on its way through the language model, and how things stood when it was taken."""
+
+    evidence: Evidence
+    queries: tuple[StandingQuery, ...]
+    places: dict[int, FloatArray]
+    """Where each track was."""
+    reason: KeyframeReason
+    sketch: Sketch | None
+    """What the frame looked like."""
+
+
+@dataclass(frozen=True)
+class LastAnswer:
+    """The newest thing the language model said to a query."""
+
+    status: AnswerStatus
+    text: str
+    evidence: Evidence
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """The picture of the last key frame, to see what has changed since."""
+
+    sketch: Sketch
+    boxes: FloatArray
+    camera: Affine
+    """Movement since."""
+
+
+class Follower:
+    """What one stream knows about its scene."""
+
+    def __init__(self, settings: FollowSettings, tracker: Tracker | None = None) -> None:
+        self._settings = settings
+        self.tracker = tracker or Tracker(settings.tracker)
+        self.selector = KeyframeSelector(settings.keyframe)
+        self.last: dict[StandingQuery, LastAnswer] = {}
+        """By standing query."""
+        self._points = PointField(settings.num_points)
+        self._reference: _Reference | None = None
+        self._sketch: Sketch | None = None
+        self._clocks: tuple[int, int] | None = None
+        self.now_s = 0.0
+        """Time of the newest frame since the first, on the client's clock where it makes sense."""
+
+    # ---- every frame ----
+
+    def observe(self, frame: Frame, *, received_ns: int, ego_motion: Affine | None = None) -> None:
+        """Look at the next frame and move all tracks to it; takes a few milliseconds.
+
+        Args:
+            frame: the picture.
+            received_ns: the server's clock when it came.
+            ego_motion: (2, 3) how the camera moved since the frame observed before, if known.
+
+        Raises:
+            InvalidFrame: the body of the image is damaged; nothing has changed then.
+        """
+        view = View.of(frame, longest_px=self._settings.view_px)
+        self.observe_view(
+            view,
+            capture_ns=frame.capture_time_ns,
+            received_ns=received_ns,
+            ego_motion=ego_motion,
+        )
+
+    def observe_view(
+        self, view: View, *, capture_ns: int, received_ns: int, ego_motion: Affine | None = None
+    ) -> None:
+        """`observe` for a picture that has been decoded."""
+        dt_s = self._step_s(capture_ns, received_ns)
+        self.now_s += dt_s
+        motion = self._points.advance(view, self.tracker.boxes(), ego_motion)
+        height, width = view.grey.shape * view.scale[::-1]
+        self.tracker.advance(dt_s, motion, width=round(width), height=round(height))
+        self._sketch = view.sketch()
+        if self._reference is not None:
+            step = identity() if motion is None else motion.camera
+            old = self._reference
+            self._reference = _Reference(old.sketch, old.boxes, compose(old.camera, step))
+
+    def see_proposals(self, proposals: Proposals) -> None:
+        """The newest frame's proposals, where they are quick enough to be had for every frame."""
+        self.tracker.snap(proposals.xyxy)
+
+    def answers(self, queries: Sequence[StandingQuery]) -> list[QueryAnswer]:
+        """What is known about the newest frame, one answer per query."""
+        return [self._followed_answer(query) for query in queries]
+
+    def keyframe_reason(
+        self,
+        queries: Sequence[StandingQuery],
+        *,
+        priority: Priority = Priority.NORMAL,
+        max_age_s: float | None = None,
+    ) -> KeyframeReason | None:
+        """Why the newest frame should be seen by the language model; None when it need not be."""
+        answered = [query in self.last for query in queries]
+        return self.selector.reason(
+            Situation(
+                now_s=self.now_s,
+                priority=priority,
+                has_queries=bool(queries),
+                all_unanswered=not any(answered),
+                some_unanswered=not all(answered),
+                change=self._change(),
+                uncertainty=self.tracker.uncertainty(),
+                max_age_s=max_age_s,
+            )
+        )
+
+    # ---- key frames ----
+
+    def begin_keyframe(
+        self, evidence: Evidence, queries: Sequence[StandingQuery], reason: KeyframeReason
+    ) -> Keyframe:
+        """The newest frame is going to the language model, now or when that is free."""
+        self._points.set_bookmark(evidence.sequence)
+        if self._sketch is not None:
+            self._reference = _Reference(self._sketch, self.tracker.boxes(), identity())
+        places = self.tracker.places()
+        return Keyframe(evidence, tuple(queries), places, reason, self._sketch)
+
+    def start_keyframe(self) -> None:
+        """A key frame is before the language model from here on."""
+        self.selector.started(self.now_s)
+
+    def drop_keyframe(self, keyframe: Keyframe) -> None:
+        """A key frame that has not been started will not be."""
+        self._points.forget(keyframe.evidence.sequence)
+
+    def finish_keyframe(
+        self, keyframe: Keyframe, grounding: Grounding, standing: Sequence[StandingQuery]
+    ) -> list[QueryAnswer]:
+        """The language model has answered; returns its answers to the queries that still stand.
+
+        Args:
+            keyframe: from `begin_keyframe`.
+            grounding: its answers, one for each of the key frame's queries.
+            standing: the queries that stand now; what was said to others is dropped.
+        """
+        self.selector.finished(self.now_s)
+        since = self._points.since(keyframe.evidence.sequence)
+        self._points.forget(keyframe.evidence.sequence)
+        pairs = [
+            (query, answer)
+            for query, answer in zip(keyframe.queries, grounding.answers, strict=True)
+            if query in standing
+        ]
+        found = _observations(pairs, grounding, keyframe.evidence)
+        ids = self.tracker.update(
+            found,
+            asked=[query for query, answer in pairs if answer.status in _DEFINITE],
+            places=keyframe.places,
+            since=since,
+            mean_appearance=_mean_appearance(grounding.features),
+        )
+        for query, answer in pairs:
+            self.last[query] = LastAnswer(answer.status, answer.text, keyframe.evidence)
+        self.keep_only(standing)
+        return [
+            _grounded_answer(query, answer, keyframe.evidence, found, ids)
+            for query, answer in pairs
+        ]
+
+    def abandon_keyframe(self, keyframe: Keyframe) -> None:
+        """The language model could not answer."""
+        self.selector.finished(self.now_s, failed=True)
+        self._points.forget(keyframe.evidence.sequence)
+
+    def keep_only(self, standing: Sequence[StandingQuery]) -> None:
+        """Forget what was said to queries that no longer stand."""
+        self.last = {query: said for query, said in self.last.items() if query in standing}
+        self.tracker.keep_only(standing)
+
+    def _followed_answer(self, query: StandingQuery) -> QueryAnswer:
+        last = self.last.get(query)
+        if last is None:
+            return QueryAnswer(query, AnswerStatus.PENDING, Source.TRACKED)
+        boxes = tuple(
+            FollowedBox(_box(track.box.xyxy), track.id, claim, Source.TRACKED)
+            for track, claim in self.tracker.seen(query)
+        )
+        status = last.status
+        if boxes and status in _DEFINITE:
+            status = AnswerStatus.OK
+        elif not boxes and status is AnswerStatus.OK and self._is_about_boxes(query):
+            # It was there; nothing says where it is now.
+            status = AnswerStatus.UNSURE
+        return QueryAnswer(query, status, Source.TRACKED, last.text, boxes, last.evidence)
+
+    def _is_about_boxes(self, query: StandingQuery) -> bool:
+        return query.task.region is None
+
+    def _change(self) -> float:
+        """Share of the picture that differs from the last key frame and that no track covers."""
+        reference, now = self._reference, self._sketch
+        if reference is None or now is None or not now.is_like(reference.sketch):
+            return 1.0 if now is not None else 0.0
+        expected, known = reference.sketch.moved(reference.camera)
+        differs = np.abs(expected.blocks - now.blocks) > self._settings.block_change
+        covered: NDArray[np.bool_] = now.mask(self.tracker.boxes())
+        covered |= now.mask(_moved_boxes(reference.boxes, reference.camera))
+        return float(((differs | ~known) & ~covered).mean())
+
+    def _step_s(self, capture_ns: int, received_ns: int) -> float:
+        """Time since the last frame: by capture times, where they go forwards at all."""
+        last, self._clocks = self._clocks, (capture_ns, received_ns)
+        if last is None:
+            return 0.0
+        captured_s, received_s = (capture_ns - last[0]) / 1e9, (received_ns - last[1]) / 1e9
+        sensible = 0.0 < captured_s <= _MAX_STEP_S
+        return captured_s if sensible else min(max(received_s, 0.0), _MAX_STEP_S)
+
+
+def _observations(
+    pairs: Sequence[tuple[StandingQuery, Answer]], grounding: Grounding, evidence: Evidence
+) -> list[Observation]:
+    """The things that were found, each with what every query says about it."""
+    appearance = _appearance(grounding.features)
+    things: list[tuple[int, dict[str, Claim]]] = []
+    for query, answer in pairs:
+        found = answer.detections
+        for box, label, confidence, region in zip(
+            found.xyxy, found.label, found.confidence.tolist(), found.region.tolist(), strict=True
+        ):
+            claim = Claim(
+                query=query,
+                label=label,
+                confidence=confidence,
+                region=region,
+                objectness=float(grounding.proposals.objectness[region]),
+                proposal=_box(box),
+                evidence=evidence,
+            )
+            _claims_of(things, region, query, grounding.proposals.xyxy)[query.id] = claim
+    return [
+        Observation(
+            xyxy=grounding.proposals.xyxy[region],
+            appearance=appearance[region],
+            claims=claims,
+        )
+        for region, claims in things
+    ]
+
+
+def _claims_of(
+    things: list[tuple[int, dict[str, Claim]]],
+    region: int,
+    query: StandingQuery,
+    proposals: FloatArray,
+) -> dict[str, Claim]:
+    """The thing that a proposal is: one that another query named, or a new one."""
+    for known, claims in things:
+        if query.id in claims:
+            continue
+        overlap = box_iou(proposals[known][None], proposals[region][None])[0, 0]
+        if known == region or overlap >= _SAME_THING_IOU:
+            return claims
+    things.append((region, {}))
+    return things[-1][1]
+
+
+def _grounded_answer(
+    query: StandingQuery,
+    answer: Answer,
+    evidence: Evidence,
+    found: Sequence[Observation],
+    ids: Sequence[int],
+) -> QueryAnswer:
+    boxes = tuple(
+        FollowedBox(claim.proposal, track_id, claim, Source.GROUNDED)
+        for seen, track_id in zip(found, ids, strict=True)
+        if (claim := seen.claims.get(query.id)) is not None
+    )
+    return QueryAnswer(
+        query=query,
+        status=answer.status,
+        source=Source.GROUNDED,
+        text=answer.text,
+        boxes=boxes,
+        evidence=evidence,
+        num_unknown_regions=answer.num_unknown_regions,
+        num_prefix_tokens_reused=answer.num_prefix_tokens_reused,
+        num_passes=answer.num_passes,
+    )
+
+
+def _appearance(features: FrameFeatures | None) -> FloatArray:
+    """(num_proposals, d) what each proposal looks like: both encoders, equally weighted."""
+    if features is None:
+        return np.zeros((0, 0), dtype=np.float32)
+    parts = []
+    for regions in (features.primary_regions, features.auxiliary_regions):
+        length = np.linalg.norm(regions, axis=1, keepdims=True)
+        parts.append(regions / np.maximum(length, 1e-6))
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def _mean_appearance(features: FrameFeatures | None) -> FloatArray | None:
+    if features is None or not len(features.proposals):
+        return None
+    return np.asarray(_appearance(features).mean(axis=0), dtype=np.float32)
+
+
+def _moved_boxes(xyxy: FloatArray, camera: Affine) -> FloatArray:
+    corners = xyxy.reshape(-1, 2) @ camera[:, :2].T + camera[:, 2]
+    return np.asarray(corners, dtype=np.float32).reshape(-1, 4)
+
+
+def _box(xyxy: FloatArray) -> Box:
+    x1, y1, x2, y2 = xyxy.tolist()
+    return x1, y1, x2, y2

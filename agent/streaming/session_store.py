@@ -1,0 +1,111 @@
+"""Where sessions wait for clients that come back: in this process or behind a Redis server.
+
+Values are bytes under a name derived from a secret token. Like the region cache, a store never
+raises: when it is down, sessions cannot be resumed and nothing else changes. Knows no snapshots.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Protocol
+
+from agent.redis_door import RedisDoor
+from agent.settings import CacheSettings
+
+_NAMESPACE = "groundstream:session:"
+_TOKEN_BYTES = 24
+_MAX_IN_MEMORY = 1000
+
+
+class SessionStore(Protocol):
+    """Snapshots by token."""
+
+    async def load(self, token: str) -> bytes | None: ...
+
+    async def save(self, token: str, snapshot: bytes) -> None: ...
+
+    async def delete(self, token: str) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+def new_token() -> str:
+    """A secret that nobody guesses."""
+    return secrets.token_urlsafe(_TOKEN_BYTES)
+
+
+def _name(token: str, tenant: str) -> str:
+    """What a token's snapshot is stored under; does not tell the token."""
+    digest = hashlib.blake2b(token.encode(), digest_size=32, salt=_salt(tenant))
+    return _NAMESPACE + digest.hexdigest()
+
+
+def _salt(tenant: str) -> bytes:
+    return hashlib.blake2b(tenant.encode(), digest_size=16).digest()
+
+
+class MemorySessionStore:
+    """Snapshots in this process: outlive a connection, not the replica."""
+
+    def __init__(
+        self, *, ttl_s: float, tenant: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._ttl_s = ttl_s
+        self._tenant = tenant
+        self._clock = clock
+        self._snapshots: OrderedDict[str, tuple[bytes, float]] = OrderedDict()
+
+    async def load(self, token: str) -> bytes | None:
+        """The snapshot, unless it is too old."""
+        found = self._snapshots.get(_name(token, self._tenant))
+        return found[0] if found is not None and found[1] > self._clock() else None
+
+    async def save(self, token: str, snapshot: bytes) -> None:
+        """Keep a snapshot; the one saved longest ago makes room."""
+        name = _name(token, self._tenant)
+        self._snapshots[name] = (snapshot, self._clock() + self._ttl_s)
+        self._snapshots.move_to_end(name)
+        while len(self._snapshots) > _MAX_IN_MEMORY:
+            self._snapshots.popitem(last=False)
+
+    async def delete(self, token: str) -> None:
+        """The session is over."""
+        self._snapshots.pop(_name(token, self._tenant), None)
+
+    async def close(self) -> None:
+        self._snapshots.clear()
+
+
+class RedisSessionStore:
+    """Snapshots behind a Redis-protocol server: any front-end replica finds them."""
+
+    def __init__(self, settings: CacheSettings, *, ttl_s: float, tenant: str = "") -> None:
+        self._door = RedisDoor(settings, purpose="session store")
+        self._ttl_s = ttl_s
+        self._tenant = tenant
+
+    async def load(self, token: str) -> bytes | None:
+        """The snapshot; None also when nobody answers."""
+        return await self._door.get(_name(token, self._tenant))
+
+    async def save(self, token: str, snapshot: bytes) -> None:
+        """Keep a snapshot, or go on without."""
+        await self._door.set(_name(token, self._tenant), snapshot, ttl_s=self._ttl_s)
+
+    async def delete(self, token: str) -> None:
+        """The session is over."""
+        await self._door.delete(_name(token, self._tenant))
+
+    async def close(self) -> None:
+        await self._door.close()
+
+
+def open_session_store(settings: CacheSettings, *, ttl_s: float, tenant: str) -> SessionStore:
+    """The Redis store when a URL is set, else one in this process' memory."""
+    if settings.url is None:
+        return MemorySessionStore(ttl_s=ttl_s, tenant=tenant)
+    return RedisSessionStore(settings, ttl_s=ttl_s, tenant=tenant)

@@ -1,0 +1,54 @@
+"""gRPC's errors as the types of `agent.errors`. Knows no messages."""
+
+from __future__ import annotations
+
+import grpc
+import grpc.aio
+
+from agent.errors import (
+    AgentError,
+    FrameTooLarge,
+    InvalidBoxes,
+    InvalidFrame,
+    InvalidQuery,
+    InvalidRequest,
+    Overloaded,
+    StageUnavailable,
+)
+
+_ERROR_CODE_KEY = "groundstream-error"
+_ERRORS: dict[str, type[AgentError]] = {
+    "INVALID_ARGUMENT": InvalidRequest,
+    "INVALID_FRAME": InvalidFrame,
+    "FRAME_TOO_LARGE": FrameTooLarge,
+    "INVALID_QUERY": InvalidQuery,
+    "INVALID_BOXES": InvalidBoxes,
+    "OVERLOADED": Overloaded,
+    "STAGE_UNAVAILABLE": StageUnavailable,
+}
+_MAY_PASS = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.ABORTED,
+    # What a client sees when the process behind a stream is killed depends on the moment.
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+}
+
+
+class ServiceError(AgentError):
+    """The service failed, or cannot be reached; the message holds what it said."""
+
+
+def error_of(error: grpc.aio.AioRpcError) -> AgentError:
+    """The error as our own type."""
+    metadata = dict(error.trailing_metadata() or ())
+    kind = _ERRORS.get(str(metadata.get(_ERROR_CODE_KEY)), ServiceError)
+    details = error.details() or "no details"
+    return kind(details if kind is not ServiceError else f"{error.code().name}: {details}")
+
+
+def may_pass(error: grpc.aio.AioRpcError) -> bool:
+    """Whether opening the stream again may help."""
+    return error.code() in _MAY_PASS

@@ -1,0 +1,340 @@
+"""One stream of frames, kept alive: it opens again by itself and goes on where it was.
+
+Iterated by its user, so that a slow reader slows the stream and nothing piles up here. Knows no
+protobuf beyond what `client/conversions.py` makes of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import grpc.aio
+
+from client import conversions
+from client.errors import error_of, may_pass
+from client.types import (
+    Drain,
+    DropPolicy,
+    FrameResult,
+    OutgoingFrame,
+    PolicyAck,
+    QueriesAck,
+    Query,
+    StreamError,
+    StreamEvent,
+    StreamOpened,
+    StreamPolicy,
+)
+from protos import vision_agent_pb2 as pb
+
+
+@dataclass(frozen=True)
+class Reconnect:
+    """How often, and how soon, a broken stream is opened again.
+
+    The pause is drawn between zero and a bound that doubles with every failure, so that the
+    clients of a replica that went away do not all come back at once.
+    """
+
+    max_attempts: int = 10
+    """In a row without a single message from the service; 0: a broken stream is an error, and
+    one that drains is used up."""
+    first_pause_s: float = 0.1
+    max_pause_s: float = 5.0
+
+    def pause_s(self, attempt: int) -> float:
+        """The pause before attempt number `attempt`, from 1."""
+        bound = min(self.max_pause_s, self.first_pause_s * 2.0 ** (attempt - 1))
+        return random.uniform(0.0, bound)
+
+
+def as_query(query: str | Query) -> Query:
+    """A string means "detect this"."""
+    return Query(query) if isinstance(query, str) else query
+
+
+class WatchStream:
+    """One session: iterate it for events, change its queries and policy at any time.
+
+    Changes return at once with a change id; the matching ack or `StreamError` comes in the
+    iteration, in its place between the results. When the connection breaks or the replica
+    drains, the iteration goes on with a `StreamOpened` of the resumed session.
+    """
+
+    def __init__(
+        self,
+        stub: Any,
+        frames: AsyncIterator[OutgoingFrame],
+        queries: list[Query],
+        policy: StreamPolicy,
+        reconnect: Reconnect,
+    ) -> None:
+        self.num_sent = 0
+        """Frames written so far."""
+        self.num_unsent = 0
+        """Frames that came while there was no connection, and were not sent at all."""
+        self.num_reconnects = 0
+        self._stub = stub
+        self._frames = frames
+        self._queries = {query.name: query for query in queries}
+        self._policy = policy
+        self._reconnect = reconnect
+        self._writing = asyncio.Lock()
+        self._num_changes = 0
+        self._unsettled: dict[int, str | None] = {}
+        """Changes that were neither acknowledged nor refused yet: of which query, None: of all."""
+        self._epoch = 0
+        self._token = ""
+        self._num_results = 0
+        self._num_settled = 0
+        self._last_result: int | None = None
+        self._last_sent: int | None = None
+        self._window = policy.window
+        self._settled = asyncio.Event()
+        self._is_known = asyncio.Event()
+        """Set once the service has said how it understands the policy."""
+        self._open = asyncio.Event()
+        """Set while frames may be written."""
+        self._is_draining = False
+        self._is_over = False
+
+    async def __aenter__(self) -> WatchStream:
+        await self._connect()
+        if self._queries:
+            await self.set_queries(list(self._queries.values()))
+        self._open.set()
+        self._sender = asyncio.create_task(self._send_frames())
+        return self
+
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._sender.cancel()
+        self._call.cancel()
+        await asyncio.gather(self._sender, return_exceptions=True)
+
+    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        """Everything the server says, until the frames have ended and are answered.
+
+        Raises:
+            ServiceError: the stream broke and could not be opened again.
+            Exception: whatever the frame iterator raised.
+        """
+        attempt = 0
+        while True:
+            try:
+                async for message in self._call:
+                    attempt = 0
+                    event = conversions.event_from_message(message)
+                    if event is None:
+                        continue
+                    await self._note(event)
+                    yield event
+                    if isinstance(event, FrameResult):
+                        await self._acknowledge(event.sequence)
+                if not self._is_draining:
+                    break
+            except grpc.aio.AioRpcError as error:
+                if attempt >= self._reconnect.max_attempts or not may_pass(error):
+                    raise error_of(error) from None
+            attempt += 1
+            await self._reopen(attempt)
+        if self._sender.done() and not self._sender.cancelled():
+            self._sender.result()
+
+    async def results(self) -> AsyncIterator[FrameResult]:
+        """Only the answers; see `__aiter__`."""
+        async for event in self:
+            if isinstance(event, FrameResult):
+                yield event
+
+    async def set_queries(self, queries: Iterable[str | Query]) -> int:
+        """Replace all standing queries; returns the change id."""
+        wanted = [as_query(query) for query in queries]
+        self._queries = {query.name: query for query in wanted}
+        change = self._next_query_change(None)
+        messages = [conversions.query_to_message(query) for query in wanted]
+        request = pb.WatchRequest(set_queries=pb.SetQueries(queries=messages, change_id=change))
+        await self._write(request)
+        return change
+
+    async def put_query(self, query: str | Query) -> int:
+        """Add a query or replace the one of its name; returns the change id."""
+        wanted = as_query(query)
+        self._queries[wanted.name] = wanted
+        change = self._next_query_change(wanted.name)
+        message = pb.PutQuery(query=conversions.query_to_message(wanted), change_id=change)
+        await self._write(pb.WatchRequest(put_query=message))
+        return change
+
+    async def remove_query(self, query_id: str) -> int:
+        """Stop asking a query; returns the change id."""
+        self._queries.pop(query_id, None)
+        change = self._next_query_change(query_id)
+        message = pb.RemoveQuery(query_id=query_id, change_id=change)
+        await self._write(pb.WatchRequest(remove_query=message))
+        return change
+
+    async def set_policy(self, policy: StreamPolicy) -> int:
+        """Have frames answered otherwise; returns the change id."""
+        self._policy = policy
+        change = self._next_change()
+        message = pb.SetPolicy(policy=conversions.policy_to_message(policy), change_id=change)
+        await self._write(pb.WatchRequest(set_policy=message))
+        return change
+
+    async def pause(self) -> None:
+        """Have frames dropped until `resume`; tracks and queries stay."""
+        await self._write(pb.WatchRequest(pause=pb.Pause()))
+
+    async def resume(self) -> None:
+        """Have frames answered again."""
+        await self._write(pb.WatchRequest(resume=pb.Resume()))
+
+    # ---- the connection ----
+
+    async def _connect(self) -> None:
+        """Open the call; a session that is there is gone on with."""
+        self._call = self._stub.Watch()
+        self._is_draining = False
+        opening = pb.OpenStream(
+            resume_token=self._token,
+            num_sent=self.num_sent,
+            num_results=self._num_results,
+            last_result_sequence=self._last_result,
+            last_sent_sequence=self._last_sent,
+            policy=conversions.policy_to_message(self._policy),
+        )
+        await self._write(pb.WatchRequest(open=opening))
+
+    async def _reopen(self, attempt: int) -> None:
+        """Open the call again; frames follow once it is known what the service remembers."""
+        self._open.clear()
+        await asyncio.sleep(self._reconnect.pause_s(attempt))
+        await self._connect()
+        self.num_reconnects += 1
+
+    async def _note(self, event: StreamEvent) -> None:
+        match event:
+            case StreamOpened():
+                await self._opened(event)
+            case QueriesAck():
+                self._epoch = event.epoch
+                self._unsettled.pop(event.change_id, None)
+            case PolicyAck():
+                self._window = event.policy.window
+            case FrameResult():
+                self._num_results += 1
+                self._last_result = event.sequence
+                self._settle()
+            case StreamError() if event.sequence is not None:
+                self._settle()
+            case StreamError() if event.change_id is not None:
+                self._unsettled.pop(event.change_id, None)
+            case Drain():
+                await self._leave()
+
+    async def _opened(self, event: StreamOpened) -> None:
+        self._window = event.policy.window
+        self._is_known.set()
+        self._token = event.resume_token
+        if self.num_reconnects:
+            # Frames that went down with the old replica are answered by nobody.
+            self._num_settled = self.num_sent
+            self._settled.set()
+            await self._put_queries_again(event)
+            if event.resumed and event.policy != self._effective_policy(event.policy):
+                await self.set_policy(self._policy)
+            if self._is_over:
+                await self._end()
+        self._open.set()
+
+    async def _put_queries_again(self, event: StreamOpened) -> None:
+        """Have the service ask what we want asked, touching only what it does not know."""
+        lost, self._unsettled = list(self._unsettled.values()), {}
+        if not event.resumed or event.epoch < self._epoch or None in lost:
+            await self.set_queries(list(self._queries.values()))
+            return
+        for name in lost:
+            if name in self._queries:
+                await self.put_query(self._queries[name])
+            elif name in event.query_ids:
+                await self.remove_query(name)
+
+    def _effective_policy(self, known: StreamPolicy) -> StreamPolicy:
+        """Our policy as the service would report it."""
+        window = self._policy.window or known.window
+        return StreamPolicy(
+            self._policy.drop, self._policy.mode, window, self._policy.max_age_ms,
+            self._policy.ack_window, self._policy.reuse_features,
+        )  # fmt: skip
+
+    async def _leave(self) -> None:
+        """The replica is going away: let it answer what it has, then go elsewhere."""
+        if self._reconnect.max_attempts == 0:
+            return  # It answers until it ends the stream.
+        self._open.clear()
+        self._is_draining = not self._is_over
+        await self._end()
+
+    def _settle(self) -> None:
+        self._num_settled += 1
+        self._settled.set()
+
+    def _next_change(self) -> int:
+        self._num_changes += 1
+        return self._num_changes
+
+    def _next_query_change(self, name: str | None) -> int:
+        change = self._next_change()
+        self._unsettled[change] = name
+        return change
+
+    # ---- writing ----
+
+    async def _send_frames(self) -> None:
+        try:
+            async for frame in self._frames:
+                if self._policy.drop is DropPolicy.LOSSLESS:
+                    await self._wait_for_room()
+                elif not self._open.is_set():
+                    self.num_unsent += 1
+                    continue
+                await self._open.wait()
+                self._last_sent = frame.sequence
+                self.num_sent += 1
+                await self._write(pb.WatchRequest(frame=conversions.frame_to_message(frame)))
+        finally:
+            # Also when the frames broke off: the server then answers what it has and ends.
+            self._is_over = True
+            if self._open.is_set():
+                await self._end()
+
+    async def _wait_for_room(self) -> None:
+        """No more frames ahead of their results than the lossless window holds."""
+        await self._is_known.wait()
+        while self._window and self.num_sent - self._num_settled >= self._window:
+            self._settled.clear()
+            await self._settled.wait()
+
+    async def _acknowledge(self, sequence: int) -> None:
+        if self._policy.ack_window:
+            await self._write(pb.WatchRequest(ack=pb.Ack(sequence=sequence)))
+
+    async def _end(self) -> None:
+        await self._write(pb.WatchRequest(end=pb.End()))
+
+    async def _write(self, request: pb.WatchRequest) -> None:
+        """Write to the call; a broken one is noticed and mended by the reader."""
+        async with self._writing:
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await self._call.write(request)

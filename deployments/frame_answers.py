@@ -1,0 +1,332 @@
+"""How the frames of one stream are answered: at once by the tracker, behind it by the model.
+
+In FOLLOW mode every frame is answered from what is known, and key frames go through the language
+model one at a time meanwhile. In GROUND mode the language model answers each frame that is taken.
+Moves things between session, follower, pipeline and outlet; decides nothing they could decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.detections import Proposals
+from agent.errors import InvalidFrame
+from agent.parsing import AnswerStatus
+from agent.pipeline import Grounding, Pipeline
+from agent.settings import StreamSettings
+from agent.streaming.answers import Evidence, QueryAnswer, Source, outcome_of
+from agent.streaming.camera_path import CameraPose, movement_between
+from agent.streaming.feature_reuse import FeatureReuse, Reused
+from agent.streaming.follower import Follower, Keyframe
+from agent.streaming.keyframe import KeyframeReason
+from agent.streaming.policy import AnswerMode, Priority
+from agent.streaming.session import Outcome, Session, Work
+from agent.streaming.snapshot import take_snapshot
+from deployments import messages, stream_messages
+from deployments.messages import ReceivedFrame
+from deployments.metrics import Activity
+from deployments.outlet import Outlet
+from deployments.status import failure_of
+
+
+@dataclass
+class Arrival:
+    """A readable frame and when it entered the inbox."""
+
+    received: ReceivedFrame
+    pose: CameraPose
+    arrived_s: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A frame of HIGH priority that waits until the language model is free."""
+
+    work: Work[Arrival]
+    keyframe: Keyframe
+
+
+class FrameAnswers:
+    """Answers the frames of one session."""
+
+    def __init__(
+        self,
+        session: Session[Arrival],
+        pipeline: Pipeline,
+        settings: StreamSettings,
+        outlet: Outlet,
+    ) -> None:
+        self.follower = Follower(settings.follow)
+        """What is known about the scene; replaced when a session is resumed."""
+        self.activity = Activity()
+        self._session = session
+        self._pipeline = pipeline
+        self._outlet = outlet
+        self._proposal_budget_s = settings.follow.proposal_budget_s
+        self._propose_s: float | None = None
+        """How long proposals take, as far as is known."""
+        self._reuse = FeatureReuse(settings.follow.reuse_difference)
+        self._looking = asyncio.Lock()
+        """Held while the follower changes; its work on pictures happens in a thread."""
+        self._slow: asyncio.Task[None] | None = None
+        self._waiting: _Waiting | None = None
+        self._last_pose: CameraPose | None = None
+
+    async def answer(self, work: Work[Arrival]) -> None:
+        """Answer one frame; in FOLLOW mode its key frame answer may come after this returns."""
+        if self._slow is not None and self._slow.done():
+            self._slow.result()  # A bug there must not leave the stream without key frames.
+        try:
+            follow_s = await self._look_at(work)
+        except InvalidFrame as error:
+            self._session.finish(Outcome.REJECTED)
+            sequence = work.item.received.frame.index
+            await self._outlet.send_failure(failure_of(error), sequence=sequence)
+            return
+        if self._session.policy.mode is AnswerMode.GROUND:
+            if self._is_too_old(work):
+                await self._expire(work, follow_s)
+            else:
+                await self._answer_by_model(work, follow_s)
+        else:
+            await self._answer_by_tracker(work, follow_s)
+
+    async def settle(self) -> None:
+        """Wait until the language model has nothing more to do."""
+        while self._slow is not None and not self._slow.done():
+            await asyncio.wait([self._slow])
+        if self._slow is not None:
+            self._slow.result()
+
+    async def snapshot(self) -> bytes:
+        """The session as it is between two frames."""
+        async with self._looking:
+            return take_snapshot(self._session, self.follower)
+
+    async def cancel(self) -> None:
+        """Give up what is under way."""
+        if self._slow is not None:
+            self._slow.cancel()
+            await asyncio.gather(self._slow, return_exceptions=True)
+
+    # ---- the fast path ----
+
+    async def _look_at(self, work: Work[Arrival]) -> float:
+        """Move all tracks to this frame; returns the seconds it took.
+
+        Raises:
+            InvalidFrame: the body of the image is damaged.
+        """
+        arrival = work.item
+        started_s = time.perf_counter()
+        if not work.queries:
+            return 0.0  # Nothing is asked, so nothing needs to be looked at.
+        async with self._looking:
+            await asyncio.to_thread(
+                self.follower.observe,
+                arrival.received.frame,
+                received_ns=arrival.received.received_time_ns,
+                ego_motion=movement_between(self._last_pose, arrival.pose),
+            )
+            if self._proposals_are_quick():
+                await self._see_proposals(arrival.received)
+        self._last_pose = arrival.pose
+        return time.perf_counter() - started_s
+
+    def _proposals_are_quick(self) -> bool:
+        return self._propose_s is not None and self._propose_s <= self._proposal_budget_s
+
+    async def _see_proposals(self, received: ReceivedFrame) -> None:
+        started_s = time.perf_counter()
+        try:
+            proposals = await self._pipeline.propose(received.frame)
+        except Exception as error:
+            # The frame is answered all the same; flow goes on alone until a key frame shows
+            # that proposals are there again.
+            failure_of(error)
+            self._propose_s = None
+            return
+        self.follower.see_proposals(proposals)
+        self._propose_s = 0.8 * (self._propose_s or 0.0) + 0.2 * (time.perf_counter() - started_s)
+
+    async def _answer_by_tracker(self, work: Work[Arrival], follow_s: float) -> None:
+        received = work.item.received
+        keyframe = self._choose(work)
+        async with self._outlet.writing:
+            # Decided while nobody else can write: after an ack no older answer goes out.
+            queries, now_ns = self._session.queries, time.time_ns()
+            answers = self._fresh(self.follower.answers(queries), now_ns)
+            if keyframe is None:
+                self._session.finish(outcome_of(answers, Outcome.TRACKED_ONLY))
+            result = messages.result_to_message(
+                received,
+                [stream_messages.followed_to_message(a, answered_ns=now_ns) for a in answers],
+                None,
+                epoch=self._session.epoch,
+                answered_time_ns=now_ns,
+                queue_s=self._queue_s(work, follow_s),
+                follow_s=follow_s,
+            )
+            self._session.deliver(received.frame.index)
+            await self._outlet.write(stream_messages.result_response(result))
+
+    def _choose(self, work: Work[Arrival]) -> Keyframe | None:
+        """Send this frame to the language model, if it should go there; it stays in flight then."""
+        priority = work.item.received.priority
+        reason = self.follower.keyframe_reason(
+            work.queries, priority=priority, max_age_s=self._session.policy.max_age_s
+        )
+        if reason is not None:
+            keyframe = self._begin(work, reason)
+            self.follower.start_keyframe()
+            self._slow = asyncio.create_task(self._ground_behind(work, keyframe))
+            return keyframe
+        if priority is not Priority.HIGH or not work.queries:
+            return None
+        if self._waiting is not None:
+            self.follower.drop_keyframe(self._waiting.keyframe)
+            self._session.finish(Outcome.TRACKED_ONLY)
+        self._waiting = _Waiting(work, self._begin(work, KeyframeReason.REQUESTED))
+        return self._waiting.keyframe
+
+    def _begin(self, work: Work[Arrival], reason: KeyframeReason) -> Keyframe:
+        received = work.item.received
+        evidence = Evidence(received.frame.index, received.received_time_ns)
+        return self.follower.begin_keyframe(evidence, work.queries, reason)
+
+    # ---- the slow path ----
+
+    async def _ground_behind(self, work: Work[Arrival], keyframe: Keyframe) -> None:
+        """One key frame after the other, until none waits."""
+        while True:
+            await self._ground_keyframe(work, keyframe)
+            if self._waiting is None:
+                return
+            work, keyframe = self._waiting.work, self._waiting.keyframe
+            self._waiting = None
+            self.follower.start_keyframe()
+
+    async def _ground_keyframe(self, work: Work[Arrival], keyframe: Keyframe) -> None:
+        received = work.item.received
+        try:
+            grounding, reused = await self._ground(received, keyframe)
+        except Exception as error:
+            async with self._looking:
+                self.follower.abandon_keyframe(keyframe)
+            await self._fail(work, error)
+            return
+        async with self._looking:
+            answers = self.follower.finish_keyframe(keyframe, grounding, self._session.queries)
+        async with self._outlet.writing:
+            result = self._model_result(work, answers, grounding, reused)
+            if result is not None:
+                await self._outlet.write(stream_messages.keyframe_response(result, keyframe.reason))
+
+    async def _answer_by_model(self, work: Work[Arrival], follow_s: float) -> None:
+        received = work.item.received
+        keyframe = self._begin(work, KeyframeReason.REFRESH)
+        self.follower.start_keyframe()
+        try:
+            grounding, reused = await self._ground(received, keyframe)
+        except Exception as error:
+            self.follower.abandon_keyframe(keyframe)
+            await self._fail(work, error)
+            return
+        async with self._outlet.writing:
+            answers = self.follower.finish_keyframe(keyframe, grounding, self._session.queries)
+            result = self._model_result(work, answers, grounding, reused, follow_s)
+            if result is not None:
+                self._session.deliver(received.frame.index)
+                await self._outlet.write(stream_messages.result_response(result))
+
+    def _is_too_old(self, work: Work[Arrival]) -> bool:
+        """Whether no answer about this frame could be young enough any more."""
+        max_age_s = self._session.policy.max_age_s
+        received_ns = work.item.received.received_time_ns
+        return max_age_s is not None and time.time_ns() - received_ns > max_age_s * 1e9
+
+    async def _expire(self, work: Work[Arrival], follow_s: float) -> None:
+        received = work.item.received
+        evidence = Evidence(received.frame.index, received.received_time_ns)
+        answers = [
+            QueryAnswer(query, AnswerStatus.EXPIRED, Source.GROUNDED, evidence=evidence)
+            for query in work.queries
+        ]
+        nothing = Grounding(answers=(), proposals=Proposals(), cache_hit=False)
+        async with self._outlet.writing:
+            result = self._model_result(work, answers, nothing, None, follow_s)
+            if result is not None:
+                self._session.deliver(received.frame.index)
+                await self._outlet.write(stream_messages.result_response(result))
+
+    def _model_result(
+        self,
+        work: Work[Arrival],
+        answers: Sequence[QueryAnswer],
+        grounding: Grounding,
+        reused: Reused | None,
+        follow_s: float = 0.0,
+    ) -> Any:
+        """Close the frame's books; returns its result, or None when nobody asks any more."""
+        now_ns = time.time_ns()
+        # The queries may have changed once more since the follower took the answers.
+        answers = self._fresh([a for a in answers if self._session.stands(a.query)], now_ns)
+        if work.queries and not answers:
+            self._session.finish(Outcome.SUPERSEDED)
+            return None
+        otherwise = Outcome.ANSWERED if work.queries else Outcome.TRACKED_ONLY
+        self._session.finish(outcome_of(answers, otherwise))
+        return messages.result_to_message(
+            work.item.received,
+            [stream_messages.followed_to_message(a, answered_ns=now_ns) for a in answers],
+            grounding,
+            epoch=work.epoch,
+            answered_time_ns=now_ns,
+            queue_s=self._queue_s(work, follow_s + grounding.timings.total_s),
+            follow_s=follow_s,
+            reused=reused,
+        )
+
+    async def _ground(
+        self, received: ReceivedFrame, keyframe: Keyframe
+    ) -> tuple[Grounding, Reused | None]:
+        queries = keyframe.queries
+        if not queries:
+            # Nothing is asked, so nothing needs to be computed.
+            return Grounding(answers=(), proposals=Proposals(), cache_hit=False), None
+        found = None
+        if self._session.policy.reuse_features and received.boxes is None:
+            found = self._reuse.find(keyframe.sketch)
+        grounding = await self._pipeline.ground(
+            received.frame,
+            [query.task for query in queries],
+            boxes=received.boxes,
+            reuse=None if found is None else found[0],
+        )
+        self.activity.num_keyframes += 1
+        self.activity.num_answers += len(queries)
+        self.activity.num_encoded_frames += not grounding.cache_hit
+        if not grounding.cache_hit and received.boxes is None:
+            self._propose_s = grounding.timings.propose_s
+        if found is not None:
+            return grounding, found[1]
+        if received.boxes is None:
+            self._reuse.keep(received.frame.index, keyframe.sketch, grounding.features)
+        return grounding, None
+
+    async def _fail(self, work: Work[Arrival], error: Exception) -> None:
+        failure = failure_of(error)
+        self._session.finish(Outcome.REJECTED if failure.is_clients_fault else Outcome.FAILED)
+        await self._outlet.send_failure(failure, sequence=work.item.received.frame.index)
+
+    def _fresh(self, answers: Sequence[QueryAnswer], now_ns: int) -> list[QueryAnswer]:
+        max_age_s = self._session.policy.max_age_s
+        return [answer.unless_older(max_age_s, now_ns) for answer in answers]
+
+    def _queue_s(self, work: Work[Arrival], worked_s: float) -> float:
+        """Time a frame spent waiting: all of it but the work."""
+        return max(0.0, time.perf_counter() - work.item.arrived_s - worked_s)

