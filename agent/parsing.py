@@ -61,6 +61,7 @@ class Answer:
     """Region tokens that named no box and were dropped."""
     num_prefix_tokens_reused: int = 0
     num_passes: int = 0
+    num_drafted_tokens: int = 0
 
 
 def parse_regions(text: str) -> dict[str, list[int]]:
@@ -125,6 +126,7 @@ def join_pages(
         num_unknown_regions=num_unknown,
         num_prefix_tokens_reused=sum(g.num_prefix_tokens_reused for g in generations),
         num_passes=sum(g.num_passes for g in generations),
+        num_drafted_tokens=sum(g.num_drafted_tokens for g in generations),
     )
 
 

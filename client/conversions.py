@@ -19,6 +19,9 @@ def query_to_message(query: types.Query) -> pb.Query:
         task=f"TASK_KIND_{query.task.value}",
         region_index=query.region_index,
         max_new_tokens=query.max_new_tokens,
+        mentioned_regions=query.mentioned_regions,
+        history=[pb.Exchange(question=t.question, answer=t.answer) for t in query.history],
+        constrained=query.constrained,
     )
 
 
@@ -91,6 +94,11 @@ def query_result_from_message(message: pb.QueryResult) -> types.QueryResult:
         source=_source(message.source),
         evidence_sequence=message.evidence_sequence,
         evidence_age_ms=message.evidence_age_ms,
+        reply=message.reply,
+        thought=message.thought,
+        count=message.count if message.HasField("count") else None,
+        num_regions_seen=message.num_regions_seen,
+        num_drafted_tokens=message.num_drafted_tokens,
     )
 
 

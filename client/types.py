@@ -16,8 +16,15 @@ class TaskKind(Enum):
     """What a query asks."""
 
     DETECT = "DETECT"
+    REFER = "REFER"
     COUNT = "COUNT"
-    NAME_REGION = "NAME_REGION"
+    REGION_CAPTION = "REGION_CAPTION"
+    DETAILED_REGION_CAPTION = "DETAILED_REGION_CAPTION"
+    REGION_OCR = "REGION_OCR"
+    GROUNDED_CAPTION = "GROUNDED_CAPTION"
+    VISUAL_PROMPT = "VISUAL_PROMPT"
+    REASON = "REASON"
+    CHAT = "CHAT"
 
 
 class AnswerStatus(Enum):
@@ -86,6 +93,14 @@ class StreamPolicy:
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """An earlier turn of a conversation about the same picture."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class Query:
     """One question."""
 
@@ -94,9 +109,15 @@ class Query:
     """Name of the answer; empty: the text."""
     task: TaskKind = TaskKind.DETECT
     region_index: int | None = None
-    """Which box is meant (NAME_REGION)."""
+    """Which box is meant (region captions, REGION_OCR, VISUAL_PROMPT)."""
     max_new_tokens: int = 0
     """0: the service's default."""
+    mentioned_regions: tuple[int, ...] = ()
+    """The boxes that each {} in the text stands for (REASON, CHAT)."""
+    history: tuple[Exchange, ...] = ()
+    """Earlier turns, oldest first (CHAT)."""
+    constrained: bool = False
+    """Allow only answers of sound form that name boxes which exist."""
 
     @property
     def name(self) -> str:
@@ -169,6 +190,14 @@ class QueryResult:
     evidence_sequence: int = 0
     """Frame the language model answered this query about last."""
     evidence_age_ms: float = 0.0
+    reply: str = ""
+    """The words of the text alone."""
+    thought: str = ""
+    count: int | None = None
+    """The number the model stated (COUNT)."""
+    num_regions_seen: int = 0
+    """Boxes the language model looked at."""
+    num_drafted_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from agent.detections import Detections, FloatArray, Proposals
 from agent.errors import InvalidQuery, InvalidRequest
 from agent.features import StageTimings
 from agent.frame import Frame, FrameLimits, read_frame
-from agent.model_directory import ModelDirectory
+from agent.model_directory import NANO, ModelDirectory
 from agent.parsing import Answer, AnswerStatus
 from agent.pipeline import Grounding
-from agent.prompts import MAX_QUERY_CHARS, MAX_REGIONS, Task, TaskKind
+from agent.prompts import MAX_QUERY_CHARS, MAX_REGIONS, NANO_TASKS, Exchange, Task, TaskKind
 from agent.region_cache import CacheStats
 from agent.settings import ServiceSettings
 from agent.streaming.feature_reuse import Reused
@@ -38,10 +38,9 @@ _PRIORITY = {
     pb.FRAME_PRIORITY_NORMAL: Priority.NORMAL,
     pb.FRAME_PRIORITY_HIGH: Priority.HIGH,
 }
-_TASK_KIND = {
-    TaskKind.DETECT: pb.TASK_KIND_DETECT,
-    TaskKind.COUNT: pb.TASK_KIND_COUNT,
-    TaskKind.REGION_CAPTION: pb.TASK_KIND_NAME_REGION,
+_TASK_KIND = {kind: pb.TaskKind.Value(f"TASK_KIND_{kind.name}") for kind in TaskKind}
+_KNOWN_TASK = {number: kind for kind, number in _TASK_KIND.items()} | {
+    pb.TASK_KIND_UNSPECIFIED: TaskKind.DETECT
 }
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
@@ -121,23 +120,42 @@ def task_from_message(message: pb.Query, *, max_new_tokens: int) -> Task:
         InvalidRequest: a task kind this service does not know.
         InvalidQuery: no text, too long a text, or no region where one is needed.
     """
-    if message.task in (pb.TASK_KIND_UNSPECIFIED, pb.TASK_KIND_DETECT):
-        task = Task.detect(message.text)
-    elif message.task == pb.TASK_KIND_COUNT:
-        task = Task.count(message.text)
-    elif message.task == pb.TASK_KIND_NAME_REGION:
-        if not message.HasField("region_index"):
-            raise InvalidQuery("NAME_REGION needs region_index: which box is meant?")
-        task = Task.describe_region(message.region_index)
-    else:
-        raise InvalidRequest(
-            f"task {int(message.task)} is unknown; known: DETECT, COUNT, NAME_REGION"
-        )
+    kind = _KNOWN_TASK.get(message.task)
+    if kind is None:
+        names = ", ".join(known.name for known in TaskKind)
+        raise InvalidRequest(f"task {int(message.task)} is unknown; known: {names}")
+    if kind.needs_region and not message.HasField("region_index"):
+        raise InvalidQuery(f"{kind.name} needs region_index: which box is meant?")
+    task = _task(kind, message)
     if message.max_new_tokens > max_new_tokens:
         raise InvalidQuery(
             f"max_new_tokens is {message.max_new_tokens}, the limit is {max_new_tokens}"
         )
-    return dataclasses.replace(task, max_new_tokens=message.max_new_tokens or max_new_tokens)
+    return dataclasses.replace(
+        task,
+        max_new_tokens=message.max_new_tokens or max_new_tokens,
+        constrained=message.constrained,
+    )
+
+
+def _task(kind: TaskKind, message: pb.Query) -> Task:
+    regions = tuple(message.mentioned_regions)
+    history = tuple(Exchange(turn.question, turn.answer) for turn in message.history)
+    match kind:
+        case TaskKind.DETECT:
+            return Task.detect(message.text)
+        case TaskKind.REFER:
+            return Task.refer(message.text)
+        case TaskKind.COUNT:
+            return Task.count(message.text)
+        case TaskKind.REASON:
+            return Task.reason(message.text, regions=regions)
+        case TaskKind.CHAT:
+            return Task.chat(message.text, regions=regions, history=history)
+        case TaskKind.GROUNDED_CAPTION:
+            return Task.describe_image()
+        case _:
+            return Task(kind, region=message.region_index)
 
 
 def tasks_from_messages(
@@ -200,6 +218,11 @@ def answer_to_message(query: StandingQuery, answer: Answer, proposals: Proposals
         num_prefix_tokens_reused=answer.num_prefix_tokens_reused,
         num_passes=answer.num_passes,
         source=pb.ANSWER_SOURCE_GROUNDED,
+        reply=answer.reply,
+        thought=answer.thought,
+        count=answer.count,
+        num_regions_seen=answer.num_proposals,
+        num_drafted_tokens=answer.num_drafted_tokens,
     )
 
 
@@ -283,12 +306,13 @@ def result_to_message(
 def capabilities_to_message(
     settings: ServiceSettings, model: ModelDirectory, *, service_version: str
 ) -> pb.Capabilities:
-    """What the service can do."""
+    """What the service can do; the embedded model was trained for some tasks only."""
+    known = [kind for kind in TaskKind if model.name != NANO or kind in NANO_TASKS]
     return pb.Capabilities(
         service_version=service_version,
         model_name=model.name,
         model_digest=model.digest,
-        tasks=[_TASK_KIND[kind] for kind in _TASK_KIND],
+        tasks=[f"TASK_KIND_{kind.name}" for kind in known],
         image_formats=_IMAGE_FORMATS,
         max_frame_bytes=settings.frame.max_bytes,
         max_frame_pixels=settings.frame.max_pixels,

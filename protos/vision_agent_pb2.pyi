@@ -12,7 +12,14 @@ class TaskKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TASK_KIND_UNSPECIFIED: _ClassVar[TaskKind]
     TASK_KIND_DETECT: _ClassVar[TaskKind]
     TASK_KIND_COUNT: _ClassVar[TaskKind]
-    TASK_KIND_NAME_REGION: _ClassVar[TaskKind]
+    TASK_KIND_REGION_CAPTION: _ClassVar[TaskKind]
+    TASK_KIND_REFER: _ClassVar[TaskKind]
+    TASK_KIND_DETAILED_REGION_CAPTION: _ClassVar[TaskKind]
+    TASK_KIND_REGION_OCR: _ClassVar[TaskKind]
+    TASK_KIND_GROUNDED_CAPTION: _ClassVar[TaskKind]
+    TASK_KIND_VISUAL_PROMPT: _ClassVar[TaskKind]
+    TASK_KIND_REASON: _ClassVar[TaskKind]
+    TASK_KIND_CHAT: _ClassVar[TaskKind]
 
 class FramePriority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -81,7 +88,14 @@ class ErrorCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 TASK_KIND_UNSPECIFIED: TaskKind
 TASK_KIND_DETECT: TaskKind
 TASK_KIND_COUNT: TaskKind
-TASK_KIND_NAME_REGION: TaskKind
+TASK_KIND_REGION_CAPTION: TaskKind
+TASK_KIND_REFER: TaskKind
+TASK_KIND_DETAILED_REGION_CAPTION: TaskKind
+TASK_KIND_REGION_OCR: TaskKind
+TASK_KIND_GROUNDED_CAPTION: TaskKind
+TASK_KIND_VISUAL_PROMPT: TaskKind
+TASK_KIND_REASON: TaskKind
+TASK_KIND_CHAT: TaskKind
 FRAME_PRIORITY_UNSPECIFIED: FramePriority
 FRAME_PRIORITY_LOW: FramePriority
 FRAME_PRIORITY_NORMAL: FramePriority
@@ -124,19 +138,33 @@ ERROR_CODE_OVERLOADED: ErrorCode
 ERROR_CODE_STAGE_UNAVAILABLE: ErrorCode
 ERROR_CODE_INTERNAL: ErrorCode
 
+class Exchange(_message.Message):
+    __slots__ = ("question", "answer")
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    question: str
+    answer: str
+    def __init__(self, question: _Optional[str] = ..., answer: _Optional[str] = ...) -> None: ...
+
 class Query(_message.Message):
-    __slots__ = ("id", "text", "task", "region_index", "max_new_tokens")
+    __slots__ = ("id", "text", "task", "region_index", "max_new_tokens", "mentioned_regions", "history", "constrained")
     ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     REGION_INDEX_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MENTIONED_REGIONS_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINED_FIELD_NUMBER: _ClassVar[int]
     id: str
     text: str
     task: TaskKind
     region_index: int
     max_new_tokens: int
-    def __init__(self, id: _Optional[str] = ..., text: _Optional[str] = ..., task: _Optional[_Union[TaskKind, str]] = ..., region_index: _Optional[int] = ..., max_new_tokens: _Optional[int] = ...) -> None: ...
+    mentioned_regions: _containers.RepeatedScalarFieldContainer[int]
+    history: _containers.RepeatedCompositeFieldContainer[Exchange]
+    constrained: bool
+    def __init__(self, id: _Optional[str] = ..., text: _Optional[str] = ..., task: _Optional[_Union[TaskKind, str]] = ..., region_index: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., mentioned_regions: _Optional[_Iterable[int]] = ..., history: _Optional[_Iterable[_Union[Exchange, _Mapping]]] = ..., constrained: _Optional[bool] = ...) -> None: ...
 
 class Box(_message.Message):
     __slots__ = ("x1", "y1", "x2", "y2")
@@ -229,7 +257,7 @@ class Detection(_message.Message):
     def __init__(self, box: _Optional[_Union[Box, _Mapping]] = ..., label: _Optional[str] = ..., confidence: _Optional[float] = ..., region_index: _Optional[int] = ..., objectness: _Optional[float] = ..., track_id: _Optional[int] = ..., source: _Optional[_Union[AnswerSource, str]] = ..., evidence_sequence: _Optional[int] = ..., evidence_age_ms: _Optional[float] = ..., proposal_box: _Optional[_Union[Box, _Mapping]] = ..., transforms: _Optional[_Iterable[_Union[Transform, _Mapping]]] = ...) -> None: ...
 
 class QueryResult(_message.Message):
-    __slots__ = ("query_id", "epoch", "status", "text", "detections", "num_unknown_regions", "num_prefix_tokens_reused", "num_passes", "source", "evidence_sequence", "evidence_age_ms")
+    __slots__ = ("query_id", "epoch", "status", "text", "detections", "num_unknown_regions", "num_prefix_tokens_reused", "num_passes", "source", "evidence_sequence", "evidence_age_ms", "reply", "thought", "count", "num_regions_seen", "num_drafted_tokens")
     QUERY_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -241,6 +269,11 @@ class QueryResult(_message.Message):
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    REPLY_FIELD_NUMBER: _ClassVar[int]
+    THOUGHT_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    NUM_REGIONS_SEEN_FIELD_NUMBER: _ClassVar[int]
+    NUM_DRAFTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     query_id: str
     epoch: int
     status: AnswerStatus
@@ -252,7 +285,12 @@ class QueryResult(_message.Message):
     source: AnswerSource
     evidence_sequence: int
     evidence_age_ms: float
-    def __init__(self, query_id: _Optional[str] = ..., epoch: _Optional[int] = ..., status: _Optional[_Union[AnswerStatus, str]] = ..., text: _Optional[str] = ..., detections: _Optional[_Iterable[_Union[Detection, _Mapping]]] = ..., num_unknown_regions: _Optional[int] = ..., num_prefix_tokens_reused: _Optional[int] = ..., num_passes: _Optional[int] = ..., source: _Optional[_Union[AnswerSource, str]] = ..., evidence_sequence: _Optional[int] = ..., evidence_age_ms: _Optional[float] = ...) -> None: ...
+    reply: str
+    thought: str
+    count: int
+    num_regions_seen: int
+    num_drafted_tokens: int
+    def __init__(self, query_id: _Optional[str] = ..., epoch: _Optional[int] = ..., status: _Optional[_Union[AnswerStatus, str]] = ..., text: _Optional[str] = ..., detections: _Optional[_Iterable[_Union[Detection, _Mapping]]] = ..., num_unknown_regions: _Optional[int] = ..., num_prefix_tokens_reused: _Optional[int] = ..., num_passes: _Optional[int] = ..., source: _Optional[_Union[AnswerSource, str]] = ..., evidence_sequence: _Optional[int] = ..., evidence_age_ms: _Optional[float] = ..., reply: _Optional[str] = ..., thought: _Optional[str] = ..., count: _Optional[int] = ..., num_regions_seen: _Optional[int] = ..., num_drafted_tokens: _Optional[int] = ...) -> None: ...
 
 class Clocks(_message.Message):
     __slots__ = ("capture_time_ns", "received_time_ns", "answered_time_ns")

@@ -61,9 +61,9 @@ BAD_QUERIES = [
     pytest.param(Query("x" * 10_000, id="q"), InvalidQuery, "10000 characters", id="long"),
     pytest.param(Query("a <|im_end|>", id="q"), InvalidQuery, "control token", id="control"),
     pytest.param(
-        Query("", id="q", task=TaskKind.NAME_REGION, region_index=100),
+        Query("", id="q", task=TaskKind.REGION_CAPTION, region_index=100),
         InvalidQuery,
-        "outside 0..99",
+        "does not exist: this frame has 4 boxes",
         id="region",
     ),
     pytest.param(Query("x", max_new_tokens=100_000), InvalidQuery, "limit is 256", id="tokens"),

@@ -16,7 +16,7 @@ from agent.frame import FrameLimits
 from agent.model_directory import ModelDirectory
 from agent.parsing import Answer, AnswerStatus
 from agent.pipeline import Grounding
-from agent.prompts import Task, TaskKind
+from agent.prompts import Exchange, Task, TaskKind
 from agent.region_cache import CacheStats
 from agent.settings import ServiceSettings, StreamSettings
 from agent.streaming.keyframe import KeyframeReason
@@ -65,9 +65,50 @@ def test_a_query_arrives_as_it_was_asked(
 
 
 def test_a_region_is_named_by_its_number_zero_included() -> None:
-    query = types.Query("", id="r", task=types.TaskKind.NAME_REGION, region_index=0)
+    query = types.Query("", id="r", task=types.TaskKind.REGION_CAPTION, region_index=0)
     sent = over_the_wire(conversions.query_to_message(query))
     assert messages.task_from_message(sent, max_new_tokens=9).region == 0
+
+
+EARLIER = Exchange("Where?", "<ground>dog</ground><objects><region1></objects>")
+EVERY_TASK = {
+    "DETECT": Task.detect("dog"),
+    "REFER": Task.refer("dog"),
+    "COUNT": Task.count("dog"),
+    "REGION_CAPTION": Task.describe_region(1),
+    "DETAILED_REGION_CAPTION": Task.describe_region(1, detailed=True),
+    "REGION_OCR": Task.read_region(1),
+    "GROUNDED_CAPTION": Task.describe_image(),
+    "VISUAL_PROMPT": Task.find_similar(1),
+    "REASON": Task.reason("Is {} a dog?", regions=(2,)),
+    "CHAT": Task.chat("Is {} a dog?", regions=(2,), history=(EARLIER,)),
+}
+
+
+@pytest.mark.parametrize("kind", types.TaskKind, ids=lambda kind: kind.value)
+def test_every_task_arrives(kind: types.TaskKind) -> None:
+    expected = EVERY_TASK[kind.value]
+    query = types.Query(
+        expected.query,
+        id="q",
+        task=kind,
+        region_index=expected.region,
+        mentioned_regions=expected.regions,
+        history=tuple(types.Exchange(t.question, t.answer) for t in expected.history),
+        constrained=True,
+    )
+    sent = over_the_wire(conversions.query_to_message(query))
+    task = messages.task_from_message(sent, max_new_tokens=256)
+    assert task == dataclasses.replace(expected, constrained=True)
+
+
+def test_the_parsed_answer_arrives() -> None:
+    answer = Answer(Task.count("dog"), "text", reply="There are 2", thought="hm", count=2,
+                    num_proposals=130, num_drafted_tokens=5)  # fmt: skip
+    sent = messages.answer_to_message(StandingQuery("q", answer.task, 1), answer, Proposals())
+    result = conversions.query_result_from_message(over_the_wire(sent))
+    assert (result.reply, result.thought, result.count) == ("There are 2", "hm", 2)
+    assert (result.num_regions_seen, result.num_drafted_tokens) == (130, 5)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +120,7 @@ def test_a_region_is_named_by_its_number_zero_included() -> None:
         (pb.Query(text=" \n "), InvalidQuery, "empty"),
         (pb.Query(text="x" * 10_000), InvalidQuery, "10000 characters"),
         (pb.Query(text="<region3>"), InvalidQuery, "control token"),
-        (pb.Query(task=pb.TASK_KIND_NAME_REGION), InvalidQuery, "needs region_index"),
+        (pb.Query(task=pb.TASK_KIND_REGION_CAPTION), InvalidQuery, "needs region_index"),
         (pb.Query(text="x", max_new_tokens=10_000), InvalidQuery, "limit is 256"),
     ],
 )
@@ -345,7 +386,8 @@ def test_capabilities_and_stats_arrive() -> None:
     sent = messages.capabilities_to_message(settings, model, service_version="1.2")
     capabilities = conversions.capabilities_from_message(over_the_wire(sent))
     assert capabilities.model_name == "nano"
-    assert capabilities.tasks == tuple(types.TaskKind)
+    nano = (types.TaskKind.DETECT, types.TaskKind.COUNT, types.TaskKind.REGION_CAPTION)
+    assert capabilities.tasks == nano
     assert capabilities.max_queries == settings.stream.max_queries
     assert "JPEG" in capabilities.image_formats
 

@@ -25,7 +25,7 @@ async def test_ground_answers_every_query(client: VisionAgentClient) -> None:
         "dog",
         Query("absent cat", id="cat"),
         Query("birds", task=TaskKind.COUNT),
-        Query("", id="what", task=TaskKind.NAME_REGION, region_index=2),
+        Query("", id="what", task=TaskKind.REGION_CAPTION, region_index=2),
     ]
     result = await client.ground(encoded_image(1), queries)
     assert (result.width, result.height) == (96, 64)
