@@ -306,6 +306,7 @@ class FrameAnswers:
             [query.task for query in queries],
             boxes=received.boxes,
             reuse=None if found is None else found[0],
+            expected=self.follower.expected(keyframe),
         )
         self.activity.num_keyframes += 1
         self.activity.num_answers += len(queries)

@@ -159,6 +159,22 @@ class Follower:
         places = self.tracker.places()
         return Keyframe(evidence, tuple(queries), places, reason, self._sketch)
 
+    def expected(self, keyframe: Keyframe) -> list[FloatArray | None]:
+        """Where the answer of each of a key frame's queries is likely to be in that frame.
+
+        None for a query that has not been answered yet.
+        """
+        return [
+            np.array(
+                [keyframe.places[track.id] for track, _ in self.tracker.seen(query)
+                 if track.id in keyframe.places],
+                dtype=np.float32,
+            ).reshape(-1, 4)
+            if query in self.last
+            else None
+            for query in keyframe.queries
+        ]  # fmt: skip
+
     def start_keyframe(self) -> None:
         """A key frame is before the language model from here on."""
         self.selector.started(self.now_s)

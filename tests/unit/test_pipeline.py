@@ -140,3 +140,12 @@ async def test_clutter_is_never_cut(pipeline, stages, picture):
     assert stages.calls["answer"] == 3
     with pytest.raises(InvalidQuery, match="has 250 boxes"):
         await pipeline.ground(picture, [Task.describe_region(250)], boxes=boxes)
+
+
+async def test_where_an_answer_is_expected_changes_no_answer(pipeline, picture):
+    boxes = np.array([[0, 0, 30, 30], [10, 10, 60, 60], [5, 5, 80, 20]], dtype=np.float32)
+    plain = await pipeline.ground(picture, TASKS, boxes=boxes)
+    for where in (boxes[1:2], boxes, np.zeros((0, 4), dtype=np.float32), None):
+        guided = await pipeline.ground(picture, TASKS, boxes=boxes, expected=[where])
+        assert guided.answers[0].text == plain.answers[0].text
+        assert guided.answers[0].num_passes <= plain.answers[0].num_passes
