@@ -44,6 +44,9 @@ def ground(
     model: ModelOption = NANO,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "auto",
+    proposals: Annotated[
+        str | None, typer.Option(help="A proposal network by folder or hub name, or 'none'.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Annotated PNG or MP4 (default: beside the source).")
     ] = None,
@@ -55,7 +58,7 @@ def ground(
 
     tasks = tasks_of(task, queries or [], region or [])
     frames = open_source(source)
-    pipeline = _pipeline(model, device, dtype)
+    pipeline = _pipeline(model, device, dtype, proposals)
     asyncio.run(_ground_all(pipeline, frames, tasks, output or _beside(source),
                             as_json=as_json, limit=limit))  # fmt: skip
 
@@ -267,10 +270,12 @@ def eval_tracking(
     Console().print(table)
 
 
-def _pipeline(model: str, device: str, dtype: str = "auto") -> Pipeline:
+def _pipeline(
+    model: str, device: str, dtype: str = "auto", proposals: str | None = None
+) -> Pipeline:
     from agent.stages import local_pipeline
 
-    return local_pipeline(model, device=device, dtype=dtype)
+    return local_pipeline(model, device=device, dtype=dtype, proposal_network=proposals)
 
 
 @model_app.command("check")

@@ -67,7 +67,7 @@ def inspect_model(directory: Path) -> ModelReport:
                 report.problems += differences.lines()
     if not (directory / "proposal" / "config.json").is_file():
         report.warnings.append(
-            "no proposal network in proposal/: name one (--proposals) or send boxes"
+            "no proposal network in proposal/: name one (--proposals) or send boxes with requests"
         )
     return report
 

@@ -34,8 +34,12 @@ class ModelDirectory:
         return loaded
 
 
-def find_model(model: str = NANO) -> ModelDirectory:
+def find_model(model: str = NANO, *, proposal_network: str | None = None) -> ModelDirectory:
     """The directory of `model`: the embedded nano model or a folder.
+
+    Args:
+        model: name or folder.
+        proposal_network: what is used instead of the model's own network; part of the digest.
 
     Raises:
         CheckpointMismatch: no such folder, or a required file is missing.
@@ -47,12 +51,17 @@ def find_model(model: str = NANO) -> ModelDirectory:
                 f"{path / name} does not exist; --model takes '{NANO}' or a folder that holds a "
                 "VLM-FO1 checkpoint"
             )
-    return ModelDirectory(path, model if model == NANO else path.name, _digest(path))
+    name = model if model == NANO else path.name
+    return ModelDirectory(path, name, _digest(path, proposal_network))
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, proposal_network: str | None) -> str:
     digest = hashlib.blake2b(digest_size=32)
-    for folder in (path, *_network_elsewhere(path)):
+    elsewhere = _network_elsewhere(path)
+    if proposal_network is not None:
+        digest.update(proposal_network.encode())
+        elsewhere = [Path(proposal_network)] if Path(proposal_network).is_dir() else []
+    for folder in (path, *elsewhere):
         for file in sorted(folder.glob("**/*")):
             if file.is_file() and file.suffix in _DIGESTED:
                 digest.update(file.relative_to(folder).as_posix().encode())

@@ -185,6 +185,12 @@ class ServiceSettings:
     model: str = "nano"
     """Embedded model name or checkpoint folder."""
     device: str = "cpu"
+    dtype: str = "auto"
+    """Type of encoder and language weights: auto (float32 on a CPU, else as stored), stored,
+    float32, bfloat16, float16."""
+    proposal_network: str | None = None
+    """Folder or hub name to use instead of the model's own proposal network; `none` for clients
+    that always send boxes."""
     tenant: str = ""
     """Salt of every cache key; services with different tenants never share features."""
     server: ServerSettings = field(default_factory=ServerSettings)

@@ -44,7 +44,12 @@ class LocalStages:
 
     @classmethod
     def from_pretrained(
-        cls, model: str = "nano", *, device: str = "cpu", dtype: str = "auto"
+        cls,
+        model: str = "nano",
+        *,
+        device: str = "cpu",
+        dtype: str = "auto",
+        proposal_network: str | None = None,
     ) -> LocalStages:
         """All four stages of a model directory.
 
@@ -52,7 +57,7 @@ class LocalStages:
             CheckpointMismatch: files are missing or do not fit.
         """
         return cls(
-            Proposer.from_pretrained(model, device=device),
+            Proposer.from_pretrained(model, device=device, network=proposal_network),
             PrimaryEncoderStage.from_pretrained(model, device=device, dtype=dtype),
             AuxiliaryEncoderStage.from_pretrained(model, device=device, dtype=dtype),
             LanguageStage.from_pretrained(model, device=device, dtype=dtype),
@@ -113,6 +118,7 @@ def local_pipeline(
     *,
     device: str = "cpu",
     dtype: str = "auto",
+    proposal_network: str | None = None,
     cache: RegionCache | None = None,
 ) -> Pipeline:
     """A ready pipeline in this process.
@@ -121,7 +127,9 @@ def local_pipeline(
         CheckpointMismatch: the model's files are missing or do not fit.
     """
     return Pipeline(
-        LocalStages.from_pretrained(model, device=device, dtype=dtype),
+        LocalStages.from_pretrained(
+            model, device=device, dtype=dtype, proposal_network=proposal_network
+        ),
         cache if cache is not None else MemoryRegionCache(budget_bytes=_DEFAULT_CACHE_BYTES),
-        model_digest=find_model(model).digest,
+        model_digest=find_model(model, proposal_network=proposal_network).digest,
     )

@@ -48,20 +48,23 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
         plain: Any = serve.deployment(cls)
         return plain.options(**options.pop(cls.__name__, {}))
 
-    def stage(cls: type[Any], name: str) -> Any:
+    def stage(cls: type[Any], name: str, **options: object) -> Any:
         return deployment(cls).bind(
             getattr(settings.stages, name),
             settings.model,
             settings.device,
             getattr(settings.num_threads, name),
+            **options,
         )
+
+    weights = {"dtype": settings.dtype}
 
     application: Application = deployment(Ingress).bind(
         settings,
-        proposal=stage(Proposal, "proposal"),
-        primary_encoder=stage(PrimaryEncoder, "primary_encoder"),
-        auxiliary_encoder=stage(AuxiliaryEncoder, "auxiliary_encoder"),
-        language=stage(Language, "language"),
+        proposal=stage(Proposal, "proposal", network=settings.proposal_network),
+        primary_encoder=stage(PrimaryEncoder, "primary_encoder", **weights),
+        auxiliary_encoder=stage(AuxiliaryEncoder, "auxiliary_encoder", **weights),
+        language=stage(Language, "language", **weights),
     )
     if options:
         raise SettingsError(f"deployments that do not exist: {', '.join(options)}")

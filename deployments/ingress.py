@@ -169,7 +169,7 @@ class Ingress:
         self._handles = StageHandles(proposal, primary_encoder, auxiliary_encoder, language)
         self._metrics = ServiceMetrics()
         self._cache = open_cache(settings.cache)
-        model = find_model(settings.model)
+        model = find_model(settings.model, proposal_network=settings.proposal_network)
         pipeline = Pipeline(
             self._stages(self._metrics.stage_calls),
             self._cache,

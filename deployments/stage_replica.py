@@ -35,9 +35,11 @@ def load_factory(path: str) -> Any:
 class StageReplica:
     """Holds the stage and runs its blocking methods one at a time."""
 
-    def __init__(self, factory: str, model: str, device: str, num_threads: int) -> None:
+    def __init__(
+        self, factory: str, model: str, device: str, num_threads: int, **options: object
+    ) -> None:
         self.stage: Any = load_factory(factory).from_pretrained(
-            model, device=device, num_threads=num_threads
+            model, device=device, num_threads=num_threads, **options
         )
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stage")
 

@@ -30,7 +30,13 @@ class FakeStage:
 
     @classmethod
     def from_pretrained(
-        cls, model: str, *, device: str = "cpu", num_threads: int | None = None
+        cls,
+        model: str,
+        *,
+        device: str = "cpu",
+        num_threads: int | None = None,
+        dtype: str = "auto",
+        network: str | None = None,
     ) -> FakeStage:
         """The stage; nothing is read."""
         return cls()
