@@ -82,7 +82,7 @@ def nano_proposal_config() -> OmDetTurboConfig:
     width = 96
     return OmDetTurboConfig(
         backbone_config=SwinConfig(
-            image_size=384,
+            image_size=416,
             patch_size=4,
             embed_dim=32,
             depths=[1, 1, 2, 1],
@@ -104,7 +104,7 @@ def nano_proposal_config() -> OmDetTurboConfig:
         ).to_dict(),
         # The native Swin backbone normalises its maps itself; timm's does not.
         apply_layernorm_after_vision_backbone=False,
-        image_size=384,
+        image_size=416,
         text_projection_in_dim=32,
         text_projection_out_dim=32,
         task_encoder_hidden_dim=64,
