@@ -110,6 +110,13 @@ async def test_many_clients_at_once(service: str) -> None:
     assert answers == pytest.approx([0.9] * 12)
 
 
+async def test_ask_tells_the_text_as_it_is_written(client: VisionAgentClient) -> None:
+    *pieces, result = [piece async for piece in client.ask(new_image(), "dog")]
+    assert len(pieces) > 1
+    assert isinstance(result, FrameResult)
+    assert "".join(map(str, pieces)) == result["dog"].text
+
+
 async def test_a_stream_with_a_change_in_the_middle(client: VisionAgentClient) -> None:
     async def frames() -> AsyncIterator[OutgoingFrame]:
         for number in range(40):

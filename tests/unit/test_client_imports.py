@@ -14,9 +14,13 @@ CLIENT = [
     "client.demo",
     "client.cli",
     "client.annotated_video",
+    "client.exporters",
+    "client.rerun_recording",
 ]
 STREAMING = [
-    "agent.streaming.session",
+    "agent.streaming.follower",
+    "agent.streaming.snapshot",
+    "agent.streaming.session_store",
     "agent.streaming.video_source",
     "agent.region_cache",
     "agent.settings",
