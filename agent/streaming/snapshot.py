@@ -18,7 +18,7 @@ import numpy as np
 from agent.detections import FloatArray
 from agent.errors import AgentError
 from agent.parsing import AnswerStatus
-from agent.prompts import Task, TaskKind
+from agent.prompts import Exchange, Task, TaskKind
 from agent.settings import FollowSettings
 from agent.streaming.answers import Claim, Evidence
 from agent.streaming.box_filter import BoxFilter
@@ -116,7 +116,16 @@ def _query_to_json(query: StandingQuery) -> dict[str, Any]:
 
 
 def _query_from_json(value: dict[str, Any]) -> StandingQuery:
-    task = Task(**(value["task"] | {"kind": TaskKind(value["task"]["kind"])}))
+    plain = value["task"]
+    task = Task(
+        **plain
+        | {
+            "kind": TaskKind(plain["kind"]),
+            "regions": tuple(plain["regions"]),
+            "history": tuple(Exchange(**turn) for turn in plain["history"]),
+            "drafts": tuple(plain["drafts"]),
+        }
+    )
     return StandingQuery(value["id"], task, int(value["epoch"]))
 
 
