@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from agent.training.batches import SceneBatch
 from agent.training.grounding_model import GroundingTraining
-from agent.training.region_features import fused_regions
+from agent.training.region_features import classify, fused_regions
 
 logger = logging.getLogger(__name__)
 _WARM_UP_BATCHES = 260
@@ -67,17 +67,3 @@ def warm_up_connector(
         length = connector(features[held_out]).norm(dim=-1).mean()
         for parameter in module.model.get_submodule("region_projector.2").parameters():
             parameter.mul_(names.norm(dim=-1).mean() / length)
-
-
-@torch.no_grad()
-def classify(features: Tensor, vision: dict[str, Tensor]) -> Tensor:
-    """(regions, classes + 1) probabilities by the classifier of the vision stage."""
-    hidden = features
-    for name, activation in (
-        ("connector.0", nn.GELU()),
-        ("connector.2", None),
-        ("region_head", None),
-    ):
-        hidden = nn.functional.linear(hidden, vision[f"{name}.weight"], vision[f"{name}.bias"])
-        hidden = hidden if activation is None else activation(hidden)
-    return hidden.softmax(-1)

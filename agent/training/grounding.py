@@ -121,12 +121,14 @@ def run(
         )
     if stage == "instruct" and rehearsal_steps and not (directory / "checkpoint.pt").is_file():
         assert network is not None
-        crowds = replace(settings.scenes, num_objects=(10, 36))
-        pool = region_pool(
-            module, batches_from(replace(settings, scenes=crowds), 2_000_000), network, concept_of
-        )
+        wild = batches_from(_in_the_wild(settings), 2_000_000)
+        classifier = load_module_state(pretrained.vision)
+        pool = region_pool(module, wild, network, concept_of, classifier)
         vocabulary = [names[c] for c in concepts]
-        rehearse(module, builder, pool, names, vocabulary, steps=rehearsal_steps, rate=1.5e-3)
+        trained = torch.tensor(concepts)
+        rehearse(
+            module, builder, pool, names, vocabulary, trained, steps=rehearsal_steps, rate=1.5e-3
+        )
     loop = LoopSettings(steps=steps, learning_rate=rate, warmup_steps=30, weight_decay=0.01,
                         decay_share=0.4, save_every=50)  # fmt: skip
     train(module, step, lambda start: batches_from(settings, start), loop, directory)
@@ -135,6 +137,13 @@ def run(
 def batches_from(settings: BatchSettings, start: int) -> Iterator[SceneBatch]:
     """Scenes no pretraining stage has seen: counted from far beyond theirs."""
     return iter(batch_loader(settings, start=10_000_000 + start))
+
+
+def _in_the_wild(settings: BatchSettings) -> BatchSettings:
+    """Pictures as they will be asked about: larger, with every fault a camera has."""
+    scenes = SceneSettings(concepts=settings.scenes.concepts, num_objects=(6, 32))
+    sizes = ((224, 224), (280, 252), (336, 280), (308, 364), (420, 336))
+    return replace(settings, scenes=scenes, sizes=sizes)
 
 
 def freeze_for(module: GroundingTraining, stage: str) -> None:

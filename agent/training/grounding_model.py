@@ -103,6 +103,18 @@ class GroundingTraining(nn.Module):
         similarity = scaled @ nn.functional.normalize(table.float(), dim=-1).T
         return nn.functional.cross_entropy(similarity, concepts)
 
+    def soft_contrast(self, regions: Tensor, target: Tensor, concepts: Tensor) -> Tensor:
+        """As `contrast`, against a distribution over some concepts.
+
+        Args:
+            regions: (n, hidden) region tokens.
+            target: (n, num_concepts).
+            concepts: (num_concepts,) ids.
+        """
+        table = nn.functional.normalize(self.name_vectors()[concepts].float(), dim=-1)
+        scaled = nn.functional.normalize(regions.float(), dim=-1) * 16.0
+        return -(target * (scaled @ table.T).log_softmax(-1)).sum(-1).mean()
+
 
 def load_module_state(directory: Path) -> dict[str, Tensor]:
     """The module's weights in a stage's checkpoint."""

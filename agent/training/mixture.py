@@ -12,7 +12,7 @@ import numpy as np
 
 from agent.prompts import Task
 
-DETECT_SHARE, ABSENT_SHARE, NAME_SHARE = 0.5, 0.25, 0.15
+DETECT_SHARE, ABSENT_SHARE, NAME_SHARE = 0.4, 0.22, 0.3
 """What remains is counting. A third of the questions about whereabouts ask for something absent."""
 
 

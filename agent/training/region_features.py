@@ -88,6 +88,9 @@ class RegionPool:
     """(regions, region_width)."""
     concepts: Tensor
     """(regions,) concept id, -1 for background."""
+    believed: Tensor
+    """(regions, trained concepts + 1) what the vision stage's classifier thinks; background is
+    last."""
 
 
 @torch.no_grad()
@@ -96,6 +99,7 @@ def region_pool(
     batches: Iterator[SceneBatch],
     network: ProposalNetwork,
     concept_of: Tensor,
+    vision: dict[str, Tensor],
 ) -> RegionPool:
     """Regions around true boxes and, every other batch, around what the OPN proposes.
 
@@ -111,4 +115,18 @@ def region_pool(
             yield batch
 
     features, classes = fused_regions(module, proposed(batches), _POOL_BATCHES)
-    return RegionPool(features, concept_of[classes])
+    return RegionPool(features, concept_of[classes], classify(features, vision))
+
+
+@torch.no_grad()
+def classify(features: Tensor, vision: dict[str, Tensor]) -> Tensor:
+    """(regions, classes + 1) probabilities by the classifier of the vision stage."""
+    hidden = features
+    for name, activation in (
+        ("connector.0", nn.GELU()),
+        ("connector.2", None),
+        ("region_head", None),
+    ):
+        hidden = nn.functional.linear(hidden, vision[f"{name}.weight"], vision[f"{name}.bias"])
+        hidden = hidden if activation is None else activation(hidden)
+    return hidden.softmax(-1)
