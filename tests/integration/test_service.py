@@ -151,7 +151,7 @@ async def test_a_stream_with_a_change_in_the_middle(client: VisionAgentClient) -
 async def test_capabilities_say_what_the_service_is(client: VisionAgentClient) -> None:
     capabilities = await client.capabilities()
     assert len(capabilities.model_digest) == 64
-    assert set(capabilities.tasks) == {TaskKind.DETECT, TaskKind.COUNT, TaskKind.REGION_CAPTION}
+    assert capabilities.tasks == tuple(TaskKind), "a model in a folder may know every task"
     assert capabilities.max_frame_bytes == 16 * 2**20
 
 
