@@ -108,6 +108,7 @@ async def stream_video(
     report = StreamReport(path.name)
     sent: dict[int, Picture] = {}
     picture: Picture | None = None
+    surest = 0.0
     queries = {query.name: query.text for query in _STANDING}
     video = AnnotatedVideo(output, fps=source.fps) if output is not None else None
 
@@ -130,9 +131,9 @@ async def stream_video(
                 case KeyframeAnswer():
                     report.timings.append(event.result.timings)
                     report.num_cache_hits += event.result.cache_hit
-                    found = sum(len(answer.detections) > 0 for answer in event.result.results)
-                    if picture is None or found == len(_STANDING):
-                        picture = sent[event.result.sequence]
+                    sureness = _sureness(event.result)
+                    if picture is None or sureness > surest:
+                        picture, surest = sent[event.result.sequence], sureness
                 case QueriesAck() if event.epoch > 1:
                     queries[_REPLACEMENT.name] = _REPLACEMENT.text
                 case StreamStats():
@@ -143,6 +144,14 @@ async def stream_video(
     if video is not None:
         video.close()
     return report, picture
+
+
+def _sureness(result: FrameResult) -> float:
+    """How sure the model is of its least sure box; nothing where a question found none."""
+    found = [answer.detections for answer in result.results]
+    if not all(found):
+        return 0.0
+    return min(detection.confidence for boxes in found for detection in boxes)
 
 
 def _record(
