@@ -48,6 +48,8 @@ train: $(READY)  ## Retrain the nano model from scratch: artwork, pretraining, b
 
 bench: $(READY)  ## Measure; each benchmark ends in one JSON line
 	$(BIN)/python -m benchmarks.reference_path
+	$(BIN)/python -m benchmarks.follow_stream moving
+	$(BIN)/python -m benchmarks.follow_stream still
 
 lock: $(READY)  ## Recompile requirements.lock from pyproject.toml
 	$(BIN)/pip-compile --quiet --extra dev --extra train --strip-extras --no-header \
