@@ -25,6 +25,7 @@ from agent.model.vlm_adapter import AttachedVLM, VisionOutput
 from agent.parsing import Answer, parse_answer
 from agent.processor import IMAGENET_MEAN, IMAGENET_STD, normalise
 from agent.prompts import MAX_REGIONS, Task
+from agent.sequence import SequenceDraft
 from agent.tokenizer import CONTROL_TOKENS, PromptTokenizer
 
 Prepare = Callable[[RGBArray], dict[str, Tensor]]
@@ -47,6 +48,11 @@ class Draft:
 
     ids: Tensor
     slots: Tensor
+
+    @classmethod
+    def of(cls, written: SequenceDraft) -> Draft:
+        """As tensors."""
+        return cls(torch.tensor(written.ids), torch.tensor(written.kinds))
 
     def followed_by(self, ids: Tensor) -> Draft:
         """The same with text after it."""
@@ -103,16 +109,16 @@ class AttachedGrounder:
     def prompt(self, num_image_tokens: int, num_regions: int, question: str) -> Draft:
         """System turn, image, regions and question, up to where the answer begins."""
         words, encode = self.model.adapter.prompt, self.tokenizer.encode
-        draft = _Writer().text(encode(words.before_image))
-        draft.fill(SlotType.IMAGE, num_image_tokens)
+        draft = SequenceDraft().text(encode(words.before_image))
+        draft.slots(SlotType.IMAGE, num_image_tokens)
         asked = words.question.replace("{}", question)
         if not num_regions:
             # Nothing stands between image and question, so they share a piece of text.
-            return draft.text(encode(words.after_image + asked)).draft()
+            return Draft.of(draft.text(encode(words.after_image + asked)))
         draft.text(encode(words.after_image + words.before_regions))
         for index in range(num_regions):
-            draft.text([self.tokenizer.region(index)]).fill(SlotType.REGION, 1)
-        return draft.text(encode(asked)).draft()
+            draft.text([self.tokenizer.region(index)]).slots(SlotType.REGION, 1)
+        return Draft.of(draft.text(encode(asked)))
 
     def embeddings(self, draft: Draft, features: AttachedFeatures) -> Tensor:
         """(1, length, hidden) with image and region slots filled; differentiable."""
@@ -179,24 +185,3 @@ def with_control_tokens(tokenizer: Tokenizer) -> PromptTokenizer:
     lacking = [token for token in CONTROL_TOKENS if token not in known]
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in lacking])
     return PromptTokenizer(tokenizer)
-
-
-class _Writer:
-    """A sequence being written."""
-
-    def __init__(self) -> None:
-        self._ids: list[int] = []
-        self._slots: list[SlotType] = []
-
-    def text(self, ids: list[int]) -> _Writer:
-        self._ids += ids
-        self._slots += [SlotType.TEXT] * len(ids)
-        return self
-
-    def fill(self, kind: SlotType, count: int) -> _Writer:
-        self._ids += [0] * count
-        self._slots += [kind] * count
-        return self
-
-    def draft(self) -> Draft:
-        return Draft(torch.tensor(self._ids), torch.tensor(self._slots))

@@ -61,7 +61,7 @@ class LanguageStage:
         self._tokenizer = tokenizer
         self._builder = SequenceBuilder(tokenizer)
         self._device = device
-        self._all_regions = tuple(tokenizer.region(index) for index in range(MAX_REGIONS))
+        self._tokens = AnswerTokens.of(tokenizer, num_regions=MAX_REGIONS)
         self.prefixes = PrefixCache(prefix_bytes)
         self.engine = Engine(self._language, self.prefixes, engine, device=device)
 
@@ -169,14 +169,14 @@ class LanguageStage:
 
     def _request(self, features: FrameFeatures | None, task: Task) -> Request:
         num_regions = 0 if features is None else len(features.proposals)
-        tokens = AnswerTokens.of(self._tokenizer, num_regions=num_regions)
+        tokens = self._tokens.first(num_regions)
         return Request(
             prefix=self._source(features),
             question=lambda start: self._question(features, task, start),
             end_of_turn=self._builder.end_of_turn,
             max_new_tokens=task.max_new_tokens,
             drafter=self._drafter(task, tokens),
-            grammar=AnswerGrammar(tokens, all_regions=self._all_regions)
+            grammar=AnswerGrammar(tokens, all_regions=self._tokens.regions)
             if task.constrained
             else None,
             deadline_s=time.monotonic() + task.patience_s,

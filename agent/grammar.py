@@ -7,7 +7,7 @@ formed already is never changed. Knows no model and no text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 
@@ -52,6 +52,10 @@ class AnswerTokens:
             tokenizer.control("<|im_end|>"),
             tuple(tokenizer.region(index) for index in range(num_regions)),
         )
+
+    def first(self, num_regions: int) -> AnswerTokens:
+        """The same for a prompt with fewer boxes."""
+        return replace(self, regions=self.regions[:num_regions])
 
     @cached_property
     def forms(self) -> frozenset[int]:

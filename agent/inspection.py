@@ -15,11 +15,10 @@ from agent.model.checkpoint import (
     compare,
     published_shapes,
     read_config,
-    read_json,
     stored_sizes,
     without_tied_head,
 )
-from agent.model.checkpoint_files import StoredTensor, stored_tensors
+from agent.model.checkpoint_files import StoredTensor, read_json, stored_tensors
 from agent.model.configuration import VLMFO1Config
 from agent.tokenizer import PromptTokenizer
 

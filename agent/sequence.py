@@ -62,8 +62,10 @@ class SequenceBuilder:
         """
         opening = f"{_turn('system', system)}<|im_start|>user\n{before_image}"
         if merged_grid is None and not num_regions:
-            return self._sequence(_Draft().text(self.tokenizer.encode(opening)), None, start=0)
-        draft = _Draft().text(self.tokenizer.encode(f"{opening}<|vision_start|>"))
+            return self._sequence(
+                SequenceDraft().text(self.tokenizer.encode(opening)), None, start=0
+            )
+        draft = SequenceDraft().text(self.tokenizer.encode(f"{opening}<|vision_start|>"))
         if merged_grid is not None:
             draft.slots(SlotType.IMAGE, merged_grid[0] * merged_grid[1])
         # Without regions the newline after the image is the one the question begins with.
@@ -73,7 +75,7 @@ class SequenceBuilder:
 
     def regions(self, num_regions: int, *, start: int) -> Sequence:
         """The newline and the regions alone, to follow the prefix of the bare image."""
-        draft = _Draft().text(self.tokenizer.encode("\n"))
+        draft = SequenceDraft().text(self.tokenizer.encode("\n"))
         return self._with_regions(draft, num_regions, None, start=start)
 
     def question(
@@ -96,39 +98,41 @@ class SequenceBuilder:
                  for old in history]  # fmt: skip
         words = "<|im_start|>user\n".join([*turns, f"{text}<|im_end|>\n{_ASSISTANT}"])
         ids = self.tokenizer.encode(("\n" if after_image else "") + words)
-        return self._sequence(_Draft().text(ids), None, start=start)
+        return self._sequence(SequenceDraft().text(ids), None, start=start)
 
     def answer(self, text: str, *, start: int) -> Sequence:
         """A complete answer with its end token (training)."""
         ids = [*self.tokenizer.encode(text), self.end_of_turn]
-        return self._sequence(_Draft().text(ids), None, start=start)
+        return self._sequence(SequenceDraft().text(ids), None, start=start)
 
     def _with_regions(
-        self, draft: _Draft, num_regions: int, grid: tuple[int, int] | None, *, start: int
+        self, draft: SequenceDraft, num_regions: int, grid: tuple[int, int] | None, *, start: int
     ) -> Sequence:
         for index in range(num_regions):
             draft.text([self.tokenizer.region(index)]).slots(SlotType.REGION, 1)
         return self._sequence(draft, grid, start=start)
 
-    def _sequence(self, draft: _Draft, grid: tuple[int, int] | None, *, start: int) -> Sequence:
+    def _sequence(
+        self, draft: SequenceDraft, grid: tuple[int, int] | None, *, start: int
+    ) -> Sequence:
         slots = torch.tensor(draft.kinds)
         positions, following = mrope_positions(slots, grid, start=start)
         return Sequence(torch.tensor(draft.ids), slots, positions, following)
 
 
-class _Draft:
+class SequenceDraft:
     """A sequence being written: ids (0 where no token stands) and slot types."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
         self.kinds: list[SlotType] = []
 
-    def text(self, ids: list[int]) -> _Draft:
+    def text(self, ids: list[int]) -> SequenceDraft:
         self.ids += ids
         self.kinds += [SlotType.TEXT] * len(ids)
         return self
 
-    def slots(self, kind: SlotType, count: int) -> _Draft:
+    def slots(self, kind: SlotType, count: int) -> SequenceDraft:
         self.ids += [0] * count
         self.kinds += [kind] * count
         return self

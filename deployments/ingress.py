@@ -10,7 +10,7 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc.aio
 import numpy as np
@@ -69,10 +69,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         try:
             result = await self._ground(request)
         except Exception as error:
-            failure = failure_of(error)
-            fault = failure.is_clients_fault
-            self._metrics.count_call(Outcome.REJECTED if fault else Outcome.FAILED)
-            await end_with_status(context, failure)
+            await self._end_call(context, error)
         self._metrics.count_call(Outcome.ANSWERED)
         return pb.GroundResponse(result=result)
 
@@ -82,11 +79,14 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
             async for response in self._ask(request):
                 await context.write(response)
         except Exception as error:
-            failure = failure_of(error)
-            fault = failure.is_clients_fault
-            self._metrics.count_call(Outcome.REJECTED if fault else Outcome.FAILED)
-            await end_with_status(context, failure)
+            await self._end_call(context, error)
         self._metrics.count_call(Outcome.ANSWERED)
+
+    async def _end_call(self, context: Any, error: Exception) -> NoReturn:
+        failure = failure_of(error)
+        fault = failure.is_clients_fault
+        self._metrics.count_call(Outcome.REJECTED if fault else Outcome.FAILED)
+        await end_with_status(context, failure)
 
     async def Watch(self, _requests: Any, context: Any) -> None:
         """A stream of pictures against standing queries."""

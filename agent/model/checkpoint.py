@@ -19,7 +19,13 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 
 from agent.errors import CheckpointMismatch, SettingsError
-from agent.model.checkpoint_files import StoredTensor, header, stored_tensors, tensors, weight_files
+from agent.model.checkpoint_files import (
+    StoredTensor,
+    header,
+    read_json,
+    stored_tensors,
+    tensors,
+)
 from agent.model.checkpoint_names import our_name, published_name
 from agent.model.configuration import VLMFO1Config
 from agent.model.primary_encoder import BFloat16VisionRotary
@@ -137,8 +143,11 @@ def load_model(
     model = build_empty(config, parts, device=device)
     _refuse(directory, compare(published_shapes(model), stored))
     loaded: dict[str, Tensor] = {}
-    for path in weight_files(directory):
-        for key, tensor in tensors(path, device=device, wanted=stored.__contains__):
+    by_file: dict[Path, list[str]] = {}
+    for key, entry in stored.items():
+        by_file.setdefault(entry.file, []).append(key)
+    for path, keys in by_file.items():
+        for key, tensor in tensors(path, keys, device=device):
             name = our_name(key)
             wide = name.startswith(_FLOAT32_ALWAYS)
             loaded[name] = tensor.to(torch.float32 if wide else dtype or tensor.dtype)
@@ -161,23 +170,6 @@ def read_config(directory: Path, stored: dict[str, StoredTensor] | None = None) 
         {**raw, "groundstream": extra},
         read_json(preprocessor) if preprocessor.is_file() else None,
     )
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointMismatch: missing or not a JSON object.
-    """
-    try:
-        loaded = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise CheckpointMismatch(f"{path} does not exist; copy all of the model's files") from error
-    except ValueError as error:
-        raise CheckpointMismatch(f"{path} is not JSON ({error}); download it again") from error
-    if not isinstance(loaded, dict):
-        raise CheckpointMismatch(f"{path} must hold a JSON object, not {type(loaded).__name__}")
-    return loaded
 
 
 def stored_sizes(stored: dict[str, StoredTensor]) -> dict[str, object]:
@@ -260,11 +252,12 @@ def load_weights_into(module: nn.Module, path: Path) -> None:
         CheckpointMismatch: unreadable file, missing, unexpected or wrongly shaped keys.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    _refuse(path, compare(wanted, header(path), any_dtype=True))
+    stored = header(path)
+    _refuse(path, compare(wanted, stored, any_dtype=True))
     module.load_state_dict(
         {
             key: tensor.float() if tensor.is_floating_point() else tensor
-            for key, tensor in tensors(path, device="cpu", wanted=wanted.__contains__)
+            for key, tensor in tensors(path, stored, device="cpu")
         }
     )
 

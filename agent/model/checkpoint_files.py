@@ -6,9 +6,11 @@ Knows neither the model nor what a key means.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -41,6 +43,23 @@ class StoredTensor:
     def is_floating(self) -> bool:
         """Whether it can be a weight as it stands."""
         return self.dtype in {"F64", "F32", "F16", "BF16"}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointMismatch: missing or not a JSON object.
+    """
+    try:
+        loaded = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointMismatch(f"{path} does not exist; copy all of the model's files") from error
+    except ValueError as error:
+        raise CheckpointMismatch(f"{path} is not JSON ({error}); download it again") from error
+    if not isinstance(loaded, dict):
+        raise CheckpointMismatch(f"{path} must hold a JSON object, not {type(loaded).__name__}")
+    return loaded
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -93,16 +112,14 @@ def header(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointMismatch(f"{path} cannot be read ({error}); download it again") from error
 
 
-def tensors(
-    path: Path, *, device: str, wanted: Callable[[str], bool]
-) -> Iterator[tuple[str, Tensor]]:
+def tensors(path: Path, keys: Iterable[str], *, device: str) -> Iterator[tuple[str, Tensor]]:
     """(key, tensor) of one file, each read straight to `device` when its turn comes."""
-    keys = [key for key in header(path) if wanted(key)]
-    while keys:
+    waiting = deque(keys)
+    while waiting:
         read = 0
         with safe_open(path, framework="pt", device=device) as file:
-            while keys and read < _REOPEN_BYTES:
-                key = keys.pop(0)
+            while waiting and read < _REOPEN_BYTES:
+                key = waiting.popleft()
                 tensor = file.get_tensor(key)
                 read += tensor.numel() * tensor.element_size()
                 yield key, tensor

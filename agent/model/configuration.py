@@ -7,7 +7,6 @@ an extra `groundstream` section, with the published values as defaults. Knows no
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers.models.florence2.configuration_florence2 import Florence2Visio
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
 from agent.errors import CheckpointMismatch
+from agent.model.checkpoint_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -299,7 +299,7 @@ class VLMFO1Config:
     @classmethod
     def from_file(cls, path: Path) -> VLMFO1Config:
         """Read `config.json`."""
-        return cls.from_dict(json.loads(path.read_text()))
+        return cls.from_dict(read_json(path))
 
 
 _VISION_KEYS = (

@@ -7,7 +7,6 @@ neither frames nor thresholds.
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, OmDetTurboConfig, OmDetTurboForObjectDetection, SwinConfig
 
-from agent.errors import CheckpointMismatch
 from agent.model.checkpoint import load_weights_into
+from agent.model.checkpoint_files import read_json
 from agent.model.shift_first_swin import shift_before_padding
 
 DEFAULT_PROMPT = "object"
@@ -128,14 +127,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     Raises:
         CheckpointMismatch: it is missing or not JSON.
     """
-    path = directory / "config.json"
-    try:
-        raw: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise CheckpointMismatch(f"{path} does not exist") from error
-    except ValueError as error:
-        raise CheckpointMismatch(f"{path} is not JSON: {error}") from error
-    return raw
+    return read_json(directory / "config.json")
 
 
 def load_proposal_network(directory: Path) -> ProposalNetwork:

@@ -102,6 +102,31 @@ class Segment:
     prefix: Prefix | None
     mask: Tensor | None = None
     """(tokens, tokens) True where a new token may look at a new one; None is causal."""
+    _among: Tensor | None = field(default=None, init=False)
+
+    def among(self, device: torch.device) -> Tensor:
+        """`mask` written out on a device; made once for all layers."""
+        if self._among is None:
+            new = self.stop - self.start
+            mask = self.mask
+            if mask is None:
+                mask = torch.ones(new, new, dtype=torch.bool).tril()
+            self._among = mask.to(device)
+        return self._among
+
+
+@dataclass(frozen=True)
+class SegmentGroup:
+    """Segments that are attended together."""
+
+    segments: list[Segment]
+    rows: Tensor
+    """(tokens,) their places in the packed row."""
+
+    @classmethod
+    def of(cls, segments: list[Segment]) -> SegmentGroup:
+        """The group of some segments, in their order."""
+        return cls(segments, torch.cat([torch.arange(s.start, s.stop) for s in segments]))
 
 
 @dataclass
@@ -109,7 +134,7 @@ class RaggedBatch:
     """The segments of one forward pass, grouped by the prefix they share."""
 
     segments: list[Segment]
-    groups: list[list[Segment]] = field(init=False)
+    groups: list[SegmentGroup] = field(init=False)
 
     def __post_init__(self) -> None:
         by_prefix: dict[int, list[Segment]] = {}
@@ -118,7 +143,7 @@ class RaggedBatch:
             alone = segment.prefix is None or segment.stop - segment.start > _LONG
             key = -1 - number if alone else id(segment.prefix)
             by_prefix.setdefault(key, []).append(segment)
-        self.groups = list(by_prefix.values())
+        self.groups = [SegmentGroup.of(segments) for segments in by_prefix.values()]
 
     def advance(self) -> None:
         """After the last layer: every past is longer by its segment."""
@@ -155,8 +180,9 @@ def ragged_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = torch.empty_like(query)
     for group in ragged.groups:
-        if len(group) == 1 and group[0].stop - group[0].start > _LONG:
-            _attend_alone(output, query, key, value, layer, group[0], scale)
+        first = group.segments[0]
+        if len(group.segments) == 1 and first.stop - first.start > _LONG:
+            _attend_alone(output, query, key, value, layer, first, scale)
         else:
             _attend_group(output, query, key, value, layer, group, scale)
     return output.transpose(1, 2), None
@@ -175,7 +201,7 @@ def _attend_alone(
     old = keys.shape[1] - new
     mask = None
     if old or segment.mask is not None:
-        among = _among_new(segment, new, query.device)
+        among = segment.among(query.device)
         mask = torch.cat([among.new_ones(new, old), among], dim=1)
     output[0, :, here] = nn.functional.scaled_dot_product_attention(
         query[:, :, here], keys[None], values[None], attn_mask=mask, scale=scale,
@@ -185,15 +211,15 @@ def _attend_alone(
 
 def _attend_group(
     output: Tensor, query: Tensor, key: Tensor, value: Tensor,
-    layer: int, group: list[Segment], scale: float,
+    layer: int, group: SegmentGroup, scale: float,
 ) -> None:  # fmt: skip
     """Short continuations of one prefix: the shared part is one product for all of them."""
-    rows = torch.cat([torch.arange(s.start, s.stop) for s in group]).to(query.device)
+    rows = group.rows.to(query.device)
     kv_heads, width = key.shape[1], query.shape[-1]
     repeat = query.shape[1] // kv_heads
     # (kv_heads, repeat, tokens, width): query heads beside the key head they read.
     asked = query[0, :, rows].view(kv_heads, repeat, len(rows), width)
-    prefix = group[0].prefix
+    prefix = group.segments[0].prefix
     shared_scores = None
     if prefix is not None:
         keys = prefix.layers[layer][0]
@@ -201,14 +227,14 @@ def _attend_group(
             kv_heads, repeat, len(rows), -1
         )
     shared_weights, mixed, first = [], [], 0
-    for segment in group:
+    for segment in group.segments:
         new = segment.stop - segment.start
         mine = slice(first, first + new)
         here = slice(segment.start, segment.stop)
         keys, values = segment.past.append(layer, key[0, :, here], value[0, :, here])
         scores = asked[:, :, mine] @ keys.transpose(1, 2)[:, None]
         old = keys.shape[1] - new
-        among = _among_new(segment, new, query.device)
+        among = segment.among(query.device)
         scores[..., old:] = scores[..., old:].masked_fill(~among, -torch.inf)
         num_shared = 0
         if shared_scores is not None:
@@ -223,12 +249,6 @@ def _attend_group(
         weights = torch.cat(shared_weights, dim=2).flatten(1, 2)
         result = result + (weights @ prefix.layers[layer][1]).view_as(result)
     output[0, :, rows] = result.flatten(0, 1)
-
-
-def _among_new(segment: Segment, new: int, device: torch.device) -> Tensor:
-    if segment.mask is not None:
-        return segment.mask.to(device)
-    return torch.ones(new, new, dtype=torch.bool, device=device).tril()
 
 
 AttentionInterface.register(RAGGED, ragged_attention)

@@ -98,10 +98,7 @@ class GroundingTraining(nn.Module):
         Pulls a region's token to where the language model looks for its name; the LM itself
         is not needed for that, so alignment takes minutes.
         """
-        table = self.name_vectors()
-        scaled = nn.functional.normalize(regions.float(), dim=-1) * 16.0
-        similarity = scaled @ nn.functional.normalize(table.float(), dim=-1).T
-        return nn.functional.cross_entropy(similarity, concepts)
+        return nn.functional.cross_entropy(self._likeness(regions, self.name_vectors()), concepts)
 
     def soft_contrast(self, regions: Tensor, target: Tensor, concepts: Tensor) -> Tensor:
         """As `contrast`, against a distribution over some concepts.
@@ -111,9 +108,14 @@ class GroundingTraining(nn.Module):
             target: (n, num_concepts).
             concepts: (num_concepts,) ids.
         """
-        table = nn.functional.normalize(self.name_vectors()[concepts].float(), dim=-1)
+        likeness = self._likeness(regions, self.name_vectors()[concepts])
+        return nn.functional.cross_entropy(likeness, target)
+
+    @staticmethod
+    def _likeness(regions: Tensor, names: Tensor) -> Tensor:
+        """(n, num_names) scaled cosines."""
         scaled = nn.functional.normalize(regions.float(), dim=-1) * 16.0
-        return -(target * (scaled @ table.T).log_softmax(-1)).sum(-1).mean()
+        return scaled @ nn.functional.normalize(names.float(), dim=-1).T
 
 
 def load_module_state(directory: Path) -> dict[str, Tensor]:
