@@ -28,14 +28,9 @@ from rich.table import Table
 from agent.frame import frame_from_rgb
 from agent.interrupts import interruptible
 from agent.streaming.video_source import open_source
+from client.events import KeyframeAnswer, StreamStats
 from client.service_process import ServiceProcess
-from client.types import (
-    FrameResult,
-    KeyframeAnswer,
-    OutgoingFrame,
-    StreamPolicy,
-    StreamStats,
-)
+from client.types import FrameResult, OutgoingFrame, StreamPolicy
 from client.vision_agent_client import VisionAgentClient
 
 _VIDEO = Path(__file__).parents[1] / "demo" / "scene.mp4"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, TypeVar
 
-from client import types
+from client import events, types
 from protos import vision_agent_pb2 as pb
 
 E = TypeVar("E", bound=Enum)
@@ -123,10 +123,10 @@ def result_from_message(message: pb.FrameResult) -> types.FrameResult:
     )
 
 
-def opened_from_message(message: pb.StreamOpened) -> types.StreamOpened:
+def opened_from_message(message: pb.StreamOpened) -> events.StreamOpened:
     """The stream is open."""
-    gap = types.Gap(**_scalars(message.gap)) if message.HasField("gap") else None
-    return types.StreamOpened(
+    gap = events.Gap(**_scalars(message.gap)) if message.HasField("gap") else None
+    return events.StreamOpened(
         resume_token=message.resume_token,
         resumed=message.resumed,
         epoch=message.epoch,
@@ -136,14 +136,14 @@ def opened_from_message(message: pb.StreamOpened) -> types.StreamOpened:
     )
 
 
-def event_from_message(message: pb.WatchResponse) -> types.StreamEvent | None:
+def event_from_message(message: pb.WatchResponse) -> events.StreamEvent | None:
     """What the server says on a stream; None for a kind newer than this client."""
     match message.WhichOneof("message"):
         case "result":
             return result_from_message(message.result)
         case "ack":
             ack = message.ack
-            return types.QueriesAck(ack.epoch, ack.change_id, tuple(ack.query_ids))
+            return events.QueriesAck(ack.epoch, ack.change_id, tuple(ack.query_ids))
         case "stats":
             return stats_of_stream(message.stats)
         case "error":
@@ -152,26 +152,26 @@ def event_from_message(message: pb.WatchResponse) -> types.StreamEvent | None:
             return opened_from_message(message.opened)
         case "policy_ack":
             policy = policy_from_message(message.policy_ack.policy)
-            return types.PolicyAck(policy, message.policy_ack.change_id)
+            return events.PolicyAck(policy, message.policy_ack.change_id)
         case "keyframe":
             keyframe = message.keyframe
             reason = _value_name(pb.KeyframeReason, keyframe.reason) or str(keyframe.reason)
-            return types.KeyframeAnswer(result_from_message(keyframe.result), reason)
+            return events.KeyframeAnswer(result_from_message(keyframe.result), reason)
         case "drain":
-            return types.Drain(message.drain.reason, message.drain.grace_s)
+            return events.Drain(message.drain.reason, message.drain.grace_s)
         case _:
             return None
 
 
-def stats_of_stream(message: pb.StreamStats) -> types.StreamStats:
+def stats_of_stream(message: pb.StreamStats) -> events.StreamStats:
     """A stream's books and activity."""
-    activity = types.StreamActivity(**_scalars(message.activity))
-    return types.StreamStats(**{**_scalars(message), "activity": activity})
+    activity = events.StreamActivity(**_scalars(message.activity))
+    return events.StreamStats(**{**_scalars(message), "activity": activity})
 
 
-def error_from_message(message: pb.StreamError) -> types.StreamError:
+def error_from_message(message: pb.StreamError) -> events.StreamError:
     """An error about one item of a stream."""
-    return types.StreamError(
+    return events.StreamError(
         code=error_code_name(message.code),
         message=message.message,
         sequence=message.sequence if message.HasField("sequence") else None,

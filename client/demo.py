@@ -27,18 +27,20 @@ from agent.interrupts import interruptible
 from agent.streaming.video_source import open_source
 from client.annotated_video import AnnotatedVideo, draw_result
 from client.demo_truth import Score, Truth
+from client.events import (
+    KeyframeAnswer,
+    QueriesAck,
+    StreamError,
+    StreamStats,
+)
 from client.playback import play
 from client.service_process import Memory, ServiceProcess
 from client.types import (
     FrameResult,
-    KeyframeAnswer,
     OutgoingFrame,
-    QueriesAck,
     Query,
     ServiceStats,
     StageTimings,
-    StreamError,
-    StreamStats,
 )
 from client.vision_agent_client import VisionAgentClient
 from client.watch import answer_row

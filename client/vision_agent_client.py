@@ -168,7 +168,7 @@ class VisionAgentClient:
             frames: sent as they come; the stream ends in good order when they end.
             queries: what to look for at the start.
             policy: how to answer; by default every frame is followed and the newest wins.
-            reconnect: what to do when the connection breaks; by default try again, ten times.
+            reconnect: what to do when the connection breaks; by default try for about a minute.
         """
         wanted = [as_query(query) for query in queries]
         return WatchStream(

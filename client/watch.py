@@ -17,18 +17,20 @@ from rich.table import Table
 from agent.frame import RGBArray
 from agent.streaming.video_source import open_source
 from client.annotated_video import AnnotatedVideo
+from client.events import (
+    KeyframeAnswer,
+    StreamError,
+    StreamEvent,
+    StreamOpened,
+    StreamStats,
+)
 from client.playback import play
 from client.rerun_recording import RerunRecording
 from client.types import (
     FrameResult,
-    KeyframeAnswer,
     OutgoingFrame,
     QueryResult,
-    StreamError,
-    StreamEvent,
-    StreamOpened,
     StreamPolicy,
-    StreamStats,
 )
 from client.vision_agent_client import VisionAgentClient
 

@@ -18,17 +18,19 @@ import grpc.aio
 
 from client import conversions
 from client.errors import error_of, may_pass
-from client.types import (
+from client.events import (
     Drain,
-    DropPolicy,
-    FrameResult,
-    OutgoingFrame,
     PolicyAck,
     QueriesAck,
-    Query,
     StreamError,
     StreamEvent,
     StreamOpened,
+)
+from client.types import (
+    DropPolicy,
+    FrameResult,
+    OutgoingFrame,
+    Query,
     StreamPolicy,
 )
 from protos import vision_agent_pb2 as pb
@@ -42,9 +44,10 @@ class Reconnect:
     clients of a replica that went away do not all come back at once.
     """
 
-    max_attempts: int = 10
-    """In a row without a single message from the service; 0: a broken stream is an error, and
-    one that drains is used up."""
+    max_attempts: int = 30
+    """In a row without a single message from the service (30 take about a minute; a killed replica
+    is back after about ten seconds); 0: a broken stream is an error, and one that drains is used
+    up."""
     first_pause_s: float = 0.1
     max_pause_s: float = 5.0
 

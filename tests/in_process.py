@@ -14,15 +14,17 @@ from agent.pipeline import Pipeline
 from agent.region_cache import MemoryRegionCache
 from agent.settings import ServerSettings, ServiceSettings, StreamSettings
 from agent.streaming.session_store import MemorySessionStore, SessionStore
+from client.events import (
+    QueriesAck,
+    StreamEvent,
+    StreamOpened,
+    StreamStats,
+)
 from client.types import (
     AnswerMode,
     OutgoingFrame,
-    QueriesAck,
     Query,
-    StreamEvent,
-    StreamOpened,
     StreamPolicy,
-    StreamStats,
 )
 from client.vision_agent_client import VisionAgentClient, WatchStream
 from client.watch_stream import Reconnect

@@ -12,13 +12,11 @@ import grpc
 import pytest
 
 from agent.errors import AgentError, FrameTooLarge, InvalidBoxes, InvalidFrame, InvalidQuery
+from client.events import QueriesAck, StreamError, StreamStats
 from client.types import (
     FrameResult,
     OutgoingFrame,
-    QueriesAck,
     Query,
-    StreamError,
-    StreamStats,
     TaskKind,
 )
 from client.vision_agent_client import ServiceError, VisionAgentClient

@@ -13,14 +13,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from agent.errors import InvalidFrame
+from client.events import QueriesAck, StreamError, StreamStats
 from client.types import (
     AnswerStatus,
     FrameResult,
     OutgoingFrame,
-    QueriesAck,
     Query,
-    StreamError,
-    StreamStats,
     TaskKind,
 )
 from client.vision_agent_client import VisionAgentClient

@@ -12,20 +12,22 @@ import pytest
 
 from agent.settings import FollowSettings, KeyframeSettings, ServiceSettings
 from agent.streaming.session_store import MemorySessionStore
+from client.events import (
+    Drain,
+    KeyframeAnswer,
+    PolicyAck,
+    QueriesAck,
+    StreamError,
+    StreamOpened,
+)
 from client.types import (
     AnswerSource,
     AnswerStatus,
-    Drain,
     DropPolicy,
     FramePriority,
     FrameResult,
-    KeyframeAnswer,
     OutgoingFrame,
-    PolicyAck,
-    QueriesAck,
     Query,
-    StreamError,
-    StreamOpened,
     StreamPolicy,
 )
 from client.vision_agent_client import VisionAgentClient

@@ -22,7 +22,7 @@ from agent.settings import ServiceSettings, StreamSettings
 from agent.streaming.keyframe import KeyframeReason
 from agent.streaming.policy import AnswerMode, DropPolicy, Priority, StreamPolicy
 from agent.streaming.session import Books, StandingQuery
-from client import conversions, types
+from client import conversions, events, types
 from deployments import ingress, messages, status, stream_messages
 from deployments.metrics import ServiceMetrics, StageCalls
 from protos import vision_agent_pb2 as pb
@@ -304,20 +304,20 @@ def test_stream_events_arrive() -> None:
     ]
     assert isinstance(arrived[0], types.FrameResult)
     assert arrived[1:] == [
-        types.QueriesAck(3, 9, ("a", "b")),
-        types.StreamStats(
-            6, 1, 2, 1, 1, 1, activity=types.StreamActivity(num_keyframes=3, paused=True)
+        events.QueriesAck(3, 9, ("a", "b")),
+        events.StreamStats(
+            6, 1, 2, 1, 1, 1, activity=events.StreamActivity(num_keyframes=3, paused=True)
         ),
-        types.StreamError("INVALID_FRAME", "bad", sequence=0, request_id="id"),
-        types.StreamError("INVALID_FRAME", "bad", change_id=4, request_id="id"),
-        types.Drain("bye", 2.5),
-        types.PolicyAck(
+        events.StreamError("INVALID_FRAME", "bad", sequence=0, request_id="id"),
+        events.StreamError("INVALID_FRAME", "bad", change_id=4, request_id="id"),
+        events.Drain("bye", 2.5),
+        events.PolicyAck(
             types.StreamPolicy(
                 types.DropPolicy.LOSSLESS, types.AnswerMode.GROUND, 3, 250.0, 2, True
             ),
             5,
         ),
-        types.KeyframeAnswer(conversions.result_from_message(some_result()), "REFRESH"),
+        events.KeyframeAnswer(conversions.result_from_message(some_result()), "REFRESH"),
         None,
     ]
 
@@ -432,14 +432,14 @@ def test_the_dataclasses_follow_the_messages() -> None:
         (types.QueryResult, pb.QueryResult, set()),
         (types.Detection, pb.Detection, set()),
         (types.StageTimings, pb.StageTimings, set()),
-        (types.StreamStats, pb.StreamStats, set()),
-        (types.StreamActivity, pb.StreamActivity, set()),
+        (events.StreamStats, pb.StreamStats, set()),
+        (events.StreamActivity, pb.StreamActivity, set()),
         (types.StreamPolicy, pb.StreamPolicy, set()),
-        (types.StreamOpened, pb.StreamOpened, set()),
+        (events.StreamOpened, pb.StreamOpened, set()),
         (types.Transform, pb.Transform, set()),
         (types.ReusedFeatures, pb.ReusedFeatures, set()),
-        (types.Gap, pb.Gap, set()),
-        (types.StreamError, pb.StreamError, set()),
+        (events.Gap, pb.Gap, set()),
+        (events.StreamError, pb.StreamError, set()),
         (types.Capabilities, pb.Capabilities, set()),
         (types.ServiceStats, pb.ServiceStats, set()),
     ]

@@ -10,17 +10,15 @@ import grpc
 import pytest
 
 from agent.errors import InvalidRequest
-from client.types import (
+from client.events import (
     Drain,
-    FrameResult,
-    OutgoingFrame,
     QueriesAck,
-    Query,
     StreamActivity,
     StreamError,
     StreamOpened,
     StreamStats,
 )
+from client.types import FrameResult, OutgoingFrame, Query
 from client.vision_agent_client import ServiceError, VisionAgentClient
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc

@@ -1,0 +1,131 @@
+"""What happens on a stream, as plain dataclasses; see `client/types.py` for what it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from client.types import FrameResult, StreamPolicy
+
+
+@dataclass(frozen=True)
+class QueriesAck:
+    """The standing queries have changed; from here on no older answer to a changed one comes."""
+
+    epoch: int
+    change_id: int
+    query_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StreamActivity:
+    """What the stream did so far, beside its books."""
+
+    num_answers: int = 0
+    """Questions the language model answered."""
+    num_encoded_frames: int = 0
+    num_keyframes: int = 0
+    num_unacknowledged: int = 0
+    num_tracks: int = 0
+    paused: bool = False
+
+
+@dataclass(frozen=True)
+class StreamStats:
+    """The stream's books: received is the sum of the other counts."""
+
+    received: int = 0
+    answered: int = 0
+    """Seen by the language model."""
+    superseded: int = 0
+    rejected: int = 0
+    failed: int = 0
+    in_flight: int = 0
+    tracked_only: int = 0
+    """Answered by the tracker."""
+    expired: int = 0
+    activity: StreamActivity = StreamActivity()
+
+    @property
+    def balanced(self) -> bool:
+        """True when no frame was lost or counted twice."""
+        return self.received == (
+            self.answered
+            + self.tracked_only
+            + self.superseded
+            + self.expired
+            + self.rejected
+            + self.failed
+            + self.in_flight
+        )
+
+
+@dataclass(frozen=True)
+class StreamError:
+    """One frame or one change failed; the stream goes on."""
+
+    code: str
+    message: str
+    sequence: int | None = None
+    change_id: int | None = None
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class Drain:
+    """The server is going away; open a new stream."""
+
+    reason: str
+    grace_s: float
+
+
+@dataclass(frozen=True)
+class PolicyAck:
+    """The stream's policy has changed; as it now holds, defaults filled in."""
+
+    policy: StreamPolicy
+    change_id: int
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Frames that were neither answered nor accounted for when a replica went away."""
+
+    num_frames: int
+    first_sequence: int
+    last_sequence: int
+
+
+@dataclass(frozen=True)
+class StreamOpened:
+    """The stream is open, for the first time or again."""
+
+    resume_token: str = field(repr=False)
+    """A secret: whoever has it can take the session over."""
+    resumed: bool
+    """False when the session is new."""
+    epoch: int
+    query_ids: tuple[str, ...]
+    policy: StreamPolicy
+    gap: Gap | None = None
+
+
+@dataclass(frozen=True)
+class KeyframeAnswer:
+    """What the language model said about a key frame, as soon as it has."""
+
+    result: FrameResult
+    reason: str
+    """Why this frame was chosen: FIRST, QUERIES_CHANGED, REQUESTED, SCENE_CHANGED,
+    TRACK_UNCERTAIN or REFRESH."""
+
+
+StreamEvent = (
+    FrameResult
+    | KeyframeAnswer
+    | QueriesAck
+    | PolicyAck
+    | StreamStats
+    | StreamError
+    | StreamOpened
+    | Drain
+)
