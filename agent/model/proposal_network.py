@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, OmDetTurboConfig, OmDetTurboForObjectDe
 
 from agent.model.checkpoint import load_weights_into
 from agent.model.checkpoint_files import read_json
+from agent.model.diverse_queries import prefer_diverse_queries
 from agent.model.shift_first_swin import shift_before_padding
 
 DEFAULT_PROMPT = "object"
@@ -40,6 +41,8 @@ class ProposalNetwork(nn.Module):
             self.detector = OmDetTurboForObjectDetection(config)
         if getattr(config, "shift_before_padding", False):
             shift_before_padding(self.detector.vision_backbone.vision_backbone)
+        if (diverse := getattr(config, "diverse_queries", None)) is not None:
+            prefer_diverse_queries(self.detector.decoder, **diverse)
 
     @property
     def image_size(self) -> int:
@@ -109,6 +112,7 @@ def nano_proposal_config() -> OmDetTurboConfig:
         task_encoder_hidden_dim=64,
         class_embed_dim=32,
         num_queries=300,
+        diverse_queries={"num_candidates": 900, "max_iou": 0.7},
         encoder_hidden_dim=width,
         encoder_in_channels=(64, 128, 256),
         encoder_attention_heads=4,

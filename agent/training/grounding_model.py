@@ -18,7 +18,7 @@ from agent.model.vlm_fo1 import VLMFO1
 from agent.tokenizer import PromptTokenizer
 from agent.training.language import VOCAB_SIZE, NameSlots, attended_logits
 from agent.training.packing import PackedBatch
-from agent.training.vision import encode_batch
+from agent.training.vision import encode_batch, likeness
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,12 @@ class GroundingTraining(nn.Module):
         assert all(name.startswith("region_projector.") for name in missing), missing
         slots = {k.removeprefix("slots."): v for k, v in language.items() if k.startswith("slots.")}
         self.slots.load_state_dict(slots)
-        # The connector's first layer comes from the towers' classifier; a fresh one would learn
-        # the few thousand regions of alignment by heart.
-        first = self.model.get_submodule("region_projector.0")
-        first.load_state_dict({k: vision[f"connector.0.{k}"] for k in ("weight", "bias")})
+        # The connector has learned beside the towers; a fresh one would learn the few thousand
+        # regions of alignment by heart.
+        connector = {k: v for k, v in vision.items() if k.startswith("connector.")}
+        self.model.region_projector.load_state_dict(
+            {k.removeprefix("connector."): v for k, v in connector.items()}
+        )
 
     def fused(self, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Fused region features (batch, num_boxes, region_width) and raw image tokens."""
@@ -98,7 +100,7 @@ class GroundingTraining(nn.Module):
         Pulls a region's token to where the language model looks for its name; the LM itself
         is not needed for that, so alignment takes minutes.
         """
-        return nn.functional.cross_entropy(self._likeness(regions, self.name_vectors()), concepts)
+        return nn.functional.cross_entropy(likeness(regions, self.name_vectors()), concepts)
 
     def soft_contrast(self, regions: Tensor, target: Tensor, concepts: Tensor) -> Tensor:
         """As `contrast`, against a distribution over some concepts.
@@ -108,14 +110,8 @@ class GroundingTraining(nn.Module):
             target: (n, num_concepts).
             concepts: (num_concepts,) ids.
         """
-        likeness = self._likeness(regions, self.name_vectors()[concepts])
-        return nn.functional.cross_entropy(likeness, target)
-
-    @staticmethod
-    def _likeness(regions: Tensor, names: Tensor) -> Tensor:
-        """(n, num_names) scaled cosines."""
-        scaled = nn.functional.normalize(regions.float(), dim=-1) * 16.0
-        return scaled @ nn.functional.normalize(names.float(), dim=-1).T
+        closeness = likeness(regions, self.name_vectors()[concepts])
+        return nn.functional.cross_entropy(closeness, target)
 
 
 def load_module_state(directory: Path) -> dict[str, Tensor]:

@@ -68,6 +68,22 @@ class NameSlots(nn.Module):
         return self.map(summed * (concepts >= 0)[..., None])
 
 
+def name_vectors(directory: Path) -> Tensor:
+    """(num_names, hidden): what a trained language model expects in the slot of each name.
+
+    Args:
+        directory: of the language stage.
+    """
+    names = [concept.label for concept in load_concepts()]
+    tokenizer = PromptTokenizer.from_directory(directory)
+    module = LanguagePretraining(tokenizer, names)
+    state = torch.load(directory / "checkpoint.pt", weights_only=True)["module"]
+    module.load_state_dict(state)
+    everything = torch.arange(len(names))
+    vectors: Tensor = module.slots(module.language_model.model.embed_tokens, everything)
+    return vectors.detach()
+
+
 class LanguagePretraining(nn.Module):
     """The language model and its symbolic eyes."""
 

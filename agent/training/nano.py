@@ -41,14 +41,17 @@ class NanoTraining:
         """Stage names to what runs them, in order."""
         return {
             "artwork": self.artwork_stage,
-            "vision": lambda: vision.run(
-                self.artwork, self.directory / "vision", **self._settings("vision")
-            ),
             "proposals": lambda: proposals.run(
                 self.artwork, self.directory / "proposals", **self._settings("proposals")
             ),
             "language": lambda: language.run(
                 self.directory / "language", **self._settings("language")
+            ),
+            "vision": lambda: vision.run(
+                self.artwork,
+                self.directory / "vision",
+                self.directory / "language",
+                **self._settings("vision"),
             ),
             "align": lambda: self._ground("align", None),
             "instruct": lambda: self._ground("instruct", self.directory / "align"),

@@ -158,7 +158,7 @@ def run(
     *,
     steps: int,
     rate: float = 1e-3,
-    sizes: tuple[tuple[int, int], ...] = ((256, 256), (320, 320), (384, 384)),
+    sizes: tuple[tuple[int, int], ...] = ((256, 256), (320, 320), (384, 384), (416, 416)),
 ) -> None:
     """Train, or go on training, the nano proposal network into `directory`."""
     torch.manual_seed(0)

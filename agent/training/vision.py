@@ -1,8 +1,10 @@
 """Pretraining of both vision encoders: tell every box's concept from its region feature.
 
-Stands in for the pretrained towers that the published model starts from. The whole region path
-(towers, pyramid, pooling, fusion, positions) is trained with a classifier on the fused feature,
-on each encoder's share of it (so that neither leans on the other), and on the image tokens.
+Stands in for the pretrained towers that the published model starts from, which learned from text:
+a region is pulled to the language model's vector of its name (as in CLIP, arXiv 2103.00020, but
+with the text side frozen). The whole region path (towers, pyramid, pooling, fusion, positions) is
+also trained with throw-away classifiers on the fused feature, on each encoder's share of it (so
+that neither leans on the other), and on the image tokens.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ from agent.training.batches import (
     batch_loader,
     nano_concepts,
 )
+from agent.training.language import name_vectors
 from agent.training.loop import LoopSettings, train
 from agent.training.scenes import SceneSettings
 
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+LIKENESS_SCALE = 16.0
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -55,8 +59,8 @@ class VisionPretraining(nn.Module):
         self.auxiliary_head = nn.Linear(config.auxiliary_region_width, num_classes + 1)
         self.token_head = nn.Linear(config.vision.out_hidden_size, num_classes + 1)
 
-    def forward(self, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits of the fused, primary and auxiliary region features and of the image tokens.
+    def forward(self, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Region tokens, then logits of fused, primary and auxiliary features and image tokens.
 
         Args:
             rgb: (batch, height, width, 3) uint8, sides multiples of 28.
@@ -66,8 +70,10 @@ class VisionPretraining(nn.Module):
         height, width = rgb.shape[1:3]
         size = torch.tensor([width, height, width, height])
         fused = self.model.region_encoder.fuse(primary, auxiliary, boxes / size)
+        regions = self.connector(fused)
         return (
-            self.region_head(self.connector(fused)),
+            regions,
+            self.region_head(regions),
             self.primary_head(primary),
             self.auxiliary_head(auxiliary),
             self.token_head(tokens),
@@ -104,23 +110,27 @@ def token_classes(batch: SceneBatch, cell: int, background: int) -> Tensor:
     return torch.where(torch.isfinite(smallest), found, background)
 
 
-def run(artwork: Path, directory: Path, *, steps: int, rate: float = 1e-3) -> None:
-    """Train, or go on training, into `directory`."""
+def likeness(regions: Tensor, names: Tensor) -> Tensor:
+    """(n, num_names) scaled cosines of region tokens and name vectors."""
+    scaled = nn.functional.normalize(regions.float(), dim=-1) * LIKENESS_SCALE
+    return scaled @ nn.functional.normalize(names.float(), dim=-1).T
+
+
+def run(artwork: Path, directory: Path, language: Path, *, steps: int, rate: float = 1e-3) -> None:
+    """Train, or go on training, into `directory`, towards the names of the `language` stage."""
     concepts = nano_concepts()
     torch.manual_seed(0)
     module = VisionPretraining(len(concepts))
+    names = name_vectors(language)[list(concepts)]
     settings = BatchSettings(
         artwork=artwork,
         scenes=SceneSettings(
             concepts=concepts,
             num_objects=(14, 40),
-            object_px=(16.0, 110.0),
-            restyle_probability=0.45,
-            degrade_probability=0.5,
+            object_px=(16.0, 140.0),
         ),
-        batch_size=16,
-        # The larger one keeps the towers at home in the sizes they are used at.
-        sizes=((196, 196), (224, 196), (196, 224), (224, 224), (224, 224), (336, 308)),
+        batch_size=12,
+        sizes=((224, 224), (224, 252), (280, 252), (252, 308), (336, 308), (308, 392)),
     )
     loss_fn = nn.CrossEntropyLoss(ignore_index=PADDING, label_smoothing=0.05)
 
@@ -128,7 +138,7 @@ def run(artwork: Path, directory: Path, *, steps: int, rate: float = 1e-3) -> No
         background = len(concepts)
         target = batch.classes.masked_fill(batch.classes == BACKGROUND, background).flatten()
         with torch.autocast("cpu", torch.bfloat16):
-            fused, primary, auxiliary, tokens = module(batch.rgb, batch.boxes)
+            regions, fused, primary, auxiliary, tokens = module(batch.rgb, batch.boxes)
         on_tokens = token_classes(batch, 28, background).flatten()
         losses = [
             loss_fn(logits.float().flatten(0, 1), classes)
@@ -139,10 +149,13 @@ def run(artwork: Path, directory: Path, *, steps: int, rate: float = 1e-3) -> No
         weights = (1.0, 0.3, 0.3, 0.2)
         total = sum((w * loss for w, loss in zip(weights, losses, strict=True)), torch.zeros(()))
         seen = (target >= 0) & (target < background)
+        named = likeness(regions.flatten(0, 1)[seen], names)
+        total = total + nn.functional.cross_entropy(named, target[seen], label_smoothing=0.05)
         figures = {
             name: accuracy(logits.flatten(0, 1)[seen], target[seen])
             for name, logits in (("top1", fused), ("primary", primary), ("auxiliary", auxiliary))
         }
+        figures["named"] = accuracy(named, target[seen])
         return total, figures
 
     train(
