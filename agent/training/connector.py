@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from agent.training.batches import SceneBatch
 from agent.training.grounding_model import GroundingTraining
 from agent.training.region_features import classify, fused_regions
+from agent.training.vision import likeness
 
 logger = logging.getLogger(__name__)
 _WARM_UP_BATCHES = 260
@@ -31,14 +32,19 @@ def warm_up_connector(
 
     Everything before the connector is frozen, so a few hundred batches serve thousands of steps.
     The classifier's doubts are the targets: hard labels would be learned by heart. A token is
-    pulled to the mixture of slot vectors that the classifier believes in, nothing for background.
+    pulled to the mixture of slot vectors that the classifier believes in (nothing for background)
+    and to the place of its box.
     A tenth of the regions is held out and logged.
     """
     connector = module.model.region_projector
-    features, labels = fused_regions(module, batches, _WARM_UP_BATCHES)
+    features, labels, boxes = fused_regions(module, batches, _WARM_UP_BATCHES)
     believed = classify(features, vision)
     names = module.name_vectors().detach()
-    mixture = believed[:, :-1] @ names[concepts]
+    # Doubt shortens a mixture, and the language model would read a short vector as nothing.
+    mixture = nn.functional.normalize(believed[:, :-1] @ names[concepts], dim=-1)
+    foreground = believed[:, :-1].sum(-1, keepdim=True)
+    meant = mixture * foreground * names.norm(dim=-1).mean()
+    places = module.place_vectors(boxes)
     split = len(features) * 9 // 10
     held_out = torch.arange(split, len(features))[labels[split:] >= 0]
     directions = nn.functional.normalize(names, dim=-1)
@@ -49,21 +55,22 @@ def warm_up_connector(
         rows = torch.randint(split, (1024,))
         with torch.autocast("cpu", torch.bfloat16):
             tokens = connector(features[rows]).float()
-        similarity = 16.0 * nn.functional.normalize(tokens, dim=-1) @ directions[concepts].T
-        foreground = believed[rows, :-1]
-        contrast = -(foreground * similarity.log_softmax(-1)).sum() / foreground.sum()
-        loss = contrast + nn.functional.mse_loss(tokens, mixture[rows]) / names.var()
+        similarity = likeness(tokens - places[rows], names[concepts])
+        doubts = believed[rows, :-1]
+        contrast = -(doubts * similarity.log_softmax(-1)).sum() / doubts.sum()
+        loss = contrast + nn.functional.mse_loss(tokens, (meant + places)[rows]) / names.var()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if step % 250 == 0 or step + 1 == steps:
             with torch.no_grad():
-                found = (connector(features[held_out]) @ directions.T).argmax(-1)
-                right = (found == concepts[labels[held_out]]).float().mean()
-            logger.info("connector step %d: contrast %.3f, held-out top-1 %.3f of %d names",
-                        step, float(contrast.detach()), float(right), len(names))  # fmt: skip
-    # Doubt shortens a mixture, and the language model would read a short vector as nothing.
-    with torch.no_grad():
-        length = connector(features[held_out]).norm(dim=-1).mean()
-        for parameter in module.model.get_submodule("region_projector.2").parameters():
-            parameter.mul_(names.norm(dim=-1).mean() / length)
+                tokens = connector(features[held_out])
+                found = (tokens - places[held_out]) @ directions.T
+                off = (tokens - places[held_out] - meant[held_out]) @ module.slots.place.T
+                right = (found.argmax(-1) == concepts[labels[held_out]]).float().mean()
+            length = names.norm(dim=-1).mean()
+            logger.info(
+                "connector step %d: contrast %.3f, held-out top-1 %.3f of %d names, places off by "
+                "%.3f of a name's length",
+                step, float(contrast.detach()), float(right), len(names), float(off.std() / length),
+            )  # fmt: skip

@@ -88,7 +88,7 @@ def run(
         with torch.autocast("cpu", torch.bfloat16):
             regions, image = module.features(batch.rgb, boxes)
             ids = concept_of[classes]
-            packed = pack(builder, ids, real, names, [names[c] for c in concepts],
+            packed = pack(builder, ids, boxes, real, names, [names[c] for c in concepts],
                           batch.rgb.shape[1:3], rng)  # fmt: skip
             logits, attention = module(packed, regions[real], image.flatten(0, 1))
         named = ids[real] >= 0
@@ -171,6 +171,7 @@ def shuffled(boxes: Tensor, classes: Tensor, rng: np.random.Generator) -> tuple[
 def pack(
     builder: SequenceBuilder,
     ids: Tensor,
+    boxes: Tensor,
     real: Tensor,
     names: list[str],
     vocabulary: list[str],
@@ -180,14 +181,12 @@ def pack(
     """Questions about every scene of a batch, in the service's prompt."""
     grid = (size[0] // 28, size[1] // 28)
     scenes = []
-    for row, present in zip(ids, real, strict=True):
-        concepts = row[present].numpy()
+    relative = (boxes / torch.tensor([size[1], size[0]] * 2)).numpy()
+    for row, places, present in zip(ids, relative, real, strict=True):
+        concepts, places = row[present].numpy(), places[present.numpy()]
         called = [names[c] if c >= 0 else None for c in concepts]
-        scenes.append(
-            PackedScene.questions(
-                builder, concepts, draw_turns(called, vocabulary, NUM_TURNS, rng), grid
-            )
-        )
+        turns = draw_turns(called, vocabulary, NUM_TURNS, rng, places)
+        scenes.append(PackedScene.questions(builder, concepts, turns, grid, places))
     return collate_packed(scenes)
 
 

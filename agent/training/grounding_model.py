@@ -94,6 +94,12 @@ class GroundingTraining(nn.Module):
         vectors: Tensor = self.slots(language.model.embed_tokens, everything)
         return vectors
 
+    def place_vectors(self, boxes: Tensor) -> Tensor:
+        """(n, hidden): what the language model expects to be told of the places of (n, 4) boxes."""
+        language = self.model.language_model
+        assert language is not None
+        return self.slots.places(language.model.embed_tokens, boxes)
+
     def contrast(self, regions: Tensor, concepts: Tensor) -> Tensor:
         """Cross entropy of each region token against the slot vectors of all names.
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agent.detections import FloatArray
 from agent.model.configuration import nano_config
 from agent.model.language_model import LanguageModel, SlotType
 from agent.sequence import SequenceBuilder
@@ -42,6 +43,11 @@ def build_tokenizer() -> PromptTokenizer:
     return train_tokenizer(corpus([concept.label for concept in load_concepts()]), VOCAB_SIZE)
 
 
+_PLACE_WIDTH = 3
+_PLACE_SHARE = 0.5
+"""A coordinate at the picture's edge, relative to the length of a name's vector."""
+
+
 class NameSlots(nn.Module):
     """Stand-in for the region encoder: a name's embedding as one vector."""
 
@@ -59,6 +65,12 @@ class NameSlots(nn.Module):
         )
         self.table = nn.Buffer(table, persistent=False)
         self.share = nn.Buffer(share, persistent=False)
+        self.place = nn.Buffer(
+            nn.init.orthogonal_(
+                torch.empty(_PLACE_WIDTH, hidden), generator=torch.Generator().manual_seed(3)
+            ),
+            persistent=False,
+        )
 
     def forward(self, embeddings: nn.Embedding, concepts: Tensor) -> Tensor:
         """(...,) concept ids to (..., hidden); -1 is a region without a name."""
@@ -66,6 +78,20 @@ class NameSlots(nn.Module):
         words: Tensor = embeddings(self.table[known])
         summed = (words * self.share[known][..., None]).sum(-2)
         return self.map(summed * (concepts >= 0)[..., None])
+
+    def places(self, embeddings: nn.Embedding, boxes: Tensor) -> Tensor:
+        """What a slot says of where its region is and how large: (n, hidden).
+
+        Linear in centre and logarithm of the area, so that "leftmost" is a direction.
+
+        Args:
+            boxes: (n, 4) xyxy relative to the picture.
+        """
+        sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-3)
+        centre = (boxes[:, :2] + boxes[:, 2:]) - 1.0
+        said = torch.cat([centre, sides.log().sum(-1, keepdim=True) / 4.0 + 1.0], dim=-1)
+        name_length = embeddings.weight.detach().std() * embeddings.embedding_dim**0.5
+        return said @ self.place * (_PLACE_SHARE * name_length)
 
 
 def name_vectors(directory: Path) -> Tensor:
@@ -97,12 +123,13 @@ class LanguagePretraining(nn.Module):
         initialise(self.language_model)
         self.slots = NameSlots(tokenizer, names, config.text.hidden_size)
 
-    def slot_values(self, concepts: Tensor, noise: float) -> Tensor:
-        """Noisy slot vectors; nameless regions are noise alone."""
+    def slot_values(self, concepts: Tensor, boxes: Tensor, noise: float) -> Tensor:
+        """Noisy slot vectors; nameless regions are noise and place alone."""
         values = self.slots(self.language_model.model.embed_tokens, concepts)
         scale = self.language_model.model.embed_tokens.weight.detach().std()
         strength = torch.where(concepts >= 0, noise, 1.0)[..., None]
-        return values + torch.randn_like(values) * scale * strength
+        placed = values + self.slots.places(self.language_model.model.embed_tokens, boxes)
+        return placed + torch.randn_like(values) * scale * strength
 
 
 def lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -149,6 +176,14 @@ class SymbolicCurriculum:
         concepts[rng.random(count) < 0.12] = -1
         return np.asarray(concepts)
 
+    def draw_boxes(self, count: int) -> FloatArray:
+        """(count, 4) boxes anywhere in the picture, of any size."""
+        rng = self._rng
+        sides = np.exp(rng.uniform(np.log(0.04), np.log(0.5), (count, 1)))
+        sides = np.clip(sides * np.exp(rng.normal(0.0, 0.25, (count, 2))), 0.02, 0.95)
+        corner = rng.random((count, 2)) * (1.0 - sides)
+        return np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
+
     def dense(self, batch_size: int) -> PackedBatch:
         """Scenes followed by every present name and two absent ones, pointed at in turn."""
         return collate_packed([self._dense_scene() for _ in range(batch_size)])
@@ -174,7 +209,8 @@ class SymbolicCurriculum:
             ids += [*given, *found, closing]
             labels += [IGNORED] * len(given) + [*found, closing]
         slots += [SlotType.TEXT] * (len(ids) - len(slots))
-        return PackedScene.causal(ids, slots, labels, concepts)
+        boxes = self.draw_boxes(len(concepts))
+        return PackedScene.causal(ids, slots, labels, concepts, boxes)
 
     def copying(self, batch_size: int) -> PackedBatch:
         """Random tokens said twice; only the second time counts."""
@@ -184,7 +220,10 @@ class SymbolicCurriculum:
             once = self._rng.integers(0, VOCAB_SIZE, length).tolist()
             labels = [IGNORED] * length + once
             slots = [int(SlotType.TEXT)] * (2 * length)
-            scenes.append(PackedScene.causal(once * 2, slots, labels, np.zeros(0, dtype=int)))
+            nothing = np.zeros((0, 4), dtype=np.float32)
+            scenes.append(
+                PackedScene.causal(once * 2, slots, labels, np.zeros(0, dtype=int), nothing)
+            )
         return collate_packed(scenes)
 
     def chat(self, batch_size: int, num_turns: int = 6, *, naming: bool = False) -> PackedBatch:
@@ -196,13 +235,14 @@ class SymbolicCurriculum:
         for _ in range(batch_size):
             concepts = self.draw_concepts()
             names = [self.names[c] if c >= 0 else None for c in concepts]
+            boxes = self.draw_boxes(len(concepts))
             if naming:
                 turns = naming_turns(names, num_turns, self._rng)
             else:
-                turns = draw_turns(names, self.names, num_turns, self._rng)
+                turns = draw_turns(names, self.names, num_turns, self._rng, boxes)
             side = int(self._rng.integers(3, 8))
             grid = (side, int(self._rng.integers(3, 8))) if self._rng.random() < 0.5 else None
-            scenes.append(PackedScene.questions(self.builder, concepts, turns, grid))
+            scenes.append(PackedScene.questions(self.builder, concepts, turns, grid, boxes))
         return collate_packed(scenes)
 
 
@@ -269,7 +309,7 @@ def forward_packed(
     image = batch.slots == SlotType.IMAGE
     embeddings = torch.where(image[..., None], torch.randn_like(embeddings) * scale, embeddings)
     region = batch.slots == SlotType.REGION
-    values = module.slot_values(batch.concepts[batch.concepts > -2], noise)
+    values = module.slot_values(batch.concepts[batch.concepts > -2], batch.boxes, noise)
     embeddings = embeddings.masked_scatter(region[..., None], values.to(embeddings.dtype))
     return attended_logits(language, embeddings, batch)
 

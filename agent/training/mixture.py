@@ -10,9 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agent.prompts import Task
+from agent.detections import FloatArray
+from agent.prompts import GROUND_CLOSE, Task
+from agent.training.referring import RELATIONS, refer_to
 
-DETECT_SHARE, ABSENT_SHARE, NAME_SHARE = 0.4, 0.22, 0.3
+DETECT_SHARE, ABSENT_SHARE, NAME_SHARE = 0.3, 0.2, 0.2
+REFER_SHARE, SIMILAR_SHARE, YES_NO_SHARE = 0.12, 0.05, 0.07
 """What remains is counting. A third of the questions about whereabouts ask for something absent."""
 
 
@@ -26,6 +29,11 @@ class Turn:
     region: int | None = None
     """The region the question is about, if it names one."""
 
+    @property
+    def name_length(self) -> int:
+        """Characters of the answer that say what `region` is."""
+        return self.answer.find(GROUND_CLOSE) if GROUND_CLOSE in self.answer else len(self.answer)
+
 
 def grounded(label: str, regions: list[int]) -> str:
     """`<ground>label</ground><objects>...</objects>`."""
@@ -34,35 +42,87 @@ def grounded(label: str, regions: list[int]) -> str:
 
 
 def draw_turns(
-    names: list[str | None], vocabulary: list[str], num_turns: int, rng: np.random.Generator
+    names: list[str | None],
+    vocabulary: list[str],
+    num_turns: int,
+    rng: np.random.Generator,
+    boxes: FloatArray,
 ) -> list[Turn]:
     """Questions about one scene.
 
     Args:
         names: name of each region, None for a region that holds no known object.
         vocabulary: names to ask for when something absent is wanted.
+        boxes: (num_regions, 4) xyxy relative to the picture.
     """
     places: dict[str, list[int]] = {}
     for index, name in enumerate(names):
         if name is not None:
             places.setdefault(name, []).append(index)
-    present = list(places)
-    turns = []
-    for _ in range(num_turns):
-        draw = rng.random()
-        if not present or draw < ABSENT_SHARE:
-            label = _absent(places, vocabulary, rng)
-            turns.append(Turn("absent", Task.detect(label).text, grounded(label, [])))
-        elif draw < ABSENT_SHARE + DETECT_SHARE:
-            label = present[int(rng.integers(len(present)))]
-            turns.append(Turn("detect", Task.detect(label).text, grounded(label, places[label])))
-        elif draw < ABSENT_SHARE + DETECT_SHARE + NAME_SHARE:
-            turns += naming_turns(names, 1, rng)
-        else:
-            label = present[int(rng.integers(len(present)))]
-            answer = f"{grounded(label, places[label])} {len(places[label])}"
-            turns.append(Turn("count", Task.count(label).text, answer))
-    return turns
+    return [_draw_turn(names, places, vocabulary, rng, boxes) for _ in range(num_turns)]
+
+
+def _draw_turn(
+    names: list[str | None],
+    places: dict[str, list[int]],
+    vocabulary: list[str],
+    rng: np.random.Generator,
+    boxes: FloatArray,
+) -> Turn:
+    draw = rng.random()
+    if not places or draw < ABSENT_SHARE:
+        return _absent_turn(_absent(places, vocabulary, rng), rng)
+    label = list(places)[int(rng.integers(len(places)))]
+    here = places[label]
+    for share, turns in (
+        (DETECT_SHARE, lambda: [Turn("detect", Task.detect(label).text, grounded(label, here))]),
+        (NAME_SHARE, lambda: naming_turns(names, 1, rng)),
+        (REFER_SHARE, lambda: _refer_turns(places, rng, boxes)),
+        (SIMILAR_SHARE, lambda: _similar_turns(places, rng)),
+        (YES_NO_SHARE, lambda: [Turn("yes", Task.chat(_IS_THERE.format(label)).text, "yes")]),
+    ):
+        draw -= share
+        if draw < ABSENT_SHARE:
+            found = turns()
+            if found:
+                return found[0]
+    answer = f"{grounded(label, here)} {len(here)}"
+    return Turn("count", Task.count(label).text, answer)
+
+
+_IS_THERE = "Is there any {} in this image? Answer yes or no."
+
+
+def _absent_turn(label: str, rng: np.random.Generator) -> Turn:
+    """A question about something that is not there, in any of the forms a search has."""
+    draw = rng.random()
+    if draw < 0.2:
+        return Turn("no", Task.chat(_IS_THERE.format(label)).text, "no")
+    if draw < 0.4:
+        label = RELATIONS[int(rng.integers(len(RELATIONS)))].template.format(label)
+    return Turn("absent", Task.detect(label).text, grounded(label, []))
+
+
+def _refer_turns(
+    places: dict[str, list[int]], rng: np.random.Generator, boxes: FloatArray
+) -> list[Turn]:
+    """One thing out of several of its kind, where there are any."""
+    several = [label for label, here in places.items() if len(here) > 1] or list(places)
+    label = several[int(rng.integers(len(several)))]
+    referred = refer_to(label, places[label], boxes, rng)
+    if referred is None:
+        return []
+    words, region = referred
+    return [Turn("refer", Task.refer(words).text, grounded(words, [region]))]
+
+
+def _similar_turns(places: dict[str, list[int]], rng: np.random.Generator) -> list[Turn]:
+    """Everything else of the kind of one region."""
+    several = [label for label, here in places.items() if len(here) > 1] or list(places)
+    label = several[int(rng.integers(len(several)))]
+    shown = places[label][int(rng.integers(len(places[label])))]
+    others = [index for index in places[label] if index != shown]
+    return [Turn("similar", Task.find_similar(shown).text, grounded(label, others), shown)]
 
 
 def naming_turns(names: list[str | None], num_turns: int, rng: np.random.Generator) -> list[Turn]:
@@ -86,4 +146,5 @@ def corpus(vocabulary: list[str]) -> list[str]:
     texts = [f" {name}" for name in vocabulary] * 4 + vocabulary * 4
     for name in vocabulary:
         texts += [Task.detect(name).text, Task.count(name).text, grounded(name, [])]
+    # Later questions came when the tokenizer's words were settled; its pieces spell them.
     return texts + [Task.describe_region(0).text] * 8 + ["system\nYou are a helpful assistant."] * 8

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agent.detections import FloatArray
 from agent.model.language_model import SlotType
 from agent.sequence import SequenceBuilder
 from agent.training.mixture import Turn
@@ -35,10 +36,17 @@ class PackedScene:
     asked: Tensor
     """(length,) where the next token says what a region is: the position at which the question
     names that region; else -1."""
+    boxes: Tensor
+    """(num_regions, 4) xyxy relative to the picture."""
 
     @classmethod
     def causal(
-        cls, ids: list[int], slots: list[int], labels: list[int], concepts: np.ndarray
+        cls,
+        ids: list[int],
+        slots: list[int],
+        labels: list[int],
+        concepts: np.ndarray,
+        boxes: FloatArray,
     ) -> PackedScene:
         """A plain causal sequence."""
         length = len(ids)
@@ -50,6 +58,7 @@ class PackedScene:
             torch.zeros(length, dtype=torch.long),
             torch.as_tensor(concepts, dtype=torch.long),
             torch.full((length,), -1),
+            torch.as_tensor(boxes, dtype=torch.float32),
         )
 
     @classmethod
@@ -59,6 +68,7 @@ class PackedScene:
         concepts: np.ndarray,
         turns: list[Turn],
         merged_grid: tuple[int, int] | None,
+        boxes: FloatArray,
     ) -> PackedScene:
         """The service's prompt with all `turns`; loss on answers only."""
         prefix = builder.prefix(merged_grid, len(concepts))
@@ -77,7 +87,8 @@ class PackedScene:
             if turn.region is not None:
                 token = builder.tokenizer.region(turn.region)
                 named = begun + int((question.ids == token).nonzero()[-1])
-                asked[-1][len(question) - 1 : length - 1] = named
+                name = len(builder.tokenizer.encode(turn.answer[: turn.name_length]))
+                asked[-1][len(question) - 1 : len(question) + name] = named
         return cls(
             torch.cat([part.ids for part in parts]),
             torch.cat([part.slots for part in parts]),
@@ -86,6 +97,7 @@ class PackedScene:
             torch.cat(segments),
             torch.as_tensor(concepts, dtype=torch.long),
             torch.cat(asked),
+            torch.as_tensor(boxes, dtype=torch.float32),
         )
 
 
@@ -106,6 +118,8 @@ class PackedBatch:
     """(batch, length) where the next token is a region: the position of its slot; else -1."""
     asked: Tensor
     """(batch, length), as in `PackedScene`."""
+    boxes: Tensor
+    """(total regions, 4), those of one scene after the other."""
 
 
 def slot_pointers(ids: Tensor, slots: Tensor, labels: Tensor) -> Tensor:
@@ -146,4 +160,5 @@ def collate_packed(scenes: list[PackedScene]) -> PackedBatch:
             ]
         ),
         asked=torch.stack([padded(scene.asked, -1, length) for scene in scenes]),
+        boxes=torch.cat([scene.boxes for scene in scenes]),
     )

@@ -2,7 +2,8 @@
 
 transformers ships OmDet-Turbo without a loss. Ours is dense: every location whose centre lies in
 the middle of an object, on the pyramid level fit for its size, learns box and objectness; every
-decoder query learns from the object it overlaps most. Objectness targets are the overlap reached
+decoder query learns from the object that the box it started from overlaps most: it refines, and
+never changes sides. Objectness targets are the overlap reached
 (quality focal loss, arXiv 2006.04388); duplicates are left to non-maximum suppression.
 """
 
@@ -36,8 +37,20 @@ class DenseOutput:
     """(batch, locations)."""
 
 
-def forward_dense(network: ProposalNetwork, pixels: Tensor) -> tuple[DenseOutput, Tensor, Tensor]:
-    """The encoder's dense output, decoder boxes (layers, batch, queries, 4) and logits."""
+@dataclass(frozen=True)
+class DecoderOutput:
+    """What the decoder makes of the queries."""
+
+    references: Tensor
+    """(batch, queries, 4) cx, cy, w, h of the locations the queries come from."""
+    boxes: Tensor
+    """(layers, batch, queries, 4)."""
+    logits: Tensor
+    """(layers, batch, queries)."""
+
+
+def forward_dense(network: ProposalNetwork, pixels: Tensor) -> tuple[DenseOutput, DecoderOutput]:
+    """The encoder's output at every location, and the decoder's."""
     detector, batch = network.detector, len(pixels)
     states = detector.encoder(detector.vision_backbone(pixels)).extracted_states
     classes, tasks, mask = network.prompt()
@@ -53,7 +66,10 @@ def forward_dense(network: ProposalNetwork, pixels: Tensor) -> tuple[DenseOutput
         projected = decoder.encoder_class_head(classes).permute(1, 2, 0)
         logits = get_class_similarity(decoder.class_distance_type, hidden, projected).squeeze(-1)
         output = decoder(states, classes, tasks, mask.expand(batch, -1))
-    return DenseOutput(boxes, logits), output.decoder_coords, output.decoder_classes[..., 0]
+    decoded = DecoderOutput(
+        output.encoder_coord_logits, output.decoder_coords, output.decoder_classes[..., 0]
+    )
+    return DenseOutput(boxes, logits), decoded
 
 
 def assign_locations(truth: Tensor, present: Tensor, side: int) -> Tensor:
@@ -136,13 +152,17 @@ def detection_loss(
     return quality_focal_loss(logits, quality) / count, box_loss
 
 
-def assign_queries(boxes: Tensor, truth: Tensor, present: Tensor, *, least: float) -> Tensor:
-    """The object each query overlaps most, or -1 below `least`: (batch, queries).
+def assign_queries(references: Tensor, truth: Tensor, present: Tensor, *, least: float) -> Tensor:
+    """The object each query's own box overlaps most, or -1 below `least`: (batch, queries).
 
     An object's best query is always its own, however badly it overlaps: else a small object found
     badly would teach the decoder that nothing is there, and never be found better.
+
+    Args:
+        references: (batch, queries, 4) cx, cy, w, h of where the queries start. What the decoder
+            makes of them must not decide: a box that strays would never be called back.
     """
-    iou = paired_iou(to_corners(boxes)[:, :, None], truth[:, None])[0]
+    iou = paired_iou(to_corners(references)[:, :, None], truth[:, None])[0]
     iou = iou.masked_fill(~present[:, None], -1.0)
     best, index = iou.max(-1)
     assigned = torch.where(best >= least, index, -1)
@@ -177,15 +197,19 @@ def run(
         truth = batch.truth / side
         present = batch.classes >= 0
         with torch.autocast("cpu", torch.bfloat16):
-            dense, boxes, logits = forward_dense(network, normalise_batch(batch.rgb, IMAGENET))
+            dense, decoded = forward_dense(network, normalise_batch(batch.rgb, IMAGENET))
         located = assign_locations(truth, present, side)
         losses = [detection_loss(dense.boxes, dense.logits, truth, located, least_quality=0.7)]
-        for layer_boxes, layer_logits in zip(boxes.float(), logits.float(), strict=True):
-            assigned = assign_queries(layer_boxes.detach(), truth, present, least=0.25)
-            losses.append(detection_loss(layer_boxes, layer_logits, truth, assigned))
+        assigned = assign_queries(decoded.references.detach(), truth, present, least=0.3)
+        for boxes, logits in zip(decoded.boxes.float(), decoded.logits.float(), strict=True):
+            losses.append(detection_loss(boxes, logits, truth, assigned))
         total = sum((a + b for a, b in losses), torch.zeros(()))
-        best = paired_iou(to_corners(boxes[-1].float())[:, :, None], truth[:, None])[0].amax(1)
+        begun, best = (
+            paired_iou(to_corners(found.float())[:, :, None], truth[:, None])[0].amax(1)
+            for found in (decoded.references, decoded.boxes[-1])
+        )
         return total, {
+            "reference_recall": float((begun[present] >= 0.5).float().mean()),
             "recall": float((best[present] >= 0.5).float().mean()),
             "dense_box": float(losses[0][1].detach()),
             "box": float(losses[-1][1].detach()),

@@ -67,9 +67,9 @@ def proposed_boxes(
 @torch.no_grad()
 def fused_regions(
     module: GroundingTraining, batches: Iterator[SceneBatch], count: int
-) -> tuple[Tensor, Tensor]:
-    """Fused features (regions, region_width) and classes of the boxes of `count` batches."""
-    fused, classes = [], []
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fused features (regions, region_width), classes and relative boxes of `count` batches."""
+    fused, classes, boxes = [], [], []
     with torch.autocast("cpu", torch.bfloat16):
         for _ in range(count):
             batch = next(batches)
@@ -77,7 +77,9 @@ def fused_regions(
             real = batch.classes > -2
             fused.append(joined[real].float())
             classes.append(batch.classes[real])
-    return torch.cat(fused), torch.cat(classes)
+            height, width = batch.rgb.shape[1:3]
+            boxes.append(batch.boxes[real] / torch.tensor([width, height] * 2))
+    return torch.cat(fused), torch.cat(classes), torch.cat(boxes)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class RegionPool:
     """(regions, region_width)."""
     concepts: Tensor
     """(regions,) concept id, -1 for background."""
+    boxes: Tensor
+    """(regions, 4) xyxy relative to the picture each comes from."""
     believed: Tensor
     """(regions, trained concepts + 1) what the vision stage's classifier thinks; background is
     last."""
@@ -114,8 +118,8 @@ def region_pool(
                 batch = replace(batch, boxes=boxes, classes=classes)
             yield batch
 
-    features, classes = fused_regions(module, proposed(batches), _POOL_BATCHES)
-    return RegionPool(features, concept_of[classes], classify(features, vision))
+    features, classes, boxes = fused_regions(module, proposed(batches), _POOL_BATCHES)
+    return RegionPool(features, concept_of[classes], boxes, classify(features, vision))
 
 
 @torch.no_grad()

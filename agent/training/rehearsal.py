@@ -55,7 +55,7 @@ def rehearse(
     held_out = len(pool.features) * 19 // 20
 
     def losses(first: int, last: int) -> tuple[Tensor, dict[str, float]]:
-        packed, rows = rehearsal_batch(builder, pool.concepts, names, vocabulary, rng, first, last)
+        packed, rows = rehearsal_batch(builder, pool, names, vocabulary, rng, first, last)
         with torch.autocast("cpu", torch.bfloat16):
             tokens = connector(pool.features[rows])
             num_image = int((packed.slots == SlotType.IMAGE).sum())
@@ -97,7 +97,7 @@ def rehearse(
 
 def rehearsal_batch(
     builder: SequenceBuilder,
-    concepts: Tensor,
+    pool: RegionPool,
     names: list[str],
     vocabulary: list[str],
     rng: np.random.Generator,
@@ -111,10 +111,11 @@ def rehearsal_batch(
         rows = rng.integers(first, last, size=count)
         # Some concepts stand there twice.
         rows = np.concatenate([rows, rng.choice(rows, size=len(rows) // 8)])
-        here = concepts[torch.from_numpy(rows)].numpy()
+        here = pool.concepts[torch.from_numpy(rows)].numpy()
+        boxes = pool.boxes[torch.from_numpy(rows)].numpy()
         called = [names[c] if c >= 0 else None for c in here]
-        turns = draw_turns(called, vocabulary, NUM_TURNS, rng)
+        turns = draw_turns(called, vocabulary, NUM_TURNS, rng, boxes)
         grid = (int(rng.integers(5, 11)), int(rng.integers(5, 11)))
-        scenes.append(PackedScene.questions(builder, here, turns, grid))
+        scenes.append(PackedScene.questions(builder, here, turns, grid, boxes))
         chosen.append(torch.from_numpy(rows))
     return collate_packed(scenes), torch.cat(chosen)

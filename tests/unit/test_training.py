@@ -13,14 +13,20 @@ from agent.model.language_model import LanguageModel, SlotType
 from agent.sequence import SequenceBuilder
 from agent.training.batches import SceneBatch, background_boxes, jitter_boxes, nano_concepts
 from agent.training.initialisation import initialise
+from agent.training.language import NameSlots
 from agent.training.loop import LoopSettings, learning_rate, train
 from agent.training.mixture import draw_turns, grounded
 from agent.training.packing import PackedScene, collate_packed
-from agent.training.proposals import assign_locations, paired_iou
+from agent.training.proposals import assign_locations, assign_queries, paired_iou
+from agent.training.referring import refer_to
 from agent.training.region_features import proposed_boxes
 from tests.unit.tiny_model import NAMES, tiny_config, tiny_tokenizer
 
 NAMES_IN_SCENE = ["dog", None, "cat", "dog"]
+BOXES = np.array(
+    [[0.0, 0.4, 0.2, 0.6], [0.5, 0.0, 0.6, 0.1], [0.4, 0.7, 0.6, 0.9], [0.7, 0.35, 1.0, 0.65]],
+    dtype=np.float32,
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +39,11 @@ def test_packed_questions_equal_questions_asked_alone(tokenizer):
     config = tiny_config(tokenizer.vocab_size)
     language = LanguageModel(config.text, tie_word_embeddings=True).eval()
     builder = SequenceBuilder(tokenizer)
-    turns = draw_turns(NAMES_IN_SCENE, NAMES, 4, np.random.default_rng(1))
+    turns = draw_turns(NAMES_IN_SCENE, NAMES, 4, np.random.default_rng(1), BOXES)
     concepts = np.zeros(4, dtype=int)
 
     def logits(of_turns):
-        batch = collate_packed([PackedScene.questions(builder, concepts, of_turns, (2, 3))])
+        batch = collate_packed([PackedScene.questions(builder, concepts, of_turns, (2, 3), BOXES)])
         torch.manual_seed(7)
         slots = torch.randn(1, 64, config.text.hidden_size)
         embeddings = language.embed(batch.ids)
@@ -62,8 +68,9 @@ def test_packed_questions_equal_questions_asked_alone(tokenizer):
 
 def test_pointers_name_the_slot_of_the_next_region(tokenizer):
     builder = SequenceBuilder(tokenizer)
-    turns = draw_turns(["dog", "dog"], NAMES, 3, np.random.default_rng(0))
-    batch = collate_packed([PackedScene.questions(builder, np.zeros(2, int), turns, None)])
+    turns = draw_turns(["dog", "dog"], NAMES, 3, np.random.default_rng(0), BOXES[:2])
+    scene = PackedScene.questions(builder, np.zeros(2, int), turns, None, BOXES[:2])
+    batch = collate_packed([scene])
     for position in torch.nonzero(batch.pointers[0] >= 0).flatten().tolist():
         slot = int(batch.pointers[0, position])
         assert batch.slots[0, slot] == SlotType.REGION
@@ -72,13 +79,65 @@ def test_pointers_name_the_slot_of_the_next_region(tokenizer):
 
 def test_turns_are_true():
     rng = np.random.default_rng(0)
-    for turn in draw_turns(NAMES_IN_SCENE, NAMES, 200, rng):
+    kinds = set()
+    for turn in draw_turns(NAMES_IN_SCENE, NAMES, 600, rng, BOXES):
+        kinds.add(turn.kind)
         if turn.kind == "absent":
             assert "dog" not in turn.answer
             assert "cat" not in turn.answer
             assert turn.answer.endswith("<objects></objects>")
         if turn.kind == "detect":
             assert turn.answer in {grounded("dog", [0, 3]), grounded("cat", [2])}
+        if turn.kind == "count":
+            assert turn.answer in {grounded("dog", [0, 3]) + " 2", grounded("cat", [2]) + " 1"}
+        if turn.kind == "similar":
+            others = {0: grounded("dog", [3]), 3: grounded("dog", [0]), 2: grounded("cat", [])}
+            assert turn.answer == others[turn.region]
+        if turn.kind in ("yes", "no"):
+            assert turn.answer == turn.kind
+            assert ("dog" in turn.question or "cat" in turn.question) == (turn.kind == "yes")
+    assert kinds == {"absent", "detect", "count", "name", "refer", "similar", "yes", "no"}
+
+
+def test_expressions_single_out_the_right_one():
+    rng = np.random.default_rng(0)
+    meant = dict(refer_to("dog", [0, 3], BOXES, rng) or ("", -1) for _ in range(100))
+    assert meant.pop("") == -1, "heights that hardly differ are not asked about"
+    assert meant == {
+        "dog on the left": 0,
+        "dog on the right": 3,
+        "largest dog": 3,
+        "smallest dog": 0,
+    }
+
+
+def test_places_are_directions_of_a_slot(tokenizer):
+    slots = NameSlots(tokenizer, NAMES, 64)
+    embeddings = nn.Embedding(tokenizer.vocab_size, 64)
+    boxes = torch.tensor([[0.0, 0.4, 0.2, 0.6], [0.4, 0.4, 0.6, 0.6], [0.8, 0.4, 1.0, 0.6]])
+    said = slots.places(embeddings, boxes) @ slots.place.T
+    steps = said[1:, 0] - said[:-1, 0]
+    torch.testing.assert_close(steps[0], steps[1])
+    assert float(steps[0]) > 0.0
+    torch.testing.assert_close(said[0, 1:], said[1, 1:])
+
+
+def test_a_query_learns_the_object_its_own_box_overlaps():
+    truth = torch.tensor([[[0.1, 0.1, 0.3, 0.3], [0.6, 0.6, 0.64, 0.64], [0.0, 0.0, 0.0, 0.0]]])
+    present = torch.tensor([[True, True, False]])
+    references = torch.tensor(
+        [
+            [
+                [0.2, 0.2, 0.2, 0.2],
+                [0.22, 0.2, 0.2, 0.2],
+                [0.62, 0.62, 0.2, 0.2],
+                [0.9, 0.1, 0.1, 0.1],
+            ]
+        ]
+    )
+    assigned = assign_queries(references, truth, present, least=0.3)
+    # The third overlaps the small object badly, but no other query does better.
+    assert assigned.tolist() == [[0, 0, 1, -1]]
 
 
 def test_the_nano_concepts_are_known_and_many():
