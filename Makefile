@@ -7,9 +7,10 @@ READY := $(VENV)/.installed
 
 .PHONY: demo test check format protos baseline serve train bench lock clean
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock requirements.no-deps.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements.no-deps.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 

@@ -246,6 +246,6 @@ def _metrics() -> tuple[Any, Any]:
             return HOTA(), Identity({"PRINT_CONFIG": False})
     except ImportError:
         raise SettingsError(
-            "trackeval is not installed; `pip install --no-deps trackeval==1.3.0` (its "
+            "trackeval is not installed; `pip install --no-deps -r requirements.no-deps.txt` (its "
             "dependencies would bring a second OpenCV)"
         ) from None
