@@ -20,7 +20,6 @@ from agent.region_cache import MemoryRegionCache
 from agent.settings import FollowSettings
 from tests.moving_pictures import MovingPicture
 
-
 FAULTLESS = OracleSettings(jitter=0.0, missed=0.0, appearance_noise=0.0)
 
 
