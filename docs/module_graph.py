@@ -1,0 +1,91 @@
+"""Draws docs/architecture.md's picture from the imports in the code: `python docs/module_graph.py`.
+
+Modules are gathered into the parts a reader thinks in; an arrow means "imports from". Arrows that
+follow from others are left out. tests/unit/test_architecture.py fails when the picture is old.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grimp
+
+PAGE = Path(__file__).parent / "architecture.md"
+BEGIN, END = "<!-- module graph: begin -->", "<!-- module graph: end -->"
+PACKAGES = ("agent", "deployments", "client", "protos")
+PARTS = {
+    "values": "frame detections features errors settings prompts model_directory interrupts "
+    "drawing written_text",
+    "pipeline": "pipeline paging parsing carried_answers single_flight stages",
+    "region cache": "region_cache feature_codec redis_door",
+    "vision stages": "proposer encoders processor",
+    "language stage": "generation engine drafting grammar prefix_cache sequence tokenizer",
+    "other VLMs": "attached families",
+    "command line": "cli inspection",
+}
+"""Modules of `agent` by part; packages inside it are parts of their own."""
+
+
+def part_of(module: str) -> str:
+    """The part a module belongs to.
+
+    Raises:
+        KeyError: a module of `agent` that no part claims; add it to `PARTS`.
+    """
+    package, _, rest = module.partition(".")
+    name = rest.partition(".")[0]
+    if package != "agent" or not name:
+        return package
+    if (Path(__file__).parents[1] / package / name).is_dir():
+        return f"agent.{name}"
+    for part, modules in PARTS.items():
+        if name in modules.split():
+            return part
+    raise KeyError(f"{module} is in no part of the architecture; add it to docs/module_graph.py")
+
+
+def imports_between_parts() -> dict[str, set[str]]:
+    """Part to the parts it imports from."""
+    graph = grimp.build_graph(*PACKAGES)
+    found: dict[str, set[str]] = {}
+    for module in graph.modules - {"agent"}:
+        part = part_of(module)
+        imported = {part_of(other) for other in graph.find_modules_directly_imported_by(module)}
+        found.setdefault(part, set()).update(imported - {part})
+    return found
+
+
+def reduced(imports: dict[str, set[str]]) -> list[tuple[str, str]]:
+    """The arrows that no path of other arrows replaces."""
+
+    def reaches(start: str, goal: str, seen: frozenset[str]) -> bool:
+        nearer = imports.get(start, set()) - seen
+        return goal in nearer or any(reaches(n, goal, seen | nearer) for n in nearer)
+
+    return sorted(
+        (part, other)
+        for part, others in imports.items()
+        for other in others
+        if not any(reaches(way, other, frozenset({part})) for way in others - {other})
+    )
+
+
+def drawing() -> str:
+    """The picture as a Mermaid block."""
+    imports = imports_between_parts()
+    names = {part: f"m{number}" for number, part in enumerate(sorted(imports))}
+    lines = ["```mermaid", "flowchart TD"]
+    lines += [f'    {names[part]}["{part}"]' for part in sorted(imports)]
+    lines += [f"    {names[a]} --> {names[b]}" for a, b in reduced(imports)]
+    return "\n".join([*lines, "```"])
+
+
+def page_with(picture: str) -> str:
+    """The page with its picture replaced."""
+    before, rest = PAGE.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{picture}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page_with(drawing()))
