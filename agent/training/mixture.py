@@ -14,9 +14,18 @@ from agent.detections import FloatArray
 from agent.prompts import GROUND_CLOSE, Task
 from agent.training.referring import RELATIONS, refer_to
 
-DETECT_SHARE, ABSENT_SHARE, NAME_SHARE = 0.3, 0.2, 0.2
-REFER_SHARE, SIMILAR_SHARE, YES_NO_SHARE = 0.12, 0.05, 0.07
-"""What remains is counting. A third of the questions about whereabouts ask for something absent."""
+
+@dataclass(frozen=True)
+class MixtureSettings:
+    """Shares of the questions; what remains is counting."""
+
+    absent: float = 0.2
+    """Questions about something that is not there, in any form a search has (rejection)."""
+    detect: float = 0.3
+    name: float = 0.2
+    refer: float = 0.12
+    similar: float = 0.05
+    yes_no: float = 0.07
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,9 @@ class Turn:
         return self.answer.find(GROUND_CLOSE) if GROUND_CLOSE in self.answer else len(self.answer)
 
 
+_DEFAULT = MixtureSettings()
+
+
 def grounded(label: str, regions: list[int]) -> str:
     """`<ground>label</ground><objects>...</objects>`."""
     objects = "".join(f"<region{index}>" for index in regions)
@@ -47,6 +59,7 @@ def draw_turns(
     num_turns: int,
     rng: np.random.Generator,
     boxes: FloatArray,
+    mixture: MixtureSettings = _DEFAULT,
 ) -> list[Turn]:
     """Questions about one scene.
 
@@ -54,12 +67,13 @@ def draw_turns(
         names: name of each region, None for a region that holds no known object.
         vocabulary: names to ask for when something absent is wanted.
         boxes: (num_regions, 4) xyxy relative to the picture.
+        mixture: how often what is asked.
     """
     places: dict[str, list[int]] = {}
     for index, name in enumerate(names):
         if name is not None:
             places.setdefault(name, []).append(index)
-    return [_draw_turn(names, places, vocabulary, rng, boxes) for _ in range(num_turns)]
+    return [_draw_turn(names, places, vocabulary, rng, boxes, mixture) for _ in range(num_turns)]
 
 
 def _draw_turn(
@@ -68,21 +82,22 @@ def _draw_turn(
     vocabulary: list[str],
     rng: np.random.Generator,
     boxes: FloatArray,
+    mixture: MixtureSettings,
 ) -> Turn:
     draw = rng.random()
-    if not places or draw < ABSENT_SHARE:
+    if not places or draw < mixture.absent:
         return _absent_turn(_absent(places, vocabulary, rng), rng)
     label = list(places)[int(rng.integers(len(places)))]
     here = places[label]
     for share, turns in (
-        (DETECT_SHARE, lambda: [Turn("detect", Task.detect(label).text, grounded(label, here))]),
-        (NAME_SHARE, lambda: naming_turns(names, 1, rng)),
-        (REFER_SHARE, lambda: _refer_turns(places, rng, boxes)),
-        (SIMILAR_SHARE, lambda: _similar_turns(places, rng)),
-        (YES_NO_SHARE, lambda: [Turn("yes", Task.chat(_IS_THERE.format(label)).text, "yes")]),
+        (mixture.detect, lambda: [Turn("detect", Task.detect(label).text, grounded(label, here))]),
+        (mixture.name, lambda: naming_turns(names, 1, rng)),
+        (mixture.refer, lambda: _refer_turns(places, rng, boxes)),
+        (mixture.similar, lambda: _similar_turns(places, rng)),
+        (mixture.yes_no, lambda: [Turn("yes", Task.chat(_IS_THERE.format(label)).text, "yes")]),
     ):
         draw -= share
-        if draw < ABSENT_SHARE:
+        if draw < mixture.absent:
             found = turns()
             if found:
                 return found[0]

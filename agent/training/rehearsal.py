@@ -15,7 +15,7 @@ from agent.model.language_model import SlotType
 from agent.sequence import SequenceBuilder
 from agent.training.grounding_model import GroundingTraining
 from agent.training.language import lm_loss, naming_loss, pointing_loss, token_accuracy
-from agent.training.mixture import draw_turns
+from agent.training.mixture import MixtureSettings, draw_turns
 from agent.training.packing import PackedBatch, PackedScene, collate_packed
 from agent.training.region_features import RegionPool
 
@@ -36,6 +36,7 @@ def rehearse(
     *,
     steps: int,
     rate: float,
+    mixture: MixtureSettings | None = None,
 ) -> None:
     """Teach the language model to read real region tokens in scenes shuffled together from a pool.
 
@@ -45,6 +46,7 @@ def rehearse(
     held out and logged.
     """
     rng = np.random.default_rng(11)
+    asked = mixture or MixtureSettings()
     language, connector = module.model.language_model, module.model.region_projector
     assert language is not None
     optimizer = torch.optim.AdamW(
@@ -55,7 +57,7 @@ def rehearse(
     held_out = len(pool.features) * 19 // 20
 
     def losses(first: int, last: int) -> tuple[Tensor, dict[str, float]]:
-        packed, rows = rehearsal_batch(builder, pool, names, vocabulary, rng, first, last)
+        packed, rows = rehearsal_batch(builder, pool, names, vocabulary, rng, first, last, asked)
         with torch.autocast("cpu", torch.bfloat16):
             tokens = connector(pool.features[rows])
             num_image = int((packed.slots == SlotType.IMAGE).sum())
@@ -103,6 +105,7 @@ def rehearsal_batch(
     rng: np.random.Generator,
     first: int,
     last: int,
+    mixture: MixtureSettings,
 ) -> tuple[PackedBatch, Tensor]:
     """Questions about scenes of regions drawn from rows `first` to `last`, and those rows."""
     scenes, chosen = [], []
@@ -114,7 +117,7 @@ def rehearsal_batch(
         here = pool.concepts[torch.from_numpy(rows)].numpy()
         boxes = pool.boxes[torch.from_numpy(rows)].numpy()
         called = [names[c] if c >= 0 else None for c in here]
-        turns = draw_turns(called, vocabulary, NUM_TURNS, rng, boxes)
+        turns = draw_turns(called, vocabulary, NUM_TURNS, rng, boxes, mixture)
         grid = (int(rng.integers(5, 11)), int(rng.integers(5, 11)))
         scenes.append(PackedScene.questions(builder, here, turns, grid, boxes))
         chosen.append(torch.from_numpy(rows))
