@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,14 @@ from agent.model.proposal_network import save_proposal_network
 from agent.sequence import SequenceBuilder
 from agent.tokenizer import PromptTokenizer
 from agent.training.artwork import load_concepts
-from agent.training.batches import BatchSettings, SceneBatch, batch_loader, nano_concepts
+from agent.training.batches import (
+    BACKGROUND,
+    PADDING,
+    BatchSettings,
+    SceneBatch,
+    batch_loader,
+    nano_concepts,
+)
 from agent.training.connector import warm_up_connector
 from agent.training.grounding_model import (
     GroundingTraining,
@@ -33,12 +40,72 @@ from agent.training.language import lm_loss, naming_loss, pointing_loss, token_a
 from agent.training.loop import LoopSettings, train
 from agent.training.mixture import draw_turns
 from agent.training.packing import PackedBatch, PackedScene, collate_packed
-from agent.training.region_features import proposed_boxes, region_pool
+from agent.training.region_features import RegionPool, proposed_boxes, region_pool
 from agent.training.rehearsal import NUM_TURNS, rehearse
 from agent.training.scenes import SceneSettings
 
 logger = logging.getLogger(__name__)
 _WARM_UP_STEPS = 2000
+
+
+@dataclass(frozen=True)
+class GroundingSetup:
+    """What both stages, and experiments with them, start from."""
+
+    module: GroundingTraining
+    builder: SequenceBuilder
+    names: list[str]
+    """Of all concepts."""
+    concepts: tuple[int, ...]
+    """Ids of those that are drawn, in the order of a batch's classes."""
+    settings: BatchSettings
+    pretrained: Pretrained
+
+    @classmethod
+    def load(
+        cls, artwork: Path, pretrained: Pretrained, start_from: Path | None = None
+    ) -> GroundingSetup:
+        """The model from its pretrained parts, or as an earlier stage left it."""
+        concepts = nano_concepts()
+        names = [concept.label for concept in load_concepts()]
+        tokenizer = PromptTokenizer.from_directory(pretrained.language)
+        module = GroundingTraining(tokenizer, names)
+        module.load_pretrained(pretrained)
+        if start_from is not None:
+            module.load_state_dict(load_module_state(start_from))
+        settings = BatchSettings(
+            artwork=artwork,
+            scenes=SceneSettings(concepts=concepts, num_objects=(2, 26), object_px=(18.0, 110.0)),
+            batch_size=8,
+            sizes=((224, 224), (252, 196), (280, 224), (224, 280), (336, 280)),
+        )
+        return cls(module, SequenceBuilder(tokenizer), names, concepts, settings, pretrained)
+
+    @property
+    def concept_of(self) -> Tensor:
+        """Concept id by a batch's class; the two negative classes are themselves."""
+        return torch.tensor([*self.concepts, PADDING, BACKGROUND])
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """Names that are drawn, and asked for when something absent is wanted."""
+        return [self.names[c] for c in self.concepts]
+
+    def dense_batches(self) -> Iterator[SceneBatch]:
+        """Pictures full of objects, for features that are computed once."""
+        scenes = replace(self.settings.scenes, num_objects=(14, 40))
+        sizes = ((224, 224), (280, 252), (308, 336))
+        dense = replace(self.settings, batch_size=16, sizes=sizes, scenes=scenes)
+        return batches_from(dense, 1_000_000)
+
+    def rehearsal_pool(self) -> RegionPool:
+        """Regions of pictures as they will be asked about: larger, with every camera fault."""
+        scenes = SceneSettings(concepts=self.concepts, num_objects=(6, 32))
+        sizes = ((224, 224), (280, 252), (336, 280), (308, 364), (420, 336))
+        wild = batches_from(replace(self.settings, scenes=scenes, sizes=sizes), 2_000_000)
+        network = load_proposals(self.pretrained.proposals)
+        classifier = load_module_state(self.pretrained.vision)
+        return region_pool(self.module, wild, network, self.concept_of, classifier)
 
 
 def run(
@@ -54,30 +121,11 @@ def run(
 ) -> None:
     """Train `stage` ("align" or "instruct") into `directory`."""
     torch.manual_seed(0)
-    concepts = nano_concepts()
-    names = [concept.label for concept in load_concepts()]
-    tokenizer = PromptTokenizer.from_directory(pretrained.language)
-    builder = SequenceBuilder(tokenizer)
-    module = GroundingTraining(tokenizer, names)
-    module.load_pretrained(pretrained)
-    if start_from is not None:
-        module.load_state_dict(load_module_state(start_from))
+    setup = GroundingSetup.load(artwork, pretrained, start_from)
+    module, names, concept_of = setup.module, setup.names, setup.concept_of
     freeze_for(module, stage)
     network = load_proposals(pretrained.proposals) if stage == "instruct" else None
-    settings = BatchSettings(
-        artwork=artwork,
-        scenes=SceneSettings(
-            concepts=concepts,
-            num_objects=(2, 26),
-            object_px=(18.0, 110.0),
-            restyle_probability=0.45,
-            degrade_probability=0.5,
-        ),
-        batch_size=8,
-        sizes=((224, 224), (252, 196), (280, 224), (224, 280), (336, 280)),
-    )
     rng = np.random.default_rng(5)
-    concept_of = torch.tensor([*concepts, -2, -1])  # indexed by class; -2 pads, -1 is background
 
     def step(batch: SceneBatch) -> tuple[Tensor, dict[str, float]]:
         boxes, classes = batch.boxes, batch.classes
@@ -88,11 +136,12 @@ def run(
         with torch.autocast("cpu", torch.bfloat16):
             regions, image = module.features(batch.rgb, boxes)
             ids = concept_of[classes]
-            packed = pack(builder, ids, boxes, real, names, [names[c] for c in concepts],
+            packed = pack(setup.builder, ids, boxes, real, names, setup.vocabulary,
                           batch.rgb.shape[1:3], rng)  # fmt: skip
             logits, attention = module(packed, regions[real], image.flatten(0, 1))
         named = ids[real] >= 0
-        contrast = module.contrast(regions[real][named], ids[real][named])
+        places = module.place_vectors(packed.boxes)
+        contrast = module.contrast((regions[real] - places)[named], ids[real][named])
         loss = lm_loss(logits, packed.labels)
         pointing = pointing_loss(attention, packed)
         named_well = naming_loss(attention, packed)
@@ -105,45 +154,29 @@ def run(
             "token": token_accuracy(logits.detach(), packed.labels),
         }
 
-    if stage == "align" and not (directory / "checkpoint.pt").is_file():
-        dense = replace(
-            settings,
-            batch_size=16,
-            sizes=((224, 224), (196, 224), (224, 196)),
-            scenes=replace(settings.scenes, num_objects=(14, 40)),
-        )
+    is_fresh = not (directory / "checkpoint.pt").is_file()
+    if stage == "align" and is_fresh:
         warm_up_connector(
             module,
-            batches_from(dense, 1_000_000),
-            torch.tensor(concepts),
+            setup.dense_batches(),
+            torch.tensor(setup.concepts),
             load_module_state(pretrained.vision),
             steps=_WARM_UP_STEPS,
         )
-    if stage == "instruct" and rehearsal_steps and not (directory / "checkpoint.pt").is_file():
-        assert network is not None
-        wild = batches_from(_in_the_wild(settings), 2_000_000)
-        classifier = load_module_state(pretrained.vision)
-        pool = region_pool(module, wild, network, concept_of, classifier)
-        vocabulary = [names[c] for c in concepts]
-        trained = torch.tensor(concepts)
+    if stage == "instruct" and rehearsal_steps and is_fresh:
+        trained = torch.tensor(setup.concepts)
         rehearse(
-            module, builder, pool, names, vocabulary, trained, steps=rehearsal_steps, rate=1.5e-3
-        )
+            module, setup.builder, setup.rehearsal_pool(), names, setup.vocabulary, trained,
+            steps=rehearsal_steps, rate=1.5e-3,
+        )  # fmt: skip
     loop = LoopSettings(steps=steps, learning_rate=rate, warmup_steps=30, weight_decay=0.01,
                         decay_share=0.4, save_every=50)  # fmt: skip
-    train(module, step, lambda start: batches_from(settings, start), loop, directory)
+    train(module, step, lambda start: batches_from(setup.settings, start), loop, directory)
 
 
 def batches_from(settings: BatchSettings, start: int) -> Iterator[SceneBatch]:
     """Scenes no pretraining stage has seen: counted from far beyond theirs."""
     return iter(batch_loader(settings, start=10_000_000 + start))
-
-
-def _in_the_wild(settings: BatchSettings) -> BatchSettings:
-    """Pictures as they will be asked about: larger, with every fault a camera has."""
-    scenes = SceneSettings(concepts=settings.scenes.concepts, num_objects=(6, 32))
-    sizes = ((224, 224), (280, 252), (336, 280), (308, 364), (420, 336))
-    return replace(settings, scenes=scenes, sizes=sizes)
 
 
 def freeze_for(module: GroundingTraining, stage: str) -> None:

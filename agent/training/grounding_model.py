@@ -105,6 +105,10 @@ class GroundingTraining(nn.Module):
 
         Pulls a region's token to where the language model looks for its name; the LM itself
         is not needed for that, so alignment takes minutes.
+
+        Args:
+            regions: (n, hidden) region tokens less what they say of their places.
+            concepts: (n,) ids.
         """
         return nn.functional.cross_entropy(likeness(regions, self.name_vectors()), concepts)
 
@@ -112,7 +116,7 @@ class GroundingTraining(nn.Module):
         """As `contrast`, against a distribution over some concepts.
 
         Args:
-            regions: (n, hidden) region tokens.
+            regions: (n, hidden) region tokens less what they say of their places.
             target: (n, num_concepts).
             concepts: (num_concepts,) ids.
         """

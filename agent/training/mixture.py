@@ -86,7 +86,7 @@ def _draw_turn(
 ) -> Turn:
     draw = rng.random()
     if not places or draw < mixture.absent:
-        return _absent_turn(_absent(places, vocabulary, rng), rng)
+        return _absent_turn(_absent(places, vocabulary, rng), rng, mixture)
     label = list(places)[int(rng.integers(len(places)))]
     here = places[label]
     for share, turns in (
@@ -108,10 +108,10 @@ def _draw_turn(
 _IS_THERE = "Is there any {} in this image? Answer yes or no."
 
 
-def _absent_turn(label: str, rng: np.random.Generator) -> Turn:
+def _absent_turn(label: str, rng: np.random.Generator, mixture: MixtureSettings) -> Turn:
     """A question about something that is not there, in any of the forms a search has."""
     draw = rng.random()
-    if draw < 0.2:
+    if draw < 0.2 and mixture.yes_no > 0.0:
         return Turn("no", Task.chat(_IS_THERE.format(label)).text, "no")
     if draw < 0.4:
         label = RELATIONS[int(rng.integers(len(RELATIONS)))].template.format(label)

@@ -72,7 +72,8 @@ def rehearse(
         naming = naming_loss(attention, packed)
         # Half the truth, half the classifier's doubts: names alone would be learned by heart.
         target = 0.5 * truth + 0.5 * believed
-        contrast = module.soft_contrast(tokens[named], target, trained)
+        places = module.place_vectors(packed.boxes)
+        contrast = module.soft_contrast((tokens - places)[named], target, trained)
         total = lm + 0.3 * pointing + 0.3 * naming + 0.5 * contrast
         return total, {
             "lm": float(lm.detach()),

@@ -1,0 +1,71 @@
+"""Stage 2 on cached regions: what it changes, and what it leaves alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from agent.model_directory import find_model
+from agent.sequence import SequenceBuilder
+from agent.tokenizer import PromptTokenizer
+from agent.training.artwork import load_concepts
+from agent.training.batches import nano_concepts
+from agent.training.grounding import freeze_for
+from agent.training.grounding_model import GroundingTraining
+from agent.training.mixture import MixtureSettings
+from agent.training.region_features import RegionPool
+from agent.training.rehearsal import rehearsal_batch, rehearse
+
+CONCEPTS = nano_concepts()
+NAMES = [concept.label for concept in load_concepts()]
+
+
+@pytest.fixture(scope="module")
+def module() -> GroundingTraining:
+    torch.manual_seed(0)
+    return GroundingTraining(tokenizer(), NAMES)
+
+
+@pytest.fixture(scope="module")
+def pool(module: GroundingTraining) -> RegionPool:
+    torch.manual_seed(1)
+    count = 400
+    corner = torch.rand(count, 2) * 0.7
+    concepts = torch.tensor(CONCEPTS)[torch.randint(len(CONCEPTS), (count,))]
+    concepts[::9] = -1
+    return RegionPool(
+        features=torch.randn(count, module.model.config.region_width),
+        concepts=concepts,
+        boxes=torch.cat([corner, corner + 0.05 + torch.rand(count, 2) * 0.25], dim=1),
+        believed=torch.rand(count, len(CONCEPTS) + 1).softmax(-1),
+    )
+
+
+def tokenizer() -> PromptTokenizer:
+    return PromptTokenizer.from_directory(find_model("nano").path)
+
+
+def test_a_batch_holds_the_regions_it_was_made_of(pool: RegionPool) -> None:
+    packed, rows = rehearsal_batch(
+        SequenceBuilder(tokenizer()), pool, NAMES, [NAMES[c] for c in CONCEPTS],
+        np.random.default_rng(0), 0, 300, MixtureSettings(),
+    )  # fmt: skip
+    assert int(rows.max()) < 300
+    torch.testing.assert_close(packed.boxes, pool.boxes[rows])
+    assert packed.concepts[packed.concepts > -2].tolist() == pool.concepts[rows].tolist()
+
+
+def test_rehearsing_trains_language_model_and_connector_and_nothing_else(
+    module: GroundingTraining, pool: RegionPool
+) -> None:
+    freeze_for(module, "instruct")
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    rehearse(
+        module, SequenceBuilder(tokenizer()), pool, NAMES, [NAMES[c] for c in CONCEPTS],
+        torch.tensor(CONCEPTS), steps=1, rate=1e-3,
+    )  # fmt: skip
+    changed = {n for n, p in module.named_parameters() if not torch.equal(p, before[n])}
+    parts = {name.split(".")[1] for name in changed}
+    assert parts == {"language_model", "region_projector"}
+    assert all(torch.isfinite(p).all() for p in module.parameters())
