@@ -270,6 +270,51 @@ def eval_tracking(
     Console().print(table)
 
 
+@eval_app.command("encoders")
+def eval_encoders(
+    artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),
+    directory: Annotated[Path, typer.Option(help="Checkpoints of a training.")] = Path(".training"),
+    num_train: Annotated[int, typer.Option(help="Batches that are learned from.")] = 150,
+    num_val: Annotated[int, typer.Option(help="Batches that are measured on.")] = 40,
+    seeds: Annotated[int, typer.Option(help="Runs of each.", min=2)] = 3,
+) -> None:
+    """Experiment: region classification by both encoders and by either alone."""
+    from dataclasses import asdict
+
+    from agent.evaluation.ablations import compare_encoders
+    from agent.training.grounding import GroundingSetup
+    from agent.training.nano import NanoTraining
+
+    setup = GroundingSetup.load(artwork, NanoTraining(artwork, directory).pretrained)
+    figures = compare_encoders(setup, num_train=num_train, num_val=num_val, num_seeds=seeds)
+    typer.echo(json.dumps({name: asdict(figure) for name, figure in figures.items()}))
+
+
+@eval_app.command("mixtures")
+def eval_mixtures(
+    images: Annotated[Path, typer.Option(help="Folder of images.")],
+    annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
+    artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),
+    directory: Annotated[Path, typer.Option(help="Checkpoints of a training.")] = Path(".training"),
+    steps: Annotated[int, typer.Option(help="Of instruction tuning, each.")] = 1000,
+    limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
+) -> None:
+    """Experiment: with and without rejection samples, with and without general data."""
+    import tempfile
+
+    from agent.evaluation.ablations import compare_mixtures
+    from agent.evaluation.coco_folder import load_coco
+    from agent.training.grounding import GroundingSetup
+    from agent.training.nano import NanoTraining
+
+    training = NanoTraining(artwork, directory)
+    setup = GroundingSetup.load(artwork, training.pretrained, directory / "align")
+    data = load_coco(images, annotations, limit=limit)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = asyncio.run(compare_mixtures(setup, data, Path(folder), steps=steps))
+    typer.echo(json.dumps(rows))
+
+
 def _pipeline(
     model: str, device: str, dtype: str = "auto", proposals: str | None = None
 ) -> Pipeline:

@@ -228,8 +228,15 @@ def export(stage: Path, pretrained: Pretrained, directory: Path) -> None:
     tokenizer = PromptTokenizer.from_directory(pretrained.language)
     module = GroundingTraining(tokenizer, [concept.label for concept in load_concepts()])
     module.load_state_dict(load_module_state(stage))
+    save_grounding(module, tokenizer, pretrained, directory)
+    logger.info("wrote %s", directory)
+
+
+def save_grounding(
+    module: GroundingTraining, tokenizer: PromptTokenizer, pretrained: Pretrained, directory: Path
+) -> None:
+    """Write a model in training, and its proposal network, as a model directory."""
     save_model(module.model, directory, dtype=torch.bfloat16)
     tokenizer.save(directory)
     network = load_proposals(pretrained.proposals)
     save_proposal_network(network, directory / "proposal", dtype=torch.bfloat16)
-    logger.info("wrote %s", directory)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from agent.tokenizer import PromptTokenizer, train_tokenizer
 from agent.training.artwork import load_concepts
 from agent.training.initialisation import initialise
 from agent.training.loop import LoopSettings, train
-from agent.training.mixture import corpus, draw_turns, naming_turns
+from agent.training.mixture import Turn, corpus, draw_turns, naming_turns, yes_no_turns
 from agent.training.packing import PackedBatch, PackedScene, collate_packed
 
 logger = logging.getLogger(__name__)
@@ -146,6 +146,10 @@ def token_accuracy(logits: Tensor, labels: Tensor) -> float:
     return float(right[counted].float().mean())
 
 
+Asker = Callable[[list[str | None], FloatArray, np.random.Generator], list[Turn]]
+"""Names and boxes of a scene's regions to questions about it."""
+
+
 class SymbolicCurriculum:
     """Draws symbolic batches; grows the scenes as the model learns."""
 
@@ -226,24 +230,36 @@ class SymbolicCurriculum:
             )
         return collate_packed(scenes)
 
-    def chat(self, batch_size: int, num_turns: int = 6, *, naming: bool = False) -> PackedBatch:
-        """Whole prompts as the service writes them, several isolated questions a scene.
-
-        `naming` asks only what regions are.
-        """
+    def chat(self, batch_size: int, ask: Asker) -> PackedBatch:
+        """Whole prompts as the service writes them, several isolated questions a scene."""
         scenes = []
         for _ in range(batch_size):
             concepts = self.draw_concepts()
             names = [self.names[c] if c >= 0 else None for c in concepts]
             boxes = self.draw_boxes(len(concepts))
-            if naming:
-                turns = naming_turns(names, num_turns, self._rng)
-            else:
-                turns = draw_turns(names, self.names, num_turns, self._rng, boxes)
+            turns = ask(names, boxes, self._rng)
             side = int(self._rng.integers(3, 8))
             grid = (side, int(self._rng.integers(3, 8))) if self._rng.random() < 0.5 else None
             scenes.append(PackedScene.questions(self.builder, concepts, turns, grid, boxes))
         return collate_packed(scenes)
+
+    def mixture(
+        self, names: list[str | None], boxes: FloatArray, rng: np.random.Generator
+    ) -> list[Turn]:
+        """Questions of every kind."""
+        return draw_turns(names, self.names, 6, rng, boxes)
+
+    def naming(
+        self, names: list[str | None], _boxes: FloatArray, rng: np.random.Generator
+    ) -> list[Turn]:
+        """Questions what regions are."""
+        return naming_turns(names, 12, rng)
+
+    def yes_or_no(
+        self, names: list[str | None], _boxes: FloatArray, rng: np.random.Generator
+    ) -> list[Turn]:
+        """Questions whether something is there."""
+        return yes_no_turns(names, self.names, 6, rng)
 
 
 def run(directory: Path, *, steps: int, chat_from: int, rate: float = 2e-3) -> None:
@@ -266,9 +282,9 @@ def run(directory: Path, *, steps: int, chat_from: int, rate: float = 2e-3) -> N
             if draw < copying:
                 yield "copy", curriculum.copying(48)
             elif step >= chat_from and draw < copying + 0.3:
-                yield "name", curriculum.chat(10, num_turns=12, naming=True)
+                yield "name", curriculum.chat(10, curriculum.naming)
             elif step >= chat_from and draw < copying + 0.7:
-                yield "chat", curriculum.chat(16)
+                yield "chat", curriculum.chat(16, curriculum.mixture)
             else:
                 yield "point", curriculum.dense(20)
 

@@ -6,6 +6,7 @@ Knows no pixels and no tokens.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,7 +95,7 @@ def _draw_turn(
         (mixture.name, lambda: naming_turns(names, 1, rng)),
         (mixture.refer, lambda: _refer_turns(places, rng, boxes)),
         (mixture.similar, lambda: _similar_turns(places, rng)),
-        (mixture.yes_no, lambda: [Turn("yes", Task.chat(_IS_THERE.format(label)).text, "yes")]),
+        (mixture.yes_no, lambda: [_yes_no(label, is_there=True)]),
     ):
         draw -= share
         if draw < mixture.absent:
@@ -112,7 +113,7 @@ def _absent_turn(label: str, rng: np.random.Generator, mixture: MixtureSettings)
     """A question about something that is not there, in any of the forms a search has."""
     draw = rng.random()
     if draw < 0.2 and mixture.yes_no > 0.0:
-        return Turn("no", Task.chat(_IS_THERE.format(label)).text, "no")
+        return _yes_no(label, is_there=False)
     if draw < 0.4:
         label = RELATIONS[int(rng.integers(len(RELATIONS)))].template.format(label)
     return Turn("absent", Task.detect(label).text, grounded(label, []))
@@ -149,10 +150,32 @@ def naming_turns(names: list[str | None], num_turns: int, rng: np.random.Generat
     ]
 
 
-def _absent(places: dict[str, list[int]], vocabulary: list[str], rng: np.random.Generator) -> str:
+def yes_no_turns(
+    names: list[str | None], vocabulary: list[str], num_turns: int, rng: np.random.Generator
+) -> list[Turn]:
+    """Questions whether something is there; half of them about something absent."""
+    present = sorted({name for name in names if name is not None})
+    turns = []
+    for number in range(num_turns):
+        is_there = bool(present) and number % 2 == 0
+        label = (
+            present[int(rng.integers(len(present)))]
+            if is_there
+            else _absent(present, vocabulary, rng)
+        )
+        turns.append(_yes_no(label, is_there=is_there))
+    return turns
+
+
+def _yes_no(label: str, *, is_there: bool) -> Turn:
+    answer = "yes" if is_there else "no"
+    return Turn(answer, Task.chat(_IS_THERE.format(label)).text, answer)
+
+
+def _absent(present: Collection[str], vocabulary: list[str], rng: np.random.Generator) -> str:
     while True:
         label = vocabulary[int(rng.integers(len(vocabulary)))]
-        if label not in places:
+        if label not in present:
             return label
 
 

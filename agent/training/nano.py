@@ -56,7 +56,7 @@ class NanoTraining:
             "align": lambda: self._ground("align", None),
             "instruct": lambda: self._ground("instruct", self.directory / "align"),
             "export": lambda: grounding.export(
-                self.directory / "instruct", self._pretrained, WEIGHTS
+                self.directory / "instruct", self.pretrained, WEIGHTS
             ),
         }
 
@@ -81,7 +81,8 @@ class NanoTraining:
             build_backgrounds(self.artwork)
 
     @property
-    def _pretrained(self) -> Pretrained:
+    def pretrained(self) -> Pretrained:
+        """Folders of what both stages of the paper start from."""
         return Pretrained(
             self.directory / "vision", self.directory / "language", self.directory / "proposals"
         )
@@ -90,7 +91,7 @@ class NanoTraining:
         grounding.run(
             self.artwork,
             self.directory / stage,
-            self._pretrained,
+            self.pretrained,
             stage=stage,
             start_from=start_from,
             **self._settings(stage),

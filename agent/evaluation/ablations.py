@@ -1,0 +1,189 @@
+"""The paper's experiments that need training, at nano scale; each returns a table of figures.
+
+Knows how to vary the recipe and what to measure; the recipe itself is `agent/training/`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agent.evaluation.coco_folder import CocoFolder
+from agent.evaluation.detection import evaluate_detection
+from agent.stages import local_pipeline
+from agent.training.batches import PADDING, SceneBatch
+from agent.training.grounding import GroundingSetup, batches_from, freeze_for, save_grounding
+from agent.training.language import (
+    IGNORED,
+    LanguagePretraining,
+    SymbolicCurriculum,
+    forward_packed,
+)
+from agent.training.mixture import MixtureSettings
+from agent.training.packing import PackedBatch
+from agent.training.region_features import fused_regions
+from agent.training.rehearsal import rehearse
+
+_HIDDEN = 256
+_PROBE_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over several seeds."""
+
+    mean: float
+    deviation: float
+    """Standard deviation over seeds (n - 1)."""
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        return cls(float(np.mean(values)), float(np.std(values, ddof=1)))
+
+
+def compare_encoders(
+    setup: GroundingSetup, *, num_train: int, num_val: int, num_seeds: int = 3, steps: int = 1500
+) -> dict[str, Spread]:
+    """Region classification from hybrid, primary-only and auxiliary-only features (paper, table 6).
+
+    The towers are frozen; a connector of the model's own shape with a classifier is trained on
+    each of the three, from each seed.
+
+    Args:
+        num_train, num_val: batches of pictures whose regions are used.
+    """
+    train_x, train_y = _regions(setup, _wild(setup, "train"), num_train)
+    val_x, val_y = _regions(setup, _wild(setup, "val"), num_val)
+    config = setup.module.model.config
+    auxiliary = config.auxiliary_region_width
+    columns = {
+        "hybrid": slice(0, config.region_width),
+        "primary only": slice(auxiliary, config.region_width),
+        "auxiliary only": slice(0, auxiliary),
+    }
+    figures = {}
+    for name, part in columns.items():
+        known = (train_x[:, part], train_y, val_x[:, part], val_y, len(setup.concepts))
+        figures[name] = Spread.of([_probe(*known, seed, steps) for seed in range(num_seeds)])
+    return figures
+
+
+def _wild(setup: GroundingSetup, split: str) -> Iterator[SceneBatch]:
+    """Pictures with every camera fault."""
+    sizes = ((280, 252), (336, 280), (308, 364))
+    settings = replace(setup.settings, sizes=sizes, split=split, num_background=0)
+    return batches_from(settings, 3_000_000)
+
+
+def _regions(
+    setup: GroundingSetup, batches: Iterator[SceneBatch], count: int
+) -> tuple[Tensor, Tensor]:
+    features, classes, _ = fused_regions(setup.module, batches, count)
+    known = classes > PADDING
+    return features[known], classes[known]
+
+
+def _probe(
+    x: Tensor, y: Tensor, val_x: Tensor, val_y: Tensor, num_classes: int, seed: int, steps: int
+) -> float:
+    """Top-1 of a fresh two-layer classifier."""
+    torch.manual_seed(seed)
+    probe = nn.Sequential(
+        nn.Linear(x.shape[1], _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, num_classes)
+    )
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=2e-3, weight_decay=0.05)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * (1.0 - step / steps)
+        rows = torch.randint(len(x), (_PROBE_BATCH,))
+        loss = nn.functional.cross_entropy(probe(x[rows]), y[rows], label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.inference_mode():
+        return float((probe(val_x).argmax(-1) == val_y).float().mean())
+
+
+ARMS = {
+    "full mixture": MixtureSettings(),
+    "no rejection": MixtureSettings(absent=0.0, detect=0.5),
+    "no general data": MixtureSettings(yes_no=0.0, detect=0.37),
+}
+
+
+async def compare_mixtures(
+    setup: GroundingSetup, data: CocoFolder, folder: Path, *, steps: int
+) -> dict[str, dict[str, float]]:
+    """What rejection samples and general data do: each arm is tuned from the same aligned model.
+
+    Returns figures by arm, and of the aligned model itself: detection on `data`, and what the
+    language model alone still can (`symbolic_abilities`).
+    """
+    pool = setup.rehearsal_pool()
+    trained = torch.tensor(setup.concepts)
+    aligned = copy.deepcopy(setup.module)
+    rows = {
+        "aligned only": await _measure(replace(setup, module=aligned), data, folder / "aligned")
+    }
+    for name, mixture in ARMS.items():
+        module = copy.deepcopy(aligned)
+        freeze_for(module, "instruct")
+        rehearse(
+            module, setup.builder, pool, setup.names, setup.vocabulary, trained,
+            steps=steps, rate=1.5e-3, mixture=mixture,
+        )  # fmt: skip
+        rows[name] = await _measure(
+            replace(setup, module=module), data, folder / name.replace(" ", "_")
+        )
+    return rows
+
+
+async def _measure(setup: GroundingSetup, data: CocoFolder, folder: Path) -> dict[str, float]:
+    save_grounding(setup.module, setup.builder.tokenizer, setup.pretrained, folder)
+    scores = await evaluate_detection(local_pipeline(str(folder)), data)
+    return {
+        "f1": scores.f1,
+        "region_top1": scores.region_top1,
+        "absent_false_positive_rate": scores.absent_false_positive_rate,
+        **symbolic_abilities(setup),
+    }
+
+
+@torch.inference_mode()
+def symbolic_abilities(setup: GroundingSetup, *, num_batches: int = 6) -> dict[str, float]:
+    """What the language model can without eyes: shares of whole answers right.
+
+    Symbolic scenes, as in its pretraining: copying text, pointing, naming, yes or no.
+    """
+    language = LanguagePretraining(setup.builder.tokenizer, setup.names).eval()
+    trained = setup.module.model.language_model
+    assert trained is not None
+    language.language_model.load_state_dict(trained.state_dict())
+    language.slots.load_state_dict(setup.module.slots.state_dict())
+    torch.manual_seed(0)
+    curriculum = SymbolicCurriculum(setup.builder.tokenizer, seed=99)
+    curriculum.most_regions = 30
+    kinds = {
+        "copying": lambda: curriculum.copying(16),
+        "pointing": lambda: curriculum.dense(8),
+        "naming": lambda: curriculum.chat(4, curriculum.naming),
+        "yes_no": lambda: curriculum.chat(4, curriculum.yes_or_no),
+    }
+    return {
+        name: float(np.mean([_accuracy(language, draw()) for _ in range(num_batches)]))
+        for name, draw in kinds.items()
+    }
+
+
+def _accuracy(language: LanguagePretraining, batch: PackedBatch) -> float:
+    """Share of answer tokens right."""
+    logits, _ = forward_packed(language, batch, noise=0.35)
+    wanted = batch.labels[:, 1:]
+    counted = wanted != IGNORED
+    return float((logits[:, :-1].argmax(-1) == wanted)[counted].float().mean())
