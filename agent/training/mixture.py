@@ -22,11 +22,11 @@ class MixtureSettings:
 
     absent: float = 0.2
     """Questions about something that is not there, in any form a search has (rejection)."""
-    detect: float = 0.3
-    name: float = 0.2
-    refer: float = 0.12
-    similar: float = 0.05
-    yes_no: float = 0.07
+    detect: float = 0.22
+    name: float = 0.15
+    refer: float = 0.2
+    similar: float = 0.08
+    yes_no: float = 0.05
 
 
 @dataclass(frozen=True)
