@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from agent.detections import Proposals
 from agent.encoders import AuxiliaryEncoderStage, PrimaryEncoderStage
+from agent.engine import EngineSettings
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame
 from agent.generation import LanguageStage
@@ -50,6 +51,7 @@ class LocalStages:
         device: str = "cpu",
         dtype: str = "auto",
         proposal_network: str | None = None,
+        engine: EngineSettings | None = None,
     ) -> LocalStages:
         """All four stages of a model directory.
 
@@ -60,7 +62,7 @@ class LocalStages:
             Proposer.from_pretrained(model, device=device, network=proposal_network),
             PrimaryEncoderStage.from_pretrained(model, device=device, dtype=dtype),
             AuxiliaryEncoderStage.from_pretrained(model, device=device, dtype=dtype),
-            LanguageStage.from_pretrained(model, device=device, dtype=dtype),
+            LanguageStage.from_pretrained(model, device=device, dtype=dtype, engine=engine),
         )
 
     def propose(self, frame: Frame) -> Awaitable[Proposals]:
