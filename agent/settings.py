@@ -191,6 +191,9 @@ class ServiceSettings:
     proposal_network: str | None = None
     """Folder or hub name to use instead of the model's own proposal network; `none` for clients
     that always send boxes."""
+    max_batch_frames: int | None = None
+    """Frames that wait for one vision stage and are computed together; None: 1 on a CPU, where
+    batches gain nothing, else 8."""
     tenant: str = ""
     """Salt of every cache key; services with different tenants never share features."""
     server: ServerSettings = field(default_factory=ServerSettings)

@@ -57,13 +57,14 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
             **options,
         )
 
+    batches = {"max_batch_frames": settings.max_batch_frames}
     weights = {"dtype": settings.dtype}
 
     application: Application = deployment(Ingress).bind(
         settings,
-        proposal=stage(Proposal, "proposal", network=settings.proposal_network),
-        primary_encoder=stage(PrimaryEncoder, "primary_encoder", **weights),
-        auxiliary_encoder=stage(AuxiliaryEncoder, "auxiliary_encoder", **weights),
+        proposal=stage(Proposal, "proposal", network=settings.proposal_network, **batches),
+        primary_encoder=stage(PrimaryEncoder, "primary_encoder", **batches, **weights),
+        auxiliary_encoder=stage(AuxiliaryEncoder, "auxiliary_encoder", **batches, **weights),
         language=stage(Language, "language", **weights),
     )
     if options:
