@@ -46,7 +46,7 @@ class Proposer:
     def __init__(
         self, network: Network | None, config: ProposalConfig, *, device: str = "cpu"
     ) -> None:
-        self._network = None if network is None else network.to(device)
+        self.network = None if network is None else network.to(device)
         self._config = config
         self._device = device
 
@@ -106,23 +106,23 @@ class Proposer:
 
     def _scored(self, frames: list[Frame]) -> list[tuple[FloatArray, FloatArray]]:
         """Raw boxes in frame pixels and their objectness."""
-        if self._network is None:
+        if self.network is None:
             raise InvalidBoxes(
                 "this model has no proposal network: send boxes with the request, or name one in "
                 "config.json under groundstream.proposal.network (a folder or a hub name such as "
                 "omlab/omdet-turbo-swin-tiny-hf)"
             )
-        if isinstance(self._network, ObjectDetector):
-            return self._network([frame.rgb() for frame in frames])
-        if not isinstance(self._network, UniversalProposalNetwork):
-            side = self._network.image_size
-            return self._run(self._network, frames, (side, side))
+        if isinstance(self.network, ObjectDetector):
+            return self.network([frame.rgb() for frame in frames])
+        if not isinstance(self.network, UniversalProposalNetwork):
+            side = self.network.image_size
+            return self._run(self.network, frames, (side, side))
         # It keeps the picture's proportions: frames of one size are one batch.
-        size = self._network.config.image_size
+        size = self.network.config.image_size
         sizes = [size(frame.width, frame.height) for frame in frames]
         found: dict[int, tuple[FloatArray, FloatArray]] = {}
         for rows in equal_rows(sizes):
-            batch = self._run(self._network, [frames[row] for row in rows], sizes[rows[0]])
+            batch = self._run(self.network, [frames[row] for row in rows], sizes[rows[0]])
             found |= dict(zip(rows, batch, strict=True))
         return [found[row] for row in range(len(frames))]
 
