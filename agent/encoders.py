@@ -18,6 +18,7 @@ from agent.detections import Proposals
 from agent.features import AuxiliaryFeatures, PrimaryFeatures
 from agent.frame import Frame
 from agent.model.checkpoint import load_model, weight_type
+from agent.model.compilation import compile_blocks
 from agent.model.primary_encoder import PrimaryMaps
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.model_directory import find_model
@@ -51,6 +52,7 @@ class PrimaryEncoderStage:
 
     def __init__(self, model: VLMFO1, *, device: str = "cpu") -> None:
         assert model.primary_encoder is not None
+        self.model = model
         self._encoder = model.primary_encoder
         self._regions = model.region_encoder
         self._config = model.config
@@ -64,13 +66,15 @@ class PrimaryEncoderStage:
         device: str = "cpu",
         num_threads: int | None = None,
         dtype: str = "auto",
+        compiled: bool = False,
     ) -> PrimaryEncoderStage:
-        """The primary part of a model directory.
+        """The primary part of a model directory; `compiled` has effect on a GPU alone.
 
         Raises:
             CheckpointMismatch: files are missing or do not fit.
         """
-        return cls(_load(model, Part.PRIMARY, device, num_threads, dtype), device=device)
+        loaded = _load(model, Part.PRIMARY, device, num_threads, dtype, compiled)
+        return cls(loaded, device=device)
 
     @torch.inference_mode()
     def start(self, frames: list[Frame]) -> list[StartedPrimary]:
@@ -105,6 +109,7 @@ class AuxiliaryEncoderStage:
 
     def __init__(self, model: VLMFO1, *, device: str = "cpu") -> None:
         assert model.auxiliary_encoder is not None
+        self.model = model
         self._encoder = model.auxiliary_encoder
         self._regions = model.region_encoder
         self._config = model.config
@@ -118,13 +123,16 @@ class AuxiliaryEncoderStage:
         device: str = "cpu",
         num_threads: int | None = None,
         dtype: str = "auto",
+        compiled: bool = False,
     ) -> AuxiliaryEncoderStage:
-        """The auxiliary part of a model directory.
+        """The auxiliary part of a model directory; `compiled` has effect on a GPU alone.
 
         Raises:
             CheckpointMismatch: files are missing or do not fit.
         """
-        return cls(_load(model, Part.AUXILIARY, device, num_threads, dtype), device=device)
+        return cls(
+            _load(model, Part.AUXILIARY, device, num_threads, dtype, compiled), device=device
+        )
 
     @torch.inference_mode()
     def start(self, frames: list[Frame]) -> list[StartedAuxiliary]:
@@ -164,12 +172,17 @@ class AuxiliaryEncoderStage:
         return AuxiliaryFeatures(regions=regions.cpu().numpy())
 
 
-def _load(model: str, part: Part, device: str, num_threads: int | None, dtype: str) -> VLMFO1:
+def _load(
+    model: str, part: Part, device: str, num_threads: int | None, dtype: str, compiled: bool
+) -> VLMFO1:
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    return load_model(
+    loaded = load_model(
         find_model(model).path,
         parts=frozenset({part}),
         device=device,
         dtype=weight_type(dtype, device),
     )
+    if compiled and device != "cpu":
+        compile_blocks(loaded)
+    return loaded

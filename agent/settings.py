@@ -188,6 +188,8 @@ class ServiceSettings:
     dtype: str = "auto"
     """Type of encoder and language weights: auto (float32 on a CPU, else as stored), stored,
     float32, bfloat16, float16."""
+    compiled: bool = False
+    """Compile the encoders' feed-forward parts when they first run; on a GPU alone."""
     proposal_network: str | None = None
     """Folder or hub name to use instead of the model's own proposal network; `none` for clients
     that always send boxes."""

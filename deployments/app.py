@@ -59,12 +59,13 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
 
     batches = {"max_batch_frames": settings.max_batch_frames}
     weights = {"dtype": settings.dtype}
+    encoder = {**batches, **weights, "compiled": settings.compiled}
 
     application: Application = deployment(Ingress).bind(
         settings,
         proposal=stage(Proposal, "proposal", network=settings.proposal_network, **batches),
-        primary_encoder=stage(PrimaryEncoder, "primary_encoder", **batches, **weights),
-        auxiliary_encoder=stage(AuxiliaryEncoder, "auxiliary_encoder", **batches, **weights),
+        primary_encoder=stage(PrimaryEncoder, "primary_encoder", **encoder),
+        auxiliary_encoder=stage(AuxiliaryEncoder, "auxiliary_encoder", **encoder),
         language=stage(Language, "language", **weights),
     )
     if options:

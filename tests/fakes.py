@@ -37,6 +37,7 @@ class FakeStage:
         num_threads: int | None = None,
         dtype: str = "auto",
         network: str | None = None,
+        compiled: bool = False,
     ) -> FakeStage:
         """The stage; nothing is read."""
         return cls()
