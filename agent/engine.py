@@ -47,6 +47,9 @@ class EngineSettings:
     """Requests that may wait; beyond, they are refused."""
     max_draft_tokens: int = 32
     """Guessed tokens of one answer verified in one pass; 0 decodes plainly."""
+    max_pass_draft_tokens: int | None = None
+    """Guessed tokens of one pass, shared out among its answers; each verifies its likeliest guess at
+    least. None: 64 on a CPU, where every token costs time, else 1024."""
     num_leading_regions: int = 8
     """So many of the best proposals are guessed as the whole or the next of a search's answer."""
 
@@ -183,6 +186,9 @@ class Engine:
         """steps, tokens, accepted, cancelled: since the start."""
         self._language = language
         language.model.set_attn_implementation(RAGGED)
+        share = 64 if device == "cpu" else 1024
+        self._pass_drafts = self.settings.max_pass_draft_tokens or share
+        self._num_answers = 0
         self._num_layers = int(language.config.num_hidden_layers)
         self._device = device
         self._work = threading.Condition()
@@ -244,6 +250,7 @@ class Engine:
     @torch.inference_mode()
     def _step(self) -> None:
         self._forget_cancelled()
+        self._num_answers = len(self._waiting) + len(self._running)
         self._start_waiting()
         jobs = self._chosen_jobs()
         runs = sorted(self._running, key=lambda run: run.request.deadline_s)
@@ -488,7 +495,9 @@ class Engine:
             run.tree = DraftTree()
             return
         guesses = [guess[:left] for guess in run.request.drafter.guesses(run.ids)]
-        run.tree = DraftTree.of(guesses, limit=limit)
+        share = self._pass_drafts // self._num_answers
+        likeliest = len(guesses[0]) if guesses else 0
+        run.tree = DraftTree.of(guesses, limit=min(limit, max(share, likeliest)))
 
     def _finish(self, run: _Run, *, truncated: bool) -> None:
         completion = Completion(
