@@ -48,8 +48,8 @@ class EngineSettings:
     max_draft_tokens: int = 32
     """Guessed tokens of one answer verified in one pass; 0 decodes plainly."""
     max_pass_draft_tokens: int | None = None
-    """Guessed tokens of one pass, shared out among its answers; each verifies its likeliest guess at
-    least. None: 64 on a CPU, where every token costs time, else 1024."""
+    """Guessed tokens of one pass, shared out among its answers; each verifies its likeliest guess
+    at least. None: 64 on a CPU, where every token costs time, else 1024."""
     num_leading_regions: int = 8
     """So many of the best proposals are guessed as the whole or the next of a search's answer."""
 
