@@ -72,33 +72,48 @@ class Drafter:
         *,
         label: Sequence[int] = (),
         answers: Sequence[Sequence[int]] = (),
+        num_leading: int = 0,
     ) -> None:
         """
         Args:
             tokens: the grammar's ids.
             label: tokens of the asked label; empty where the question names none.
-            answers: whole answers that may come again, end token left out.
+            answers: whole answers that may come again, likeliest first, end token left out.
+            num_leading: so many of the best proposals are guessed as the only or the next one.
         """
         self._tokens = tokens
         self._opening = [
             tokens.ground_open, *label, tokens.ground_close, tokens.objects_open
         ] if label else []  # fmt: skip
-        self._answers = [[*answer, tokens.end_of_turn] for answer in answers]
+        self._answers = [list(answer) for answer in answers]
+        self._likely = _regions_of(self._answers, tokens)
+        self._likely += [r for r in tokens.regions[:num_leading] if r not in self._likely]
 
     def guesses(self, written: Sequence[int]) -> list[list[int]]:
-        """What may follow `written`, best first."""
+        """What may follow `written`, best first.
+
+        The end token is never guessed: what the model says after the last token guessed right is
+        known without it.
+        """
         tokens, done = self._tokens, list(written)
         found = [
             answer[len(done) :]
             for answer in self._answers
             if len(answer) > len(done) and answer[: len(done)] == done
         ]
-        nothing = [*self._opening, tokens.objects_close, tokens.end_of_turn]
-        if self._opening and nothing[: len(done)] == done:
-            found.append(nothing[len(done) :])
+        closing = [tokens.objects_close]
+        if self._opening and done == self._opening[: len(done)]:
+            rest = self._opening[len(done) :]
+            found += [[*rest, *more, *closing] for more in ([], *([r] for r in self._likely))]
         elif done and done[-1] in tokens.regions:
-            # Most lists are short: after each region they may well end.
-            found.append([tokens.objects_close, tokens.end_of_turn])
-        elif done and done[-1] == tokens.objects_close:
-            found.append([tokens.end_of_turn])
+            # Most lists are short: after each region they may well end. Numbers go upwards.
+            number = {region: index for index, region in enumerate(tokens.regions)}
+            after = [r for r in self._likely if number[r] > number[done[-1]]]
+            found += [closing, *([r, *closing] for r in after)]
         return found
+
+
+def _regions_of(answers: Sequence[Sequence[int]], tokens: AnswerTokens) -> list[int]:
+    """Every region that some answer names, in order of first mention."""
+    known = frozenset(tokens.regions)
+    return list(dict.fromkeys(token for answer in answers for token in answer if token in known))

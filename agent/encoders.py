@@ -1,7 +1,9 @@
 """The two vision stages: frame in, one vector per box (and image tokens) out.
 
 Each starts on its maps before the boxes are known and pools when they arrive, so a stage never
-waits idle and its maps never leave it. Knows neither the other encoder nor the language model.
+waits idle and its maps never leave it. Frames that come together are encoded together: the ViT
+packs images of any sizes, the DaViT takes equal sizes as one batch. Knows neither the other encoder
+nor the language model.
 """
 
 from __future__ import annotations
@@ -11,14 +13,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agent.batching import equal_rows
 from agent.detections import Proposals
 from agent.features import AuxiliaryFeatures, PrimaryFeatures
 from agent.frame import Frame
 from agent.model.checkpoint import load_model, weight_type
+from agent.model.compilation import compile_blocks
 from agent.model.primary_encoder import PrimaryMaps
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.model_directory import find_model
-from agent.processor import ImageGeometry, auxiliary_pixels, primary_patches, working_image
+from agent.processor import (
+    ImageGeometry,
+    auxiliary_pixels,
+    picture,
+    primary_patches,
+    working_image,
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class PrimaryEncoderStage:
 
     def __init__(self, model: VLMFO1, *, device: str = "cpu") -> None:
         assert model.primary_encoder is not None
+        self.model = model
         self._encoder = model.primary_encoder
         self._regions = model.region_encoder
         self._config = model.config
@@ -55,25 +66,31 @@ class PrimaryEncoderStage:
         device: str = "cpu",
         num_threads: int | None = None,
         dtype: str = "auto",
+        compiled: bool = False,
     ) -> PrimaryEncoderStage:
-        """The primary part of a model directory.
+        """The primary part of a model directory; `compiled` has effect on a GPU alone.
 
         Raises:
             CheckpointMismatch: files are missing or do not fit.
         """
-        return cls(_load(model, Part.PRIMARY, device, num_threads, dtype), device=device)
+        loaded = _load(model, Part.PRIMARY, device, num_threads, dtype, compiled)
+        return cls(loaded, device=device)
 
     @torch.inference_mode()
-    def start(self, frame: Frame) -> StartedPrimary:
-        """Run the tower.
+    def start(self, frames: list[Frame]) -> list[StartedPrimary]:
+        """Run the tower on some frames of any sizes, packed into one sequence.
 
         Raises:
-            InvalidFrame: the image body cannot be decoded.
+            InvalidFrame: an image body cannot be decoded.
         """
-        geometry = ImageGeometry.of(frame.width, frame.height, self._config)
-        patches = primary_patches(working_image(frame.rgb(), geometry), geometry)
-        grid = torch.tensor([[1, *geometry.grid]])
-        return StartedPrimary(geometry, self._encoder(patches.to(self._device), grid)[0])
+        geometries = [ImageGeometry.of(f.width, f.height, self._config) for f in frames]
+        patches = [
+            primary_patches(working_image(picture(frame.rgb(), self._device), geometry), geometry)
+            for frame, geometry in zip(frames, geometries, strict=True)
+        ]
+        grids = torch.tensor([[1, *geometry.grid] for geometry in geometries])
+        maps = self._encoder(torch.cat(patches).to(self._device), grids)
+        return [StartedPrimary(*pair) for pair in zip(geometries, maps, strict=True)]
 
     @torch.inference_mode()
     def pool(self, started: StartedPrimary, proposals: Proposals) -> PrimaryFeatures:
@@ -92,6 +109,7 @@ class AuxiliaryEncoderStage:
 
     def __init__(self, model: VLMFO1, *, device: str = "cpu") -> None:
         assert model.auxiliary_encoder is not None
+        self.model = model
         self._encoder = model.auxiliary_encoder
         self._regions = model.region_encoder
         self._config = model.config
@@ -105,28 +123,46 @@ class AuxiliaryEncoderStage:
         device: str = "cpu",
         num_threads: int | None = None,
         dtype: str = "auto",
+        compiled: bool = False,
     ) -> AuxiliaryEncoderStage:
-        """The auxiliary part of a model directory.
+        """The auxiliary part of a model directory; `compiled` has effect on a GPU alone.
 
         Raises:
             CheckpointMismatch: files are missing or do not fit.
         """
-        return cls(_load(model, Part.AUXILIARY, device, num_threads, dtype), device=device)
+        return cls(
+            _load(model, Part.AUXILIARY, device, num_threads, dtype, compiled), device=device
+        )
 
     @torch.inference_mode()
-    def start(self, frame: Frame) -> StartedAuxiliary:
-        """Run the tower.
+    def start(self, frames: list[Frame]) -> list[StartedAuxiliary]:
+        """Run the tower on some frames, those of one size as one batch.
 
         Raises:
-            InvalidFrame: the image body cannot be decoded.
+            InvalidFrame: an image body cannot be decoded.
         """
-        geometry = ImageGeometry.of(frame.width, frame.height, self._config)
-        pixels = auxiliary_pixels(working_image(frame.rgb(), geometry), geometry)
-        # Channels last makes DaViT's many map-to-token turns free of copies.
+        geometries = [ImageGeometry.of(f.width, f.height, self._config) for f in frames]
+        started: dict[int, StartedAuxiliary] = {}
+        for rows in equal_rows([geometry.auxiliary for geometry in geometries]):
+            levels = self._encoder(self._batch([(frames[row], geometries[row]) for row in rows]))
+            for place, row in enumerate(rows):
+                own = [level[place : place + 1] for level in levels]
+                started[row] = StartedAuxiliary(geometries[row], own)
+        return [started[row] for row in range(len(frames))]
+
+    def _batch(self, frames: list[tuple[Frame, ImageGeometry]]) -> Tensor:
+        """(frames, 3, height, width) normalised pixels."""
+        pixels = [
+            auxiliary_pixels(working_image(picture(frame.rgb(), self._device), geometry), geometry)
+            for frame, geometry in frames
+        ]
         weight = next(self._encoder.parameters())
-        batch = pixels[None].to(weight.device, weight.dtype)
-        batch = batch.contiguous(memory_format=torch.channels_last)
-        return StartedAuxiliary(geometry, self._encoder(batch))
+        # Channels last makes DaViT's many map-to-token turns free of copies.
+        return (
+            torch.stack(pixels)
+            .to(weight.device, weight.dtype)
+            .contiguous(memory_format=torch.channels_last)
+        )
 
     @torch.inference_mode()
     def pool(self, started: StartedAuxiliary, proposals: Proposals) -> AuxiliaryFeatures:
@@ -136,12 +172,17 @@ class AuxiliaryEncoderStage:
         return AuxiliaryFeatures(regions=regions.cpu().numpy())
 
 
-def _load(model: str, part: Part, device: str, num_threads: int | None, dtype: str) -> VLMFO1:
+def _load(
+    model: str, part: Part, device: str, num_threads: int | None, dtype: str, compiled: bool
+) -> VLMFO1:
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    return load_model(
+    loaded = load_model(
         find_model(model).path,
         parts=frozenset({part}),
         device=device,
         dtype=weight_type(dtype, device),
     )
+    if compiled and device != "cpu":
+        compile_blocks(loaded)
+    return loaded

@@ -1,9 +1,9 @@
 """The generation engine: many questions decoded together, prefixes computed once and shared.
 
 One thread owns the model. Every step packs what is ready into a single forward pass: chunks of
-prefixes that are being computed, questions that have just found theirs, and one verified guess or
-token of each answer under way. Requests join and leave between steps. Knows neither frames nor
-text: ids, embeddings and positions only.
+prefixes that are being computed, questions whose prefix is there or ends in this very pass, and
+one verified guess or token of each answer under way. Requests join and leave between steps. Knows
+neither frames nor text: ids, embeddings and positions only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from agent.drafting import Drafter, DraftTree
 from agent.errors import Overloaded
 from agent.grammar import AnswerGrammar
 from agent.model.language_model import LanguageModel
-from agent.model.ragged_attention import RAGGED, KeyValues, Prefix, RaggedBatch, Segment
+from agent.model.ragged_attention import (
+    RAGGED,
+    KeyValues,
+    Prefix,
+    RaggedBatch,
+    Segment,
+    UnfinishedPrefix,
+)
 from agent.prefix_cache import PrefixCache
 
 _PRIVATE = "private "
@@ -32,13 +39,19 @@ class EngineSettings:
     """Bounds of the engine."""
 
     max_step_tokens: int = 768
-    """Tokens of one forward pass; a longer prefix is computed in chunks beside the decoding."""
+    """About how many tokens one forward pass takes; a longer prefix is computed in chunks beside
+    the decoding."""
     max_running: int = 64
     """Answers decoded together; more wait, earliest deadline first."""
     max_waiting: int = 512
     """Requests that may wait; beyond, they are refused."""
-    max_draft_tokens: int = 24
-    """Guessed tokens verified in one pass; 0 decodes plainly."""
+    max_draft_tokens: int = 32
+    """Guessed tokens of one answer verified in one pass; 0 decodes plainly."""
+    max_pass_draft_tokens: int | None = None
+    """Guessed tokens of one pass, shared out among its answers; each verifies its likeliest guess
+    at least. None: 64 on a CPU, where every token costs time, else 1024."""
+    num_leading_regions: int = 8
+    """So many of the best proposals are guessed as the whole or the next of a search's answer."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +130,14 @@ class _PrefixJob:
     before: Prefix | None
     past: KeyValues
     starter: _Run
+    riders: list[_Run] = field(default_factory=list)
+    """Answers that began in the pass in which the prefix ends."""
     done: int = 0
     num_passes: int = 0
+
+    def ends_with(self, count: int) -> bool:
+        """Whether the next `count` tokens are its last."""
+        return self.done + count == len(self.given.embeddings)
 
 
 @dataclass
@@ -128,7 +147,7 @@ class _Run:
     request: Request
     future: Future[Completion]
     past: KeyValues
-    prefix: Prefix | None = None
+    prefix: Prefix | UnfinishedPrefix | None = None
     parent: Prefix | None = None
     """What the prefix continues, where it continues one."""
     grammar: AnswerGrammar | None = None
@@ -143,6 +162,11 @@ class _Run:
     num_reused_tokens: int = 0
     num_passes: int = 0
     num_accepted: int = 0
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens it puts into the next pass."""
+        return len(self.tail) + len(self.tree.nodes)
 
 
 class Engine:
@@ -162,6 +186,9 @@ class Engine:
         """steps, tokens, accepted, cancelled: since the start."""
         self._language = language
         language.model.set_attn_implementation(RAGGED)
+        share = 64 if device == "cpu" else 1024
+        self._pass_drafts = self.settings.max_pass_draft_tokens or share
+        self._num_answers = 0
         self._num_layers = int(language.config.num_hidden_layers)
         self._device = device
         self._work = threading.Condition()
@@ -223,8 +250,10 @@ class Engine:
     @torch.inference_mode()
     def _step(self) -> None:
         self._forget_cancelled()
+        self._num_answers = len(self._waiting) + len(self._running)
         self._start_waiting()
-        jobs, runs = self._chosen()
+        jobs = self._chosen_jobs()
+        runs = sorted(self._running, key=lambda run: run.request.deadline_s)
         if not jobs and not runs:
             return
         pieces, positions, segments = [], [], []
@@ -244,7 +273,7 @@ class Engine:
         for key, job, count in jobs:
             job.done += count
             job.num_passes += 1
-            if job.done == len(job.given.embeddings):
+            if job.ends_with(0):
                 self._finish_prefix(key, job)
         self._verify_all(runs, segments[len(jobs) :], hidden)
 
@@ -272,7 +301,7 @@ class Engine:
             except Exception as error:
                 _fail(run, error)
 
-    def _prefix_for(self, run: _Run) -> Prefix | None:
+    def _prefix_for(self, run: _Run) -> Prefix | UnfinishedPrefix | None:
         """The request's prefix; None while it is being computed."""
         source = run.request.prefix
         if run.prefix is not None or _job_key(source, run) in self._jobs:
@@ -306,7 +335,10 @@ class Engine:
         del self._jobs[key]
         if not key.startswith(_PRIVATE):
             self.prefixes.put(key, prefix)
-        job.starter.num_passes += job.num_passes
+        for run in job.riders:
+            run.prefix = prefix
+        if job.starter not in job.riders:
+            job.starter.num_passes += job.num_passes
         # Handed over directly: the cache may be too small to hold it.
         for run in self._waiting:
             source = run.request.prefix
@@ -316,7 +348,7 @@ class Engine:
             elif source.parent is not None and _job_key(source.parent, run) == key:
                 run.parent = prefix
 
-    def _begin(self, run: _Run, prefix: Prefix) -> None:
+    def _begin(self, run: _Run, prefix: Prefix | UnfinishedPrefix) -> None:
         run.prefix = prefix
         question = run.request.question(prefix.next_position)
         run.tail, run.tail_positions = question.ids, question.positions
@@ -325,18 +357,46 @@ class Engine:
         self._running.append(run)
         self._guess(run)
 
-    def _chosen(self) -> tuple[list[tuple[str, _PrefixJob, int]], list[_Run]]:
-        """What goes into the next pass: all running answers, and prefixes with the room left."""
-        runs = sorted(self._running, key=lambda run: run.request.deadline_s)
-        used = sum(len(run.tail) + len(run.tree.nodes) for run in runs)
+    def _chosen_jobs(self) -> list[tuple[str, _PrefixJob, int]]:
+        """Prefixes that go into the next pass, with the room that the running answers leave."""
+        used = sum(run.num_new_tokens for run in self._running)
         room = max(self.settings.max_step_tokens - used, self.settings.max_step_tokens // 4)
         jobs = []
-        for key, job in self._jobs.items():
+        for key, job in list(self._jobs.items()):
             count = min(room, len(job.given.embeddings) - job.done)
             if count > 0:
                 jobs.append((key, job, count))
                 room -= count
-        return jobs, runs
+                if job.ends_with(count):
+                    room -= self._ride_along(key, job, count, room)
+        return jobs
+
+    def _ride_along(self, key: str, job: _PrefixJob, count: int, room: int) -> int:
+        """Begin the answers that wait for a prefix in the pass in which it ends.
+
+        Returns:
+            Tokens they add to the pass.
+        """
+        unfinished = UnfinishedPrefix(job.past, job.before, count, job.given.next_position)
+        waiting, self._waiting = self._waiting, []
+        used = 0
+        for run in waiting:
+            full = used >= room or len(self._running) >= self.settings.max_running
+            if full or _job_key(run.request.prefix, run) != key:
+                self._waiting.append(run)
+                continue
+            try:
+                self._begin(run, unfinished)
+            except Exception as error:
+                _fail(run, error)
+                continue
+            if run is job.starter:
+                run.num_passes += job.num_passes
+            else:
+                run.num_reused_tokens = unfinished.length
+            job.riders.append(run)
+            used += run.num_new_tokens
+        return used
 
     def _prefix_chunk(self, job: _PrefixJob, count: int) -> tuple[Tensor, Tensor, Segment]:
         part = slice(job.done, job.done + count)
@@ -430,11 +490,14 @@ class Engine:
 
     def _guess(self, run: _Run) -> None:
         limit = self.settings.max_draft_tokens
-        room = min(limit, run.request.max_new_tokens - len(run.ids))
-        if run.request.drafter is None or room <= 0:
+        left = run.request.max_new_tokens - len(run.ids)
+        if run.request.drafter is None or not limit or left <= 0:
             run.tree = DraftTree()
             return
-        run.tree = DraftTree.of(run.request.drafter.guesses(run.ids), limit=room)
+        guesses = [guess[:left] for guess in run.request.drafter.guesses(run.ids)]
+        share = self._pass_drafts // self._num_answers
+        likeliest = len(guesses[0]) if guesses else 0
+        run.tree = DraftTree.of(guesses, limit=min(limit, max(share, likeliest)))
 
     def _finish(self, run: _Run, *, truncated: bool) -> None:
         completion = Completion(

@@ -25,7 +25,7 @@ from agent.model.llava_adapter import LlavaAdapter
 from agent.model.qwen_adapter import QwenAdapter
 from agent.model.vlm_adapter import AttachedVLM, AttachmentConfig
 from agent.model.vlm_fo1 import VLMFO1
-from agent.processor import ImageGeometry, primary_patches, working_image
+from agent.processor import ImageGeometry, picture, primary_patches, working_image
 from agent.tokenizer import PromptTokenizer
 
 
@@ -79,7 +79,7 @@ def _qwen_inputs(config: VLMFO1Config) -> Prepare:
         height, width = rgb.shape[:2]
         geometry = ImageGeometry.of(width, height, config)
         return {
-            "patches": primary_patches(working_image(rgb, geometry), geometry),
+            "patches": primary_patches(working_image(picture(rgb, "cpu"), geometry), geometry),
             "grid_thw": torch.tensor([[1, *geometry.grid]]),
         }
 

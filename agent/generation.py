@@ -185,7 +185,10 @@ class LanguageStage:
     def _drafter(self, task: Task, tokens: AnswerTokens) -> Drafter:
         label = self._tokenizer.encode(task.query) if task.kind in _ANSWERS_BY_LABEL else ()
         return Drafter(
-            tokens, label=label, answers=[self._tokenizer.encode(draft) for draft in task.drafts]
+            tokens,
+            label=label,
+            answers=[self._tokenizer.encode(draft) for draft in task.drafts],
+            num_leading=self.engine.settings.num_leading_regions,
         )
 
     def _source(self, features: FrameFeatures | None) -> PrefixSource:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from agent.carried_answers import carried_answer
+from agent.carried_answers import carried_answers
 from agent.detections import FloatArray, Proposals, validate_boxes
 from agent.features import AuxiliaryFeatures, FrameFeatures, PrimaryFeatures, Stages, StageTimings
 from agent.frame import Frame
@@ -213,6 +213,7 @@ class Pipeline:
 
 
 def _guided(task: Task, expected: FloatArray | None, proposals: Proposals) -> Task:
-    """The task with a draft of its answer, where boxes are expected."""
-    draft = "" if expected is None else carried_answer(task, expected, proposals)
-    return replace(task, drafts=(draft,)) if draft else task
+    """The task with drafts of its answer, where boxes are expected."""
+    if expected is None:
+        return task
+    return replace(task, drafts=carried_answers(task, expected, proposals))

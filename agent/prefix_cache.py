@@ -43,3 +43,8 @@ class PrefixCache:
             _, oldest = self._entries.popitem(last=False)
             self.num_bytes -= oldest.num_bytes
             self.evicted += 1
+
+    def clear(self) -> None:
+        """Forget every prefix."""
+        self._entries.clear()
+        self.num_bytes = 0

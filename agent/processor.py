@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from agent.detections import FloatArray, clip_boxes
+from agent.device_picture import DevicePicture
 from agent.frame import RGBArray
 from agent.model.configuration import RegionConfig, VLMFO1Config
 
@@ -82,9 +83,17 @@ class ImageGeometry:
         return np.asarray(self.auxiliary_boxes(xyxy) / _size4(cells), dtype=np.float32)
 
 
-def working_image(rgb: RGBArray, geometry: ImageGeometry) -> Image.Image:
+Picture = Image.Image | DevicePicture
+"""Two ways to the same levels: Pillow, the faster one on a CPU, and the device's own."""
+
+
+def picture(rgb: RGBArray, device: str) -> Picture:
+    """The frame where it is best resized for a model on `device`."""
+    return Image.fromarray(rgb) if device == "cpu" else DevicePicture.of(rgb, device)
+
+
+def working_image(image: Picture, geometry: ImageGeometry) -> Picture:
     """The frame at the size both towers start from (bicubic)."""
-    image = Image.fromarray(rgb)
     width, height = geometry.frame
     lifted = max(width, 28), max(height, 28)
     if lifted != image.size:
@@ -94,28 +103,34 @@ def working_image(rgb: RGBArray, geometry: ImageGeometry) -> Image.Image:
     return image
 
 
-def auxiliary_pixels(image: Image.Image, geometry: ImageGeometry) -> Tensor:
+def auxiliary_pixels(image: Picture, geometry: ImageGeometry) -> Tensor:
     """(3, height, width) float32, ImageNet mean and deviation."""
     if image.size != geometry.auxiliary:
         image = image.resize(geometry.auxiliary, Image.Resampling.BICUBIC)
-    return normalise(np.asarray(image), IMAGENET_MEAN, IMAGENET_STD)
+    return normalise(image, IMAGENET_MEAN, IMAGENET_STD)
 
 
-def primary_patches(image: Image.Image, geometry: ImageGeometry) -> Tensor:
+def primary_patches(image: Picture, geometry: ImageGeometry) -> Tensor:
     """(rows * columns, 3 * 2 * patch * patch) float32, in 2x2 merge order.
 
     The still image is doubled in time, as Qwen2-VL does.
     """
     if image.size != geometry.primary_size:
         image = image.resize(geometry.primary_size, Image.Resampling.BICUBIC)
-    pixels = normalise(np.asarray(image), CLIP_MEAN, CLIP_STD)
+    pixels = normalise(image, CLIP_MEAN, CLIP_STD)
     return patchify(pixels[None], geometry.patch_size)[0]
 
 
-def normalise(rgb: RGBArray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(height, width, 3) uint8 to (3, height, width) float32, scaled and standardised."""
-    scaled = torch.from_numpy(np.array(rgb)).permute(2, 0, 1).float() / 255.0
-    return (scaled - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+def normalise(image: Picture | RGBArray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """RGB levels to (3, height, width) float32, scaled and standardised, where the levels are."""
+    if isinstance(image, DevicePicture):
+        levels = image.pixels
+    else:
+        levels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    centre, spread = (
+        torch.tensor(values, device=levels.device)[:, None, None] for values in (mean, std)
+    )
+    return (levels.float() / 255.0 - centre) / spread
 
 
 def patchify(pixels: Tensor, patch: int, *, merge: int = 2, frames: int = 2) -> Tensor:

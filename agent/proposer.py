@@ -11,12 +11,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor, nn
 
+from agent.batching import equal_rows
 from agent.detections import FloatArray, Proposals, centred_to_corners, select_proposals
 from agent.errors import CheckpointMismatch, InvalidBoxes
 from agent.frame import Frame
@@ -28,7 +28,7 @@ from agent.model.universal_proposals import UniversalProposalNetwork
 from agent.model.upn_checkpoint import MODEL_TYPE as UPN
 from agent.model.upn_checkpoint import load_universal_proposals
 from agent.model_directory import find_model
-from agent.processor import IMAGENET_MEAN, IMAGENET_STD, normalise
+from agent.processor import IMAGENET_MEAN, IMAGENET_STD, normalise, picture
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Proposer:
     def __init__(
         self, network: Network | None, config: ProposalConfig, *, device: str = "cpu"
     ) -> None:
-        self._network = None if network is None else network.to(device)
+        self.network = None if network is None else network.to(device)
         self._config = config
         self._device = device
 
@@ -106,30 +106,31 @@ class Proposer:
 
     def _scored(self, frames: list[Frame]) -> list[tuple[FloatArray, FloatArray]]:
         """Raw boxes in frame pixels and their objectness."""
-        if self._network is None:
+        if self.network is None:
             raise InvalidBoxes(
                 "this model has no proposal network: send boxes with the request, or name one in "
                 "config.json under groundstream.proposal.network (a folder or a hub name such as "
                 "omlab/omdet-turbo-swin-tiny-hf)"
             )
-        if isinstance(self._network, ObjectDetector):
-            return self._network([frame.rgb() for frame in frames])
-        if isinstance(self._network, UniversalProposalNetwork):
-            # It keeps the picture's proportions, so frames need not be of one size: one by one.
-            size = self._network.config.image_size
-            return [
-                found
-                for frame in frames
-                for found in self._run(self._network, [frame], size(frame.width, frame.height))
-            ]
-        side = self._network.image_size
-        return self._run(self._network, frames, (side, side))
+        if isinstance(self.network, ObjectDetector):
+            return self.network([frame.rgb() for frame in frames])
+        if not isinstance(self.network, UniversalProposalNetwork):
+            side = self.network.image_size
+            return self._run(self.network, frames, (side, side))
+        # It keeps the picture's proportions: frames of one size are one batch.
+        size = self.network.config.image_size
+        sizes = [size(frame.width, frame.height) for frame in frames]
+        found: dict[int, tuple[FloatArray, FloatArray]] = {}
+        for rows in equal_rows(sizes):
+            batch = self._run(self.network, [frames[row] for row in rows], sizes[rows[0]])
+            found |= dict(zip(rows, batch, strict=True))
+        return [found[row] for row in range(len(frames))]
 
     def _run(
         self, network: nn.Module, frames: list[Frame], size: tuple[int, int]
     ) -> list[tuple[FloatArray, FloatArray]]:
         """Raw boxes and objectness of frames seen at `size`, (width, height)."""
-        pixels = torch.stack([_pixels(frame, size) for frame in frames]).to(self._device)
+        pixels = torch.stack([self._pixels(frame, size) for frame in frames]).to(self._device)
         centred, objectness = network(pixels)
         return [
             (
@@ -138,6 +139,10 @@ class Proposer:
             )
             for f, box, score in zip(frames, centred, objectness, strict=True)
         ]
+
+    def _pixels(self, frame: Frame, size: tuple[int, int]) -> Tensor:
+        image = picture(frame.rgb(), self._device).resize(size, Image.Resampling.BILINEAR)
+        return normalise(image, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def find_network(model_path: Path, name: str) -> Path | None:
@@ -183,8 +188,3 @@ def load_network(folder: Path, *, prompt: str) -> Network:
     if raw.get("model_type") == UPN:
         return load_universal_proposals(folder)
     return ObjectDetector.from_pretrained(folder, prompt=prompt)
-
-
-def _pixels(frame: Frame, size: tuple[int, int]) -> Tensor:
-    image = Image.fromarray(frame.rgb()).resize(size, Image.Resampling.BILINEAR)
-    return normalise(np.asarray(image), IMAGENET_MEAN, IMAGENET_STD)

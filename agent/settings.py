@@ -188,9 +188,14 @@ class ServiceSettings:
     dtype: str = "auto"
     """Type of encoder and language weights: auto (float32 on a CPU, else as stored), stored,
     float32, bfloat16, float16."""
+    compiled: bool = False
+    """Compile the encoders' feed-forward parts when they first run; on a GPU alone."""
     proposal_network: str | None = None
     """Folder or hub name to use instead of the model's own proposal network; `none` for clients
     that always send boxes."""
+    max_batch_frames: int | None = None
+    """Frames that wait for one vision stage and are computed together; None: 1 on a CPU, where
+    batches gain nothing, else 8."""
     tenant: str = ""
     """Salt of every cache key; services with different tenants never share features."""
     server: ServerSettings = field(default_factory=ServerSettings)

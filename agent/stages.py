@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
+from agent.batching import Batcher, batch_limit
 from agent.detections import Proposals
 from agent.encoders import AuxiliaryEncoderStage, PrimaryEncoderStage
+from agent.engine import EngineSettings
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame
 from agent.generation import LanguageStage
@@ -21,6 +24,8 @@ from agent.prompts import Task
 from agent.proposer import Proposer
 from agent.region_cache import MemoryRegionCache, RegionCache
 from agent.written_text import written_in_thread
+
+T = TypeVar("T")
 
 _DEFAULT_CACHE_BYTES = 256 * 1024 * 1024
 
@@ -34,12 +39,17 @@ class LocalStages:
         primary: PrimaryEncoderStage,
         auxiliary: AuxiliaryEncoderStage,
         language: LanguageStage,
+        *,
+        max_batch_frames: int = 1,
     ) -> None:
-        self._proposer = proposer
         self._primary = primary
         self._auxiliary = auxiliary
         self.language = language
         self._threads = ThreadPoolExecutor(max_workers=3, thread_name_prefix="stage")
+        self._proposals, self._primary_maps, self._auxiliary_maps = (
+            Batcher(method, self._threads, limit=max_batch_frames)
+            for method in (proposer.propose, primary.start, auxiliary.start)
+        )
         self.calls: Counter[str] = Counter()
 
     @classmethod
@@ -50,8 +60,19 @@ class LocalStages:
         device: str = "cpu",
         dtype: str = "auto",
         proposal_network: str | None = None,
+        engine: EngineSettings | None = None,
+        max_batch_frames: int | None = None,
     ) -> LocalStages:
         """All four stages of a model directory.
+
+        Args:
+            model: name or folder.
+            device: where all stages compute.
+            dtype: type of encoder and language weights (see `ServiceSettings`).
+            proposal_network: instead of the model's own.
+            engine: bounds of the generation engine.
+            max_batch_frames: frames that come together and are seen together; None: what suits
+                the device.
 
         Raises:
             CheckpointMismatch: files are missing or do not fit.
@@ -60,14 +81,14 @@ class LocalStages:
             Proposer.from_pretrained(model, device=device, network=proposal_network),
             PrimaryEncoderStage.from_pretrained(model, device=device, dtype=dtype),
             AuxiliaryEncoderStage.from_pretrained(model, device=device, dtype=dtype),
-            LanguageStage.from_pretrained(model, device=device, dtype=dtype),
+            LanguageStage.from_pretrained(model, device=device, dtype=dtype, engine=engine),
+            max_batch_frames=batch_limit(device, max_batch_frames),
         )
 
     def propose(self, frame: Frame) -> Awaitable[Proposals]:
         """A future; the network runs in a thread."""
         self.calls["propose"] += 1
-        loop = asyncio.get_running_loop()
-        return loop.run_in_executor(self._threads, lambda: self._proposer.propose([frame])[0])
+        return asyncio.wrap_future(self._proposals.submit(frame))
 
     def resolved(self, proposals: Proposals) -> Awaitable[Proposals]:
         """A future that is done."""
@@ -80,20 +101,19 @@ class LocalStages:
     ) -> PrimaryFeatures:
         """Maps at once, pooling when the boxes are there."""
         self.calls["encode_primary"] += 1
-        loop = asyncio.get_running_loop()
-        maps = await loop.run_in_executor(self._threads, self._primary.start, frame)
-        return await loop.run_in_executor(self._threads, self._primary.pool, maps, await proposals)
+        maps = await asyncio.wrap_future(self._primary_maps.submit(frame))
+        return await self._run(self._primary.pool, maps, await proposals)
 
     async def encode_auxiliary(
         self, frame: Frame, proposals: Awaitable[Proposals]
     ) -> AuxiliaryFeatures:
         """Maps at once, pooling when the boxes are there."""
         self.calls["encode_auxiliary"] += 1
-        loop = asyncio.get_running_loop()
-        maps = await loop.run_in_executor(self._threads, self._auxiliary.start, frame)
-        return await loop.run_in_executor(
-            self._threads, self._auxiliary.pool, maps, await proposals
-        )
+        maps = await asyncio.wrap_future(self._auxiliary_maps.submit(frame))
+        return await self._run(self._auxiliary.pool, maps, await proposals)
+
+    async def _run(self, method: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, method, *arguments)
 
     async def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """One question; questions about one frame share its prefix."""

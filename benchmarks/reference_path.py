@@ -39,16 +39,20 @@ _CACHE_BYTES = 1 << 28
 
 
 @torch.inference_mode()
-def plain_answer(language: LanguageStage, features: FrameFeatures, task: Task) -> tuple[str, int]:
-    """The whole prompt at once, then greedy decoding token by token: (text, passes)."""
+def plain_ids(
+    language: LanguageStage, features: FrameFeatures, task: Task
+) -> tuple[list[int], int]:
+    """The whole prompt at once, then greedy decoding token by token: (ids, passes)."""
     model, builder = language._language, language._builder
     prefix = builder.prefix(language._geometry(features).merged_grid, len(features.proposals))
     question = builder.question(task.text, start=prefix.next_position)
     embeddings = torch.cat(
         [language._embedded(prefix, features), language._embedded(question, None)]
     )[None]
-    positions = torch.cat([prefix.positions, question.positions], dim=1)[:, None]
-    cache, position, ids, passes = DynamicCache(), question.next_position, [], 0
+    device = embeddings.device
+    positions = torch.cat([prefix.positions, question.positions], dim=1)[:, None].to(device)
+    cache, position, passes = DynamicCache(), question.next_position, 0
+    ids: list[int] = []
     while len(ids) < task.max_new_tokens:
         hidden = model(embeddings, positions, cache=cache)
         passes += 1
@@ -56,9 +60,15 @@ def plain_answer(language: LanguageStage, features: FrameFeatures, task: Task) -
         if token == builder.end_of_turn:
             break
         ids.append(token)
-        embeddings = model.embed(torch.tensor([[token]], device=embeddings.device))
-        positions = torch.full((3, 1, 1), position, device=embeddings.device)
+        embeddings = model.embed(torch.tensor([[token]], device=device))
+        positions = torch.full((3, 1, 1), position, device=device)
         position += 1
+    return ids, passes
+
+
+def plain_answer(language: LanguageStage, features: FrameFeatures, task: Task) -> tuple[str, int]:
+    """What plain greedy decoding writes: (text, passes)."""
+    ids, passes = plain_ids(language, features, task)
     return "".join(language._tokenizer.pieces(ids)), passes
 
 

@@ -57,13 +57,15 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
             **options,
         )
 
+    batches = {"max_batch_frames": settings.max_batch_frames}
     weights = {"dtype": settings.dtype}
+    encoder = {**batches, **weights, "compiled": settings.compiled}
 
     application: Application = deployment(Ingress).bind(
         settings,
-        proposal=stage(Proposal, "proposal", network=settings.proposal_network),
-        primary_encoder=stage(PrimaryEncoder, "primary_encoder", **weights),
-        auxiliary_encoder=stage(AuxiliaryEncoder, "auxiliary_encoder", **weights),
+        proposal=stage(Proposal, "proposal", network=settings.proposal_network, **batches),
+        primary_encoder=stage(PrimaryEncoder, "primary_encoder", **encoder),
+        auxiliary_encoder=stage(AuxiliaryEncoder, "auxiliary_encoder", **encoder),
         language=stage(Language, "language", **weights),
     )
     if options:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from agent.batching import Batcher, batch_limit
 from agent.detections import Proposals
 from agent.errors import SettingsError
 from agent.frame import Frame
@@ -35,13 +36,28 @@ def load_factory(path: str) -> Any:
 class StageReplica:
     """Holds the stage and runs its blocking methods one at a time."""
 
+    batched: str | None = None
+    """The stage's method that takes a list of frames."""
+
     def __init__(
-        self, factory: str, model: str, device: str, num_threads: int, **options: object
+        self,
+        factory: str,
+        model: str,
+        device: str,
+        num_threads: int,
+        max_batch_frames: int | None = None,
+        **options: object,
     ) -> None:
         self.stage: Any = load_factory(factory).from_pretrained(
             model, device=device, num_threads=num_threads, **options
         )
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stage")
+        if self.batched is not None:
+            self.frames: Batcher[Frame, Any] = Batcher(
+                getattr(self.stage, self.batched),
+                self._thread,
+                limit=batch_limit(device, max_batch_frames),
+            )
 
     async def run(self, method: Callable[..., T], *arguments: Any) -> T:
         """A blocking call in the replica's own thread, after those already waiting."""
@@ -50,6 +66,8 @@ class StageReplica:
 
 class EncoderReplica(StageReplica):
     """An encoder computes its maps at once and pools them when the boxes arrive."""
+
+    batched = "start"
 
     async def encode(self, frame: Frame, pending: dict[str, Awaitable[Proposals]]) -> Any:
         """Features of every box.
@@ -60,7 +78,7 @@ class EncoderReplica(StageReplica):
                 dict, because Ray would wait for a bare one before it starts this method.
         """
         maps, proposals = await asyncio.gather(
-            self.run(self.stage.start, frame), _wait(pending["proposals"])
+            asyncio.wrap_future(self.frames.submit(frame)), _wait(pending["proposals"])
         )
         return await self.run(self.stage.pool, maps, proposals)
 

@@ -37,6 +37,7 @@ class FakeStage:
         num_threads: int | None = None,
         dtype: str = "auto",
         network: str | None = None,
+        compiled: bool = False,
     ) -> FakeStage:
         """The stage; nothing is read."""
         return cls()
@@ -53,9 +54,9 @@ class FakeProposer(FakeStage):
 class FakePrimaryEncoder(FakeStage):
     """Mean colours instead of features."""
 
-    def start(self, frame: Frame) -> RGBArray:
-        """The decoded picture."""
-        return frame.rgb()
+    def start(self, frames: list[Frame]) -> list[RGBArray]:
+        """The decoded pictures."""
+        return [frame.rgb() for frame in frames]
 
     def pool(self, maps: RGBArray, proposals: Proposals) -> PrimaryFeatures:
         """Four image tokens and one vector per box."""
@@ -66,9 +67,9 @@ class FakePrimaryEncoder(FakeStage):
 class FakeAuxiliaryEncoder(FakeStage):
     """Mean colours instead of features."""
 
-    def start(self, frame: Frame) -> RGBArray:
-        """The decoded picture."""
-        return frame.rgb()
+    def start(self, frames: list[Frame]) -> list[RGBArray]:
+        """The decoded pictures."""
+        return [frame.rgb() for frame in frames]
 
     def pool(self, maps: RGBArray, proposals: Proposals) -> AuxiliaryFeatures:
         """One vector per box."""
@@ -152,14 +153,14 @@ class FakeStages:
     ) -> PrimaryFeatures:
         """See `FakePrimaryEncoder`."""
         self.calls.encode_primary += 1
-        return self._primary.pool(self._primary.start(frame), await proposals)
+        return self._primary.pool(self._primary.start([frame])[0], await proposals)
 
     async def encode_auxiliary(
         self, frame: Frame, proposals: Awaitable[Proposals]
     ) -> AuxiliaryFeatures:
         """See `FakeAuxiliaryEncoder`."""
         self.calls.encode_auxiliary += 1
-        return self._auxiliary.pool(self._auxiliary.start(frame), await proposals)
+        return self._auxiliary.pool(self._auxiliary.start([frame])[0], await proposals)
 
     async def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """In a thread, because some queries are slow."""

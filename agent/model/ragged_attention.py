@@ -56,6 +56,13 @@ class KeyValues:
                     tensor[:, start : start + len(kept)] = tensor[:, rows.to(tensor.device)]
         self.length = start + len(kept)
 
+    def during(self, layer: int, added: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer once it has seen the `added` tokens of the present pass."""
+        held = self._layers[layer]
+        assert held is not None
+        end = self.length + added
+        return held[0][:, :end], held[1][:, :end]
+
     def layers(self) -> tuple[tuple[Tensor, Tensor], ...]:
         """(keys, values) of each layer, (kv_heads, length, width), without spare room."""
         return tuple(
@@ -91,6 +98,38 @@ class Prefix:
         """Memory the prefix holds."""
         return sum(t.numel() * t.element_size() for layer in self.layers for t in layer)
 
+    def at(self, layer: int) -> tuple[Tensor, Tensor]:
+        """(keys, values) of one layer."""
+        return self.layers[layer]
+
+
+@dataclass(frozen=True)
+class UnfinishedPrefix:
+    """A prefix whose last tokens are in the present pass.
+
+    Each layer sees them before it sees the continuations, so these need no pass of their own.
+    """
+
+    past: KeyValues
+    before: Prefix | None
+    """What it continues."""
+    added: int
+    """Its tokens in the present pass."""
+    next_position: int
+
+    @property
+    def length(self) -> int:
+        """Tokens in the prefix, those of the present pass included."""
+        return (self.before.length if self.before else 0) + self.past.length + self.added
+
+    def at(self, layer: int) -> tuple[Tensor, Tensor]:
+        """(keys, values) of one layer that has seen the prefix' last tokens."""
+        keys, values = self.past.during(layer, self.added)
+        if self.before is None:
+            return keys, values
+        earlier = self.before.at(layer)
+        return torch.cat([earlier[0], keys], 1), torch.cat([earlier[1], values], 1)
+
 
 @dataclass
 class Segment:
@@ -99,7 +138,7 @@ class Segment:
     start: int
     stop: int
     past: KeyValues
-    prefix: Prefix | None
+    prefix: Prefix | UnfinishedPrefix | None
     mask: Tensor | None = None
     """(tokens, tokens) True where a new token may look at a new one; None is causal."""
     _among: Tensor | None = field(default=None, init=False)
@@ -134,6 +173,7 @@ class RaggedBatch:
     """The segments of one forward pass, grouped by the prefix they share."""
 
     segments: list[Segment]
+    """Those of a prefix come before those that continue it."""
     groups: list[SegmentGroup] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -195,7 +235,7 @@ def _attend_alone(
     here = slice(segment.start, segment.stop)
     keys, values = segment.past.append(layer, key[0, :, here], value[0, :, here])
     if segment.prefix is not None:
-        shared = segment.prefix.layers[layer]
+        shared = segment.prefix.at(layer)
         keys, values = torch.cat([shared[0], keys], 1), torch.cat([shared[1], values], 1)
     new = segment.stop - segment.start
     old = keys.shape[1] - new
@@ -220,10 +260,10 @@ def _attend_group(
     # (kv_heads, repeat, tokens, width): query heads beside the key head they read.
     asked = query[0, :, rows].view(kv_heads, repeat, len(rows), width)
     prefix = group.segments[0].prefix
+    shared = None if prefix is None else prefix.at(layer)
     shared_scores = None
-    if prefix is not None:
-        keys = prefix.layers[layer][0]
-        shared_scores = (asked.flatten(1, 2) @ keys.transpose(1, 2)).view(
+    if shared is not None:
+        shared_scores = (asked.flatten(1, 2) @ shared[0].transpose(1, 2)).view(
             kv_heads, repeat, len(rows), -1
         )
     shared_weights, mixed, first = [], [], 0
@@ -245,9 +285,9 @@ def _attend_group(
         mixed.append(weights[..., num_shared:] @ values[:, None])
         first += new
     result = torch.cat(mixed, dim=2)
-    if prefix is not None:
+    if shared is not None:
         weights = torch.cat(shared_weights, dim=2).flatten(1, 2)
-        result = result + (weights @ prefix.layers[layer][1]).view_as(result)
+        result = result + (weights @ shared[1]).view_as(result)
     output[0, :, rows] = result.flatten(0, 1)
 
 

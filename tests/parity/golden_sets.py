@@ -155,8 +155,8 @@ class GoldenSet:
         proposals = Proposals(boxes, np.ones(len(boxes), dtype=np.float32))
         primary = PrimaryEncoderStage(self.model)
         auxiliary = AuxiliaryEncoderStage(self.model)
-        first = primary.pool(primary.start(frame), proposals)
-        second = auxiliary.pool(auxiliary.start(frame), proposals)
+        first = primary.pool(primary.start([frame])[0], proposals)
+        second = auxiliary.pool(auxiliary.start([frame])[0], proposals)
         return FrameFeatures(
             width=frame.width,
             height=frame.height,

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from agent.model.checkpoint import load_model
 from agent.model.configuration import VLMFO1Config
 from agent.model.language_model import SlotType
-from agent.processor import auxiliary_pixels, primary_patches, working_image
+from agent.processor import auxiliary_pixels, picture, primary_patches, working_image
 from agent.sequence import SequenceBuilder
 from agent.tokenizer import PromptTokenizer
 from tests.parity.golden_sets import FOLDER, GoldenSet, folders, open_set
@@ -43,7 +43,7 @@ def marked(sequences) -> list[int]:
 
 
 def test_golden_pixels(golden):
-    image = working_image(golden.rgb, golden.geometry)
+    image = working_image(picture(golden.rgb, "cpu"), golden.geometry)
     golden.close("pixel_values", primary_patches(image, golden.geometry))
     golden.close("aux_pixel_values", auxiliary_pixels(image, golden.geometry))
 
@@ -61,7 +61,7 @@ def test_golden_boxes(golden):
 @torch.inference_mode()
 def test_golden_encoders(golden):
     model = golden.model
-    image = working_image(golden.rgb, golden.geometry)
+    image = working_image(picture(golden.rgb, "cpu"), golden.geometry)
     maps = model.primary_encoder(
         primary_patches(image, golden.geometry), golden.inputs["image_grid_thw"]
     )[0]
@@ -192,7 +192,7 @@ def test_golden_without_boxes(golden):
 def test_golden_batch_of_two_equals_single(golden):
     """Two prompts of different length, padded on the right, and two images packed together."""
     model, language = golden.model, golden.model.language_model
-    image = working_image(golden.rgb, golden.geometry)
+    image = working_image(picture(golden.rgb, "cpu"), golden.geometry)
     patches = primary_patches(image, golden.geometry)
     other = patches.flip(0)
     grid = golden.inputs["image_grid_thw"]

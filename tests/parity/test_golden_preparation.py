@@ -6,8 +6,10 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
+from agent.device_picture import DevicePicture
 from agent.model.configuration import ImageConfig, VLMFO1Config
 from agent.processor import ImageGeometry, auxiliary_pixels, primary_patches, working_image
 from tests.parity.golden_sets import FOLDER
@@ -44,11 +46,13 @@ def config():
     )
 
 
+@pytest.mark.parametrize("read", [Image.fromarray, lambda rgb: DevicePicture.of(rgb, "cpu")],
+                         ids=["pillow", "on the device"])  # fmt: skip
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "x".join(map(str, case["size_wh"])))
-def test_golden_preparation(case, config):
+def test_golden_preparation(case, config, read):
     width, height = case["size_wh"]
     geometry = ImageGeometry.of(width, height, config)
-    image = working_image(recipe_image(width, height, case["img_seed"]), geometry)
+    image = working_image(read(recipe_image(width, height, case["img_seed"])), geometry)
     for pixels, expected in (
         (primary_patches(image, geometry), case["pixel_values"]),
         (auxiliary_pixels(image, geometry), case["aux"]),

@@ -98,8 +98,8 @@ def test_qwen_through_the_adapter_says_what_the_service_says(frame, tmp_path):
     model, tokenizer = load_model(directory), PromptTokenizer.from_directory(directory)
     proposals = Proposals(BOXES, np.ones(len(BOXES), dtype=np.float32))
     primary_stage, auxiliary_stage = PrimaryEncoderStage(model), AuxiliaryEncoderStage(model)
-    primary = primary_stage.pool(primary_stage.start(frame), proposals)
-    auxiliary = auxiliary_stage.pool(auxiliary_stage.start(frame), proposals)
+    primary = primary_stage.pool(primary_stage.start([frame])[0], proposals)
+    auxiliary = auxiliary_stage.pool(auxiliary_stage.start([frame])[0], proposals)
     features = FrameFeatures(
         frame.width,
         frame.height,

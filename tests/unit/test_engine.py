@@ -90,11 +90,12 @@ def test_one_question(language, engine):
     asked = request(language, 1, [5, 9, 11])
     done = engine.submit(asked).result(30)
     assert done.ids == plain(language, asked)
-    assert done.num_passes == len(done.ids) + 2  # prefix, first token ... and the one after
+    # The question rides in the pass of its prefix; the end costs one more.
+    assert done.num_passes == len(done.ids) + 1
     again = engine.submit(asked).result(30)
     assert again.ids == done.ids
     assert again.num_reused_tokens == 23
-    assert again.num_passes == done.num_passes - 1
+    assert again.num_passes == done.num_passes
 
 
 def test_many_questions_of_many_frames_together(language, engine):
@@ -119,8 +120,11 @@ def test_any_guess_leaves_the_answer_as_it_is(language, engine, data):
         st.just(right),
     )
     drafts = data.draw(st.lists(guess, min_size=1, max_size=4))
+    tokens = AnswerTokens.of(tiny_tokenizer(), num_regions=4)
+    label = data.draw(st.lists(token, max_size=2))
+    drafter = Drafter(tokens, label=label, answers=drafts, num_leading=data.draw(st.integers(0, 4)))
     plainly = engine.submit(asked).result(30)
-    guided = engine.submit(replace(asked, drafter=answers(drafts))).result(30)
+    guided = engine.submit(replace(asked, drafter=drafter)).result(30)
     assert guided.ids == right == plainly.ids
     assert guided.num_passes <= len(right) + 2
     assert guided.probabilities == pytest.approx(
@@ -246,6 +250,95 @@ def test_a_full_queue_refuses(language):
     finally:
         gate.set()
         narrow.close()
+
+
+def test_what_is_guessed_of_a_search():
+    tokens = AnswerTokens.of(tiny_tokenizer(), num_regions=4)
+    dog, (r0, r1, r2, r3), end = 77, tokens.regions, tokens.objects_close
+    opening = [tokens.ground_open, dog, tokens.ground_close, tokens.objects_open]
+    drafter = Drafter(tokens, label=[dog], answers=[[*opening, r1, r3, end]], num_leading=2)
+    assert drafter.guesses([]) == [
+        [*opening, r1, r3, end],  # the answer that is expected
+        [*opening, end],  # nothing is there
+        *([*opening, region, end] for region in (r1, r3, r0)),  # one of the expected, of the best
+    ]
+    assert drafter.guesses([*opening, r1]) == [[r3, end], [end], [r3, end]]
+    assert drafter.guesses([*opening, r2]) == [[end], [r3, end]]
+    assert drafter.guesses([*opening, r2, end]) == []
+    assert Drafter(tokens, num_leading=2).guesses([]) == []
+
+
+def test_one_of_several_guesses_being_right_takes_one_pass(language, engine):
+    tokens = AnswerTokens.of(tiny_tokenizer(), num_regions=4)
+    asked = request(language, 2, [6, 8])
+    right = plain(language, asked)
+    engine.submit(asked).result(30)
+    near = [(*right[:-1], tokens.regions[0]), right[:3], right]
+    done = engine.submit(replace(asked, drafter=answers(near))).result(30)
+    assert done.ids == right
+    assert done.num_passes == 1
+
+
+def test_a_prefix_and_its_questions_share_a_pass(language, engine):
+    gate = threading.Event()
+
+    def held(start):
+        gate.wait(10)
+        return request(language, 1, [5]).question(start)
+
+    blocking = engine.submit(replace(request(language, 1, [5], count=1), question=held))
+    asked = [request(language, 2, [6, n], count=4) for n in range(3)]
+    futures = [engine.submit(one) for one in asked]
+    gate.set()
+    assert blocking.result(30).ids == plain(language, request(language, 1, [5], count=1))
+    for one, future in zip(asked, futures, strict=True):
+        done = future.result(30)
+        assert done.ids == plain(language, one)
+        assert done.num_passes == len(done.ids) + 1, "none for the prefix alone"
+    assert sorted(future.result().num_reused_tokens for future in futures) == [0, 23, 23]
+
+
+def test_a_question_that_fails_in_the_pass_of_its_prefix(language, engine):
+    def bad(start):
+        raise InvalidQuery("too long")
+
+    asked = request(language, 3, [5])
+    fails = engine.submit(replace(asked, question=bad))
+    with pytest.raises(InvalidQuery):
+        fails.result(30)
+    done = engine.submit(asked).result(30)
+    assert done.ids == plain(language, asked)
+    assert done.num_reused_tokens == 23, "the prefix it began is kept"
+
+
+@pytest.mark.parametrize(("count", "guessed"), [(1, 13), (6, 30)])
+def test_guesses_are_shared_out_among_the_answers(language, count, guessed):
+    """Alone an answer verifies all its guesses, in company the likeliest."""
+    narrow = Engine(language, PrefixCache(), EngineSettings(max_pass_draft_tokens=30))
+    tokens = AnswerTokens.of(tiny_tokenizer(), num_regions=4)
+    # The opening and the end are five tokens, four regions with their ends eight more.
+    drafter = Drafter(tokens, label=[77], num_leading=4)
+    gate = threading.Event()
+
+    def held(start):
+        gate.wait(10)
+        return request(language, 1, [5]).question(start)
+
+    try:
+        for frame in (1, 2):
+            narrow.submit(request(language, frame, [9], count=1)).result(30)
+        before = narrow.counts["tokens"]
+        asked = [request(language, 2, [6, n], drafter=drafter) for n in range(count)]
+        blocking = narrow.submit(replace(request(language, 1, [5], count=1), question=held))
+        futures = [narrow.submit(one) for one in asked]
+        gate.set()
+        certain = blocking.result(30).num_passes
+        for one, future in zip(asked, futures, strict=True):
+            assert future.result(30).ids == plain(language, one)
+            certain += future.result(30).num_passes + 1
+    finally:
+        narrow.close()
+    assert narrow.counts["tokens"] - before - certain == guessed
 
 
 def test_trees_share_beginnings():

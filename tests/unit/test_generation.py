@@ -54,9 +54,9 @@ def test_reusing_a_prefix_gives_the_same_tokens(stage):
     warm = stage.answer(features("same"), TASK)
     assert cold.num_prefix_tokens_reused == 0
     assert warm.num_prefix_tokens_reused > 0
-    assert warm.num_passes == cold.num_passes - 1
+    assert warm.num_passes == cold.num_passes, "a question rides in the pass of its prefix"
     assert warm.pieces == cold.pieces
-    assert warm.probabilities == cold.probabilities
+    assert warm.probabilities == pytest.approx(cold.probabilities, rel=1e-5)
 
 
 def test_features_without_a_key_are_never_shared(stage):

@@ -177,7 +177,7 @@ def test_missing_weights_of_a_detector_are_named(tmp_path, model):
 
 def test_published_omdet_is_recognised_by_its_configuration(model, frames):
     proposer = Proposer.from_pretrained(str(model), network=str(OMDET))
-    assert isinstance(proposer._network, ProposalNetwork)
+    assert isinstance(proposer.network, ProposalNetwork)
     assert len(proposer.propose(frames)[0])
 
 
