@@ -18,7 +18,7 @@ PARTS = {
     "drawing written_text",
     "pipeline": "pipeline paging parsing carried_answers single_flight stages",
     "region cache": "region_cache feature_codec redis_door",
-    "vision stages": "proposer encoders processor",
+    "vision stages": "proposer encoders processor batching",
     "language stage": "generation engine drafting grammar prefix_cache sequence tokenizer",
     "other VLMs": "attached families",
     "command line": "cli inspection",
