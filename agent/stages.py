@@ -20,6 +20,7 @@ from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.proposer import Proposer
 from agent.region_cache import MemoryRegionCache, RegionCache
+from agent.urgency import Limits
 from agent.written_text import written_in_thread
 
 _DEFAULT_CACHE_BYTES = 256 * 1024 * 1024
@@ -62,6 +63,10 @@ class LocalStages:
             AuxiliaryEncoderStage.from_pretrained(model, device=device, dtype=dtype),
             LanguageStage.from_pretrained(model, device=device, dtype=dtype),
         )
+
+    def within(self, limits: Limits) -> LocalStages:
+        """These stages; in one process nobody is refused."""
+        return self
 
     def propose(self, frame: Frame) -> Awaitable[Proposals]:
         """A future; the network runs in a thread."""

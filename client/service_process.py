@@ -76,6 +76,15 @@ class ServiceProcess:
                 count += 1
         return Memory(rss, pss, count)
 
+    def cpu_s(self) -> float:
+        """Processor time of all its processes that are alive now, in seconds."""
+        total = 0.0
+        for process in self._tree():
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
     def stop(self) -> None:
         """Stop the service; when this returns, none of its processes is left."""
         if self._process is None:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from agent.detections import Proposals
 from agent.frame import Frame
+from agent.urgency import Limits, Urgency
+from deployments.stage_queue import Served
 from deployments.stage_replica import StageReplica
 
 
 class Proposal(StageReplica):
     """One `agent.proposer.Proposer`."""
 
-    async def propose(self, frame: Frame) -> Proposals:
-        """Class-agnostic boxes of one frame, best first."""
-        proposals: list[Proposals] = await self.run(self.stage.propose, [frame])
-        return proposals[0]
+    async def propose(
+        self, frame: Frame, left_s: float | None = None, urgency: Urgency = Urgency.ONE_OFF
+    ) -> Served[Proposals]:
+        """Class-agnostic boxes of one frame, best first.
+
+        Raises:
+            Overloaded: the caller would have waited longer than `left_s`.
+        """
+        ticket = self.line.ticket(Limits.starting_now(left_s, urgency))
+        done: Served[list[Proposals]] = await self.line.run(ticket, self.stage.propose, [frame])
+        return Served(done.value[0], done.queue_s, done.compute_s)

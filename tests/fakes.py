@@ -17,6 +17,7 @@ from agent.detections import FloatArray, Proposals
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame, RGBArray
 from agent.prompts import Task, TaskKind
+from agent.urgency import Limits
 from agent.written_text import written_in_thread
 from deployments.metrics import StageCalls
 
@@ -125,10 +126,16 @@ class FakeStages:
 
     def __init__(self) -> None:
         self.calls = StageCalls()
+        self.limits: list[Limits] = []
         self._proposer = FakeProposer()
         self._primary = FakePrimaryEncoder()
         self._auxiliary = FakeAuxiliaryEncoder()
         self._language = FakeLanguage()
+
+    def within(self, limits: Limits) -> FakeStages:
+        """These stages; the limits are noted."""
+        self.limits.append(limits)
+        return self
 
     def propose(self, frame: Frame) -> Awaitable[Proposals]:
         """A task, which may be awaited many times."""
