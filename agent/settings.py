@@ -105,7 +105,7 @@ class SharingSettings:
     keyframes_at_once: int = 2
     """Key frames of all streams before the stages together; one fewer while one-off questions
     are under way."""
-    least_keyframe_share: float = 0.1
+    least_keyframe_share: float = 0.4
     """Share of the time that key frames keep however busy the fast path is."""
     looks_at_once: int = 2
     """Frames that are looked at together; as many as the front end has processors."""

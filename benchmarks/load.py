@@ -143,7 +143,10 @@ def books_of(
 def stage_figures(
     before: Sequence[StageLoad], after: Sequence[StageLoad], took_s: float
 ) -> dict[str, dict[str, float]]:
-    """Per stage: calls, how long each waited there, computed and travelled, on average."""
+    """Per stage, on average: how long a call waited there, computed and what else it took.
+
+    The rest is the way there and back; an encoder also waits for the boxes.
+    """
     earlier = {stage.name: stage for stage in before}
     figures = {}
     for stage in after:
@@ -157,7 +160,7 @@ def stage_figures(
             "calls_per_s": round((stage.num_done - old.num_done) / took_s, 2),
             "queue_ms": round(waited, 1),
             "compute_ms": round(computed, 1),
-            "shell_ms": round(max(0.0, whole - waited - computed), 1),
+            "rest_ms": round(max(0.0, whole - waited - computed), 1),
             "refused": stage.num_refused - old.num_refused,
             "most_at_once": stage.most_at_once,
         }
@@ -174,7 +177,7 @@ def show(console: Console, rows: Sequence[dict[str, Any]]) -> None:
         ends = (f"{row[name][0]} .. {row[name][-1]}" if row[name] else "-" for row in rows)
         seen.add_row(f"{name} first .. last", *ends)
     console.print(seen)
-    columns = ("calls_per_s", "queue_ms", "compute_ms", "shell_ms", "refused", "most_at_once")
+    columns = ("calls_per_s", "queue_ms", "compute_ms", "rest_ms", "refused", "most_at_once")
     stages = Table("streams", "stage", *columns, title="behind key frames, mean per call")
     for row in rows:
         for name, figures in row["stages"].items():

@@ -88,6 +88,8 @@ class FrameAnswers:
         """Held while the follower changes; its work on pictures happens in a thread."""
         self._looked_s = float("-inf")
         """When this stream last looked at a frame, on the monotonic clock."""
+        self._holds_turn = False
+        """A turn before the model was taken for a frame that has yet to be looked at."""
         self._slow: asyncio.Task[None] | None = None
         self._waiting: _Waiting | None = None
         self._last_pose: CameraPose | None = None
@@ -99,6 +101,7 @@ class FrameAnswers:
         try:
             look = await self._look_at(work)
         except InvalidFrame as error:
+            self._drop_turn()
             self._session.finish(Outcome.REJECTED)
             sequence = work.item.received.frame.index
             await self._outlet.send_failure(failure_of(error), sequence=sequence)
@@ -140,13 +143,15 @@ class FrameAnswers:
         if not work.queries:
             return _Look()  # Nothing is asked, so nothing needs to be looked at.
         received = work.item.received
+        ahead_s = self.follower.ahead_s(
+            capture_ns=received.frame.capture_time_ns, received_ns=received.received_time_ns
+        )
+        if not self._is_worth_a_look(work, ahead_s):
+            return _Look(ahead_s=ahead_s)
         looks, patience_s = self._sharing.looks, self._patience_s(work)
         looks_now = await looks.take(self._looked_s, patience_s=patience_s)
         self._sharing.keyframes.note_frame(looked_at=looks_now)
         if not looks_now:
-            ahead_s = self.follower.ahead_s(
-                capture_ns=received.frame.capture_time_ns, received_ns=received.received_time_ns
-            )
             return _Look(ahead_s=ahead_s)
         started_s = time.perf_counter()
         try:
@@ -168,12 +173,27 @@ class FrameAnswers:
                 await self._see_proposals(received)
         return _Look(took_s=time.perf_counter() - started_s)
 
+    def _is_worth_a_look(self, work: Work[Arrival], ahead_s: float) -> bool:
+        """While nothing is known there is nothing to follow, only a first key frame to wait for."""
+        priority = work.item.received.priority
+        if (
+            self.follower.last
+            or self.follower.selector.busy
+            or priority is Priority.HIGH
+            or self._session.policy.mode is AnswerMode.GROUND
+        ):
+            return True
+        reason = self.follower.keyframe_reason(work.queries, priority=priority, ahead_s=ahead_s)
+        self._holds_turn = reason is not None and self._may_start(reason)
+        return self._holds_turn
+
     def _patience_s(self, work: Work[Arrival]) -> float | None:
         """How long a frame waits for somebody to look at it; None: until it is looked at."""
         settings = self._sharing.settings
         unseen_s = time.monotonic() - self._looked_s
         needed = (
-            self._session.policy.mode is AnswerMode.GROUND
+            self._holds_turn
+            or self._session.policy.mode is AnswerMode.GROUND
             or work.item.received.priority is Priority.HIGH
             or unseen_s > settings.max_unseen_s
         )
@@ -200,6 +220,7 @@ class FrameAnswers:
         received = work.item.received
         # Only what was looked at can be compared with later frames.
         keyframe = self._choose(work) if look.ahead_s is None else None
+        self._drop_turn()
         async with self._outlet.writing:
             # Decided while nobody else can write: after an ack no older answer goes out.
             queries, now_ns = self._session.queries, time.time_ns()
@@ -240,9 +261,16 @@ class FrameAnswers:
 
     def _may_start(self, reason: KeyframeReason) -> bool:
         """Whether it is this stream's turn; a frame that must be seen waits for it instead."""
-        if reason is KeyframeReason.REQUESTED:
+        if reason is KeyframeReason.REQUESTED or self._holds_turn:
+            self._holds_turn = False
             return True
         return self._sharing.keyframes.try_take(self, rank=_rank(reason))
+
+    def _drop_turn(self) -> None:
+        """Give back a turn that no key frame came of."""
+        if self._holds_turn:
+            self._holds_turn = False
+            self._sharing.keyframes.give_back(self)
 
     def _begin(self, work: Work[Arrival], reason: KeyframeReason) -> Keyframe:
         received = work.item.received

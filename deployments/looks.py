@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from deployments.thread_priority import LOOK, give_way
+
 T = TypeVar("T")
 
 
@@ -29,7 +31,12 @@ class Looks:
 
     def __init__(self, num_at_once: int) -> None:
         self._free = num_at_once
-        self._threads = ThreadPoolExecutor(num_at_once, thread_name_prefix="look")
+        self._threads = ThreadPoolExecutor(
+            num_at_once,
+            thread_name_prefix="look",
+            initializer=give_way,
+            initargs=(LOOK,),
+        )
         self._line: list[_Waiter] = []
         self._numbers = itertools.count()
 

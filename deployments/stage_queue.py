@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from agent.errors import Overloaded
 from agent.urgency import Limits
+from deployments.thread_priority import FORWARD_PASS, give_way
 
 T = TypeVar("T")
 
@@ -75,6 +76,7 @@ class StageQueue:
         return await asyncio.wrap_future(job.future)
 
     def _loop(self) -> None:
+        give_way(FORWARD_PASS)
         while True:
             job = self._jobs.get()
             if not job.future.set_running_or_notify_cancel():

@@ -146,12 +146,16 @@ class Follower:
         *,
         priority: Priority = Priority.NORMAL,
         max_age_s: float | None = None,
+        ahead_s: float = 0.0,
     ) -> KeyframeReason | None:
-        """Why the newest frame should be seen by the language model; None when it need not be."""
+        """Why the newest frame should be seen by the language model; None when it need not be.
+
+        With `ahead_s`: a frame so much later, as far as that can be said before looking at it.
+        """
         answered = [query in self.last for query in queries]
         return self.selector.reason(
             Situation(
-                now_s=self.now_s,
+                now_s=self.now_s + ahead_s,
                 priority=priority,
                 has_queries=bool(queries),
                 all_unanswered=not any(answered),
