@@ -43,6 +43,8 @@ class Resources:
     """What the service's processes used while the cameras ran."""
 
     rss_mib: list[float] = field(default_factory=list)
+    by_process: list[dict[str, float]] = field(default_factory=list)
+    """Resident MiB of each kind of process, at each sample."""
     pss_mib: list[float] = field(default_factory=list)
     cores: float = 0.0
     """Processors that the service kept busy, on average."""
@@ -55,6 +57,8 @@ async def watch_resources(service: ServiceProcess | None, resources: Resources) 
         memory = await asyncio.to_thread(service.memory)
         resources.rss_mib.append(memory.rss_bytes / _MIB)
         resources.pss_mib.append(memory.pss_bytes / _MIB)
+        named = await asyncio.to_thread(service.rss_by_process)
+        resources.by_process.append({name: size / _MIB for name, size in named.items()})
         await asyncio.sleep(_SAMPLE_S)
 
 
@@ -85,6 +89,7 @@ async def measure(
         "client_cores": round(resources.client_cores, 2),
         "rss_mib": [round(value) for value in resources.rss_mib],
         "pss_mib": [round(value) for value in resources.pss_mib],
+        "growth_mib": growth(resources.by_process),
     }
 
 
@@ -113,6 +118,18 @@ def seen_by_clients(journals: Sequence[Journal], camera: Camera) -> dict[str, An
         ],
         "max_age_ms": camera.max_age_ms,
     }  # fmt: skip
+
+
+def growth(samples: Sequence[dict[str, float]]) -> dict[str, list[int]]:
+    """Resident MiB of each kind of process that grew: first, in the middle, last."""
+    if not samples:
+        return {}
+    chosen = (samples[0], samples[len(samples) // 2], samples[-1])
+    return {
+        name: [round(sample.get(name, 0.0)) for sample in chosen]
+        for name in samples[-1]
+        if samples[-1][name] - samples[0].get(name, 0.0) >= 1.0
+    }
 
 
 def books_of(

@@ -62,6 +62,8 @@ class Machine:
     cores: float
     cpu_s_per_frame: float
     """Processor time that one frame costs in all processes together."""
+    front_end_s_per_frame: float
+    """The front end's part of it; a front-end replica has one event loop, so one processor."""
 
 
 def most_throughput(
@@ -75,4 +77,5 @@ def most_throughput(
         machine: where all run.
     """
     by_stage = min(replicas[name] / service_s[name] for name in service_s)
-    return min(by_stage, machine.cores / machine.cpu_s_per_frame)
+    by_processors = machine.cores / machine.cpu_s_per_frame
+    return min(by_stage, by_processors, 1.0 / machine.front_end_s_per_frame)

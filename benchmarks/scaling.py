@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -50,6 +51,9 @@ class Run:
 
     frames_per_s: float
     cpu_s_per_frame: float
+    front_end_s_per_frame: float
+    cores_left: float
+    """Processors that nobody else on this machine used meanwhile."""
     service_s: dict[str, float]
     wait_s: dict[str, float]
 
@@ -90,9 +94,13 @@ class Caller:
 
 async def measured(client: VisionAgentClient, service: ServiceProcess, work: Any) -> Run:
     """What a service does while `work` runs."""
-    before, started_s, used_s = await client.stats(), time.monotonic(), service.cpu_s()
+    before, started_s = await client.stats(), time.monotonic()
+    used, idle_s = service.cpu_s_by_process(), psutil.cpu_times().idle
     await work
     took_s = time.monotonic() - started_s
+    now = service.cpu_s_by_process()
+    spent = {name: cpu_s - used.get(name, 0.0) for name, cpu_s in now.items()}
+    idle_s = psutil.cpu_times().idle - idle_s
     after = await client.stats()
     num = after.frames_answered - before.frames_answered
     old = {stage.name: stage for stage in before.stages}
@@ -103,7 +111,9 @@ async def measured(client: VisionAgentClient, service: ServiceProcess, work: Any
 
     return Run(
         num / took_s,
-        (service.cpu_s() - used_s) / max(1, num),
+        sum(spent.values()) / max(1, num),
+        spent["Ingress"] / max(1, num),
+        (sum(spent.values()) + idle_s) / took_s,
         {stage.name: mean_s(stage, "compute_ms") for stage in after.stages},
         {stage.name: mean_s(stage, "queue_ms") for stage in after.stages},
     )
@@ -122,16 +132,20 @@ async def runs_of(service: ServiceProcess, seconds: float) -> tuple[Run, Run, Ru
     return alone, busy, at_random
 
 
-def compared(kind: str, runs: dict[int, tuple[Run, Run, Run]], cores: float) -> dict[str, Any]:
-    """Predicted against measured; everything predicted comes from one replica's figures."""
+def compared(runs: dict[int, tuple[Run, Run, Run]]) -> dict[str, Any]:
+    """Predicted against measured; what is predicted comes from one replica's figures.
+
+    Only how much of the machine its neighbours left is taken from each run itself.
+    """
     alone, busy, _ = runs[1]
     service_s = {name: alone.service_s[name] for name in _SERIAL}
-    machine = Machine(cores, busy.cpu_s_per_frame)
     figures: dict[str, Any] = {
         "service_ms": {name: round(1e3 * mean, 1) for name, mean in alone.service_s.items()},
         "cpu_ms_per_frame": round(1e3 * busy.cpu_s_per_frame, 1),
+        "front_end_ms_per_frame": round(1e3 * busy.front_end_s_per_frame, 1),
     }
     for replicas, (_, busy_now, at_random) in runs.items():
+        machine = Machine(busy_now.cores_left, busy.cpu_s_per_frame, busy.front_end_s_per_frame)
         predicted = most_throughput(dict.fromkeys(_SERIAL, replicas), service_s, machine)
         bottleneck = max(service_s, key=lambda name: service_s[name])
         wait_s = mean_wait_s(
@@ -142,6 +156,7 @@ def compared(kind: str, runs: dict[int, tuple[Run, Run, Run]], cores: float) -> 
             "predicted_frames_per_s": round(predicted, 1),
             "wait_ms": round(1e3 * at_random.wait_s[bottleneck], 1),
             "predicted_wait_ms": round(1e3 * wait_s, 1),
+            "cores_left": round(busy_now.cores_left, 2),
             "at_frames_per_s": round(at_random.frames_per_s, 1),
             "runs": {"busy": asdict(busy_now), "at_random": asdict(at_random)},
         }
@@ -152,7 +167,6 @@ def main() -> None:
     """Both kinds of stages with one and two replicas."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=12.0, help="per measurement")
-    parser.add_argument("--cores", type=float, default=os.cpu_count() or 1)
     options = parser.parse_args()
     figures = {}
     with interruptible():
@@ -169,14 +183,14 @@ def main() -> None:
                     path = stack.enter_context(config)
                     service = stack.enter_context(ServiceProcess(["--config", str(path)]))
                     runs[replicas] = asyncio.run(runs_of(service, options.seconds))
-            figures[kind] = compared(kind, runs, options.cores)
+            figures[kind] = compared(runs)
     show(Console(), figures)
-    print(json.dumps({"benchmark": "scaling", "cores": options.cores, **figures}))
+    print(json.dumps({"benchmark": "scaling", **figures}))
 
 
 def show(console: Console, figures: dict[str, Any]) -> None:
     """Predicted against measured."""
-    names = ("frames_per_s", "predicted_frames_per_s", "at_frames_per_s", "wait_ms",
+    names = ("cores_left", "frames_per_s", "predicted_frames_per_s", "at_frames_per_s", "wait_ms",
              "predicted_wait_ms")  # fmt: skip
     table = Table("stages", "replicas", *names, title="one and two replicas of each stage")
     for kind, found in figures.items():
@@ -185,8 +199,9 @@ def show(console: Console, figures: dict[str, Any]) -> None:
             table.add_row(kind, str(replicas), *(str(row[name]) for name in names))
     console.print(table)
     for kind, found in figures.items():
-        console.print(f"{kind}: {found['service_ms']} ms alone, {found['cpu_ms_per_frame']} ms of "
-                      "processor per frame")  # fmt: skip
+        whole, front_end = found["cpu_ms_per_frame"], found["front_end_ms_per_frame"]
+        console.print(f"{kind}: {found['service_ms']} ms alone; {whole} ms of processor per frame")
+        console.print(f"{kind}: {front_end} ms of that are the front end's")
 
 
 if __name__ == "__main__":
