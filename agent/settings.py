@@ -102,9 +102,9 @@ class FollowSettings:
 class SharingSettings:
     """How the streams of one front-end replica share what there is."""
 
-    keyframes_at_once: int = 2
-    """Key frames of all streams before the stages together; one fewer while one-off questions
-    are under way."""
+    keyframes_at_once: int = 1
+    """Key frames of all streams before the stages together; where there are several, one fewer
+    while one-off questions are under way. More where the stages have devices of their own."""
     least_keyframe_share: float = 0.4
     """Share of the time that key frames keep however busy the fast path is."""
     looks_at_once: int = 2

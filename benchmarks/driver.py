@@ -47,6 +47,10 @@ class Journal:
     num_due: int = 0
     age_ms: list[float] = field(default_factory=list)
     """Of each result: from its frame's capture until the client had it."""
+    there_ms: list[float] = field(default_factory=list)
+    """From capture until the front end had the frame."""
+    back_ms: list[float] = field(default_factory=list)
+    """From when the front end had the result until the client had it."""
     queue_ms: list[float] = field(default_factory=list)
     follow_ms: list[float] = field(default_factory=list)
     evidence_age_ms: list[float] = field(default_factory=list)
@@ -55,6 +59,8 @@ class Journal:
     most_in_flight: int = 0
     unbalanced: int = 0
     """Statistics messages whose books did not balance."""
+    ended: bool = True
+    """False: the service did not end the stream in time."""
     books: Any = None
     """The last StreamStats."""
 
@@ -109,10 +115,15 @@ class _Stream:
         )
         await self._write(pb.WatchRequest(set_queries=pb.SetQueries(queries=queries, change_id=1)))
         sending = asyncio.create_task(self._send())
-        async with asyncio.timeout(self._camera.duration_s + _END_S):
-            async for message in self._call:
-                await self._note(message)
-        await sending
+        try:
+            async with asyncio.timeout(self._camera.duration_s + _END_S):
+                async for message in self._call:
+                    await self._note(message)
+                await sending
+        except TimeoutError:
+            self._journal.ended = False
+            sending.cancel()
+            self._call.cancel()
         return self._journal
 
     async def _write(self, message: Any) -> None:
@@ -140,7 +151,10 @@ class _Stream:
         match message.WhichOneof("message"):
             case "result":
                 result = message.result
-                journal.age_ms.append((time.time_ns() - result.clocks.capture_time_ns) / 1e6)
+                now_ns, clocks = time.time_ns(), result.clocks
+                journal.age_ms.append((now_ns - clocks.capture_time_ns) / 1e6)
+                journal.there_ms.append((clocks.received_time_ns - clocks.capture_time_ns) / 1e6)
+                journal.back_ms.append((now_ns - clocks.answered_time_ns) / 1e6)
                 journal.queue_ms.append(result.timings.queue_ms)
                 journal.follow_ms.append(result.timings.follow_ms)
                 journal.evidence_age_ms += [

@@ -73,11 +73,12 @@ async def measure(
         await asyncio.sleep(_SETTLE_S)
         before = await client.stats()
         watching = asyncio.create_task(watch_resources(service, resources))
-        started_s, used_s = time.monotonic(), (_cpu_s(service), _own_cpu_s())
+        started_s, used_s = time.monotonic(), (_cpu_s(service), _own_cpu_s(), _idle_s())
         journals = await drive(target, camera, pictures, num_streams=num_streams)
         took_s = time.monotonic() - started_s
         resources.cores = (_cpu_s(service) - used_s[0]) / took_s
         resources.client_cores = (_own_cpu_s() - used_s[1]) / took_s
+        idle_cores = (_idle_s() - used_s[2]) / took_s
         watching.cancel()
         after = await client.stats()
     return {
@@ -87,6 +88,7 @@ async def measure(
         "stages": stage_figures(before.stages, after.stages, took_s),
         "service_cores": round(resources.cores, 2),
         "client_cores": round(resources.client_cores, 2),
+        "cores_left_by_neighbours": round(resources.cores + resources.client_cores + idle_cores, 2),
         "rss_mib": [round(value) for value in resources.rss_mib],
         "pss_mib": [round(value) for value in resources.pss_mib],
         "growth_mib": growth(resources.by_process),
@@ -111,6 +113,8 @@ def seen_by_clients(journals: Sequence[Journal], camera: Camera) -> dict[str, An
         **_quantiles("queue", queue),
         **_quantiles("follow", follow),
         **_quantiles("shell", ages - queue - follow),
+        **_quantiles("there", _joined(journal.there_ms for journal in journals)),
+        **_quantiles("back", _joined(journal.back_ms for journal in journals)),
         **_quantiles("evidence_age", _joined(j.evidence_age_ms for j in journals)),
         **_quantiles("keyframe", _joined(j.keyframe_ms for j in journals)),
         "keyframes_per_stream_min_max": [
@@ -146,13 +150,15 @@ def books_of(
         "books": total,
         "errors": errors,
         "every_frame_accounted_for": all(
-            is_balanced(j.books)
+            j.ended
+            and is_balanced(j.books)
             and j.books.in_flight == 0
             and j.books.received == j.num_due
             and not j.unbalanced
             for j in journals
         )
         and after.frames_received - before.frames_received == total["received"],
+        "streams_that_did_not_end": sum(not j.ended for j in journals),
         "most_in_flight_of_a_stream": max(j.most_in_flight for j in journals),
     }
 
@@ -216,6 +222,10 @@ def _quantiles(name: str, values: np.ndarray) -> dict[str, float | None]:
 def _own_cpu_s() -> float:
     times = psutil.Process().cpu_times()
     return float(times.user + times.system)
+
+
+def _idle_s() -> float:
+    return float(psutil.cpu_times().idle)
 
 
 def _cpu_s(service: ServiceProcess | None) -> float:

@@ -8,10 +8,9 @@ Moves things between session, follower, pipeline and outlet; decides nothing the
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from agent.detections import Proposals
@@ -20,7 +19,6 @@ from agent.parsing import AnswerStatus
 from agent.pipeline import Grounding, Pipeline
 from agent.settings import StreamSettings
 from agent.streaming.answers import Evidence, QueryAnswer, Source, outcome_of
-from agent.streaming.camera_path import CameraPose, movement_between
 from agent.streaming.feature_reuse import FeatureReuse, Reused
 from agent.streaming.follower import Follower, Keyframe
 from agent.streaming.keyframe import KeyframeReason
@@ -34,24 +32,7 @@ from deployments.metrics import Activity
 from deployments.outlet import Outlet
 from deployments.sharing import Sharing
 from deployments.status import failure_of
-
-
-@dataclass
-class Arrival:
-    """A readable frame and when it entered the inbox."""
-
-    received: ReceivedFrame
-    pose: CameraPose
-    arrived_s: float = field(default_factory=time.perf_counter)
-
-
-@dataclass(frozen=True)
-class _Look:
-    """What became of one frame on the fast path."""
-
-    took_s: float = 0.0
-    ahead_s: float | None = None
-    """None: it was looked at; else it is so much later than the last that was."""
+from deployments.stream_looks import Arrival, Look, StreamLooks, ahead_s
 
 
 @dataclass(frozen=True)
@@ -80,19 +61,14 @@ class FrameAnswers:
         self._pipeline = pipeline
         self._outlet = outlet
         self._sharing = sharing
-        self._proposal_budget_s = settings.follow.proposal_budget_s
-        self._propose_s: float | None = None
-        """How long proposals take, as far as is known."""
+        self._looks = StreamLooks(
+            pipeline, sharing, proposal_budget_s=settings.follow.proposal_budget_s
+        )
         self._reuse = FeatureReuse(settings.follow.reuse_difference)
-        self._looking = asyncio.Lock()
-        """Held while the follower changes; its work on pictures happens in a thread."""
-        self._looked_s = float("-inf")
-        """When this stream last looked at a frame, on the monotonic clock."""
         self._holds_turn = False
         """A turn before the model was taken for a frame that has yet to be looked at."""
         self._slow: asyncio.Task[None] | None = None
         self._waiting: _Waiting | None = None
-        self._last_pose: CameraPose | None = None
 
     async def answer(self, work: Work[Arrival]) -> None:
         """Answer one frame; in FOLLOW mode its key frame answer may come after this returns."""
@@ -122,7 +98,7 @@ class FrameAnswers:
 
     async def snapshot(self) -> bytes:
         """The session as it is between two frames."""
-        async with self._looking:
+        async with self._looks.changing:
             return take_snapshot(self._session, self.follower)
 
     async def cancel(self) -> None:
@@ -134,46 +110,25 @@ class FrameAnswers:
 
     # ---- the fast path ----
 
-    async def _look_at(self, work: Work[Arrival]) -> _Look:
-        """Move all tracks to this frame, if there is time for it.
+    async def _look_at(self, work: Work[Arrival]) -> Look:
+        """Move all tracks to this frame, if there is something to move and time for it.
 
         Raises:
             InvalidFrame: the body of the image is damaged.
         """
         if not work.queries:
-            return _Look()  # Nothing is asked, so nothing needs to be looked at.
-        received = work.item.received
-        ahead_s = self.follower.ahead_s(
-            capture_ns=received.frame.capture_time_ns, received_ns=received.received_time_ns
+            return Look()  # Nothing is asked, so nothing needs to be looked at.
+        later_s = ahead_s(self.follower, work.item.received)
+        if not self._is_worth_a_look(work, later_s):
+            return Look(ahead_s=later_s)
+        must = (
+            self._holds_turn
+            or self._session.policy.mode is AnswerMode.GROUND
+            or work.item.received.priority is Priority.HIGH
         )
-        if not self._is_worth_a_look(work, ahead_s):
-            return _Look(ahead_s=ahead_s)
-        looks, patience_s = self._sharing.looks, self._patience_s(work)
-        looks_now = await looks.take(self._looked_s, patience_s=patience_s)
-        self._sharing.keyframes.note_frame(looked_at=looks_now)
-        if not looks_now:
-            return _Look(ahead_s=ahead_s)
-        started_s = time.perf_counter()
-        try:
-            async with self._looking:
-                await looks.run(
-                    functools.partial(
-                        self.follower.observe,
-                        received.frame,
-                        received_ns=received.received_time_ns,
-                        ego_motion=movement_between(self._last_pose, work.item.pose),
-                    )
-                )
-        finally:
-            looks.give_back()
-        self._looked_s = time.monotonic()
-        self._last_pose = work.item.pose
-        if self._proposals_are_quick():
-            async with self._looking:
-                await self._see_proposals(received)
-        return _Look(took_s=time.perf_counter() - started_s)
+        return await self._looks.look(self.follower, work.item, must=must)
 
-    def _is_worth_a_look(self, work: Work[Arrival], ahead_s: float) -> bool:
+    def _is_worth_a_look(self, work: Work[Arrival], later_s: float) -> bool:
         """While nothing is known there is nothing to follow, only a first key frame to wait for."""
         priority = work.item.received.priority
         if (
@@ -183,40 +138,11 @@ class FrameAnswers:
             or self._session.policy.mode is AnswerMode.GROUND
         ):
             return True
-        reason = self.follower.keyframe_reason(work.queries, priority=priority, ahead_s=ahead_s)
+        reason = self.follower.keyframe_reason(work.queries, priority=priority, ahead_s=later_s)
         self._holds_turn = reason is not None and self._may_start(reason)
         return self._holds_turn
 
-    def _patience_s(self, work: Work[Arrival]) -> float | None:
-        """How long a frame waits for somebody to look at it; None: until it is looked at."""
-        settings = self._sharing.settings
-        unseen_s = time.monotonic() - self._looked_s
-        needed = (
-            self._holds_turn
-            or self._session.policy.mode is AnswerMode.GROUND
-            or work.item.received.priority is Priority.HIGH
-            or unseen_s > settings.max_unseen_s
-        )
-        return None if needed else settings.look_wait_s
-
-    def _proposals_are_quick(self) -> bool:
-        return self._propose_s is not None and self._propose_s <= self._proposal_budget_s
-
-    async def _see_proposals(self, received: ReceivedFrame) -> None:
-        started_s = time.perf_counter()
-        try:
-            limits = Limits.starting_now(self._proposal_budget_s, Urgency.SPARE)
-            proposals = await self._pipeline.within(limits).propose(received.frame)
-        except Exception as error:
-            # The frame is answered all the same; flow goes on alone until a key frame shows
-            # that proposals are there again.
-            failure_of(error)
-            self._propose_s = None
-            return
-        self.follower.see_proposals(proposals)
-        self._propose_s = 0.8 * (self._propose_s or 0.0) + 0.2 * (time.perf_counter() - started_s)
-
-    async def _answer_by_tracker(self, work: Work[Arrival], look: _Look) -> None:
+    async def _answer_by_tracker(self, work: Work[Arrival], look: Look) -> None:
         received = work.item.received
         # Only what was looked at can be compared with later frames.
         keyframe = self._choose(work) if look.ahead_s is None else None
@@ -301,7 +227,7 @@ class FrameAnswers:
         try:
             grounding, reused = await self._ground(received, keyframe)
         except Exception as error:
-            async with self._looking:
+            async with self._looks.changing:
                 self.follower.abandon_keyframe(keyframe)
             if isinstance(error, Overloaded) and keyframe.reason is not KeyframeReason.REQUESTED:
                 # Nobody asked for this one; the tracker has answered the frame.
@@ -309,7 +235,7 @@ class FrameAnswers:
             else:
                 await self._fail(work, error)
             return
-        async with self._looking:
+        async with self._looks.changing:
             answers = self.follower.finish_keyframe(keyframe, grounding, self._session.queries)
         async with self._outlet.writing:
             result = self._model_result(work, answers, grounding, reused)
@@ -421,7 +347,7 @@ class FrameAnswers:
         self.activity.num_answers += len(queries)
         self.activity.num_encoded_frames += not grounding.cache_hit
         if not grounding.cache_hit and received.boxes is None:
-            self._propose_s = grounding.timings.propose_s
+            self._looks.propose_s = grounding.timings.propose_s
         if found is not None:
             return grounding, found[1]
         if received.boxes is None:

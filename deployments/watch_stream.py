@@ -21,10 +21,11 @@ from agent.streaming.session import Gap, Session
 from agent.streaming.session_store import SessionStore, new_token
 from agent.streaming.snapshot import read_snapshot
 from deployments import messages, stream_messages
-from deployments.frame_answers import Arrival, FrameAnswers
+from deployments.frame_answers import FrameAnswers
 from deployments.outlet import Outlet
 from deployments.sharing import Sharing
 from deployments.status import failure_of
+from deployments.stream_looks import Arrival
 
 
 class WatchStream:

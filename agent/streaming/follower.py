@@ -22,7 +22,7 @@ from agent.settings import FollowSettings
 from agent.streaming.answers import Box, Claim, Evidence, FollowedBox, QueryAnswer, Source
 from agent.streaming.box_filter import BoxFilter
 from agent.streaming.keyframe import KeyframeReason, KeyframeSelector, Situation
-from agent.streaming.motion import Affine, Motion, PointField, compose, identity
+from agent.streaming.motion import Affine, PointField, compose, identity
 from agent.streaming.policy import Priority
 from agent.streaming.session import StandingQuery
 from agent.streaming.tracker import Observation, Tracker
@@ -114,7 +114,9 @@ class Follower:
         motion = self._points.advance(view, self.tracker.boxes(), ego_motion)
         height, width = view.grey.shape * view.scale[::-1]
         self.tracker.advance(dt_s, motion, width=round(width), height=round(height))
-        self._drift = np.zeros(2) if motion is None or dt_s <= 0.0 else _drift(motion, view) / dt_s
+        self._drift = np.zeros(2)
+        if motion is not None and dt_s > 0.0:
+            self._drift = motion.shift_at(np.array([width, height]) / 2) / dt_s
         self._sketch = view.sketch()
         if self._reference is not None:
             step = identity() if motion is None else motion.camera
@@ -296,13 +298,6 @@ class Follower:
         captured_s, received_s = (capture_ns - last[0]) / 1e9, (received_ns - last[1]) / 1e9
         sensible = 0.0 < captured_s <= _MAX_STEP_S
         return captured_s if sensible else min(max(received_s, 0.0), _MAX_STEP_S)
-
-
-def _drift(motion: Motion, view: View) -> NDArray[np.float64]:
-    """(2,) by how much the camera moved the middle of the picture, pixels."""
-    middle = view.scale * np.array(view.grey.shape[::-1]) / 2
-    moved: NDArray[np.float64] = motion.camera[:, :2] @ middle + motion.camera[:, 2] - middle
-    return moved
 
 
 def _observations(
