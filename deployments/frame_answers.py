@@ -31,7 +31,7 @@ from deployments.messages import ReceivedFrame
 from deployments.metrics import Activity
 from deployments.outlet import Outlet
 from deployments.sharing import Sharing
-from deployments.status import failure_of
+from deployments.status import cause_of, failure_of
 from deployments.stream_looks import Arrival, Look, StreamLooks, ahead_s
 
 
@@ -229,7 +229,8 @@ class FrameAnswers:
         except Exception as error:
             async with self._looks.changing:
                 self.follower.abandon_keyframe(keyframe)
-            if isinstance(error, Overloaded) and keyframe.reason is not KeyframeReason.REQUESTED:
+            overloaded = isinstance(cause_of(error), Overloaded)
+            if overloaded and keyframe.reason is not KeyframeReason.REQUESTED:
                 # Nobody asked for this one; the tracker has answered the frame.
                 self._session.finish(Outcome.TRACKED_ONLY)
             else:

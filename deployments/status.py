@@ -70,7 +70,7 @@ TABLE: tuple[tuple[type[AgentError], str, grpc.StatusCode], ...] = (
 
 def failure_of(error: BaseException) -> Failure:
     """What to tell the client about `error`; a bug of ours is logged here with its traceback."""
-    cause = _without_ray(error)
+    cause = cause_of(error)
     for kind, code, status in TABLE:
         if isinstance(cause, kind):
             return Failure(
@@ -92,7 +92,7 @@ async def end_with_status(context: Any, failure: Failure) -> NoReturn:
     raise AssertionError("abort() raises")
 
 
-def _without_ray(error: BaseException) -> BaseException:
+def cause_of(error: BaseException) -> BaseException:
     """The error a stage raised, or the AgentError that Ray's own errors amount to."""
     for _ in range(_MAX_WRAPPERS):
         cause = getattr(error, "cause", None)

@@ -6,9 +6,9 @@ import os
 import sys
 import threading
 
-LOOK = 3
+LOOK = 8
 """Looking at a picture: the event loop has something small to do for every stream."""
-FORWARD_PASS = 5
+FORWARD_PASS = 10
 """A model computes: the front end answers every frame on time and the model works behind it."""
 
 
