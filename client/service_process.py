@@ -124,12 +124,10 @@ class ServiceProcess:
 
 def _short_name(process: psutil.Process) -> str:
     """`Language` for a replica of that name, the program's name for others."""
-    command = process.cmdline()
-    first = os.path.basename(command[0]) if command else process.name()
-    if not first.startswith("ray::ServeReplica"):
-        return process.name()
+    title = next(iter(process.cmdline()), "")
     # ray::ServeReplica:<application>:<deployment>, and perhaps .<what it does just now>.
-    return first.split(":")[-1].split(".")[0]
+    is_replica = title.startswith("ray::ServeReplica")
+    return title.split(":")[-1].split(".")[0] if is_replica else str(process.name())
 
 
 def free_port() -> int:

@@ -196,5 +196,7 @@ async def test_streams_that_wait_for_their_turn_are_answered_all_the_same() -> N
 
         found = await asyncio.gather(*(follow(number) for number in range(4)))
         # Two seconds are room for six key frames of 0.3 s; each stream has its share of them.
-        assert all(num_keyframes in (1, 2) for _, num_keyframes in found), found
+        numbers = [num_keyframes for _, num_keyframes in found]
+        assert min(numbers) >= 1, found
+        assert max(numbers) - min(numbers) <= 1, found
         assert all(num_results >= 38 for num_results, _ in found), found
