@@ -73,6 +73,7 @@ async def test_what_comes_too_late_is_not_computed() -> None:
     late_one = asyncio.create_task(late)
     await asyncio.sleep(0.05)
     gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
     gate.release()
     with pytest.raises(Overloaded, match="deadline"):
         await late_one
