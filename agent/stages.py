@@ -23,6 +23,7 @@ from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.proposer import Proposer
 from agent.region_cache import MemoryRegionCache, RegionCache
+from agent.urgency import Limits
 from agent.written_text import written_in_thread
 
 T = TypeVar("T")
@@ -84,6 +85,10 @@ class LocalStages:
             LanguageStage.from_pretrained(model, device=device, dtype=dtype, engine=engine),
             max_batch_frames=batch_limit(device, max_batch_frames),
         )
+
+    def within(self, limits: Limits) -> LocalStages:
+        """These stages; in one process nobody is refused."""
+        return self
 
     def propose(self, frame: Frame) -> Awaitable[Proposals]:
         """A future; the network runs in a thread."""
