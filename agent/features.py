@@ -106,7 +106,6 @@ class Generation:
 class StageTimings:
     """Wall time of each stage of one answer as its caller saw it, in seconds."""
 
-    decode_s: float = 0.0
     cache_s: float = 0.0
     propose_s: float = 0.0
     primary_s: float = 0.0

@@ -214,7 +214,6 @@ class StageTimings:
     """Wall time of each stage; stages overlap."""
 
     queue_ms: float = 0.0
-    decode_ms: float = 0.0
     cache_ms: float = 0.0
     propose_ms: float = 0.0
     primary_ms: float = 0.0

@@ -248,7 +248,6 @@ def timings_to_message(
     """Seconds to milliseconds."""
     return pb.StageTimings(
         queue_ms=1e3 * queue_s,
-        decode_ms=1e3 * timings.decode_s,
         cache_ms=1e3 * timings.cache_s,
         propose_ms=1e3 * timings.propose_s,
         primary_ms=1e3 * timings.primary_s,

@@ -303,9 +303,8 @@ class Clocks(_message.Message):
     def __init__(self, capture_time_ns: _Optional[int] = ..., received_time_ns: _Optional[int] = ..., answered_time_ns: _Optional[int] = ...) -> None: ...
 
 class StageTimings(_message.Message):
-    __slots__ = ("queue_ms", "decode_ms", "cache_ms", "propose_ms", "primary_ms", "auxiliary_ms", "language_ms", "total_ms", "follow_ms")
+    __slots__ = ("queue_ms", "cache_ms", "propose_ms", "primary_ms", "auxiliary_ms", "language_ms", "total_ms", "follow_ms")
     QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
-    DECODE_MS_FIELD_NUMBER: _ClassVar[int]
     CACHE_MS_FIELD_NUMBER: _ClassVar[int]
     PROPOSE_MS_FIELD_NUMBER: _ClassVar[int]
     PRIMARY_MS_FIELD_NUMBER: _ClassVar[int]
@@ -314,7 +313,6 @@ class StageTimings(_message.Message):
     TOTAL_MS_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_MS_FIELD_NUMBER: _ClassVar[int]
     queue_ms: float
-    decode_ms: float
     cache_ms: float
     propose_ms: float
     primary_ms: float
@@ -322,7 +320,7 @@ class StageTimings(_message.Message):
     language_ms: float
     total_ms: float
     follow_ms: float
-    def __init__(self, queue_ms: _Optional[float] = ..., decode_ms: _Optional[float] = ..., cache_ms: _Optional[float] = ..., propose_ms: _Optional[float] = ..., primary_ms: _Optional[float] = ..., auxiliary_ms: _Optional[float] = ..., language_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., follow_ms: _Optional[float] = ...) -> None: ...
+    def __init__(self, queue_ms: _Optional[float] = ..., cache_ms: _Optional[float] = ..., propose_ms: _Optional[float] = ..., primary_ms: _Optional[float] = ..., auxiliary_ms: _Optional[float] = ..., language_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., follow_ms: _Optional[float] = ...) -> None: ...
 
 class ReusedFeatures(_message.Message):
     __slots__ = ("sequence", "difference")
