@@ -125,7 +125,7 @@ async def compare_mixtures(
     Returns figures by arm, and of the aligned model itself: detection on `data`, and what the
     language model alone still can (`symbolic_abilities`).
     """
-    pool = setup.rehearsal_pool()
+    pool = setup.region_pool(folder / "regions.pt")
     trained = torch.tensor(setup.concepts)
     aligned = copy.deepcopy(setup.module)
     rows = {
