@@ -14,10 +14,10 @@ from typing import TypeVar
 from agent.batching import Batcher, batch_limit
 from agent.detections import Proposals
 from agent.encoders import AuxiliaryEncoderStage, PrimaryEncoderStage
-from agent.engine import EngineSettings
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame
 from agent.generation import LanguageStage
+from agent.generation_request import EngineSettings
 from agent.model_directory import find_model
 from agent.pipeline import Pipeline
 from agent.prompts import Task

@@ -19,7 +19,8 @@ PARTS = {
     "pipeline": "pipeline paging parsing carried_answers single_flight stages",
     "region cache": "region_cache feature_codec redis_door",
     "vision stages": "proposer encoders processor batching device_picture",
-    "language stage": "generation engine drafting grammar prefix_cache sequence tokenizer",
+    "language stage": "generation generation_request engine drafting grammar prefix_cache sequence "
+    "tokenizer",
     "other VLMs": "attached families",
     "command line": "cli inspection",
 }
