@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 NUM_TURNS = 6
 Speller = Callable[[Turn, FloatArray], Turn]
 """Writes a turn about regions with relative boxes (n, 4) in other words (experiments)."""
+_SMALL_SHARE = 0.5
+"""Of the scenes, with fewer than 24 regions."""
+_BACKGROUND_SHARE = (0.1, 0.6)
 _REHEARSED_SCENES = 8
 _CONNECTOR_SHARE = 0.6
 """The connector's learning rate during rehearsal, relative to the language model's."""
@@ -115,12 +118,19 @@ def rehearsal_batch(
     spell: Speller | None = None,
 ) -> tuple[PackedBatch, Tensor]:
     """Questions about scenes of regions drawn from rows `first` to `last`, and those rows."""
+    known = pool.concepts[first:last] >= 0
+    things, background = (np.flatnonzero(which) + first for which in (known, ~known))
     scenes, chosen = [], []
     for _ in range(_REHEARSED_SCENES):
-        count = int(rng.integers(3, 20 if rng.random() < 0.7 else 48))
-        rows = rng.integers(first, last, size=count)
+        count = int(rng.integers(3, 24 if rng.random() < _SMALL_SHARE else 72))
+        # Proposal networks find much that is nothing; how much depends on the picture.
+        num_empty = int(rng.uniform(*_BACKGROUND_SHARE) * count) if len(background) else 0
+        rows = np.concatenate(
+            [rng.choice(things, size=count - num_empty), rng.choice(background, size=num_empty)]
+        )
         # Some concepts stand there twice.
         rows = np.concatenate([rows, rng.choice(rows, size=len(rows) // 8)])
+        rng.shuffle(rows)
         here = pool.concepts[torch.from_numpy(rows)].numpy()
         boxes = pool.boxes[torch.from_numpy(rows)].numpy()
         called = [names[c] if c >= 0 else None for c in here]
