@@ -40,13 +40,33 @@ def average_precision(truth: Truth, rows: Rows) -> AveragePrecision:
     if not rows or not truth["annotations"]:
         return AveragePrecision()
     with contextlib.redirect_stdout(io.StringIO()):
-        reference = COCO(truth)
-        evaluation = COCOeval_faster(reference, reference.loadRes(rows), iouType="bbox")
+        evaluation = _evaluation(truth, rows)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     stats = evaluation.stats
     return AveragePrecision(float(stats[0]), float(stats[1]), float(stats[8]))
+
+
+def _evaluation(truth: Truth, rows: Rows) -> COCOeval_faster:
+    reference = COCO(truth)
+    return COCOeval_faster(reference, reference.loadRes(rows), iouType="bbox")
+
+
+def _over_all_sizes(truth: Truth, rows: Rows) -> tuple[float, float]:
+    """AP and AP50 alone, in a third of the time: without COCO's three ranges of object size."""
+    if not rows or not truth["annotations"]:
+        return 0.0, 0.0
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = _evaluation(truth, rows)
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.params.maxDets = [100]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    # (IoU thresholds, recalls, categories, areas, limits); -1 where a category has no object.
+    precision = np.asarray(evaluation.eval["precision"])[..., 0, 0]
+    known = precision[0, 0] > -1
+    return float(precision[:, :, known].mean()), float(precision[0][:, known].mean())
 
 
 def resampled_precision(
@@ -55,20 +75,17 @@ def resampled_precision(
     """AP and AP50 with bootstrap intervals; an image drawn twice counts as two images."""
     whole = average_precision(truth, rows)
     images = truth["images"]
-    weights = resampling_weights(len(images), num_resamples, seed) if images else np.zeros((0, 0))
+    weights = resampling_weights(len(images), num_resamples, seed)
+    ids = [int(image["id"]) for image in images]
     drawn = [
-        average_precision(*_repeated(truth, rows, dict(zip(_ids(images), row, strict=True))))
+        _over_all_sizes(*_repeated(truth, rows, dict(zip(ids, row, strict=True))))
         for row in weights
     ]
+    count = len(truth["annotations"])
     return {
-        name: interval(getattr(whole, name), np.array([getattr(one, name) for one in drawn]),
-                       count=len(truth["annotations"]))
-        for name in ("AP", "AP50")
-    }  # fmt: skip
-
-
-def _ids(images: Rows) -> list[int]:
-    return [int(image["id"]) for image in images]
+        "AP": interval(whole.AP, np.array([one for one, _ in drawn]), count=count),
+        "AP50": interval(whole.AP50, np.array([half for _, half in drawn]), count=count),
+    }
 
 
 def _repeated(truth: Truth, rows: Rows, times: dict[int, int]) -> tuple[Truth, Rows]:

@@ -26,7 +26,9 @@ LETTERS = "ABCDEFGH"
 _LONGEST_REFERENCE = 64
 _INSTRUCTION = "Answer with the letter of the right option."
 _LETTER = re.compile(
-    r"^\W*(?:(?:the )?(?:answer|option)(?: is)?\W*)?([A-H])(?![a-z])", re.IGNORECASE
+    # Alone or with a mark after it: "a dog" does not choose A.
+    r"\W*(?:(?:the )?(?:answer|option)(?: is)?\W*)?([A-H])(?:\W*$|[).:,\]])",
+    re.IGNORECASE,
 )
 
 

@@ -47,7 +47,10 @@ def load_pope(questions: Path, images: Path, *, limit: int | None = None) -> tup
 
 
 async def evaluate_pope(pipeline: Pipeline, data: tuple[YesNoImage, ...]) -> Tally:
-    """`accuracy`, `precision`, `recall`, `f1` (of yes) and `yes_share`."""
+    """`accuracy`, `precision`, `recall`, `f1` (of yes) and `yes_share`, as published.
+
+    `strict_accuracy` beside them counts a reply that says neither yes nor no as wrong.
+    """
     pictures = [
         Picture(str(number), image.path, tuple(Task.chat(text) for text, _ in image.questions))
         for number, image in enumerate(data)
@@ -57,7 +60,13 @@ async def evaluate_pope(pipeline: Pipeline, data: tuple[YesNoImage, ...]) -> Tal
         asked = data[int(picture.name)].questions
         for (_, truth), answer in zip(asked, grounding.answers, strict=True):
             count_yes_no(tally, picture.name, says_yes(answer.reply), truth)
+            tally.add(picture.name, "strict_accuracy", is_right(answer.reply, truth))
     return tally
+
+
+def is_right(reply: str, truth: bool) -> bool:
+    """Whether a reply begins with the right one of yes and no."""
+    return words_of(reply)[:1] == ["yes" if truth else "no"]
 
 
 def says_yes(reply: str) -> bool:

@@ -107,6 +107,7 @@ def write_ovdeval(data: CocoFolder, folder: Path) -> None:
     """One sub-task: labels that are there, and absent ones that share a word with one of them."""
     numbers = {name: category for category, name in data.categories.items()}
     entries = []
+    (folder / "images" / "composed").mkdir(parents=True, exist_ok=True)
     for image, rng in _images(data, 2):
         present = sorted(_places(data, image))[:_MOST]
         alike = {word for name in present for word in words_of(name)}

@@ -20,7 +20,7 @@ from agent.evaluation.coco_folder import CocoFolder, CocoImage
 from agent.evaluation.cocotext import evaluate_cocotext, load_cocotext
 from agent.evaluation.counting import count_answer
 from agent.evaluation.detection import AskedLabels, DetectionCounts, count_names
-from agent.evaluation.pope import says_yes
+from agent.evaluation.pope import is_right
 from agent.evaluation.refcoco import is_hit
 from agent.evaluation.scene_formats import write_cocotext
 from agent.evaluation.tally import Estimate, Tally
@@ -133,7 +133,7 @@ class Questions:
             if number > 1:
                 tally.add(name, "counting_several", *accuracy)
         for _, truth in self.yes_no:
-            tally.add(name, "yes_no", says_yes(next(answers).reply) == truth)
+            tally.add(name, "yes_no", is_right(next(answers).reply, truth))
         return counts
 
 
@@ -159,14 +159,16 @@ async def ask_set(
             counts = questions[picture.name].count(image, grounding)
             if len(image.xyxy):
                 await count_names(counts.tally, pipeline, image, data, most=settings.most_regions)
-            row = {
-                "image": picture.name,
-                "parts": counts.tally.images[picture.name],
-                "detections": counts.detections,
-            }
-            file.write(json.dumps(row) + "\n")
+            line = json.dumps(
+                {
+                    "image": picture.name,
+                    "parts": counts.tally.images[picture.name],
+                    "detections": counts.detections,
+                }
+            )
+            file.write(line + "\n")
             file.flush()
-            done[picture.name] = row
+            done[picture.name] = json.loads(line)
     return [done[name] for name in images if name in done]
 
 

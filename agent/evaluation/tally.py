@@ -28,7 +28,7 @@ class Estimate:
     """What it was measured on: questions, regions, objects; 0 where that has no meaning."""
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+        return f"{self.value:.3f} ({self.low:.2f} to {self.high:.2f})"
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Tally:
     def estimates(self, *, num_resamples: int = _RESAMPLES, seed: int = 0) -> dict[str, Estimate]:
         """Every share with its interval; a share of nothing is left out."""
         rows = list(self.images.values())
-        weights = resampling_weights(len(rows), num_resamples, seed) if rows else np.zeros((0, 0))
+        weights = resampling_weights(len(rows), num_resamples, seed)
         found = {}
         for name in dict.fromkeys(name for row in rows for name in row):
             parts, wholes = np.array([row.get(name, (0.0, 0.0)) for row in rows]).T
@@ -59,6 +59,8 @@ class Tally:
 
 def resampling_weights(num_images: int, num_resamples: int, seed: int) -> np.ndarray:
     """(num_resamples, num_images): how often each image was drawn, with replacement."""
+    if num_images == 0:
+        return np.zeros((num_resamples, 0))
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(num_images, np.full(num_images, 1.0 / num_images), num_resamples)
     return np.asarray(drawn)
