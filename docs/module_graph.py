@@ -21,7 +21,7 @@ PARTS = {
     "vision stages": "proposer encoders processor batching device_picture",
     "language stage": "generation engine drafting grammar prefix_cache sequence tokenizer",
     "other VLMs": "attached families",
-    "command line": "cli inspection",
+    "command line": "cli evaluation_cli inspection",
 }
 """Modules of `agent` by part; packages inside it are parts of their own."""
 

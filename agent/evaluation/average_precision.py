@@ -50,7 +50,9 @@ def average_precision(truth: Truth, rows: Rows) -> AveragePrecision:
 
 def _evaluation(truth: Truth, rows: Rows) -> COCOeval_faster:
     reference = COCO(truth)
-    return COCOeval_faster(reference, reference.loadRes(rows), iouType="bbox")
+    # The library writes areas and ids into the rows it is given.
+    results = reference.loadRes([dict(row) for row in rows])
+    return COCOeval_faster(reference, results, iouType="bbox")
 
 
 def _over_all_sizes(truth: Truth, rows: Rows) -> tuple[float, float]:

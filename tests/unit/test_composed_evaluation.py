@@ -21,7 +21,7 @@ from agent.evaluation.odinw import evaluate_odinw, load_odinw
 from agent.evaluation.ovdeval import evaluate_ovdeval, load_ovdeval
 from agent.evaluation.pixmo_count import load_pixmo_count
 from agent.evaluation.pope import evaluate_pope, load_pope
-from agent.evaluation.proposal_study import Source, jittered, measure_source, stable_regions
+from agent.evaluation.proposal_study import Source, closed_contours, jittered, measure_source
 from agent.evaluation.refcoco import evaluate_refcoco, load_refcoco
 from agent.evaluation.region_names import evaluate_named_regions, load_named_regions
 from agent.evaluation.scene_formats import write_formats
@@ -251,10 +251,10 @@ def test_a_detector_that_learned_nothing_finds_plain_shapes(tmp_path):
         picture[y1:y2, x1:x2] = (40, 60, 90)
     path = tmp_path / "shapes.png"
     cv2.imwrite(str(path), picture)
-    boxes = stable_regions(CocoImage(1, path, 320, 240, true, (1, 1, 1)))
+    boxes = closed_contours(CocoImage(1, path, 320, 240, true, (1, 1, 1)))
     assert (box_iou(true, boxes).max(axis=1) > 0.9).all()
     cv2.imwrite(str(path), np.full_like(picture, 128))
-    assert len(stable_regions(CocoImage(1, path, 320, 240, true, (1, 1, 1)))) == 0
+    assert len(closed_contours(CocoImage(1, path, 320, 240, true, (1, 1, 1)))) == 0
 
 
 class FixedProposer:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +15,7 @@ import typer
 
 from agent.cli import DeviceOption, ModelOption
 from agent.cli import eval_app as eval_app
+from agent.evaluation.report import plain, print_columns, print_figures
 from agent.model_directory import NANO, find_model
 from agent.prompts import NANO_TASKS, TaskKind
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 ImagesOption = Annotated[Path, typer.Option(help="Folder of the pictures.")]
 LimitOption = Annotated[int | None, typer.Option(help="Only the first pictures.", min=1)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")]
+MarkdownOption = Annotated[bool, typer.Option("--markdown", help="The table as Markdown.")]
 ArtworkOption = Annotated[Path, typer.Option(help="Rendered artwork.")]
 CacheOption = Annotated[Path, typer.Option(help="Where composed sets and results are kept.")]
 NumOption = Annotated[int, typer.Option(help="Pictures of each set.", min=1)]
@@ -47,7 +47,7 @@ def eval_odinw(
 
     sets = load_odinw(folder, limit=limit)
     scores = asyncio.run(evaluate_odinw(_pipeline(model, device), sets))
-    _print(f"ODinW13, {folder}", mean_scores(scores), as_json=as_json)
+    print_figures(f"ODinW13, {folder}", mean_scores(scores), as_json=as_json)
 
 
 @eval_app.command("ovdeval")
@@ -68,7 +68,7 @@ def eval_ovdeval(
                  for name, data in tasks.items()}  # fmt: skip
         return mean_scores(found)
 
-    _print(f"OVDEval, {folder}", asyncio.run(measure()), as_json=as_json)
+    print_figures(f"OVDEval, {folder}", asyncio.run(measure()), as_json=as_json)
 
 
 @eval_app.command("refcoco")
@@ -87,7 +87,7 @@ def eval_refcoco(
 
     data = load_refcoco(refs, instances, images, split=split, limit=limit)
     tally = asyncio.run(evaluate_refcoco(_pipeline(model, device), data))
-    _print(f"{refs} {split}", tally.estimates(), as_json=as_json)
+    print_figures(f"{refs} {split}", tally.estimates(), as_json=as_json)
 
 
 @eval_app.command("countbench")
@@ -108,7 +108,7 @@ def eval_countbench(
 
     data = load_countbench(table, questions=questions, images=images, limit=limit)
     tally = asyncio.run(evaluate_counting(_pipeline(model, device), data))
-    _print(f"CountBench, {table}", tally.estimates(), as_json=as_json)
+    print_figures(f"CountBench, {table}", tally.estimates(), as_json=as_json)
 
 
 @eval_app.command("pixmo-count")
@@ -126,7 +126,7 @@ def eval_pixmo_count(
 
     data = load_pixmo_count(table, images=images, limit=limit)
     tally = asyncio.run(evaluate_counting(_pipeline(model, device), data))
-    _print(f"PixMo-Count, {table}", tally.estimates(), as_json=as_json)
+    print_figures(f"PixMo-Count, {table}", tally.estimates(), as_json=as_json)
 
 
 @eval_app.command("lvis")
@@ -150,7 +150,7 @@ def eval_named_regions(
     data = load_named_regions(annotations, images, limit=limit)
     vectors = None if encoder is None else sentence_encoder(encoder)
     tally = asyncio.run(evaluate_named_regions(_pipeline(model, device), data, encoder=vectors))
-    _print(str(annotations), tally.estimates(), as_json=as_json)
+    print_figures(str(annotations), tally.estimates(), as_json=as_json)
 
 
 @eval_app.command("cocotext")
@@ -168,7 +168,7 @@ def eval_cocotext(
 
     data = load_cocotext(annotations, images, split=split, limit=limit)
     tally = asyncio.run(evaluate_cocotext(_pipeline(model, device), data))
-    _print(f"COCO-Text {split}, {annotations}", tally.estimates(), as_json=as_json)
+    print_figures(f"COCO-Text {split}, {annotations}", tally.estimates(), as_json=as_json)
 
 
 @eval_app.command("ferret-bench")
@@ -189,7 +189,7 @@ def eval_ferret_bench(
     tally = asyncio.run(
         evaluate_ferret_bench(_pipeline(model, device), data, answers=answers, think=think)
     )
-    _print(f"{folder}, answers in {answers}", tally.estimates(), as_json=as_json)
+    print_figures(f"{folder}, answers in {answers}", tally.estimates(), as_json=as_json)
 
 
 @eval_app.command("mmbench")
@@ -210,7 +210,7 @@ def eval_multiple_choice(
 
     data = load_multiple_choice(table, images=images, limit=limit)
     tally = asyncio.run(evaluate_multiple_choice(_pipeline(model, device), data, circular=circular))
-    _print(str(table), tally.estimates(), as_json=as_json)
+    print_figures(str(table), tally.estimates(), as_json=as_json)
 
 
 @eval_app.command("pope")
@@ -227,7 +227,7 @@ def eval_pope(
 
     data = load_pope(questions, images, limit=limit)
     tally = asyncio.run(evaluate_pope(_pipeline(model, device), data))
-    _print(f"POPE, {questions}", tally.estimates(), as_json=as_json)
+    print_figures(f"POPE, {questions}", tally.estimates(), as_json=as_json)
 
 
 @eval_app.command("compose")
@@ -261,6 +261,7 @@ def eval_suite(
         bool | None, typer.Option(help="Read printed words too; default: if nano learned to.")
     ] = None,
     as_json: JsonOption = False,
+    markdown: MarkdownOption = False,
 ) -> None:
     """Every ability on seen artwork, unseen artwork and novel classes; goes on where it was."""
     from agent.evaluation.composed_sets import evaluation_sets
@@ -277,10 +278,11 @@ def eval_suite(
         )
     rows = {title: {name: found.get(key) for name, found in columns.items()}
             for key, title in FIGURES.items()}  # fmt: skip
-    summary = {name: {key: asdict(value) for key, value in found.items()}
-               for name, found in columns.items()}  # fmt: skip
-    (cache / f"suite{SUITE_VERSION}-{num}-{digest}.json").write_text(json.dumps(summary) + "\n")
-    _print_columns(f"{model}, {num} scenes of each, 95 % intervals", rows, summary, as_json=as_json)
+    summary = cache / f"suite{SUITE_VERSION}-{num}-{digest}.json"
+    summary.write_text(json.dumps(plain(columns)) + "\n", encoding="utf-8")
+    print_columns(
+        f"{model}, {num} scenes of each, 95 % intervals", rows, as_json=as_json, markdown=markdown
+    )
 
 
 @eval_app.command("proposals")
@@ -294,6 +296,7 @@ def eval_proposals(
     model: ModelOption = NANO,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
+    markdown: MarkdownOption = False,
 ) -> None:
     """Experiment: the same questions with boxes from different sources."""
     from agent.evaluation.composed_sets import evaluation_sets
@@ -313,9 +316,7 @@ def eval_proposals(
     found = asyncio.run(measure())
     shown = ("proposal_recall", "recall", "precision", "f1", "AP", "AP50", "false_positives")
     rows = {name: {key: figures.get(key) for key in shown} for name, figures in found.items()}
-    summary = {name: {key: asdict(value) for key, value in figures.items()}
-               for name, figures in found.items()}  # fmt: skip
-    _print_columns(f"{num} scenes, {model}", rows, summary, as_json=as_json)
+    print_columns(f"{num} scenes, {model}", rows, as_json=as_json, markdown=markdown)
 
 
 @eval_app.command("clutter")
@@ -326,6 +327,7 @@ def eval_clutter(
     model: ModelOption = NANO,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
+    markdown: MarkdownOption = False,
 ) -> None:
     """Experiment: recall against the number of objects, with and without paging."""
     from agent.evaluation.clutter_study import (
@@ -350,53 +352,10 @@ def eval_clutter(
         for clutter in found.values()
         for source, figures in clutter.figures.items()
     }
-    summary = {str(number): asdict(clutter) for number, clutter in found.items()}
-    _print_columns(f"{num} pictures each, {model}", rows, summary, as_json=as_json)
+    print_columns(f"{num} pictures each, {model}", rows, as_json=as_json, markdown=markdown)
 
 
 def _pipeline(model: str, device: str) -> Pipeline:
     from agent.stages import local_pipeline
 
     return local_pipeline(model, device=device)
-
-
-def _print(title: str, figures: Mapping[str, float | Estimate], *, as_json: bool) -> None:
-    """Figures as a table, or as one line of JSON."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from agent.evaluation.tally import Estimate
-
-    if as_json:
-        plain = {name: asdict(value) if isinstance(value, Estimate) else value
-                 for name, value in figures.items()}  # fmt: skip
-        typer.echo(json.dumps(plain))
-        return
-    table = Table("figure", "value (95 % interval)", "of", title=title)
-    for name, value in figures.items():
-        counted = f"{value.count:.0f}" if isinstance(value, Estimate) else ""
-        shown = str(value) if isinstance(value, Estimate) else f"{value:.4g}"
-        table.add_row(name, shown, counted)
-    Console().print(table)
-
-
-def _print_columns(
-    title: str,
-    rows: Mapping[str, Mapping[str, Estimate | None]],
-    summary: Mapping[str, object],
-    *,
-    as_json: bool,
-) -> None:
-    """Estimates by row and column as a table ("-" where there is none), or `summary` as JSON."""
-    from rich.console import Console
-    from rich.table import Table
-
-    if as_json:
-        typer.echo(json.dumps(summary))
-        return
-    columns = list(next(iter(rows.values())))
-    table = Table("", *columns, title=title)
-    for name, figures in rows.items():
-        shown = ("-" if figures[column] is None else str(figures[column]) for column in columns)
-        table.add_row(name, *shown)
-    Console().print(table)

@@ -1,0 +1,61 @@
+"""Figures on the terminal: a table, Markdown, or one line of JSON. Knows no benchmark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from agent.evaluation.tally import Estimate
+
+Figure = float | Estimate | None
+
+
+def plain(figures: Any) -> Any:
+    """Figures as what JSON can hold."""
+    if isinstance(figures, Estimate):
+        return asdict(figures)
+    if isinstance(figures, Mapping):
+        return {str(name): plain(value) for name, value in figures.items()}
+    return figures
+
+
+def print_figures(title: str, figures: Mapping[str, float | Estimate], *, as_json: bool) -> None:
+    """Figures one below the other, with what they were measured on."""
+    if as_json:
+        print(json.dumps(plain(figures)))
+        return
+    table = Table("figure", "value (95 % interval)", "of", title=title)
+    for name, value in figures.items():
+        counted = f"{value.count:.0f}" if isinstance(value, Estimate) else ""
+        table.add_row(name, _shown(value), counted)
+    Console().print(table)
+
+
+def print_columns(
+    title: str, rows: Mapping[str, Mapping[str, Figure]], *, as_json: bool, markdown: bool
+) -> None:
+    """Figures by row and column; "-" where there is none."""
+    if as_json:
+        print(json.dumps(plain(rows)))
+        return
+    columns = ["", *next(iter(rows.values()))]
+    lines = [[name, *map(_shown, figures.values())] for name, figures in rows.items()]
+    if markdown:
+        for line in (columns, ["---"] * len(columns), *lines):
+            print(f"| {' | '.join(line)} |")
+        return
+    table = Table(*columns, title=title)
+    for line in lines:
+        table.add_row(*line)
+    Console().print(table)
+
+
+def _shown(value: Figure) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, Estimate) else f"{value:.4g}"
