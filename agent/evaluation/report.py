@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
-from agent.evaluation.tally import Estimate
-
-Figure = float | Estimate | None
+if TYPE_CHECKING:
+    # The command line starts without NumPy.
+    from agent.evaluation.tally import Estimate
 
 
 def plain(figures: Any) -> Any:
     """Figures as what JSON can hold."""
-    if isinstance(figures, Estimate):
+    if is_dataclass(figures) and not isinstance(figures, type):
         return asdict(figures)
     if isinstance(figures, Mapping):
         return {str(name): plain(value) for name, value in figures.items()}
@@ -29,15 +26,22 @@ def print_figures(title: str, figures: Mapping[str, float | Estimate], *, as_jso
     if as_json:
         print(json.dumps(plain(figures)))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("figure", "value (95 % interval)", "of", title=title)
     for name, value in figures.items():
-        counted = f"{value.count:.0f}" if isinstance(value, Estimate) else ""
+        counted = "" if isinstance(value, (int, float)) else f"{value.count:.0f}"
         table.add_row(name, _shown(value), counted)
     Console().print(table)
 
 
 def print_columns(
-    title: str, rows: Mapping[str, Mapping[str, Figure]], *, as_json: bool, markdown: bool
+    title: str,
+    rows: Mapping[str, Mapping[str, float | Estimate | None]],
+    *,
+    as_json: bool,
+    markdown: bool,
 ) -> None:
     """Figures by row and column; "-" where there is none."""
     if as_json:
@@ -49,13 +53,16 @@ def print_columns(
         for line in (columns, ["---"] * len(columns), *lines):
             print(f"| {' | '.join(line)} |")
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(*columns, title=title)
     for line in lines:
         table.add_row(*line)
     Console().print(table)
 
 
-def _shown(value: Figure) -> str:
+def _shown(value: float | Estimate | None) -> str:
     if value is None:
         return "-"
-    return str(value) if isinstance(value, Estimate) else f"{value:.4g}"
+    return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
