@@ -55,6 +55,11 @@ bench: $(READY)  ## Measure; each benchmark ends in one JSON line
 	$(BIN)/python -m benchmarks.shape_3b --smoke  # without the option on a GPU
 	$(BIN)/python -m benchmarks.follow_stream moving
 	$(BIN)/python -m benchmarks.follow_stream still
+	$(BIN)/python -m benchmarks.shell
+	$(BIN)/python -m benchmarks.handle_hops
+	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.capacity
 
 lock: $(READY)  ## Recompile requirements.lock from pyproject.toml
 	$(BIN)/pip-compile --quiet --extra dev --extra train --strip-extras --no-header \

@@ -303,12 +303,15 @@ def eval_mixtures(
     artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),
     directory: Annotated[Path, typer.Option(help="Checkpoints of a training.")] = Path(".training"),
     steps: Annotated[int, typer.Option(help="Of instruction tuning, each.")] = 1000,
+    outputs: Annotated[
+        bool, typer.Option("--outputs", help="Region tokens against printed boxes instead.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
 ) -> None:
-    """Experiment: with and without rejection samples, with and without general data."""
+    """Experiments: without rejection samples, without general data; boxes printed as numbers."""
     import tempfile
 
-    from agent.evaluation.ablations import compare_mixtures
+    from agent.evaluation.ablations import compare_mixtures, compare_outputs
     from agent.evaluation.coco_folder import load_coco
     from agent.training.grounding import GroundingSetup
     from agent.training.nano import NanoTraining
@@ -316,8 +319,10 @@ def eval_mixtures(
     training = NanoTraining(artwork, directory)
     setup = GroundingSetup.load(artwork, training.pretrained, directory / "align")
     data = load_coco(images, annotations, limit=limit)
+    pool = setup.region_pool(directory / "regions.pt")
+    compare = compare_outputs if outputs else compare_mixtures
     with tempfile.TemporaryDirectory() as folder:
-        rows = asyncio.run(compare_mixtures(setup, data, Path(folder), steps=steps))
+        rows = asyncio.run(compare(setup, pool, data, Path(folder), steps=steps))
     typer.echo(json.dumps(rows))
 
 

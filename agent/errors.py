@@ -9,11 +9,13 @@ AgentError
 ├── CheckpointMismatch    a model directory disagrees with the architecture it declares
 ├── SettingsError         a settings file names an unknown key or an impossible value
 ├── SourceError           a video, camera or folder cannot be opened or read
-├── Overloaded            a bounded queue is full; try again later
+├── Overloaded            a bounded queue is full, or time is too short; try again later
 └── StageUnavailable      a stage of the service did not answer in time
 
 `deployments/status.py` maps each leaf to a gRPC status. Anything else is a bug of ours.
 """
+
+from __future__ import annotations
 
 
 class AgentError(Exception):
@@ -53,7 +55,16 @@ class SourceError(AgentError):
 
 
 class Overloaded(AgentError):
-    """A bounded queue is full."""
+    """A bounded queue is full, or the answer would come too late to be of use."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """When it is worth trying again, if anybody can say."""
+
+    def __reduce__(self) -> tuple[type[Overloaded], tuple[str, float | None]]:
+        # The default would forget the hint on the way between processes.
+        return type(self), (str(self), self.retry_after_s)
 
 
 class StageUnavailable(AgentError):

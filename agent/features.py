@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from agent.detections import IntArray, Proposals
 from agent.frame import Frame
 from agent.prompts import Task
+from agent.urgency import Limits
 
 Array = NDArray[np.float32]
 
@@ -105,7 +106,6 @@ class Generation:
 class StageTimings:
     """Wall time of each stage of one answer as its caller saw it, in seconds."""
 
-    decode_s: float = 0.0
     cache_s: float = 0.0
     propose_s: float = 0.0
     primary_s: float = 0.0
@@ -120,6 +120,10 @@ class Stages(Protocol):
     `propose` returns at once with a pending result that may be awaited any number of times and
     that the encoders accept as it is: they start on their own maps and wait for the boxes inside.
     """
+
+    def within(self, limits: Limits) -> Stages:
+        """The same stages for one call's work, refused at once where it would come too late."""
+        ...
 
     def propose(self, frame: Frame) -> Awaitable[Proposals]: ...
 

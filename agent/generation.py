@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from agent.drafting import Drafter
-from agent.engine import (
+from agent.engine import Engine
+from agent.errors import InvalidQuery
+from agent.features import FrameFeatures, Generation
+from agent.generation_request import (
     Completion,
-    Engine,
     EngineSettings,
     PrefixInput,
     PrefixSource,
     QuestionInput,
     Request,
 )
-from agent.errors import InvalidQuery
-from agent.features import FrameFeatures, Generation
 from agent.grammar import AnswerGrammar, AnswerTokens
 from agent.model.checkpoint import load_model, weight_type
 from agent.model.language_model import LanguageModel, SlotType

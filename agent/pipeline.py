@@ -7,6 +7,7 @@ deployment handles. Knows no Ray, no gRPC and no tensors.
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from agent.parsing import Answer, join_pages, parse_answer
 from agent.prompts import Task
 from agent.region_cache import RegionCache, feature_key
 from agent.single_flight import SingleFlight
+from agent.urgency import Limits
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,15 @@ class Pipeline:
         self._tenant = tenant
         self._flights: SingleFlight[FrameFeatures] = SingleFlight()
 
+    def within(self, limits: Limits) -> Pipeline:
+        """The same pipeline, cache and flights for one call, with its deadline and urgency.
+
+        Work that several calls share runs within the limits of the first.
+        """
+        bound = copy.copy(self)
+        bound._stages = self._stages.within(limits)
+        return bound
+
     async def ground(
         self,
         frame: Frame,
@@ -72,6 +83,7 @@ class Pipeline:
             InvalidFrame: the image cannot be decoded.
             InvalidBoxes: `boxes` are malformed.
             InvalidQuery: a task speaks of a box that does not exist.
+            Overloaded: the answers would come too late; see `within`.
         """
         timings = StageTimings()
         started = time.perf_counter()

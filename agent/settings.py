@@ -34,7 +34,7 @@ class ServerSettings:
     port: int = 50051
     max_message_bytes: int = 33_554_432
     """Hard limit of one gRPC message; above the frame limit, so that ours speaks first."""
-    max_concurrent_rpcs: int = 64
+    max_concurrent_rpcs: int = 256
     """Open calls and streams per front-end replica; more are refused with RESOURCE_EXHAUSTED."""
     drain_grace_s: float = 5.0
     """Time given to open streams when a replica goes away."""
@@ -99,6 +99,23 @@ class FollowSettings:
 
 
 @dataclass(frozen=True)
+class SharingSettings:
+    """How the streams of one front-end replica share what there is."""
+
+    keyframes_at_once: int = 1
+    """Key frames of all streams before the stages together; where there are several, one fewer
+    while one-off questions are under way. More where the stages have devices of their own."""
+    least_keyframe_share: float = 0.4
+    """Share of the time that key frames keep however busy the fast path is."""
+    looks_at_once: int = 2
+    """Frames that are looked at together; as many as the front end has processors."""
+    look_wait_s: float = 0.02
+    """A frame that nobody could look at for so long is answered by prediction."""
+    max_unseen_s: float = 0.5
+    """A stream that was not looked at for so long waits for its look."""
+
+
+@dataclass(frozen=True)
 class SessionSettings:
     """Snapshots by which a client that comes back finds its session again."""
 
@@ -125,6 +142,7 @@ class StreamSettings:
     max_window: int = 64
     follow: FollowSettings = field(default_factory=FollowSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
+    sharing: SharingSettings = field(default_factory=SharingSettings)
     overlap_stages: bool = True
     """Encoders start while the boxes are still being proposed. Faster where each stage has its
     own device, slower where all share a few cores: it costs about 5 ms more per frame."""

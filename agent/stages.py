@@ -14,15 +14,16 @@ from typing import TypeVar
 from agent.batching import Batcher, batch_limit
 from agent.detections import Proposals
 from agent.encoders import AuxiliaryEncoderStage, PrimaryEncoderStage
-from agent.engine import EngineSettings
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame
 from agent.generation import LanguageStage
+from agent.generation_request import EngineSettings
 from agent.model_directory import find_model
 from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.proposer import Proposer
 from agent.region_cache import MemoryRegionCache, RegionCache
+from agent.urgency import Limits
 from agent.written_text import written_in_thread
 
 T = TypeVar("T")
@@ -84,6 +85,10 @@ class LocalStages:
             LanguageStage.from_pretrained(model, device=device, dtype=dtype, engine=engine),
             max_batch_frames=batch_limit(device, max_batch_frames),
         )
+
+    def within(self, limits: Limits) -> LocalStages:
+        """These stages; in one process nobody is refused."""
+        return self
 
     def propose(self, frame: Frame) -> Awaitable[Proposals]:
         """A future; the network runs in a thread."""

@@ -30,10 +30,10 @@ from transformers.cache_utils import DynamicCache
 from agent.detections import FloatArray, Proposals
 from agent.drafting import Drafter
 from agent.encoders import AuxiliaryEncoderStage, PrimaryEncoderStage
-from agent.engine import Completion
 from agent.features import FrameFeatures
 from agent.frame import Frame, frame_from_rgb
 from agent.generation import LanguageStage
+from agent.generation_request import Completion
 from agent.model.checkpoint import build_empty
 from agent.model.configuration import ProposalConfig, VLMFO1Config, nano_config
 from agent.model.proposal_network import ProposalNetwork, nano_proposal_config

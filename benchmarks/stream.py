@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from agent.detections import FloatArray
-from agent.engine import EngineSettings
 from agent.evaluation.moving_scenes import moving_sequence
 from agent.features import FrameFeatures
 from agent.frame import Frame, frame_from_rgb
+from agent.generation_request import EngineSettings
 from agent.model_directory import find_model
 from agent.pipeline import Grounding, Pipeline
 from agent.prompts import Task

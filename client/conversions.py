@@ -177,6 +177,7 @@ def error_from_message(message: pb.StreamError) -> events.StreamError:
         sequence=message.sequence if message.HasField("sequence") else None,
         change_id=message.change_id if message.HasField("change_id") else None,
         request_id=message.request_id,
+        retry_after_ms=message.retry_after_ms if message.HasField("retry_after_ms") else None,
     )
 
 
@@ -206,6 +207,7 @@ def stats_from_message(message: pb.ServiceStats) -> types.ServiceStats:
             **_scalars(message),
             "stage_calls": types.StageCalls(**_scalars(message.stage_calls)),
             "cache": types.CacheStats(**_scalars(message.cache)),
+            "stages": tuple(types.StageLoad(**_scalars(stage)) for stage in message.stages),
         }
     )
 

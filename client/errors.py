@@ -17,6 +17,7 @@ from agent.errors import (
 )
 
 _ERROR_CODE_KEY = "groundstream-error"
+_RETRY_AFTER_KEY = "grpc-retry-pushback-ms"
 _ERRORS: dict[str, type[AgentError]] = {
     "INVALID_ARGUMENT": InvalidRequest,
     "INVALID_FRAME": InvalidFrame,
@@ -46,6 +47,9 @@ def error_of(error: grpc.aio.AioRpcError) -> AgentError:
     metadata = dict(error.trailing_metadata() or ())
     kind = _ERRORS.get(str(metadata.get(_ERROR_CODE_KEY)), ServiceError)
     details = error.details() or "no details"
+    if kind is Overloaded:
+        wait_ms = metadata.get(_RETRY_AFTER_KEY)
+        return Overloaded(details, None if wait_ms is None else int(wait_ms) / 1e3)
     return kind(details if kind is not ServiceError else f"{error.code().name}: {details}")
 
 

@@ -68,6 +68,8 @@ class StreamError:
     sequence: int | None = None
     change_id: int | None = None
     request_id: str = ""
+    retry_after_ms: float | None = None
+    """Trying again may help, but not before so long."""
 
 
 @dataclass(frozen=True)

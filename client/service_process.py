@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -76,6 +76,18 @@ class ServiceProcess:
                 count += 1
         return Memory(rss, pss, count)
 
+    def rss_by_process(self) -> dict[str, float]:
+        """Resident bytes of each kind of process, by how it calls itself."""
+        return self._by_process(lambda process: process.memory_info().rss)
+
+    def cpu_s_by_process(self) -> dict[str, float]:
+        """Processor time of each kind of process, as `rss_by_process` calls them, in seconds."""
+        return self._by_process(lambda process: sum(process.cpu_times()[:2]))
+
+    def cpu_s(self) -> float:
+        """Processor time of all its processes that are alive now, in seconds."""
+        return sum(self.cpu_s_by_process().values())
+
     def stop(self) -> None:
         """Stop the service; when this returns, none of its processes is left."""
         if self._process is None:
@@ -92,6 +104,14 @@ class ServiceProcess:
             psutil.wait_procs(tree, timeout=_KILL_S)
             self._process = None
 
+    def _by_process(self, value: Callable[[psutil.Process], float]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for process in self._tree():
+            with contextlib.suppress(psutil.Error):
+                name = _short_name(process)
+                found[name] = found.get(name, 0.0) + value(process)
+        return found
+
     def _tree(self) -> list[psutil.Process]:
         if self._process is None:
             return []
@@ -100,6 +120,14 @@ class ServiceProcess:
             return [top, *top.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
+
+
+def _short_name(process: psutil.Process) -> str:
+    """`Language` for a replica of that name, the program's name for others."""
+    title = next(iter(process.cmdline()), "")
+    # ray::ServeReplica:<application>:<deployment>, and perhaps .<what it does just now>.
+    is_replica = title.startswith("ray::ServeReplica")
+    return title.split(":")[-1].split(".")[0] if is_replica else str(process.name())
 
 
 def free_port() -> int:

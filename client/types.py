@@ -214,7 +214,6 @@ class StageTimings:
     """Wall time of each stage; stages overlap."""
 
     queue_ms: float = 0.0
-    decode_ms: float = 0.0
     cache_ms: float = 0.0
     propose_ms: float = 0.0
     primary_ms: float = 0.0
@@ -294,6 +293,25 @@ class CacheStats:
 
 
 @dataclass(frozen=True)
+class StageLoad:
+    """What one stage was asked and how long that took, in sums since the replica started."""
+
+    name: str
+    num_done: int = 0
+    num_refused: int = 0
+    """Calls that could not have been answered in time, or found the queue full."""
+    in_flight: int = 0
+    most_at_once: int = 0
+    call_ms: float = 0.0
+    """From asking to having the answer; of `num_done` calls."""
+    queue_ms: float = 0.0
+    """Waiting at the stage's replica."""
+    compute_ms: float = 0.0
+    expected_ms: float = 0.0
+    """How long one more call would take now."""
+
+
+@dataclass(frozen=True)
 class ServiceStats:
     """What one front-end replica has done since it started."""
 
@@ -310,3 +328,4 @@ class ServiceStats:
     frames_expired: int = 0
     stage_calls: StageCalls = field(default_factory=StageCalls)
     cache: CacheStats = field(default_factory=CacheStats)
+    stages: tuple[StageLoad, ...] = ()

@@ -10,36 +10,29 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from agent.detections import Proposals
-from agent.errors import InvalidFrame
+from agent.errors import InvalidFrame, Overloaded
 from agent.parsing import AnswerStatus
 from agent.pipeline import Grounding, Pipeline
 from agent.settings import StreamSettings
 from agent.streaming.answers import Evidence, QueryAnswer, Source, outcome_of
-from agent.streaming.camera_path import CameraPose, movement_between
 from agent.streaming.feature_reuse import FeatureReuse, Reused
 from agent.streaming.follower import Follower, Keyframe
 from agent.streaming.keyframe import KeyframeReason
 from agent.streaming.policy import AnswerMode, Priority
 from agent.streaming.session import Outcome, Session, Work
 from agent.streaming.snapshot import take_snapshot
+from agent.urgency import Limits, Urgency
 from deployments import messages, stream_messages
 from deployments.messages import ReceivedFrame
 from deployments.metrics import Activity
 from deployments.outlet import Outlet
-from deployments.status import failure_of
-
-
-@dataclass
-class Arrival:
-    """A readable frame and when it entered the inbox."""
-
-    received: ReceivedFrame
-    pose: CameraPose
-    arrived_s: float = field(default_factory=time.perf_counter)
+from deployments.sharing import Sharing
+from deployments.status import cause_of, failure_of
+from deployments.stream_looks import Arrival, Look, StreamLooks, ahead_s
 
 
 @dataclass(frozen=True)
@@ -59,6 +52,7 @@ class FrameAnswers:
         pipeline: Pipeline,
         settings: StreamSettings,
         outlet: Outlet,
+        sharing: Sharing,
     ) -> None:
         self.follower = Follower(settings.follow)
         """What is known about the scene; replaced when a session is resumed."""
@@ -66,34 +60,34 @@ class FrameAnswers:
         self._session = session
         self._pipeline = pipeline
         self._outlet = outlet
-        self._proposal_budget_s = settings.follow.proposal_budget_s
-        self._propose_s: float | None = None
-        """How long proposals take, as far as is known."""
+        self._sharing = sharing
+        self._looks = StreamLooks(
+            pipeline, sharing, proposal_budget_s=settings.follow.proposal_budget_s
+        )
         self._reuse = FeatureReuse(settings.follow.reuse_difference)
-        self._looking = asyncio.Lock()
-        """Held while the follower changes; its work on pictures happens in a thread."""
+        self._holds_turn = False
+        """A turn before the model was taken for a frame that has yet to be looked at."""
         self._slow: asyncio.Task[None] | None = None
         self._waiting: _Waiting | None = None
-        self._last_pose: CameraPose | None = None
 
     async def answer(self, work: Work[Arrival]) -> None:
         """Answer one frame; in FOLLOW mode its key frame answer may come after this returns."""
         if self._slow is not None and self._slow.done():
             self._slow.result()  # A bug there must not leave the stream without key frames.
         try:
-            follow_s = await self._look_at(work)
+            look = await self._look_at(work)
         except InvalidFrame as error:
+            self._drop_turn()
             self._session.finish(Outcome.REJECTED)
             sequence = work.item.received.frame.index
             await self._outlet.send_failure(failure_of(error), sequence=sequence)
             return
-        if self._session.policy.mode is AnswerMode.GROUND:
-            if self._is_too_old(work):
-                await self._expire(work, follow_s)
-            else:
-                await self._answer_by_model(work, follow_s)
+        if self._session.policy.mode is not AnswerMode.GROUND:
+            await self._answer_by_tracker(work, look)
+        elif not work.queries:
+            await self._answer_by_model(work, look.took_s)
         else:
-            await self._answer_by_tracker(work, follow_s)
+            await self._answer_in_turn(work, look.took_s)
 
     async def settle(self) -> None:
         """Wait until the language model has nothing more to do."""
@@ -104,7 +98,7 @@ class FrameAnswers:
 
     async def snapshot(self) -> bytes:
         """The session as it is between two frames."""
-        async with self._looking:
+        async with self._looks.changing:
             return take_snapshot(self._session, self.follower)
 
     async def cancel(self) -> None:
@@ -112,54 +106,52 @@ class FrameAnswers:
         if self._slow is not None:
             self._slow.cancel()
             await asyncio.gather(self._slow, return_exceptions=True)
+        self._sharing.keyframes.leave(self)
 
     # ---- the fast path ----
 
-    async def _look_at(self, work: Work[Arrival]) -> float:
-        """Move all tracks to this frame; returns the seconds it took.
+    async def _look_at(self, work: Work[Arrival]) -> Look:
+        """Move all tracks to this frame, if there is something to move and time for it.
 
         Raises:
             InvalidFrame: the body of the image is damaged.
         """
-        arrival = work.item
-        started_s = time.perf_counter()
         if not work.queries:
-            return 0.0  # Nothing is asked, so nothing needs to be looked at.
-        async with self._looking:
-            await asyncio.to_thread(
-                self.follower.observe,
-                arrival.received.frame,
-                received_ns=arrival.received.received_time_ns,
-                ego_motion=movement_between(self._last_pose, arrival.pose),
-            )
-            if self._proposals_are_quick():
-                await self._see_proposals(arrival.received)
-        self._last_pose = arrival.pose
-        return time.perf_counter() - started_s
+            return Look()  # Nothing is asked, so nothing needs to be looked at.
+        later_s = ahead_s(self.follower, work.item.received)
+        if not self._is_worth_a_look(work, later_s):
+            return Look(ahead_s=later_s)
+        must = (
+            self._holds_turn
+            or self._session.policy.mode is AnswerMode.GROUND
+            or work.item.received.priority is Priority.HIGH
+        )
+        return await self._looks.look(self.follower, work.item, must=must)
 
-    def _proposals_are_quick(self) -> bool:
-        return self._propose_s is not None and self._propose_s <= self._proposal_budget_s
+    def _is_worth_a_look(self, work: Work[Arrival], later_s: float) -> bool:
+        """While nothing is known there is nothing to follow, only a first key frame to wait for."""
+        priority = work.item.received.priority
+        if (
+            self.follower.last
+            or self.follower.selector.busy
+            or priority is Priority.HIGH
+            or self._session.policy.mode is AnswerMode.GROUND
+        ):
+            return True
+        reason = self.follower.keyframe_reason(work.queries, priority=priority, ahead_s=later_s)
+        self._holds_turn = reason is not None and self._may_start(reason)
+        return self._holds_turn
 
-    async def _see_proposals(self, received: ReceivedFrame) -> None:
-        started_s = time.perf_counter()
-        try:
-            proposals = await self._pipeline.propose(received.frame)
-        except Exception as error:
-            # The frame is answered all the same; flow goes on alone until a key frame shows
-            # that proposals are there again.
-            failure_of(error)
-            self._propose_s = None
-            return
-        self.follower.see_proposals(proposals)
-        self._propose_s = 0.8 * (self._propose_s or 0.0) + 0.2 * (time.perf_counter() - started_s)
-
-    async def _answer_by_tracker(self, work: Work[Arrival], follow_s: float) -> None:
+    async def _answer_by_tracker(self, work: Work[Arrival], look: Look) -> None:
         received = work.item.received
-        keyframe = self._choose(work)
+        # Only what was looked at can be compared with later frames.
+        keyframe = self._choose(work) if look.ahead_s is None else None
+        self._drop_turn()
         async with self._outlet.writing:
             # Decided while nobody else can write: after an ack no older answer goes out.
             queries, now_ns = self._session.queries, time.time_ns()
-            answers = self._fresh(self.follower.answers(queries), now_ns)
+            followed = self.follower.answers(queries, ahead_s=look.ahead_s or 0.0)
+            answers = self._fresh(followed, now_ns)
             if keyframe is None:
                 self._session.finish(outcome_of(answers, Outcome.TRACKED_ONLY))
             result = messages.result_to_message(
@@ -168,8 +160,8 @@ class FrameAnswers:
                 None,
                 epoch=self._session.epoch,
                 answered_time_ns=now_ns,
-                queue_s=self._queue_s(work, follow_s),
-                follow_s=follow_s,
+                queue_s=self._queue_s(work, look.took_s),
+                follow_s=look.took_s,
             )
             self._session.deliver(received.frame.index)
             await self._outlet.write(stream_messages.result_response(result))
@@ -180,7 +172,7 @@ class FrameAnswers:
         reason = self.follower.keyframe_reason(
             work.queries, priority=priority, max_age_s=self._session.policy.max_age_s
         )
-        if reason is not None:
+        if reason is not None and self._may_start(reason):
             keyframe = self._begin(work, reason)
             self.follower.start_keyframe()
             self._slow = asyncio.create_task(self._ground_behind(work, keyframe))
@@ -193,6 +185,19 @@ class FrameAnswers:
         self._waiting = _Waiting(work, self._begin(work, KeyframeReason.REQUESTED))
         return self._waiting.keyframe
 
+    def _may_start(self, reason: KeyframeReason) -> bool:
+        """Whether it is this stream's turn; a frame that must be seen waits for it instead."""
+        if reason is KeyframeReason.REQUESTED or self._holds_turn:
+            self._holds_turn = False
+            return True
+        return self._sharing.keyframes.try_take(self, rank=_rank(reason))
+
+    def _drop_turn(self) -> None:
+        """Give back a turn that no key frame came of."""
+        if self._holds_turn:
+            self._holds_turn = False
+            self._sharing.keyframes.give_back(self)
+
     def _begin(self, work: Work[Arrival], reason: KeyframeReason) -> Keyframe:
         received = work.item.received
         evidence = Evidence(received.frame.index, received.received_time_ns)
@@ -202,10 +207,17 @@ class FrameAnswers:
 
     async def _ground_behind(self, work: Work[Arrival], keyframe: Keyframe) -> None:
         """One key frame after the other, until none waits."""
+        turns = self._sharing.keyframes
+        if keyframe.reason is KeyframeReason.REQUESTED:
+            await turns.take(self, rank=_rank(keyframe.reason))
         while True:
-            await self._ground_keyframe(work, keyframe)
+            try:
+                await self._ground_keyframe(work, keyframe)
+            finally:
+                turns.give_back(self)
             if self._waiting is None:
                 return
+            await turns.take(self, rank=_rank(KeyframeReason.REQUESTED))
             work, keyframe = self._waiting.work, self._waiting.keyframe
             self._waiting = None
             self.follower.start_keyframe()
@@ -215,16 +227,33 @@ class FrameAnswers:
         try:
             grounding, reused = await self._ground(received, keyframe)
         except Exception as error:
-            async with self._looking:
+            async with self._looks.changing:
                 self.follower.abandon_keyframe(keyframe)
-            await self._fail(work, error)
+            overloaded = isinstance(cause_of(error), Overloaded)
+            if overloaded and keyframe.reason is not KeyframeReason.REQUESTED:
+                # Nobody asked for this one; the tracker has answered the frame.
+                self._session.finish(Outcome.TRACKED_ONLY)
+            else:
+                await self._fail(work, error)
             return
-        async with self._looking:
+        async with self._looks.changing:
             answers = self.follower.finish_keyframe(keyframe, grounding, self._session.queries)
         async with self._outlet.writing:
             result = self._model_result(work, answers, grounding, reused)
             if result is not None:
                 await self._outlet.write(stream_messages.keyframe_response(result, keyframe.reason))
+
+    async def _answer_in_turn(self, work: Work[Arrival], follow_s: float) -> None:
+        """By the model, when it is this stream's turn; while it waits, newer frames may come."""
+        turns = self._sharing.keyframes
+        await turns.take(self)
+        try:
+            if self._is_too_old(work):
+                await self._expire(work, follow_s)
+            else:
+                await self._answer_by_model(work, follow_s)
+        finally:
+            turns.give_back(self)
 
     async def _answer_by_model(self, work: Work[Arrival], follow_s: float) -> None:
         received = work.item.received
@@ -245,9 +274,15 @@ class FrameAnswers:
 
     def _is_too_old(self, work: Work[Arrival]) -> bool:
         """Whether no answer about this frame could be young enough any more."""
+        left_s = self._left_s(work.item.received)
+        return left_s is not None and left_s < 0.0
+
+    def _left_s(self, received: ReceivedFrame) -> float | None:
+        """Seconds until any answer about a frame is too old; None: at no time."""
         max_age_s = self._session.policy.max_age_s
-        received_ns = work.item.received.received_time_ns
-        return max_age_s is not None and time.time_ns() - received_ns > max_age_s * 1e9
+        if max_age_s is None:
+            return None
+        return max_age_s - (time.time_ns() - received.received_time_ns) / 1e9
 
     async def _expire(self, work: Work[Arrival], follow_s: float) -> None:
         received = work.item.received
@@ -301,7 +336,8 @@ class FrameAnswers:
         found = None
         if self._session.policy.reuse_features and received.boxes is None:
             found = self._reuse.find(keyframe.sketch)
-        grounding = await self._pipeline.ground(
+        limits = Limits.starting_now(self._left_s(received), Urgency.STANDING)
+        grounding = await self._pipeline.within(limits).ground(
             received.frame,
             [query.task for query in queries],
             boxes=received.boxes,
@@ -312,7 +348,7 @@ class FrameAnswers:
         self.activity.num_answers += len(queries)
         self.activity.num_encoded_frames += not grounding.cache_hit
         if not grounding.cache_hit and received.boxes is None:
-            self._propose_s = grounding.timings.propose_s
+            self._looks.propose_s = grounding.timings.propose_s
         if found is not None:
             return grounding, found[1]
         if received.boxes is None:
@@ -331,3 +367,9 @@ class FrameAnswers:
     def _queue_s(self, work: Work[Arrival], worked_s: float) -> float:
         """Time a frame spent waiting: all of it but the work."""
         return max(0.0, time.perf_counter() - work.item.arrived_s - worked_s)
+
+
+def _rank(reason: KeyframeReason) -> int:
+    """Streams that know nothing yet, or were told to look, come before those that know less."""
+    urgent = (KeyframeReason.FIRST, KeyframeReason.QUERIES_CHANGED, KeyframeReason.REQUESTED)
+    return 0 if reason in urgent else 1

@@ -6,12 +6,15 @@ Holds streams and their sessions, runs no model. Several replicas of one node sh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import logging
+import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, NoReturn
 
+import cv2
 import grpc.aio
 import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -27,10 +30,13 @@ from agent.region_cache import MemoryRegionCache, RegionCache, open_cache
 from agent.settings import ServerSettings, ServiceSettings
 from agent.streaming.session import Outcome, StandingQuery
 from agent.streaming.session_store import SessionStore, open_session_store
+from agent.urgency import Limits
 from deployments import messages
 from deployments.messages import ReceivedFrame
 from deployments.metrics import ServiceMetrics, StageCalls
 from deployments.remote_stages import RemoteStages, StageHandles
+from deployments.sharing import Sharing
+from deployments.stage_meter import StageMeters
 from deployments.status import end_with_status, failure_of
 from deployments.watch_stream import WatchStream
 from protos import vision_agent_pb2 as pb
@@ -41,6 +47,7 @@ SERVICE_NAME = "vision_agent.v1.VisionAgent"
 _logger = logging.getLogger(__name__)
 _WARM_UP_PAUSE_S = 1.0
 _WARM_UP_SIZE = 64
+_SWITCH_INTERVAL_S = 0.0005
 
 
 class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
@@ -63,11 +70,13 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         self._metrics = metrics
         self._capabilities = capabilities
         self._store = store
+        self.sharing = Sharing(settings.stream.sharing)
 
     async def Ground(self, request: pb.GroundRequest, context: Any) -> pb.GroundResponse:
         """One picture, some questions."""
         try:
-            result = await self._ground(request)
+            with self._one_off():
+                result = await self._ground(request, context.time_remaining())
         except Exception as error:
             await self._end_call(context, error)
         self._metrics.count_call(Outcome.ANSWERED)
@@ -76,11 +85,22 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
     async def Ask(self, request: pb.AskRequest, context: Any) -> None:
         """One picture, one question, its answer as it is written."""
         try:
-            async for response in self._ask(request):
-                await context.write(response)
+            with self._one_off():
+                async for response in self._ask(request, context.time_remaining()):
+                    await context.write(response)
         except Exception as error:
             await self._end_call(context, error)
         self._metrics.count_call(Outcome.ANSWERED)
+
+    @contextlib.contextmanager
+    def _one_off(self) -> Iterator[None]:
+        """Streams step back while a one-off call is under way."""
+        turns = self.sharing.keyframes
+        turns.num_one_offs += 1
+        try:
+            yield
+        finally:
+            turns.num_one_offs -= 1
 
     async def _end_call(self, context: Any, error: Exception) -> NoReturn:
         failure = failure_of(error)
@@ -90,7 +110,9 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
 
     async def Watch(self, _requests: Any, context: Any) -> None:
         """A stream of pictures against standing queries."""
-        stream = WatchStream(context, self._pipeline, self._settings, self.draining, self._store)
+        stream = WatchStream(
+            context, self._pipeline, self._settings, self.draining, self._store, self.sharing
+        )
         with self._metrics.stream(lambda: stream.session.own_books):
             try:
                 await stream.run()
@@ -107,10 +129,13 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
     async def GetStats(self, _request: pb.GetStatsRequest, _context: Any) -> pb.ServiceStats:
         """What this replica has done."""
         return messages.stats_to_message(
-            self._metrics.totals(), self._metrics.stage_calls, self._cache.stats
+            self._metrics.totals(),
+            self._metrics.stage_calls,
+            self._cache.stats,
+            self._metrics.meters,
         )
 
-    async def _ground(self, request: pb.GroundRequest) -> pb.FrameResult:
+    async def _ground(self, request: pb.GroundRequest, left_s: float | None) -> pb.FrameResult:
         limits = self._settings.stream
         if not request.queries:
             raise InvalidQuery("the call asks nothing; send at least one query")
@@ -119,7 +144,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
                 f"{len(request.queries)} queries, the limit is {limits.max_queries} per call"
             )
         received, queries = self._read(request.frame, request.queries)
-        grounding = await self._pipeline.ground(
+        grounding = await self._pipeline.within(Limits.starting_now(left_s)).ground(
             received.frame, [query.task for query in queries], boxes=received.boxes
         )
         return messages.result_to_message(
@@ -130,9 +155,12 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
             answered_time_ns=time.time_ns(),
         )
 
-    async def _ask(self, request: pb.AskRequest) -> AsyncIterator[pb.AskResponse]:
+    async def _ask(
+        self, request: pb.AskRequest, left_s: float | None
+    ) -> AsyncIterator[pb.AskResponse]:
         received, queries = self._read(request.frame, [request.query])
-        asked = self._pipeline.ask(received.frame, queries[0].task, boxes=received.boxes)
+        pipeline = self._pipeline.within(Limits.starting_now(left_s))
+        asked = pipeline.ask(received.frame, queries[0].task, boxes=received.boxes)
         async for piece in asked:
             if isinstance(piece, str):
                 yield pb.AskResponse(text_delta=piece)
@@ -165,13 +193,14 @@ class Ingress:
         auxiliary_encoder: DeploymentHandle[Any],
         language: DeploymentHandle[Any],
     ) -> None:
+        _share_processors_kindly()
         self._settings = settings
         self._handles = StageHandles(proposal, primary_encoder, auxiliary_encoder, language)
         self._metrics = ServiceMetrics()
         self._cache = open_cache(settings.cache)
         model = find_model(settings.model, proposal_network=settings.proposal_network)
         pipeline = Pipeline(
-            self._stages(self._metrics.stage_calls),
+            self._stages(self._metrics.stage_calls, self._metrics.meters),
             self._cache,
             model_digest=model.digest,
             tenant=settings.tenant,
@@ -200,14 +229,16 @@ class Ingress:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         # One second more than the streams give themselves, so that none is cut.
         await self._server.stop(self._settings.server.drain_grace_s + 1.0)
+        self._agent.sharing.close()
         await self._cache.close()
         await self._store.close()
 
-    def _stages(self, calls: StageCalls) -> RemoteStages:
+    def _stages(self, calls: StageCalls, meters: StageMeters) -> RemoteStages:
         stream = self._settings.stream
         return RemoteStages(
             self._handles,
             calls=calls,
+            meters=meters,
             timeout_s=stream.stage_timeout_s,
             overlap=stream.overlap_stages,
         )
@@ -218,7 +249,9 @@ class Ingress:
         frame = frame_from_rgb(grey)
         while True:
             pipeline = Pipeline(
-                self._stages(StageCalls()), MemoryRegionCache(), model_digest="warm-up"
+                self._stages(StageCalls(), StageMeters()),
+                MemoryRegionCache(),
+                model_digest="warm-up",
             )
             try:
                 await pipeline.ground(frame, [Task.detect("object")])
@@ -232,6 +265,14 @@ class Ingress:
     async def _set_health(self, status: int) -> None:
         for name in ("", SERVICE_NAME):
             await self._health.set(name, status)
+
+
+def _share_processors_kindly() -> None:
+    """Keep the event loop ahead of the threads that look at pictures."""
+    # A thread that computes hands the interpreter over at once, not after 5 ms.
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    # Several pictures are looked at side by side; each takes one thread.
+    cv2.setNumThreads(1)
 
 
 def _make_server(settings: ServerSettings, agent: VisionAgent, health_servicer: Any) -> Any:

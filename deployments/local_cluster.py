@@ -35,7 +35,7 @@ _POLL_S = 0.05
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _AUTH_NOTICE_LOGGER = "ray._private.authentication.authentication_token_setup"
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     # Replicas answer on their own event loop: measured 1.7 ms instead of 3 ms per stage call.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
@@ -119,7 +119,7 @@ def _start_ray(settings: ServiceSettings, folder: Path) -> None:
     logging.getLogger(_AUTH_NOTICE_LOGGER).setLevel(logging.ERROR)
     # Set after Serve was imported, so that this process keeps the defaults: its own handles
     # run outside an event loop, which the same settings would forbid.
-    for key, value in _ENVIRONMENT.items():
+    for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     ray.init(
         address="local",

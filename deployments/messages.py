@@ -6,7 +6,7 @@ Nothing else in the service knows protobuf, and nothing here knows sessions, sta
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from agent.streaming.motion import Affine
 from agent.streaming.policy import Priority
 from agent.streaming.session import StandingQuery
 from deployments.metrics import ServiceTotals, StageCalls
+from deployments.stage_meter import StageMeter
 from protos import vision_agent_pb2 as pb
 
 T = TypeVar("T")
@@ -247,7 +248,6 @@ def timings_to_message(
     """Seconds to milliseconds."""
     return pb.StageTimings(
         queue_ms=1e3 * queue_s,
-        decode_ms=1e3 * timings.decode_s,
         cache_ms=1e3 * timings.cache_s,
         propose_ms=1e3 * timings.propose_s,
         primary_ms=1e3 * timings.primary_s,
@@ -325,13 +325,29 @@ def capabilities_to_message(
 
 
 def stats_to_message(
-    totals: ServiceTotals, calls: StageCalls, cache: CacheStats
+    totals: ServiceTotals,
+    calls: StageCalls,
+    cache: CacheStats,
+    meters: Iterable[StageMeter] = (),
 ) -> pb.ServiceStats:
     """What this front-end replica has done."""
     return pb.ServiceStats(
         **dataclasses.asdict(totals),
         stage_calls=pb.StageCalls(**dataclasses.asdict(calls)),
         cache=pb.CacheStats(**dataclasses.asdict(cache)),
+        stages=[_stage_to_message(meter) for meter in meters],
+    )
+
+
+def _stage_to_message(meter: StageMeter) -> pb.StageLoad:
+    """Seconds to milliseconds."""
+    counts = dataclasses.asdict(meter.counts)
+    sums = {name: 1e3 * counts.pop(f"{name}_s") for name in ("call", "queue", "compute")}
+    return pb.StageLoad(
+        name=meter.name,
+        **counts,
+        **{f"{name}_ms": value for name, value in sums.items()},
+        expected_ms=1e3 * meter.expected_s(),
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from agent.streaming.session import Books, Outcome
+from deployments.stage_meter import StageMeters
 
 
 @dataclass
@@ -57,6 +58,7 @@ class ServiceMetrics:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.stage_calls = StageCalls()
+        self.meters = StageMeters()
         self._clock = clock
         self._started_s = clock()
         self._open: dict[int, Callable[[], Books]] = {}

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from agent.detections import Proposals
 from agent.frame import Frame
+from agent.urgency import Limits, Urgency
+from deployments.stage_queue import Served
 from deployments.stage_replica import StageReplica
 
 
 class Proposal(StageReplica):
     """One `agent.proposer.Proposer`."""
 
-    batched = "propose"
+    async def propose(
+        self, frame: Frame, left_s: float | None = None, urgency: Urgency = Urgency.ONE_OFF
+    ) -> Served[Proposals]:
+        """Class-agnostic boxes of one frame, best first.
 
-    async def propose(self, frame: Frame) -> Proposals:
-        """Class-agnostic boxes of one frame, best first."""
-        proposals: Proposals = await asyncio.wrap_future(self.frames.submit(frame))
-        return proposals
+        Raises:
+            Overloaded: the caller would have waited longer than `left_s`.
+        """
+        ticket = self.line.ticket(Limits.starting_now(left_s, urgency))
+        return await self.line.run_together(
+            ticket, self.stage.propose, frame, limit=self.max_batch_frames
+        )

@@ -1,4 +1,4 @@
-"""What every stage replica has: one agent object and one thread for its forward passes.
+"""What every stage replica has: one agent object and a line before the thread that runs it.
 
 The event loop stays free while a model computes, and forward passes of one replica never
 overlap. Plain classes: `deployments/app.py` turns them into deployments.
@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import Any
 
-from agent.batching import Batcher, batch_limit
+from agent.batching import batch_limit
 from agent.detections import Proposals
 from agent.errors import SettingsError
 from agent.frame import Frame
-
-T = TypeVar("T")
+from agent.urgency import Limits, Urgency
+from deployments.stage_queue import Served, StageQueue
 
 
 def load_factory(path: str) -> Any:
@@ -34,10 +33,7 @@ def load_factory(path: str) -> Any:
 
 
 class StageReplica:
-    """Holds the stage and runs its blocking methods one at a time."""
-
-    batched: str | None = None
-    """The stage's method that takes a list of frames."""
+    """Holds the stage and the line before it."""
 
     def __init__(
         self,
@@ -51,38 +47,45 @@ class StageReplica:
         self.stage: Any = load_factory(factory).from_pretrained(
             model, device=device, num_threads=num_threads, **options
         )
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stage")
-        if self.batched is not None:
-            self.frames: Batcher[Frame, Any] = Batcher(
-                getattr(self.stage, self.batched),
-                self._thread,
-                limit=batch_limit(device, max_batch_frames),
-            )
-
-    async def run(self, method: Callable[..., T], *arguments: Any) -> T:
-        """A blocking call in the replica's own thread, after those already waiting."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, method, *arguments)
+        self.max_batch_frames = batch_limit(device, max_batch_frames)
+        self.line = StageQueue()
 
 
 class EncoderReplica(StageReplica):
     """An encoder computes its maps at once and pools them when the boxes arrive."""
 
-    batched = "start"
-
-    async def encode(self, frame: Frame, pending: dict[str, Awaitable[Proposals]]) -> Any:
+    async def encode(
+        self,
+        frame: Frame,
+        pending: dict[str, Any],
+        left_s: float | None = None,
+        urgency: Urgency = Urgency.ONE_OFF,
+    ) -> Served[Any]:
         """Features of every box.
 
         Args:
             frame: the picture.
             pending: the boxes under "proposals", as a result that may not be there yet. In a
                 dict, because Ray would wait for a bare one before it starts this method.
+            left_s: the caller waits no longer.
+            urgency: of the caller.
+
+        Raises:
+            Overloaded: the caller would have waited longer.
         """
-        maps, proposals = await asyncio.gather(
-            asyncio.wrap_future(self.frames.submit(frame)), _wait(pending["proposals"])
+        ticket = self.line.ticket(Limits.starting_now(left_s, urgency))
+        started = self.line.run_together(
+            ticket, self.stage.start, frame, limit=self.max_batch_frames
         )
-        return await self.run(self.stage.pool, maps, proposals)
+        maps, proposals = await asyncio.gather(started, _wait(pending["proposals"]))
+        pooled: Served[Any] = await self.line.run(ticket, self.stage.pool, maps.value, proposals)
+        return Served(
+            pooled.value,
+            queue_s=maps.queue_s + pooled.queue_s,
+            compute_s=maps.compute_s + pooled.compute_s,
+        )
 
 
-async def _wait(pending: Awaitable[Proposals]) -> Proposals:
+async def _wait(pending: Proposals | Awaitable[Served[Proposals]]) -> Proposals:
     # Boxes that the client sent are there already.
-    return pending if isinstance(pending, Proposals) else await pending
+    return pending if isinstance(pending, Proposals) else (await pending).value

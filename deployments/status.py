@@ -29,10 +29,13 @@ from agent.errors import (
 ERROR_CODE_KEY = "groundstream-error"
 """Trailing metadata: which entry of the proto's ErrorCode a unary error is."""
 REQUEST_ID_KEY = "groundstream-request-id"
+RETRY_AFTER_KEY = "grpc-retry-pushback-ms"
+"""gRPC's own name for it: clients with a retry policy obey without being told more."""
 
 _logger = logging.getLogger(__name__)
 _INTERNAL = "INTERNAL"
 _MAX_WRAPPERS = 8
+_RETRY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Failure:
     status: grpc.StatusCode
     message: str
     request_id: str = ""
+    retry_after_s: float | None = None
+    """When it is worth trying again, if anybody can say."""
 
     @property
     def is_clients_fault(self) -> bool:
@@ -65,10 +70,12 @@ TABLE: tuple[tuple[type[AgentError], str, grpc.StatusCode], ...] = (
 
 def failure_of(error: BaseException) -> Failure:
     """What to tell the client about `error`; a bug of ours is logged here with its traceback."""
-    cause = _without_ray(error)
+    cause = cause_of(error)
     for kind, code, status in TABLE:
         if isinstance(cause, kind):
-            return Failure(code, status, str(cause))
+            return Failure(
+                code, status, str(cause), retry_after_s=getattr(cause, "retry_after_s", None)
+            )
     request_id = uuid.uuid4().hex
     _logger.error("request %s failed", request_id, exc_info=error)
     message = f"internal error; quote request id {request_id} when you report it"
@@ -77,14 +84,15 @@ def failure_of(error: BaseException) -> Failure:
 
 async def end_with_status(context: Any, failure: Failure) -> NoReturn:
     """Ends a unary call with the failure's status and typed trailing metadata."""
-    context.set_trailing_metadata(
-        ((ERROR_CODE_KEY, failure.code), (REQUEST_ID_KEY, failure.request_id))
-    )
+    metadata = [(ERROR_CODE_KEY, failure.code), (REQUEST_ID_KEY, failure.request_id)]
+    if failure.retry_after_s is not None:
+        metadata.append((RETRY_AFTER_KEY, str(round(1e3 * failure.retry_after_s))))
+    context.set_trailing_metadata(tuple(metadata))
     await context.abort(failure.status, failure.message)
     raise AssertionError("abort() raises")
 
 
-def _without_ray(error: BaseException) -> BaseException:
+def cause_of(error: BaseException) -> BaseException:
     """The error a stage raised, or the AgentError that Ray's own errors amount to."""
     for _ in range(_MAX_WRAPPERS):
         cause = getattr(error, "cause", None)
@@ -92,7 +100,9 @@ def _without_ray(error: BaseException) -> BaseException:
             break
         error = cause
     if isinstance(error, ray.serve.exceptions.BackPressureError):
-        return Overloaded("a stage's queue is full; send less or try again later")
+        return Overloaded(
+            "a stage's queue is full; send less or try again later", retry_after_s=_RETRY_S
+        )
     if isinstance(
         error, (ray.exceptions.RayActorError, ray.serve.exceptions.DeploymentUnavailableError)
     ):

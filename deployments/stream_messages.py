@@ -124,6 +124,7 @@ def failure_to_message(
         sequence=sequence,
         change_id=change_id,
         request_id=failure.request_id,
+        retry_after_ms=None if failure.retry_after_s is None else 1e3 * failure.retry_after_s,
     )
 
 

@@ -21,9 +21,11 @@ from agent.streaming.session import Gap, Session
 from agent.streaming.session_store import SessionStore, new_token
 from agent.streaming.snapshot import read_snapshot
 from deployments import messages, stream_messages
-from deployments.frame_answers import Arrival, FrameAnswers
+from deployments.frame_answers import FrameAnswers
 from deployments.outlet import Outlet
+from deployments.sharing import Sharing
 from deployments.status import failure_of
+from deployments.stream_looks import Arrival
 
 
 class WatchStream:
@@ -36,6 +38,7 @@ class WatchStream:
         settings: ServiceSettings,
         draining: asyncio.Event,
         store: SessionStore,
+        sharing: Sharing,
     ) -> None:
         self.session: Session[Arrival] = Session(max_queries=settings.stream.max_queries)
         self._rpc = rpc
@@ -43,7 +46,7 @@ class WatchStream:
         self._draining = draining
         self._store = store
         self._outlet = Outlet(rpc)
-        self._answers = FrameAnswers(self.session, pipeline, settings.stream, self._outlet)
+        self._answers = FrameAnswers(self.session, pipeline, settings.stream, self._outlet, sharing)
         self._token: str | None = None
         self._changed = asyncio.Event()
         """Set when there is something new for a snapshot."""

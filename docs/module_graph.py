@@ -14,12 +14,13 @@ PAGE = Path(__file__).parent / "architecture.md"
 BEGIN, END = "<!-- module graph: begin -->", "<!-- module graph: end -->"
 PACKAGES = ("agent", "deployments", "client", "protos")
 PARTS = {
-    "values": "frame detections features errors settings urgency prompts model_directory interrupts "
-    "drawing written_text",
+    "values": "frame detections features errors settings urgency prompts model_directory "
+    "interrupts drawing written_text",
     "pipeline": "pipeline paging parsing carried_answers single_flight stages",
     "region cache": "region_cache feature_codec redis_door",
     "vision stages": "proposer encoders processor batching device_picture",
-    "language stage": "generation engine drafting grammar prefix_cache sequence tokenizer",
+    "language stage": "generation generation_request engine drafting grammar prefix_cache sequence "
+    "tokenizer",
     "other VLMs": "attached families",
     "command line": "cli evaluation_cli inspection",
 }

@@ -303,9 +303,8 @@ class Clocks(_message.Message):
     def __init__(self, capture_time_ns: _Optional[int] = ..., received_time_ns: _Optional[int] = ..., answered_time_ns: _Optional[int] = ...) -> None: ...
 
 class StageTimings(_message.Message):
-    __slots__ = ("queue_ms", "decode_ms", "cache_ms", "propose_ms", "primary_ms", "auxiliary_ms", "language_ms", "total_ms", "follow_ms")
+    __slots__ = ("queue_ms", "cache_ms", "propose_ms", "primary_ms", "auxiliary_ms", "language_ms", "total_ms", "follow_ms")
     QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
-    DECODE_MS_FIELD_NUMBER: _ClassVar[int]
     CACHE_MS_FIELD_NUMBER: _ClassVar[int]
     PROPOSE_MS_FIELD_NUMBER: _ClassVar[int]
     PRIMARY_MS_FIELD_NUMBER: _ClassVar[int]
@@ -314,7 +313,6 @@ class StageTimings(_message.Message):
     TOTAL_MS_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_MS_FIELD_NUMBER: _ClassVar[int]
     queue_ms: float
-    decode_ms: float
     cache_ms: float
     propose_ms: float
     primary_ms: float
@@ -322,7 +320,7 @@ class StageTimings(_message.Message):
     language_ms: float
     total_ms: float
     follow_ms: float
-    def __init__(self, queue_ms: _Optional[float] = ..., decode_ms: _Optional[float] = ..., cache_ms: _Optional[float] = ..., propose_ms: _Optional[float] = ..., primary_ms: _Optional[float] = ..., auxiliary_ms: _Optional[float] = ..., language_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., follow_ms: _Optional[float] = ...) -> None: ...
+    def __init__(self, queue_ms: _Optional[float] = ..., cache_ms: _Optional[float] = ..., propose_ms: _Optional[float] = ..., primary_ms: _Optional[float] = ..., auxiliary_ms: _Optional[float] = ..., language_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., follow_ms: _Optional[float] = ...) -> None: ...
 
 class ReusedFeatures(_message.Message):
     __slots__ = ("sequence", "difference")
@@ -583,18 +581,20 @@ class KeyframeAnswer(_message.Message):
     def __init__(self, result: _Optional[_Union[FrameResult, _Mapping]] = ..., reason: _Optional[_Union[KeyframeReason, str]] = ...) -> None: ...
 
 class StreamError(_message.Message):
-    __slots__ = ("code", "message", "sequence", "change_id", "request_id")
+    __slots__ = ("code", "message", "sequence", "change_id", "request_id", "retry_after_ms")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     CHANGE_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     code: ErrorCode
     message: str
     sequence: int
     change_id: int
     request_id: str
-    def __init__(self, code: _Optional[_Union[ErrorCode, str]] = ..., message: _Optional[str] = ..., sequence: _Optional[int] = ..., change_id: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
+    retry_after_ms: float
+    def __init__(self, code: _Optional[_Union[ErrorCode, str]] = ..., message: _Optional[str] = ..., sequence: _Optional[int] = ..., change_id: _Optional[int] = ..., request_id: _Optional[str] = ..., retry_after_ms: _Optional[float] = ...) -> None: ...
 
 class Drain(_message.Message):
     __slots__ = ("reason", "grace_s")
@@ -688,8 +688,30 @@ class CacheStats(_message.Message):
     skipped: int
     def __init__(self, hits: _Optional[int] = ..., misses: _Optional[int] = ..., stored: _Optional[int] = ..., errors: _Optional[int] = ..., corrupt: _Optional[int] = ..., skipped: _Optional[int] = ...) -> None: ...
 
+class StageLoad(_message.Message):
+    __slots__ = ("name", "num_done", "num_refused", "in_flight", "most_at_once", "call_ms", "queue_ms", "compute_ms", "expected_ms")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUM_DONE_FIELD_NUMBER: _ClassVar[int]
+    NUM_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    MOST_AT_ONCE_FIELD_NUMBER: _ClassVar[int]
+    CALL_MS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_MS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_MS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    num_done: int
+    num_refused: int
+    in_flight: int
+    most_at_once: int
+    call_ms: float
+    queue_ms: float
+    compute_ms: float
+    expected_ms: float
+    def __init__(self, name: _Optional[str] = ..., num_done: _Optional[int] = ..., num_refused: _Optional[int] = ..., in_flight: _Optional[int] = ..., most_at_once: _Optional[int] = ..., call_ms: _Optional[float] = ..., queue_ms: _Optional[float] = ..., compute_ms: _Optional[float] = ..., expected_ms: _Optional[float] = ...) -> None: ...
+
 class ServiceStats(_message.Message):
-    __slots__ = ("uptime_s", "open_streams", "frames_received", "frames_answered", "frames_superseded", "frames_rejected", "frames_failed", "frames_abandoned", "frames_in_flight", "stage_calls", "cache", "frames_tracked_only", "frames_expired")
+    __slots__ = ("uptime_s", "open_streams", "frames_received", "frames_answered", "frames_superseded", "frames_rejected", "frames_failed", "frames_abandoned", "frames_in_flight", "stage_calls", "cache", "frames_tracked_only", "frames_expired", "stages")
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     OPEN_STREAMS_FIELD_NUMBER: _ClassVar[int]
     FRAMES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
@@ -703,6 +725,7 @@ class ServiceStats(_message.Message):
     CACHE_FIELD_NUMBER: _ClassVar[int]
     FRAMES_TRACKED_ONLY_FIELD_NUMBER: _ClassVar[int]
     FRAMES_EXPIRED_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
     uptime_s: float
     open_streams: int
     frames_received: int
@@ -716,4 +739,5 @@ class ServiceStats(_message.Message):
     cache: CacheStats
     frames_tracked_only: int
     frames_expired: int
-    def __init__(self, uptime_s: _Optional[float] = ..., open_streams: _Optional[int] = ..., frames_received: _Optional[int] = ..., frames_answered: _Optional[int] = ..., frames_superseded: _Optional[int] = ..., frames_rejected: _Optional[int] = ..., frames_failed: _Optional[int] = ..., frames_abandoned: _Optional[int] = ..., frames_in_flight: _Optional[int] = ..., stage_calls: _Optional[_Union[StageCalls, _Mapping]] = ..., cache: _Optional[_Union[CacheStats, _Mapping]] = ..., frames_tracked_only: _Optional[int] = ..., frames_expired: _Optional[int] = ...) -> None: ...
+    stages: _containers.RepeatedCompositeFieldContainer[StageLoad]
+    def __init__(self, uptime_s: _Optional[float] = ..., open_streams: _Optional[int] = ..., frames_received: _Optional[int] = ..., frames_answered: _Optional[int] = ..., frames_superseded: _Optional[int] = ..., frames_rejected: _Optional[int] = ..., frames_failed: _Optional[int] = ..., frames_abandoned: _Optional[int] = ..., frames_in_flight: _Optional[int] = ..., stage_calls: _Optional[_Union[StageCalls, _Mapping]] = ..., cache: _Optional[_Union[CacheStats, _Mapping]] = ..., frames_tracked_only: _Optional[int] = ..., frames_expired: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageLoad, _Mapping]]] = ...) -> None: ...

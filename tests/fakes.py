@@ -1,7 +1,8 @@
 """Stages without weights: same shape as the real ones, quick, and obedient to their query.
 
-A query that begins with "slow" takes 0.3 s, "crash" raises, "absent" finds nothing, anything else
-finds box 0 (COUNT: all boxes). They decode the frame, so a damaged one fails as it should.
+A query that begins with "slow" takes 0.3 s, "crash" raises, "busy" is refused for want of time,
+"absent" finds nothing, anything else finds box 0 (COUNT: all boxes). They decode the frame, so a
+damaged one fails as it should.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from agent.detections import FloatArray, Proposals
+from agent.errors import Overloaded
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame, RGBArray
 from agent.prompts import Task, TaskKind
+from agent.urgency import Limits
 from agent.written_text import written_in_thread
 from deployments.metrics import StageCalls
 
 NUM_BOXES = 4
 SLOW_S = 0.3
+BUSY_RETRY_S = 0.2
 SECRET = "secret detail of the inside"
 
 
@@ -107,6 +111,8 @@ class FakeLanguage(FakeStage):
         query = task.query
         if query.startswith("crash"):
             raise RuntimeError(SECRET)
+        if query.startswith("busy"):
+            raise Overloaded("too much to do", retry_after_s=BUSY_RETRY_S)
         if query.startswith("slow"):
             time.sleep(SLOW_S)
         if task.kind is TaskKind.REGION_CAPTION:
@@ -126,10 +132,16 @@ class FakeStages:
 
     def __init__(self) -> None:
         self.calls = StageCalls()
+        self.limits: list[Limits] = []
         self._proposer = FakeProposer()
         self._primary = FakePrimaryEncoder()
         self._auxiliary = FakeAuxiliaryEncoder()
         self._language = FakeLanguage()
+
+    def within(self, limits: Limits) -> FakeStages:
+        """These stages; the limits are noted."""
+        self.limits.append(limits)
+        return self
 
     def propose(self, frame: Frame) -> Awaitable[Proposals]:
         """A task, which may be awaited many times."""

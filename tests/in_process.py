@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
+from agent.features import Stages
 from agent.pipeline import Pipeline
 from agent.region_cache import MemoryRegionCache
 from agent.settings import ServerSettings, ServiceSettings, StreamSettings
@@ -58,7 +59,11 @@ class Service:
 
 @contextlib.asynccontextmanager
 async def running_service(
-    *, port: int = 0, store: SessionStore | None = None, settings: ServiceSettings = SETTINGS
+    *,
+    port: int = 0,
+    store: SessionStore | None = None,
+    settings: ServiceSettings = SETTINGS,
+    stages: Callable[[ServiceMetrics], Stages] | None = None,
 ) -> AsyncIterator[Service]:
     """A fresh service.
 
@@ -66,10 +71,12 @@ async def running_service(
         port: where it listens; 0: anywhere.
         store: where its sessions are kept; None: with it.
         settings: its numbers.
+        stages: makes others than the fakes, which count and measure into what they are given.
     """
-    stages, cache, metrics = FakeStages(), MemoryRegionCache(), ServiceMetrics()
-    metrics.stage_calls = stages.calls
-    pipeline = Pipeline(stages, cache, model_digest="m")
+    fakes, cache, metrics = FakeStages(), MemoryRegionCache(), ServiceMetrics()
+    if stages is None:
+        metrics.stage_calls = fakes.calls
+    pipeline = Pipeline(fakes if stages is None else stages(metrics), cache, model_digest="m")
     capabilities = pb.Capabilities(model_name="fake")
     sessions = store or MemorySessionStore(ttl_s=60.0)
     agent = VisionAgent(pipeline, cache, settings, metrics, capabilities, sessions)
@@ -78,7 +85,7 @@ async def running_service(
     port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     try:
-        yield Service(f"127.0.0.1:{port}", agent, metrics, stages)
+        yield Service(f"127.0.0.1:{port}", agent, metrics, fakes)
     finally:
         await server.stop(None)
 

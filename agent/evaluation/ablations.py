@@ -6,6 +6,7 @@ Knows how to vary the recipe and what to measure; the recipe itself is `agent/tr
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agent.detections import FloatArray
 from agent.evaluation.coco_folder import CocoFolder
-from agent.evaluation.detection import evaluate_detection
+from agent.evaluation.detection import evaluate_detection, match_count
+from agent.frame import load_frame
+from agent.prompts import Task
 from agent.stages import local_pipeline
 from agent.training.batches import PADDING, SceneBatch
 from agent.training.grounding import GroundingSetup, batches_from, freeze_for, save_grounding
@@ -25,13 +29,15 @@ from agent.training.language import (
     SymbolicCurriculum,
     forward_packed,
 )
-from agent.training.mixture import MixtureSettings
+from agent.training.mixture import MixtureSettings, Turn
 from agent.training.packing import PackedBatch
-from agent.training.region_features import fused_regions
-from agent.training.rehearsal import rehearse
+from agent.training.region_features import RegionPool, fused_regions
+from agent.training.rehearsal import Speller, rehearse
 
 _HIDDEN = 256
 _PROBE_BATCH = 1024
+_REGION = re.compile(r"<region(\d+)>")
+_PRINTED = re.compile(r"\[(\d+),(\d+),(\d+),(\d+)\]")
 
 
 @dataclass(frozen=True)
@@ -118,30 +124,97 @@ ARMS = {
 
 
 async def compare_mixtures(
-    setup: GroundingSetup, data: CocoFolder, folder: Path, *, steps: int
+    setup: GroundingSetup, pool: RegionPool, data: CocoFolder, folder: Path, *, steps: int
 ) -> dict[str, dict[str, float]]:
     """What rejection samples and general data do: each arm is tuned from the same aligned model.
 
     Returns figures by arm, and of the aligned model itself: detection on `data`, and what the
     language model alone still can (`symbolic_abilities`).
     """
-    pool = setup.rehearsal_pool()
-    trained = torch.tensor(setup.concepts)
-    aligned = copy.deepcopy(setup.module)
-    rows = {
-        "aligned only": await _measure(replace(setup, module=aligned), data, folder / "aligned")
-    }
+    rows = {"aligned only": await _measure(setup, data, folder / "aligned")}
     for name, mixture in ARMS.items():
-        module = copy.deepcopy(aligned)
-        freeze_for(module, "instruct")
-        rehearse(
-            module, setup.builder, pool, setup.names, setup.vocabulary, trained,
-            steps=steps, rate=1.5e-3, mixture=mixture,
-        )  # fmt: skip
-        rows[name] = await _measure(
-            replace(setup, module=module), data, folder / name.replace(" ", "_")
-        )
+        tuned = _tuned(setup, pool, steps=steps, mixture=mixture)
+        rows[name] = await _measure(tuned, data, folder / name.replace(" ", "_"))
     return rows
+
+
+def _tuned(
+    setup: GroundingSetup,
+    pool: RegionPool,
+    *,
+    steps: int,
+    mixture: MixtureSettings | None = None,
+    spell: Speller | None = None,
+) -> GroundingSetup:
+    """A copy of the setup after so many steps of stage 2."""
+    module = copy.deepcopy(setup.module)
+    freeze_for(module, "instruct")
+    rehearse(
+        module, setup.builder, pool, setup.names, setup.vocabulary, torch.tensor(setup.concepts),
+        steps=steps, rate=1.5e-3, mixture=mixture, spell=spell,
+    )  # fmt: skip
+    return replace(setup, module=module)
+
+
+async def compare_outputs(
+    setup: GroundingSetup, pool: RegionPool, data: CocoFolder, folder: Path, *, steps: int
+) -> dict[str, dict[str, float]]:
+    """Region tokens against boxes printed as numbers, by the same model from the same data.
+
+    Both see the same region tokens; only the answers' words differ. A box is printed as
+    hundredths of the picture: `[x1,y1,x2,y2]`.
+    """
+    rows = {}
+    for name, spell in (("region tokens", None), ("printed boxes", printed)):
+        tuned = _tuned(setup, pool, steps=steps, spell=spell)
+        where = folder / name.replace(" ", "_")
+        save_grounding(tuned.module, setup.builder.tokenizer, setup.pretrained, where)
+        rows[name] = await _measure_output(str(where), data)
+    return rows
+
+
+def printed(turn: Turn, boxes: FloatArray) -> Turn:
+    """The same turn with each region of its answer printed as numbers."""
+
+    def numbers(match: re.Match[str]) -> str:
+        box = np.clip(np.round(boxes[int(match.group(1))] * 100), 0, 99).astype(int)
+        return "[" + ",".join(map(str, box)) + "]"
+
+    return replace(turn, answer=_REGION.sub(numbers, turn.answer))
+
+
+def printed_boxes(text: str, *, width: int, height: int) -> FloatArray:
+    """(n, 4) pixels of the boxes that an answer prints, at the middle of each hundredth."""
+    found = [[int(number) for number in box] for box in _PRINTED.findall(text)]
+    size = np.array([width, height, width, height], dtype=np.float32)
+    return np.asarray((np.array(found).reshape(-1, 4) + 0.5) / 100 * size, dtype=np.float32)
+
+
+async def _measure_output(model: str, data: CocoFolder) -> dict[str, float]:
+    """Detection of present labels at IoU 0.5, and what an answer costs."""
+    pipeline = local_pipeline(model)
+    hits = answered = objects = passes = asked = 0
+    seconds = 0.0
+    for image in data.images:
+        frame, category = load_frame(image.path), np.array(image.category)
+        for label in sorted(set(image.category)):
+            truth = image.xyxy[category == label]
+            grounding = await pipeline.ground(frame, [Task.detect(data.categories[label])])
+            (answer,) = grounding.answers
+            boxes = answer.detections.xyxy
+            if not len(boxes):
+                boxes = printed_boxes(answer.text, width=frame.width, height=frame.height)
+            hits += match_count(boxes, -np.arange(len(boxes), dtype=np.float32), truth)
+            answered, objects = answered + len(boxes), objects + len(truth)
+            passes, asked = passes + answer.num_passes, asked + 1
+            seconds += grounding.timings.language_s
+    return {
+        "precision": hits / max(1, answered),
+        "recall": hits / max(1, objects),
+        "f1": 2 * hits / max(1, answered + objects),
+        "passes_per_answer": passes / max(1, asked),
+        "language_ms_per_answer": 1e3 * seconds / max(1, asked),
+    }
 
 
 async def _measure(setup: GroundingSetup, data: CocoFolder, folder: Path) -> dict[str, float]:
@@ -157,7 +230,7 @@ async def _measure(setup: GroundingSetup, data: CocoFolder, folder: Path) -> dic
 
 @torch.inference_mode()
 def symbolic_abilities(setup: GroundingSetup, *, num_batches: int = 6) -> dict[str, float]:
-    """What the language model can without eyes: shares of whole answers right.
+    """What the language model can without eyes: shares of its answers' tokens that are right.
 
     Symbolic scenes, as in its pretraining: copying text, pointing, naming, yes or no.
     """

@@ -19,6 +19,7 @@ from agent.errors import InvalidQuery
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame
 from agent.prompts import Task
+from agent.urgency import Limits
 
 _WIDTH = 32
 
@@ -60,6 +61,10 @@ class OracleStages:
         """
         self._truth = truth
         self._settings = settings
+
+    def within(self, limits: Limits) -> OracleStages:
+        """These stages; nobody is refused."""
+        return self
 
     def propose(self, frame: Frame) -> Awaitable[Proposals]:
         """True boxes first, then distractors."""

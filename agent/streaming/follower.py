@@ -20,6 +20,7 @@ from agent.parsing import Answer, AnswerStatus
 from agent.pipeline import Grounding
 from agent.settings import FollowSettings
 from agent.streaming.answers import Box, Claim, Evidence, FollowedBox, QueryAnswer, Source
+from agent.streaming.box_filter import BoxFilter
 from agent.streaming.keyframe import KeyframeReason, KeyframeSelector, Situation
 from agent.streaming.motion import Affine, PointField, compose, identity
 from agent.streaming.policy import Priority
@@ -78,6 +79,8 @@ class Follower:
         self._reference: _Reference | None = None
         self._sketch: Sketch | None = None
         self._clocks: tuple[int, int] | None = None
+        self._drift: NDArray[np.float64] = np.zeros(2)
+        """Pixels per second by which the camera moves the middle of the picture."""
         self.now_s = 0.0
         """Time of the newest frame since the first, on the client's clock where it makes sense."""
 
@@ -111,6 +114,9 @@ class Follower:
         motion = self._points.advance(view, self.tracker.boxes(), ego_motion)
         height, width = view.grey.shape * view.scale[::-1]
         self.tracker.advance(dt_s, motion, width=round(width), height=round(height))
+        self._drift = np.zeros(2)
+        if motion is not None and dt_s > 0.0:
+            self._drift = motion.shift_at(np.array([width, height]) / 2) / dt_s
         self._sketch = view.sketch()
         if self._reference is not None:
             step = identity() if motion is None else motion.camera
@@ -121,9 +127,20 @@ class Follower:
         """The newest frame's proposals, where they are quick enough to be had for every frame."""
         self.tracker.snap(proposals.xyxy)
 
-    def answers(self, queries: Sequence[StandingQuery]) -> list[QueryAnswer]:
-        """What is known about the newest frame, one answer per query."""
-        return [self._followed_answer(query) for query in queries]
+    def ahead_s(self, *, capture_ns: int, received_ns: int) -> float:
+        """How much later than the newest frame another one is, which nobody has looked at."""
+        return self._since_newest_s(capture_ns, received_ns)
+
+    def answers(
+        self, queries: Sequence[StandingQuery], *, ahead_s: float = 0.0
+    ) -> list[QueryAnswer]:
+        """What is known about the newest frame, one answer per query.
+
+        Args:
+            queries: the standing ones.
+            ahead_s: about a frame so much later instead, if all goes on as it goes.
+        """
+        return [self._followed_answer(query, ahead_s) for query in queries]
 
     def keyframe_reason(
         self,
@@ -131,12 +148,16 @@ class Follower:
         *,
         priority: Priority = Priority.NORMAL,
         max_age_s: float | None = None,
+        ahead_s: float = 0.0,
     ) -> KeyframeReason | None:
-        """Why the newest frame should be seen by the language model; None when it need not be."""
+        """Why the newest frame should be seen by the language model; None when it need not be.
+
+        With `ahead_s`: a frame so much later, as far as that can be said before looking at it.
+        """
         answered = [query in self.last for query in queries]
         return self.selector.reason(
             Situation(
-                now_s=self.now_s,
+                now_s=self.now_s + ahead_s,
                 priority=priority,
                 has_queries=bool(queries),
                 all_unanswered=not any(answered),
@@ -227,12 +248,12 @@ class Follower:
         self.last = {query: said for query, said in self.last.items() if query in standing}
         self.tracker.keep_only(standing)
 
-    def _followed_answer(self, query: StandingQuery) -> QueryAnswer:
+    def _followed_answer(self, query: StandingQuery, ahead_s: float) -> QueryAnswer:
         last = self.last.get(query)
         if last is None:
             return QueryAnswer(query, AnswerStatus.PENDING, Source.TRACKED)
         boxes = tuple(
-            FollowedBox(_box(track.box.xyxy), track.id, claim, Source.TRACKED)
+            FollowedBox(_box(self._ahead(track.box, ahead_s)), track.id, claim, Source.TRACKED)
             for track, claim in self.tracker.seen(query)
         )
         status = last.status
@@ -242,6 +263,13 @@ class Follower:
             # It was there; nothing says where it is now.
             status = AnswerStatus.UNSURE
         return QueryAnswer(query, status, Source.TRACKED, last.text, boxes, last.evidence)
+
+    def _ahead(self, box: BoxFilter, ahead_s: float) -> FloatArray:
+        """Where a box is some time later if it and the camera go on as they go."""
+        if ahead_s <= 0.0:
+            return box.xyxy
+        shift = ahead_s * (box.velocity[:2] + self._drift)
+        return np.asarray(box.xyxy + np.tile(shift, 2), dtype=np.float32)
 
     def _is_about_boxes(self, query: StandingQuery) -> bool:
         return query.task.region is None
@@ -259,9 +287,14 @@ class Follower:
 
     def _step_s(self, capture_ns: int, received_ns: int) -> float:
         """Time since the last frame: by capture times, where they go forwards at all."""
-        last, self._clocks = self._clocks, (capture_ns, received_ns)
-        if last is None:
+        step_s = self._since_newest_s(capture_ns, received_ns)
+        self._clocks = (capture_ns, received_ns)
+        return step_s
+
+    def _since_newest_s(self, capture_ns: int, received_ns: int) -> float:
+        if self._clocks is None:
             return 0.0
+        last = self._clocks
         captured_s, received_s = (capture_ns - last[0]) / 1e9, (received_ns - last[1]) / 1e9
         sensible = 0.0 < captured_s <= _MAX_STEP_S
         return captured_s if sensible else min(max(received_s, 0.0), _MAX_STEP_S)

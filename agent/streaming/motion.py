@@ -84,6 +84,10 @@ class Motion:
     change: Change | None = None
     """How much each pixel changed, for boxes too plain to have points; None when not compared."""
 
+    def shift_at(self, point: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(2,) by how much the camera's movement moves a point, pixels of the frame."""
+        return np.asarray(self.camera[:, :2] @ point + self.camera[:, 2] - point)
+
     def carry(
         self, xyxy: FloatArray, expected: FloatArray | None = None
     ) -> tuple[FloatArray, FloatArray]:

@@ -6,47 +6,39 @@ Distils the vision stage's classifier into the language model's own name vectors
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from agent.training.batches import SceneBatch
 from agent.training.grounding_model import GroundingTraining
-from agent.training.region_features import classify, fused_regions
+from agent.training.region_features import RegionPool
 from agent.training.vision import likeness
 
 logger = logging.getLogger(__name__)
-_WARM_UP_BATCHES = 260
 
 
 def warm_up_connector(
-    module: GroundingTraining,
-    batches: Iterator[SceneBatch],
-    concepts: Tensor,
-    vision: dict[str, Tensor],
-    *,
-    steps: int,
+    module: GroundingTraining, pool: RegionPool, trained: Tensor, *, steps: int
 ) -> None:
     """Train the connector on fused features that are computed once, from the towers' classifier.
 
     Everything before the connector is frozen, so a few hundred batches serve thousands of steps.
     The classifier's doubts are the targets: hard labels would be learned by heart. A token is
     pulled to the mixture of slot vectors that the classifier believes in (nothing for background)
-    and to the place of its box.
-    A tenth of the regions is held out and logged.
+    and to the place of its box. A tenth of the regions is held out and logged.
+
+    Args:
+        trained: (num_concepts,) ids in the order of the classifier's classes.
     """
-    connector = module.model.region_projector
-    features, labels, boxes = fused_regions(module, batches, _WARM_UP_BATCHES)
-    believed = classify(features, vision)
+    connector, features, believed = module.model.region_projector, pool.features, pool.believed
     names = module.name_vectors().detach()
     # Doubt shortens a mixture, and the language model would read a short vector as nothing.
-    mixture = nn.functional.normalize(believed[:, :-1] @ names[concepts], dim=-1)
+    mixture = nn.functional.normalize(believed[:, :-1] @ names[trained], dim=-1)
     foreground = believed[:, :-1].sum(-1, keepdim=True)
     meant = mixture * foreground * names.norm(dim=-1).mean()
-    places = module.place_vectors(boxes)
+    places = module.place_vectors(pool.boxes)
     split = len(features) * 9 // 10
-    held_out = torch.arange(split, len(features))[labels[split:] >= 0]
+    held_out = torch.arange(split, len(features))[pool.concepts[split:] >= 0]
     directions = nn.functional.normalize(names, dim=-1)
     optimizer = torch.optim.AdamW(connector.parameters(), lr=2e-3, weight_decay=0.05)
     for step in range(steps):
@@ -55,7 +47,7 @@ def warm_up_connector(
         rows = torch.randint(split, (1024,))
         with torch.autocast("cpu", torch.bfloat16):
             tokens = connector(features[rows]).float()
-        similarity = likeness(tokens - places[rows], names[concepts])
+        similarity = likeness(tokens - places[rows], names[trained])
         doubts = believed[rows, :-1]
         contrast = -(doubts * similarity.log_softmax(-1)).sum() / doubts.sum()
         loss = contrast + nn.functional.mse_loss(tokens, (meant + places)[rows]) / names.var()
@@ -67,7 +59,7 @@ def warm_up_connector(
                 tokens = connector(features[held_out])
                 found = (tokens - places[held_out]) @ directions.T
                 off = (tokens - places[held_out] - meant[held_out]) @ module.slots.place.T
-                right = (found.argmax(-1) == concepts[labels[held_out]]).float().mean()
+                right = (found.argmax(-1) == pool.concepts[held_out]).float().mean()
             length = names.norm(dim=-1).mean()
             logger.info(
                 "connector step %d: contrast %.3f, held-out top-1 %.3f of %d names, places off by "

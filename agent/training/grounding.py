@@ -45,7 +45,7 @@ from agent.training.rehearsal import NUM_TURNS, rehearse
 from agent.training.scenes import SceneSettings
 
 logger = logging.getLogger(__name__)
-_WARM_UP_STEPS = 2000
+_WARM_UP_STEPS = 3000
 
 
 @dataclass(frozen=True)
@@ -91,21 +91,21 @@ class GroundingSetup:
         """Names that are drawn, and asked for when something absent is wanted."""
         return [self.names[c] for c in self.concepts]
 
-    def dense_batches(self) -> Iterator[SceneBatch]:
-        """Pictures full of objects, for features that are computed once."""
-        scenes = replace(self.settings.scenes, num_objects=(14, 40))
-        sizes = ((224, 224), (280, 252), (308, 336))
-        dense = replace(self.settings, batch_size=16, sizes=sizes, scenes=scenes)
-        return batches_from(dense, 1_000_000)
+    def region_pool(self, cache: Path) -> RegionPool:
+        """Regions of pictures as they will be asked about: larger, with every camera fault.
 
-    def rehearsal_pool(self) -> RegionPool:
-        """Regions of pictures as they will be asked about: larger, with every camera fault."""
+        Both stages learn from the same; computed once, then read from `cache`.
+        """
+        if cache.is_file():
+            return RegionPool.load(cache)
         scenes = SceneSettings(concepts=self.concepts, num_objects=(6, 32))
         sizes = ((224, 224), (280, 252), (336, 280), (308, 364), (420, 336))
         wild = batches_from(replace(self.settings, scenes=scenes, sizes=sizes), 2_000_000)
         network = load_proposals(self.pretrained.proposals)
         classifier = load_module_state(self.pretrained.vision)
-        return region_pool(self.module, wild, network, self.concept_of, classifier)
+        pool = region_pool(self.module, wild, network, self.concept_of, classifier)
+        pool.save(cache)
+        return pool
 
 
 def run(
@@ -155,18 +155,12 @@ def run(
         }
 
     is_fresh = not (directory / "checkpoint.pt").is_file()
+    trained, cache = torch.tensor(setup.concepts), directory.parent / "regions.pt"
     if stage == "align" and is_fresh:
-        warm_up_connector(
-            module,
-            setup.dense_batches(),
-            torch.tensor(setup.concepts),
-            load_module_state(pretrained.vision),
-            steps=_WARM_UP_STEPS,
-        )
+        warm_up_connector(module, setup.region_pool(cache), trained, steps=_WARM_UP_STEPS)
     if stage == "instruct" and rehearsal_steps and is_fresh:
-        trained = torch.tensor(setup.concepts)
         rehearse(
-            module, setup.builder, setup.rehearsal_pool(), names, setup.vocabulary, trained,
+            module, setup.builder, setup.region_pool(cache), names, setup.vocabulary, trained,
             steps=rehearsal_steps, rate=1.5e-3,
         )  # fmt: skip
     loop = LoopSettings(steps=steps, learning_rate=rate, warmup_steps=30, weight_decay=0.01,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from agent.training.batches import SceneBatch
 from agent.training.grounding_model import GroundingTraining
 from agent.training.vision import IMAGENET, normalise_batch
 
-_POOL_BATCHES = 400
+_POOL_BATCHES = 500
 
 
 @torch.no_grad()
@@ -95,6 +96,15 @@ class RegionPool:
     believed: Tensor
     """(regions, trained concepts + 1) what the vision stage's classifier thinks; background is
     last."""
+
+    def save(self, path: Path) -> None:
+        """Keep the pool for the next stage."""
+        torch.save(vars(self), path)
+
+    @classmethod
+    def load(cls, path: Path) -> RegionPool:
+        """A pool that was saved."""
+        return cls(**torch.load(path, weights_only=True))
 
 
 @torch.no_grad()

@@ -6,21 +6,25 @@ Knows questions and region tokens, no pictures.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agent.detections import FloatArray
 from agent.model.language_model import SlotType
 from agent.sequence import SequenceBuilder
 from agent.training.grounding_model import GroundingTraining
 from agent.training.language import lm_loss, naming_loss, pointing_loss, token_accuracy
-from agent.training.mixture import MixtureSettings, draw_turns
+from agent.training.mixture import MixtureSettings, Turn, draw_turns
 from agent.training.packing import PackedBatch, PackedScene, collate_packed
 from agent.training.region_features import RegionPool
 
 logger = logging.getLogger(__name__)
 NUM_TURNS = 6
+Speller = Callable[[Turn, FloatArray], Turn]
+"""Writes a turn about regions with relative boxes (n, 4) in other words (experiments)."""
 _REHEARSED_SCENES = 8
 _CONNECTOR_SHARE = 0.6
 """The connector's learning rate during rehearsal, relative to the language model's."""
@@ -37,6 +41,7 @@ def rehearse(
     steps: int,
     rate: float,
     mixture: MixtureSettings | None = None,
+    spell: Speller | None = None,
 ) -> None:
     """Teach the language model to read real region tokens in scenes shuffled together from a pool.
 
@@ -107,6 +112,7 @@ def rehearsal_batch(
     first: int,
     last: int,
     mixture: MixtureSettings,
+    spell: Speller | None = None,
 ) -> tuple[PackedBatch, Tensor]:
     """Questions about scenes of regions drawn from rows `first` to `last`, and those rows."""
     scenes, chosen = [], []
@@ -119,6 +125,8 @@ def rehearsal_batch(
         boxes = pool.boxes[torch.from_numpy(rows)].numpy()
         called = [names[c] if c >= 0 else None for c in here]
         turns = draw_turns(called, vocabulary, NUM_TURNS, rng, boxes, mixture)
+        if spell is not None:
+            turns = [spell(turn, boxes) for turn in turns]
         grid = (int(rng.integers(5, 11)), int(rng.integers(5, 11)))
         scenes.append(PackedScene.questions(builder, here, turns, grid, boxes))
         chosen.append(torch.from_numpy(rows))

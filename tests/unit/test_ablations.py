@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from agent.evaluation import ablations
-from agent.evaluation.ablations import Spread, symbolic_abilities
+from agent.evaluation.ablations import Spread, printed, printed_boxes, symbolic_abilities
 from agent.model_directory import find_model
 from agent.sequence import SequenceBuilder
 from agent.tokenizer import PromptTokenizer
@@ -16,6 +17,7 @@ from agent.training.artwork import load_concepts
 from agent.training.batches import BatchSettings
 from agent.training.grounding import GroundingSetup
 from agent.training.grounding_model import GroundingTraining, Pretrained
+from agent.training.mixture import Turn, grounded
 from agent.training.scenes import SceneSettings
 
 NAMES = [concept.label for concept in load_concepts()]
@@ -65,3 +67,12 @@ def test_encoders_are_compared_on_their_own_columns(
 
 def test_spread_is_over_seeds() -> None:
     assert Spread.of([1.0, 2.0, 3.0]) == Spread(2.0, 1.0)
+
+
+def test_printed_boxes_are_read_as_they_were_printed() -> None:
+    boxes = np.array([[0.1, 0.2, 0.305, 0.4], [0.0, 0.0, 1.0, 1.0]], dtype=np.float32)
+    turn = printed(Turn("detect", "where?", grounded("dog", [1, 0])), boxes)
+    assert turn.answer == "<ground>dog</ground><objects>[0,0,99,99][10,20,30,40]</objects>"
+    read = printed_boxes(turn.answer, width=200, height=100)
+    np.testing.assert_allclose(read, boxes[[1, 0]] * [200, 100, 200, 100], atol=1.5)
+    assert printed_boxes("nothing", width=9, height=9).shape == (0, 4)

@@ -13,8 +13,15 @@ from hypothesis import strategies as st
 from transformers.cache_utils import DynamicCache
 
 from agent.drafting import Drafter, DraftTree
-from agent.engine import Engine, EngineSettings, PrefixInput, PrefixSource, QuestionInput, Request
+from agent.engine import Engine
 from agent.errors import InvalidQuery, Overloaded
+from agent.generation_request import (
+    EngineSettings,
+    PrefixInput,
+    PrefixSource,
+    QuestionInput,
+    Request,
+)
 from agent.grammar import AnswerGrammar, AnswerTokens, Place
 from agent.model.language_model import LanguageModel
 from agent.prefix_cache import PrefixCache

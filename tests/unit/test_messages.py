@@ -219,7 +219,7 @@ def some_result() -> pb.FrameResult:
         num_passes=4,
     )
     timings = StageTimings(
-        decode_s=0.001, cache_s=0.002, propose_s=0.003, primary_s=0.004, auxiliary_s=0.005,
+        cache_s=0.002, propose_s=0.003, primary_s=0.004, auxiliary_s=0.005,
         language_s=0.006, total_s=0.007,
     )  # fmt: skip
     received = messages.frame_from_message(
@@ -270,7 +270,7 @@ def test_a_result_arrives_as_it_was_found() -> None:
         ),
         cache_hit=True,
         num_proposals=2,
-        timings=types.StageTimings(8.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0),
+        timings=types.StageTimings(8.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0),
     )
     assert result["q"].detections[0].label == "dog"
     with pytest.raises(KeyError):

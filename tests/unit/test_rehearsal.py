@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +13,13 @@ from agent.sequence import SequenceBuilder
 from agent.tokenizer import PromptTokenizer
 from agent.training.artwork import load_concepts
 from agent.training.batches import nano_concepts
+from agent.training.connector import warm_up_connector
 from agent.training.grounding import freeze_for
 from agent.training.grounding_model import GroundingTraining
 from agent.training.mixture import MixtureSettings
 from agent.training.region_features import RegionPool
 from agent.training.rehearsal import rehearsal_batch, rehearse
+from agent.training.vision import likeness
 
 CONCEPTS = nano_concepts()
 NAMES = [concept.label for concept in load_concepts()]
@@ -69,3 +73,31 @@ def test_rehearsing_trains_language_model_and_connector_and_nothing_else(
     parts = {name.split(".")[1] for name in changed}
     assert parts == {"language_model", "region_projector"}
     assert all(torch.isfinite(p).all() for p in module.parameters())
+
+
+def test_warming_up_brings_regions_to_their_names_and_places(
+    module: GroundingTraining, pool: RegionPool
+) -> None:
+    """Features that tell a class plainly, and a classifier that is sure of it."""
+    classes = torch.arange(len(pool.concepts)) % 5
+    features = 0.1 * pool.features
+    features[:, :5] += 5.0 * torch.nn.functional.one_hot(classes, 5)
+    features[:, 5:9] += 5.0 * pool.boxes
+    believed = torch.zeros_like(pool.believed)
+    believed[torch.arange(len(classes)), classes] = 1.0
+    trained = torch.tensor(CONCEPTS)
+    sure = RegionPool(features, trained[classes], pool.boxes, believed)
+    warm_up_connector(module, sure, trained, steps=120)
+    with torch.inference_mode():
+        tokens = module.model.region_projector(features)
+        likest = likeness(tokens - module.place_vectors(pool.boxes), module.name_vectors())
+        said = tokens @ module.slots.place.T
+    assert float((likest.argmax(-1) == sure.concepts).float().mean()) > 0.9
+    left, middle = pool.boxes[:, [0, 2]].mean(1), said[:, 0]
+    assert float(torch.corrcoef(torch.stack([left, middle]))[0, 1]) > 0.8
+
+
+def test_a_pool_is_kept_between_stages(pool: RegionPool, tmp_path: Path) -> None:
+    pool.save(tmp_path / "regions.pt")
+    again = RegionPool.load(tmp_path / "regions.pt")
+    torch.testing.assert_close(vars(again), vars(pool))

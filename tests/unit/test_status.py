@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 
 import grpc
 import pytest
@@ -81,3 +82,14 @@ def test_a_bug_tells_the_client_nothing_but_an_id_that_is_in_the_log(
     assert failure.request_id in failure.message
     assert failure.request_id in caplog.text
     assert "secret" in caplog.text
+
+
+def test_a_hint_survives_the_way_between_processes() -> None:
+    sent = pickle.loads(pickle.dumps(errors.Overloaded("later", retry_after_s=0.25)))
+    failure = status.failure_of(sent)
+    assert (failure.message, failure.retry_after_s) == ("later", 0.25)
+    full = status.failure_of(
+        ray.serve.exceptions.BackPressureError(num_queued_requests=1, max_queued_requests=1)
+    )
+    assert (full.code, full.status) == ("OVERLOADED", grpc.StatusCode.RESOURCE_EXHAUSTED)
+    assert full.retry_after_s is not None

@@ -1,0 +1,99 @@
+"""What the generation engine is asked and what it answers: ids, embeddings and positions only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from agent.drafting import Drafter
+from agent.grammar import AnswerGrammar
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Bounds of the engine."""
+
+    max_step_tokens: int = 768
+    """About how many tokens one forward pass takes; a longer prefix is computed in chunks beside
+    the decoding."""
+    max_running: int = 64
+    """Answers decoded together; more wait, earliest deadline first."""
+    max_waiting: int = 512
+    """Requests that may wait; beyond, they are refused."""
+    max_draft_tokens: int = 32
+    """Guessed tokens of one answer verified in one pass; 0 decodes plainly."""
+    max_pass_draft_tokens: int | None = None
+    """Guessed tokens of one pass, shared out among its answers; each verifies its likeliest guess
+    at least. None: 64 on a CPU, where every token costs time, else 1024."""
+    num_leading_regions: int = 8
+    """So many of the best proposals are guessed as the whole or the next of a search's answer."""
+
+
+@dataclass(frozen=True)
+class PrefixInput:
+    """What has to be run to get a prefix's keys and values."""
+
+    embeddings: Tensor
+    """(length, hidden)."""
+    positions: Tensor
+    """(3, length)."""
+    next_position: int
+
+
+@dataclass(frozen=True)
+class PrefixSource:
+    """A prefix by key, and how to make it."""
+
+    key: str
+    """Equal keys mean equal prefixes; an empty key is shared with nobody."""
+    make: Callable[[], PrefixInput]
+    parent: PrefixSource | None = None
+    """A prefix this one continues."""
+
+
+@dataclass(frozen=True)
+class QuestionInput:
+    """A question's tokens, placed behind its prefix."""
+
+    ids: Tensor
+    positions: Tensor
+    """(3, length)."""
+    next_position: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to be answered."""
+
+    prefix: PrefixSource
+    question: Callable[[int], QuestionInput]
+    """The question's tokens, given the first free position behind the prefix.
+
+    Raises what the caller is to get instead of an answer."""
+    end_of_turn: int
+    max_new_tokens: int
+    drafter: Drafter | None = None
+    grammar: AnswerGrammar | None = None
+    deadline_s: float = float("inf")
+    """On `time.monotonic`'s clock; earlier ones go first."""
+    on_ids: Callable[[Sequence[int]], None] | None = None
+    """Told all ids so far after each pass that wrote some, in the engine's thread."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was written."""
+
+    ids: tuple[int, ...]
+    """Without the end token."""
+    probabilities: tuple[float, ...]
+    truncated: bool
+    num_prompt_tokens: int
+    num_reused_tokens: int
+    """Prompt tokens whose keys and values were there when the request came."""
+    num_passes: int
+    """Forward passes this answer took part in, its own prefix's included."""
+    num_accepted: int
+    """Tokens that a guess had right."""

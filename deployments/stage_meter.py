@@ -1,0 +1,137 @@
+"""What calls to one stage cost, and how long the next one would take; refuses what is hopeless.
+
+An exponentially weighted mean of what a call computes, and of the time between two answers while
+the stage is never idle: that gap is what each call in flight costs those behind it, however many
+replicas, batches or threads the stage has. Knows no stage and no wire.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from agent.errors import Overloaded
+from agent.urgency import Limits
+from deployments.stage_queue import Served
+
+_NEW_SHARE = 0.2
+"""Weight of the newest measurement in the means."""
+_HALF_LIFE_S = 10.0
+"""What is known about an idle stage counts half after this long, so that no slow moment makes it
+refuse all calls for ever."""
+_LEAST_RETRY_S = 0.05
+_MOST_RETRY_S = 30.0
+
+
+@dataclass
+class StageCounts:
+    """Sums since the start; seconds."""
+
+    num_done: int = 0
+    num_refused: int = 0
+    in_flight: int = 0
+    most_at_once: int = 0
+    call_s: float = 0.0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+
+
+class StageMeter:
+    """Measures one stage as one front end sees it."""
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.name = name
+        self.counts = StageCounts()
+        self._clock = clock
+        self._service_s: float | None = None
+        self._gap_s: float | None = None
+        self._last_done_s = -math.inf
+        self._idle = True
+        """No call has been under way without pause since the last one ended."""
+        self._line_gone_s = -math.inf
+        """When the line that the last call found at its replica, other front ends' calls
+        included, will be gone."""
+
+    def expected_s(self) -> float:
+        """How long one more call would take; zero while nothing is known."""
+        if self._service_s is None:
+            return 0.0
+        now_s, waiting = self._clock(), self.counts.in_flight
+        gap_s = self._service_s if self._gap_s is None else min(self._gap_s, self._service_s)
+        if not waiting:
+            age_s = now_s - self._last_done_s
+            return float(self._service_s * 0.5 ** (age_s / _HALF_LIFE_S))
+        return self._service_s + max(waiting * gap_s, self._line_gone_s - now_s, 0.0)
+
+    def check(self, limits: Limits, *, beside_s: float = 0.0) -> None:
+        """Let a call pass, unless it cannot be answered in time.
+
+        Args:
+            limits: of the call.
+            beside_s: what else must be done before the deadline.
+
+        Raises:
+            Overloaded: at once, with the time after which it is worth trying again.
+        """
+        needed_s, left_s = self.expected_s() + beside_s, limits.left_s
+        if needed_s <= left_s:
+            return
+        self.counts.num_refused += 1
+        raise Overloaded(
+            f"the answer would take about {needed_s:.2f} s and {max(left_s, 0.0):.2f} s are left; "
+            "allow more time, send less or try again later",
+            retry_after_s=min(max(needed_s - left_s, _LEAST_RETRY_S), _MOST_RETRY_S),
+        )
+
+    def refused(self) -> None:
+        """A call found the stage's queue full."""
+        self.counts.num_refused += 1
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[Callable[[Served[object]], None]]:
+        """Counts a call as in flight while inside; call what it gives with the result."""
+        counts, started_s = self.counts, self._clock()
+        counts.in_flight += 1
+        counts.most_at_once = max(counts.most_at_once, counts.in_flight)
+
+        def served(result: Served[object]) -> None:
+            now_s = self._clock()
+            counts.num_done += 1
+            counts.call_s += now_s - started_s
+            counts.queue_s += result.queue_s
+            counts.compute_s += result.compute_s
+            self._service_s = _mean(self._service_s, result.compute_s)
+            if not self._idle:
+                self._gap_s = _mean(self._gap_s, now_s - self._last_done_s)
+            self._last_done_s, self._idle = now_s, False
+            self._line_gone_s = now_s + result.queue_s
+
+        try:
+            yield served
+        finally:
+            counts.in_flight -= 1
+            self._idle = self._idle or counts.in_flight == 0
+
+
+@dataclass(frozen=True)
+class StageMeters:
+    """What is known about the load of the four stages; lives as long as the front end."""
+
+    proposal: StageMeter = field(default_factory=lambda: StageMeter("proposal"))
+    primary_encoder: StageMeter = field(default_factory=lambda: StageMeter("primary_encoder"))
+    auxiliary_encoder: StageMeter = field(default_factory=lambda: StageMeter("auxiliary_encoder"))
+    language: StageMeter = field(default_factory=lambda: StageMeter("language"))
+
+    def __iter__(self) -> Iterator[StageMeter]:
+        return iter((self.proposal, self.primary_encoder, self.auxiliary_encoder, self.language))
+
+    def encoding_s(self) -> float:
+        """Both encoders, which work side by side."""
+        return max(self.primary_encoder.expected_s(), self.auxiliary_encoder.expected_s())
+
+
+def _mean(old: float | None, new: float) -> float:
+    return new if old is None else old + _NEW_SHARE * (new - old)

@@ -1,0 +1,115 @@
+"""One stream's looks at its frames: tracks moved to a frame where there is time for it.
+
+Shares the threads of `deployments/looks.py` with all other streams of the front end. Decides
+nothing about key frames.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import time
+from dataclasses import dataclass, field
+
+from agent.pipeline import Pipeline
+from agent.streaming.camera_path import CameraPose, movement_between
+from agent.streaming.follower import Follower
+from agent.urgency import Limits, Urgency
+from deployments.messages import ReceivedFrame
+from deployments.sharing import Sharing
+from deployments.status import failure_of
+
+
+@dataclass
+class Arrival:
+    """A readable frame and when it entered the inbox."""
+
+    received: ReceivedFrame
+    pose: CameraPose
+    arrived_s: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What became of one frame on the fast path."""
+
+    took_s: float = 0.0
+    ahead_s: float | None = None
+    """None: it was looked at; else it is so much later than the last that was."""
+
+
+class StreamLooks:
+    """Looks of one stream, one frame after the other."""
+
+    def __init__(self, pipeline: Pipeline, sharing: Sharing, *, proposal_budget_s: float) -> None:
+        self.changing = asyncio.Lock()
+        """Held while the follower changes; its work on pictures happens in a thread."""
+        self.propose_s: float | None = None
+        """How long proposals take, as far as is known."""
+        self._pipeline = pipeline
+        self._sharing = sharing
+        self._proposal_budget_s = proposal_budget_s
+        self._looked_s = -math.inf
+        self._last_pose: CameraPose | None = None
+
+    async def look(self, follower: Follower, arrival: Arrival, *, must: bool) -> Look:
+        """Move all tracks to this frame, if there is time for it.
+
+        Args:
+            follower: of the stream.
+            arrival: the frame.
+            must: wait for it, however long that takes.
+
+        Raises:
+            InvalidFrame: the body of the image is damaged.
+        """
+        received, settings = arrival.received, self._sharing.settings
+        must = must or time.monotonic() - self._looked_s > settings.max_unseen_s
+        patience_s = None if must else settings.look_wait_s
+        has_turn = await self._sharing.looks.take(self._looked_s, patience_s=patience_s)
+        self._sharing.keyframes.note_frame(looked_at=has_turn)
+        if not has_turn:
+            return Look(ahead_s=ahead_s(follower, received))
+        started_s = time.perf_counter()
+        try:
+            async with self.changing:
+                await self._observe(follower, arrival)
+        finally:
+            self._sharing.looks.give_back()
+        self._looked_s = time.monotonic()
+        self._last_pose = arrival.pose
+        if self.propose_s is not None and self.propose_s <= self._proposal_budget_s:
+            async with self.changing:
+                await self._see_proposals(follower, received)
+        return Look(took_s=time.perf_counter() - started_s)
+
+    async def _observe(self, follower: Follower, arrival: Arrival) -> None:
+        observe = functools.partial(
+            follower.observe,
+            arrival.received.frame,
+            received_ns=arrival.received.received_time_ns,
+            ego_motion=movement_between(self._last_pose, arrival.pose),
+        )
+        await self._sharing.looks.run(observe)
+
+    async def _see_proposals(self, follower: Follower, received: ReceivedFrame) -> None:
+        started_s = time.perf_counter()
+        try:
+            limits = Limits.starting_now(self._proposal_budget_s, Urgency.SPARE)
+            proposals = await self._pipeline.within(limits).propose(received.frame)
+        except Exception as error:
+            # The frame is answered all the same; flow goes on alone until a key frame shows
+            # that proposals are there again.
+            failure_of(error)
+            self.propose_s = None
+            return
+        follower.see_proposals(proposals)
+        self.propose_s = 0.8 * (self.propose_s or 0.0) + 0.2 * (time.perf_counter() - started_s)
+
+
+def ahead_s(follower: Follower, received: ReceivedFrame) -> float:
+    """How much later a frame is than the last that was looked at."""
+    return follower.ahead_s(
+        capture_ns=received.frame.capture_time_ns, received_ns=received.received_time_ns
+    )

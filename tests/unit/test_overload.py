@@ -1,0 +1,203 @@
+"""Too much to do: who is refused, when and with what words, and who goes first."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+
+import grpc
+import pytest
+from ray.serve.exceptions import BackPressureError
+
+from agent.errors import Overloaded
+from agent.settings import KeyframeSettings, ServiceSettings, SharingSettings
+from agent.urgency import Urgency
+from client.events import StreamError
+from client.types import FramePriority, FrameResult, StreamPolicy
+from client.vision_agent_client import VisionAgentClient
+from protos import vision_agent_pb2 as pb
+from protos import vision_agent_pb2_grpc as pb_grpc
+from tests.fakes import BUSY_RETRY_S, SLOW_S, FakePrimaryEncoder
+from tests.handles import remote_stages
+from tests.in_process import GROUND, SETTINGS, conversation, running_service
+from tests.pictures import encoded_image
+
+ENCODE_S = 0.1
+
+
+class SlowEncoder(FakePrimaryEncoder):
+    """One frame after the other."""
+
+    def start(self, frame: object) -> object:
+        """Takes its time."""
+        time.sleep(ENCODE_S)
+        return super().start(frame)
+
+
+class FullLanguage:
+    """A stage whose queue has no room."""
+
+    async def answer(self, *_arguments: object) -> None:
+        """What Serve raises at its caller."""
+        raise BackPressureError(num_queued_requests=3, max_queued_requests=3)
+
+    write_answer = answer
+
+
+async def test_a_full_queue_is_overloaded_with_a_hint_and_never_internal() -> None:
+    async with (
+        running_service(stages=lambda m: remote_stages(m, language=FullLanguage())) as service,
+        grpc.aio.insecure_channel(service.target) as channel,
+        VisionAgentClient(service.target) as client,
+    ):
+        request = pb.GroundRequest(
+            frame=pb.Frame(encoded_image=encoded_image(1)), queries=[pb.Query(text="dog")]
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await pb_grpc.VisionAgentStub(channel).Ground(request)
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        metadata = dict(raised.value.trailing_metadata())
+        assert metadata["groundstream-error"] == "OVERLOADED"
+        assert int(metadata["grpc-retry-pushback-ms"]) >= 0
+        with pytest.raises(Overloaded, match="queue is full") as ours:
+            await client.ground(encoded_image(1), ["dog"])
+        assert ours.value.retry_after_s is not None
+        language = (await client.stats()).stages[-1]
+        assert (language.name, language.num_refused, language.in_flight) == ("language", 2, 0)
+        async with conversation(client, "dog") as talk:
+            talk.send(0)
+            error = await talk.next()
+            assert isinstance(error, StreamError)
+            assert (error.code, error.sequence) == ("OVERLOADED", 0)
+            assert error.retry_after_ms is not None
+
+
+async def test_a_call_without_enough_time_is_refused_before_its_deadline() -> None:
+    async with (
+        running_service(stages=remote_stages) as service,
+        VisionAgentClient(service.target) as client,
+    ):
+        # Once known to be slow, a question with less time is not even begun.
+        await client.ground(encoded_image(1), ["slow dog"])
+        asked = (await client.stats()).stage_calls
+        started_s = time.monotonic()
+        with pytest.raises(Overloaded, match="are left") as raised:
+            await client.ground(encoded_image(2), ["slow cat"], timeout_s=SLOW_S / 2)
+        assert time.monotonic() - started_s < SLOW_S / 4
+        assert raised.value.retry_after_s is not None
+        assert raised.value.retry_after_s > 0.0
+        assert (await client.stats()).stage_calls == asked
+        with pytest.raises(Overloaded):
+            [piece async for piece in client.ask(encoded_image(2), "cat", timeout_s=SLOW_S / 2)]
+        assert (await client.ground(encoded_image(2), ["slow cat"], timeout_s=5.0)).results
+
+
+async def test_deadlines_and_urgency_reach_the_stages() -> None:
+    async with running_service() as service, VisionAgentClient(service.target) as client:
+        await client.ground(encoded_image(1), ["dog"], timeout_s=7.0)
+        one_off = service.stages.limits[-1]
+        assert one_off.urgency is Urgency.ONE_OFF
+        assert 5.0 < one_off.left_s < 7.0
+        await client.ground(encoded_image(1), ["dog"], timeout_s=None)
+        assert service.stages.limits[-1].left_s == float("inf")
+        policy = dataclasses.replace(GROUND, max_age_ms=4000.0)
+        async with conversation(client, "dog", policy=policy) as talk:
+            talk.send(0)
+            assert isinstance(await talk.next(), FrameResult)
+        standing = service.stages.limits[-1]
+        assert standing.urgency is Urgency.STANDING
+        assert 2.0 < standing.left_s < 4.0
+
+
+async def test_a_one_off_question_does_not_wait_behind_key_frames() -> None:
+    # So many key frames at once that they fill the line before the encoder.
+    sharing = SharingSettings(keyframes_at_once=10)
+    settings = dataclasses.replace(
+        SETTINGS, stream=dataclasses.replace(SETTINGS.stream, sharing=sharing)
+    )
+    stages = f"{__name__}:{SlowEncoder.__name__}"
+    async with (
+        running_service(
+            settings=settings, stages=lambda m: remote_stages(m, primary_encoder=stages)
+        ) as service,
+        VisionAgentClient(service.target) as client,
+    ):
+
+        async def ground_frames(number: int) -> None:
+            async with conversation(client, "dog") as talk:
+                for frame in range(3):
+                    talk.send(100 * number + frame)
+                    assert isinstance(await talk.next(), FrameResult)
+
+        streams = [asyncio.create_task(ground_frames(number)) for number in range(1, 9)]
+        await asyncio.sleep(0.5)
+        assert service.metrics.meters.primary_encoder.counts.in_flight >= 7
+        took_s = []
+        for number in range(5):
+            started_s = time.monotonic()
+            await client.ground(encoded_image(5000 + number), ["dog"])
+            took_s.append(time.monotonic() - started_s)
+        # The pass that runs and its own, not the seven that wait.
+        assert sorted(took_s)[2] < 4 * ENCODE_S
+        await asyncio.gather(*streams)
+
+
+async def test_key_frames_that_nobody_asked_for_give_way_silently() -> None:
+    follow = dataclasses.replace(
+        SETTINGS.stream.follow, keyframe=KeyframeSettings(retry_after_s=0.01)
+    )
+    settings = ServiceSettings(
+        server=SETTINGS.server, stream=dataclasses.replace(SETTINGS.stream, follow=follow)
+    )
+    async with (
+        running_service(settings=settings) as service,
+        VisionAgentClient(service.target) as client,
+        conversation(client, "busy dog", policy=StreamPolicy(ack_window=0)) as talk,
+    ):
+        for number in range(3):
+            talk.send(number, capture_time_ns=100_000_000 * (number + 1))
+            assert isinstance(await talk.next(), FrameResult)
+            await asyncio.sleep(0.05)
+        assert service.stages.calls.answer >= 2  # It was tried again.
+        # One that was asked for is told.
+        talk.send(3, priority=FramePriority.HIGH)
+        events = [await talk.next(), await talk.next()]
+        error = next(event for event in events if isinstance(event, StreamError))
+        assert (error.code, error.sequence) == ("OVERLOADED", 3)
+        assert error.retry_after_ms == pytest.approx(1e3 * BUSY_RETRY_S)
+        talk.end()
+        await talk.rest()
+        books = talk.stats[-1]
+        assert (books.received, books.tracked_only, books.failed) == (4, 3, 1)
+
+
+async def test_streams_that_wait_for_their_turn_are_answered_all_the_same() -> None:
+    sharing = SharingSettings(keyframes_at_once=1)
+    settings = dataclasses.replace(
+        SETTINGS, stream=dataclasses.replace(SETTINGS.stream, sharing=sharing)
+    )
+    async with (
+        running_service(settings=settings) as service,
+        VisionAgentClient(service.target) as client,
+    ):
+
+        async def follow(number: int) -> tuple[int, int]:
+            async with conversation(
+                client, f"slow {number}", policy=StreamPolicy(ack_window=0)
+            ) as talk:
+                num_results = 0
+                for frame in range(40):
+                    talk.send(frame, capture_time_ns=50_000_000 * frame)
+                    num_results += isinstance(await talk.next(), FrameResult)
+                    await asyncio.sleep(0.05)
+                talk.end()
+                await talk.rest()
+                return num_results, talk.stats[-1].activity.num_keyframes
+
+        found = await asyncio.gather(*(follow(number) for number in range(4)))
+        # Two seconds are room for six key frames of 0.3 s; each stream has its share of them.
+        numbers = [num_keyframes for _, num_keyframes in found]
+        assert min(numbers) >= 1, found
+        assert max(numbers) - min(numbers) <= 1, found
+        assert all(num_results >= 38 for num_results, _ in found), found
