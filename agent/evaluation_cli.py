@@ -347,7 +347,14 @@ def eval_clutter(
     rows = {
         f"{clutter.num_objects:.0f} objects: {source}": {
             key: figures.get(key)
-            for key in ("proposal_recall", "recall", "precision", "false_positives", "seconds")
+            for key in (
+                "boxes",
+                "proposal_recall",
+                "recall",
+                "precision",
+                "false_positives",
+                "seconds",
+            )
         }
         for clutter in found.values()
         for source, figures in clutter.figures.items()
