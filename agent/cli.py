@@ -211,6 +211,9 @@ def eval_detection(
     model: ModelOption = NANO,
     device: DeviceOption = "cpu",
     seed: Annotated[int, typer.Option(help="Chooses the absent labels.")] = 0,
+    every_label: Annotated[
+        bool, typer.Option("--every-label", help="Ask each image for all labels, as COCO does.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
 ) -> None:
     """Ask a COCO-format folder for what is there and what is not."""
@@ -221,7 +224,10 @@ def eval_detection(
     from agent.evaluation.detection import as_dict, evaluate_detection
 
     data = load_coco(images, annotations, limit=limit)
-    scores = as_dict(asyncio.run(evaluate_detection(_pipeline(model, device), data, seed=seed)))
+    measuring = evaluate_detection(
+        _pipeline(model, device), data, seed=seed, every_label=every_label
+    )
+    scores = as_dict(asyncio.run(measuring))
     if as_json:
         typer.echo(json.dumps(scores))
         return

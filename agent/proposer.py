@@ -58,12 +58,14 @@ class Proposer:
         device: str = "cpu",
         num_threads: int | None = None,
         network: str | None = None,
+        max_boxes: int | None = None,
     ) -> Proposer:
         """The proposer of a model directory.
 
         Args:
             model: name or folder of the model.
             network: use this proposal network (folder, hub name or "none"), not the model's own.
+            max_boxes: most proposals of a frame, instead of the model's own limit.
 
         Raises:
             CheckpointMismatch: files are missing or do not fit.
@@ -74,6 +76,8 @@ class Proposer:
         config = VLMFO1Config.from_file(path / "config.json").proposal
         if network is not None:
             config = replace(config, network=network)
+        if max_boxes is not None:
+            config = replace(config, max_boxes=max_boxes)
         folder = find_network(path, config.network)
         if folder is None:
             logger.warning("%s has no proposal network; every request must bring boxes", path)

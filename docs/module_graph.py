@@ -22,7 +22,7 @@ PARTS = {
     "language stage": "generation generation_request engine drafting grammar prefix_cache sequence "
     "tokenizer",
     "other VLMs": "attached families",
-    "command line": "cli inspection",
+    "command line": "cli evaluation_cli inspection",
 }
 """Modules of `agent` by part; packages inside it are parts of their own."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class CocoFolder:
 
     images: tuple[CocoImage, ...]
     categories: dict[int, str]
-    raw: dict[str, list[dict[str, object]]]
+    raw: dict[str, list[dict[str, Any]]]
     """The parsed annotation file, for evaluation tools that want it whole."""
 
 
@@ -46,7 +47,7 @@ def load_coco(images: Path, annotations: Path, *, limit: int | None = None) -> C
         raw = json.loads(annotations.read_text())
         entries = sorted(raw["images"], key=lambda entry: entry["id"])[:limit]
         categories = {int(c["id"]): str(c["name"]) for c in raw["categories"]}
-        objects: dict[int, list[dict[str, object]]] = {}
+        objects: dict[int, list[dict[str, Any]]] = {}
         for annotation in raw["annotations"]:
             if not annotation.get("iscrowd", 0):
                 objects.setdefault(annotation["image_id"], []).append(annotation)
@@ -59,7 +60,7 @@ def load_coco(images: Path, annotations: Path, *, limit: int | None = None) -> C
     return CocoFolder(found, categories, raw)
 
 
-def _image(folder: Path, entry: dict, objects: list[dict]) -> CocoImage:  # type: ignore[type-arg]
+def _image(folder: Path, entry: dict[str, Any], objects: list[dict[str, Any]]) -> CocoImage:
     boxes = np.array([o["bbox"] for o in objects], dtype=np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     path = folder / entry["file_name"]

@@ -1,24 +1,32 @@
 """Detection on a COCO-format folder: asked by name, present and absent, through the pipeline.
 
-For each image every label present is asked, and as many absent ones (seeded). Average precision
-comes from faster-coco-eval; the rest is counted here at IoU 0.5.
+For each image every label present is asked and as many absent ones (seeded), or, as COCO's own
+protocol has it, every label there is. Average precision comes from faster-coco-eval; the rest is
+counted here at IoU 0.5.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
 
-from agent.detections import FloatArray, box_iou
+from agent.detections import FloatArray, Proposals, box_iou
+from agent.evaluation.average_precision import (
+    Rows,
+    average_precision,
+    only_images,
+    result_rows,
+    xywh,
+)
 from agent.evaluation.coco_folder import CocoFolder, CocoImage
+from agent.evaluation.tally import Tally
+from agent.evaluation.text_match import same_words
 from agent.frame import load_frame
 from agent.parsing import Answer
-from agent.pipeline import Grounding, Pipeline
+from agent.pipeline import Pipeline
 from agent.prompts import MAX_REGIONS, Task
 
 _IOU = 0.5
@@ -48,66 +56,94 @@ class DetectionScores:
     """Proposals, encoders and all questions of an image; region naming is not counted."""
 
 
+@dataclass(frozen=True)
+class AskedLabels:
+    """The labels one image is asked for, by category."""
+
+    present: tuple[int, ...]
+    absent: tuple[int, ...]
+
+    @classmethod
+    def draw(
+        cls,
+        image: CocoImage,
+        data: CocoFolder,
+        rng: np.random.Generator,
+        *,
+        every_label: bool = False,
+        most: int | None = None,
+    ) -> AskedLabels:
+        """What is there (at most `most`, at random) and as much, or all, that is not."""
+        present = sorted(set(image.category))
+        pool = sorted(set(data.categories) - set(present))
+        if most is not None and len(present) > most:
+            present = sorted(rng.choice(present, size=most, replace=False).tolist())
+        num_absent = len(pool) if every_label else min(len(present), len(pool))
+        return cls(tuple(present), tuple(rng.choice(pool, size=num_absent, replace=False).tolist()))
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        return self.present + self.absent
+
+    def tasks(self, data: CocoFolder) -> list[Task]:
+        """One question for each label."""
+        return [Task.detect(data.categories[category]) for category in self.categories]
+
+
 @dataclass
-class _Counts:
-    true_positive: int = 0
-    answered: int = 0
-    objects: int = 0
-    absent_asked: int = 0
-    absent_wrong: int = 0
-    proposals_hit: int = 0
-    regions: int = 0
-    regions_right: int = 0
-    seconds: float = 0.0
-    detections: list[dict[str, object]] = field(default_factory=list)
-    proposals: list[dict[str, object]] = field(default_factory=list)
+class DetectionCounts:
+    """What answers about labels amount to, by image."""
+
+    tally: Tally = field(default_factory=Tally)
+    detections: Rows = field(default_factory=list)
+    """Result rows of every asked label."""
+
+    def add(self, image: CocoImage, asked: AskedLabels, answers: Sequence[Answer]) -> None:
+        """Count the answers to `asked.tasks`: `precision`, `recall`, `f1`, `false_positives`."""
+        name, category = str(image.image_id), np.array(image.category)
+        for label, answer in zip(asked.categories, answers, strict=True):
+            self.detections += result_rows(image.image_id, label, answer)
+            found = answer.detections
+            if label in asked.absent:
+                self.tally.add(name, "false_positives", len(found) > 0)
+                continue
+            truth = image.xyxy[category == label]
+            right = match_count(found.xyxy, found.confidence, truth)
+            self.tally.add(name, "precision", right, len(found))
+            self.tally.add(name, "recall", right, len(truth))
+            self.tally.add(name, "f1", 2 * right, len(found) + len(truth))
+
+    def add_proposals(self, image: CocoImage, proposals: Proposals) -> None:
+        """Count `proposal_recall`: objects that some proposal overlaps by at least half."""
+        hit = 0
+        if len(image.xyxy) and len(proposals):
+            hit = int((box_iou(image.xyxy, proposals.xyxy).max(axis=1) >= _IOU).sum())
+        self.tally.add(str(image.image_id), "proposal_recall", hit, len(image.xyxy))
 
 
 async def evaluate_detection(
-    pipeline: Pipeline, data: CocoFolder, *, seed: int = 0, name_regions: bool = True
+    pipeline: Pipeline,
+    data: CocoFolder,
+    *,
+    seed: int = 0,
+    name_regions: bool = True,
+    every_label: bool = False,
 ) -> DetectionScores:
-    """Ask, match and count over every image of `data`."""
-    counts = _Counts()
+    """Ask, match and count over every image of `data`; `seed` chooses the absent labels."""
+    counts, proposals, seconds = DetectionCounts(), Rows(), 0.0
     rng = np.random.default_rng(seed)
     for image in data.images:
-        present = sorted(set(image.category))
-        pool = sorted(set(data.categories) - set(present))
-        absent = rng.choice(pool, size=min(len(present), len(pool)), replace=False).tolist()
+        asked = AskedLabels.draw(image, data, rng, every_label=every_label)
         frame = load_frame(image.path)
-        tasks = [Task.detect(data.categories[c]) for c in [*present, *absent]]
         started = time.perf_counter()
-        grounding = await pipeline.ground(frame, tasks)
-        counts.seconds += time.perf_counter() - started
-        _count_answers(counts, image, grounding, present, absent)
+        grounding = await pipeline.ground(frame, asked.tasks(data))
+        seconds += time.perf_counter() - started
+        counts.add(image, asked, grounding.answers)
+        counts.add_proposals(image, grounding.proposals)
+        proposals += _agnostic_rows(image, grounding.proposals)
         if name_regions and len(image.xyxy):
-            await _count_names(counts, pipeline, image, data)
-    return _scores(counts, data)
-
-
-def _count_answers(
-    counts: _Counts, image: CocoImage, grounding: Grounding, present: list[int], absent: list[int]
-) -> None:
-    category = np.array(image.category)
-    for label, answer in zip([*present, *absent], grounding.answers, strict=True):
-        counts.detections += _coco_rows(image.image_id, label, answer)
-        if label in absent:
-            counts.absent_asked += 1
-            counts.absent_wrong += len(answer.detections) > 0
-            continue
-        truth = image.xyxy[category == label]
-        counts.objects += len(truth)
-        counts.answered += len(answer.detections)
-        counts.true_positive += match_count(
-            answer.detections.xyxy, answer.detections.confidence, truth
-        )
-    proposals = grounding.proposals
-    if len(image.xyxy) and len(proposals):
-        best = box_iou(image.xyxy, proposals.xyxy).max(axis=1)
-        counts.proposals_hit += int((best >= _IOU).sum())
-    counts.proposals += [
-        {"image_id": image.image_id, "category_id": 1, "bbox": _xywh(box), "score": float(score)}
-        for box, score in zip(proposals.xyxy, proposals.objectness, strict=True)
-    ]
+            await count_names(counts.tally, pipeline, image, data)
+    return _scores(counts, proposals, seconds, data)
 
 
 def match_count(boxes: FloatArray, scores: FloatArray, truth: FloatArray) -> int:
@@ -123,85 +159,55 @@ def match_count(boxes: FloatArray, scores: FloatArray, truth: FloatArray) -> int
     return matched
 
 
-async def _count_names(
-    counts: _Counts, pipeline: Pipeline, image: CocoImage, data: CocoFolder
+async def count_names(
+    tally: Tally, pipeline: Pipeline, image: CocoImage, data: CocoFolder, *, most: int | None = None
 ) -> None:
-    """Give the true boxes and ask what each of them is."""
+    """Give the true boxes, ask what each (of the first `most`) is, count `region_top1`."""
     frame = load_frame(image.path)
     for start in range(0, len(image.xyxy), MAX_REGIONS):
         boxes = image.xyxy[start : start + MAX_REGIONS]
-        tasks = [Task.describe_region(index) for index in range(len(boxes))]
+        tasks = [Task.describe_region(index) for index in range(len(boxes))][:most]
         grounding = await pipeline.ground(frame, tasks, boxes=boxes)
         for label, answer in zip(image.category[start:], grounding.answers, strict=False):
-            counts.regions += 1
-            counts.regions_right += _same_name(answer, data.categories[label])
+            right = same_words(answer.text, data.categories[label])
+            tally.add(str(image.image_id), "region_top1", right)
 
 
-def _same_name(answer: Answer, label: str) -> bool:
-    return answer.text.strip().rstrip(".").casefold() == label.casefold()
-
-
-def _coco_rows(image_id: int, label: int, answer: Answer) -> list[dict[str, object]]:
-    found = answer.detections
+def _agnostic_rows(image: CocoImage, proposals: Proposals) -> Rows:
     return [
-        {"image_id": image_id, "category_id": label, "bbox": _xywh(box), "score": float(score)}
-        for box, score in zip(found.xyxy, found.confidence, strict=True)
+        {"image_id": image.image_id, "category_id": 1, "bbox": xywh(box), "score": float(score)}
+        for box, score in zip(proposals.xyxy, proposals.objectness, strict=True)
     ]
 
 
-def _xywh(box: FloatArray) -> list[float]:
-    x1, y1, x2, y2 = (float(v) for v in box)
-    return [x1, y1, x2 - x1, y2 - y1]
-
-
-def _scores(counts: _Counts, data: CocoFolder) -> DetectionScores:
-    ids = {image.image_id for image in data.images}
-    truth = {
-        **data.raw,
-        "images": [i for i in data.raw["images"] if i["id"] in ids],
-        "annotations": [a for a in data.raw["annotations"] if a["image_id"] in ids],
-    }
-    average = _average_precision(truth, counts.detections)
+def _scores(
+    counts: DetectionCounts, proposals: Rows, seconds: float, data: CocoFolder
+) -> DetectionScores:
+    truth = only_images(data.raw, {image.image_id for image in data.images})
+    average = average_precision(truth, counts.detections)
     agnostic = {
         **truth,
         "categories": [{"id": 1, "name": "object"}],
         "annotations": [{**a, "category_id": 1} for a in truth["annotations"]],
     }
-    recall = _ratio(counts.true_positive, counts.objects)
-    precision = _ratio(counts.true_positive, counts.answered)
+    shares = counts.tally.estimates(num_resamples=1)
+
+    def share(name: str) -> float:
+        return shares[name].value if name in shares else 0.0
+
     return DetectionScores(
         images=len(data.images),
-        AP=average["AP"],
-        AP50=average["AP50"],
-        AR100=_average_precision(agnostic, counts.proposals)["AR100"],
-        proposal_recall50=_ratio(counts.proposals_hit, counts.objects),
-        region_top1=_ratio(counts.regions_right, counts.regions),
-        precision=precision,
-        recall=recall,
-        f1=_ratio(2 * precision * recall, precision + recall),
-        absent_false_positive_rate=_ratio(counts.absent_wrong, counts.absent_asked),
-        seconds_per_image=_ratio(counts.seconds, len(data.images)),
+        AP=average.AP,
+        AP50=average.AP50,
+        AR100=average_precision(agnostic, proposals).AR100,
+        proposal_recall50=share("proposal_recall"),
+        region_top1=share("region_top1"),
+        precision=share("precision"),
+        recall=share("recall"),
+        f1=share("f1"),
+        absent_false_positive_rate=share("false_positives"),
+        seconds_per_image=seconds / len(data.images) if data.images else 0.0,
     )
-
-
-def _average_precision(
-    truth: dict[str, list[dict[str, object]]], rows: list[dict[str, object]]
-) -> dict[str, float]:
-    """AP, AP50 and AR100 by faster-coco-eval; zeros when nothing was answered."""
-    if not rows or not truth["annotations"]:
-        return {"AP": 0.0, "AP50": 0.0, "AR100": 0.0}
-    with contextlib.redirect_stdout(io.StringIO()):
-        reference = COCO(truth)
-        evaluation = COCOeval_faster(reference, reference.loadRes(rows), iouType="bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    stats = evaluation.stats
-    return {"AP": float(stats[0]), "AP50": float(stats[1]), "AR100": float(stats[8])}
-
-
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole else 0.0
 
 
 def as_dict(scores: DetectionScores) -> dict[str, float]:
