@@ -368,5 +368,5 @@ def nano_config(vocab_size: int) -> VLMFO1Config:
         davit=DaViTConfig((1, 1, 2, 1), (24, 64, 128, 256), (1, 2, 4, 8), 7),
         region=RegionConfig(pyramid_width=32),
         image=ImageConfig(max_long_side=448),
-        proposal=ProposalConfig(score_threshold=0.15, nms_iou=0.6),
+        proposal=ProposalConfig(score_threshold=0.25, nms_iou=0.6),
     )
