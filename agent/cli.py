@@ -14,9 +14,11 @@ from rich.markup import escape
 from agent.errors import InvalidQuery
 from agent.model_directory import NANO, find_model
 from agent.prompts import Task, TaskKind
+from agent.zoom import RegionZoom, Zoom, ZoomPolicy
 
 if TYPE_CHECKING:
     from agent.pipeline import Grounding, Pipeline
+    from agent.revisions import Revision
     from agent.streaming.video_source import SourceFrame, VideoSource
 
 ModelOption = Annotated[str, typer.Option(help="'nano' or a checkpoint folder.")]
@@ -52,6 +54,15 @@ def ground(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per frame.")] = False,
     limit: Annotated[int | None, typer.Option(help="Stop after this many frames.")] = None,
+    zoom: Annotated[
+        ZoomPolicy, typer.Option(help="Look again at parts of large frames (docs/zoom.md).")
+    ] = ZoomPolicy.OFF,
+    zoom_tokens: Annotated[
+        int | None, typer.Option(help="Vision tokens of all second looks.", min=1)
+    ] = None,
+    zoom_budget_ms: Annotated[
+        float | None, typer.Option(help="No second look ends later than this.", min=1.0)
+    ] = None,
 ) -> None:
     """Find things in pictures or a video, in this process."""
     from agent.streaming.video_source import open_source
@@ -59,7 +70,9 @@ def ground(
     tasks = tasks_of(task, queries or [], region or [])
     frames = open_source(source)
     pipeline = _pipeline(model, device, dtype, proposals)
+    budget_s = None if zoom_budget_ms is None else zoom_budget_ms / 1e3
     asyncio.run(_ground_all(pipeline, frames, tasks, output or _beside(source),
+                            zoom=Zoom(zoom, zoom_tokens, budget_s),
                             as_json=as_json, limit=limit))  # fmt: skip
 
 
@@ -95,22 +108,25 @@ async def _ground_all(
     tasks: list[Task],
     output: Path,
     *,
+    zoom: Zoom,
     as_json: bool,
     limit: int | None,
 ) -> None:
     from agent.frame import frame_from_rgb
 
+    zoomer = RegionZoom(pipeline)
     written: list[tuple[SourceFrame, Grounding]] = []
     for index, picture in enumerate(frames):
         if limit is not None and index >= limit:
             break
         frame = frame_from_rgb(picture.rgb, index=index, jpeg_quality=None)
-        grounding = await pipeline.ground(frame, tasks)
-        written.append((picture, grounding))
+        async for revision in zoomer.look(frame, tasks, zoom):
+            standing = revision
+        written.append((picture, standing.grounding))
         if as_json:
-            typer.echo(json.dumps(_json_line(index, picture.pts_s, grounding)))
+            typer.echo(json.dumps(_json_line(index, picture.pts_s, standing)))
         else:
-            _print_table(index, grounding)
+            _print_table(index, standing)
     _write_annotated(output, written, frames.fps)
     if not as_json:
         typer.echo(f"wrote {output}")
@@ -123,7 +139,8 @@ def _beside(source: str) -> Path:
     return folder / f"{path.stem}_grounded{'.mp4' if video or path.is_dir() else '.png'}"
 
 
-def _json_line(index: int, pts_s: float, grounding: Grounding) -> dict[str, object]:
+def _json_line(index: int, pts_s: float, revision: Revision) -> dict[str, object]:
+    grounding = revision.grounding
     return {
         "frame": index,
         "time_s": round(pts_s, 4),
@@ -148,16 +165,20 @@ def _json_line(index: int, pts_s: float, grounding: Grounding) -> dict[str, obje
             for answer in grounding.answers
         ],
         "num_proposals": len(grounding.proposals),
+        "vision_tokens": revision.vision_tokens,
+        "crops": [crop.box for crop in revision.crops],
         "seconds": round(grounding.timings.total_s, 4),
     }  # fmt: skip
 
 
-def _print_table(index: int, grounding: Grounding) -> None:
+def _print_table(index: int, revision: Revision) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    grounding = revision.grounding
     table = Table(title=f"frame {index}, {grounding.timings.total_s * 1000:.0f} ms, "
-                  f"{len(grounding.proposals)} proposals")  # fmt: skip
+                  f"{len(grounding.proposals)} proposals, {revision.vision_tokens} vision tokens, "
+                  f"{len(revision.crops)} crops")  # fmt: skip
     for column in ("asked", "label", "box (x1 y1 x2 y2)", "score"):
         table.add_column(column)
     for answer in grounding.answers:

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
-from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from agent.crops import Crop, Window, vision_tokens
@@ -59,11 +58,21 @@ class ErgoZoom:
         *,
         max_tokens: int = DEFAULT_TOKENS,
     ) -> None:
-        """`max_tokens`: of the reduced picture, and of the crop unless a call says less."""
+        """Join a model and its tokenizer.
+
+        Args:
+            model: the checkpoint.
+            tokenizer: with Qwen's control tokens.
+            max_tokens: of the reduced picture, and of the crop unless a call says less.
+
+        Raises:
+            CheckpointMismatch: the tokenizer lacks a control token.
+        """
         self._model = model.eval()
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._patch = int(model.config.vision_config.patch_size)
+        self._end, self._slot = (self._id(token) for token in (_END, _SLOT))
 
     @classmethod
     def from_pretrained(
@@ -128,6 +137,12 @@ class ErgoZoom:
         late = zoom.budget_s is not None and took_s >= zoom.budget_s
         yield replace(answer, number=1, cut_short=late)
 
+    def _id(self, token: str) -> int:
+        number = self._tokenizer.token_to_id(token)
+        if number is None:
+            raise CheckpointMismatch(f"the tokenizer lacks {token}; is it Qwen2.5-VL's?")
+        return int(number)
+
     @torch.inference_mode()
     def _write(
         self,
@@ -144,17 +159,16 @@ class ErgoZoom:
                 text += _TURN.format(role="assistant", content=reply)
         text += "<|im_start|>assistant\n"
         inputs = self._inputs(text, [picture for picture, _, _ in turns])
-        end = self._tokenizer.token_to_id(_END)
         written = self._model.generate(
             **inputs,
             max_new_tokens=task.max_new_tokens,
             max_time=limit_s,
             do_sample=False,
-            eos_token_id=end,
-            pad_token_id=end,
+            eos_token_id=self._end,
+            pad_token_id=self._end,
         )
         ids = written[0, inputs["input_ids"].shape[1] :].tolist()
-        return str(self._tokenizer.decode([token for token in ids if token != end]))
+        return str(self._tokenizer.decode([token for token in ids if token != self._end]))
 
     def _inputs(self, text: str, pictures: Sequence[RGBArray]) -> dict[str, Any]:
         """What Qwen2.5-VL reads: ids, patches of all pictures, their grids."""
@@ -165,12 +179,12 @@ class ErgoZoom:
             pixels = normalise(rgb, CLIP_MEAN, CLIP_STD)
             patches.append(patchify(pixels[None], self._patch)[0])
             grids.append([1, rgb.shape[0] // self._patch, rgb.shape[1] // self._patch])
-        slot: Tensor = ids == self._tokenizer.token_to_id(_SLOT)
+        slots = torch.eq(ids, self._slot)
         return {
             "input_ids": ids.to(device),
             "attention_mask": torch.ones_like(ids).to(device),
             # 1 marks pictures; positions along rows and columns follow from it.
-            "mm_token_type_ids": slot.to(torch.int32).to(device),
+            "mm_token_type_ids": slots.to(torch.int32).to(device),
             "pixel_values": torch.cat(patches).to(device, self._model.dtype),
             "image_grid_thw": torch.tensor(grids, device=device),
         }

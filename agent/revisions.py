@@ -154,18 +154,18 @@ class RevisedAnswers:
         if first.task.kind.searches:
             found = _without_doubles([*self._left_over(first), *found])
         answers = [first, *later]
-        last = later[-1]
+        searches = first.task.kind.searches
         revised = replace(
-            first if first.task.kind.searches else last,
+            first if searches else later[-1],
             task=first.task,
-            text="\n".join(answer.text for answer in answers),
+            text="\n".join(answer.text for answer in answers) if searches else later[-1].text,
             detections=_detections(found),
             num_proposals=sum(answer.num_proposals for answer in answers),
             num_unknown_regions=sum(answer.num_unknown_regions for answer in answers),
             num_passes=sum(answer.num_passes for answer in answers),
             num_drafted_tokens=sum(answer.num_drafted_tokens for answer in answers),
         )
-        if first.task.kind.searches:
+        if searches:
             revised = replace(revised, status=_status(answers, len(found)))
         if first.task.kind is TaskKind.COUNT:
             # Each look counts what it shows; only the boxes can be added without doubles.

@@ -141,6 +141,20 @@ class RegionZoom:
         ):
             yield revision
 
+    async def ask(
+        self, frame: Frame, task: Task, zoom: Zoom, *, boxes: FloatArray | None = None
+    ) -> AsyncIterator[str | Revision]:
+        """One question: the first answer's text as it is written, then the revisions."""
+        started_s = time.monotonic()
+        async for piece in self._pipeline.ask(frame, task, boxes=boxes):
+            if isinstance(piece, str):
+                yield piece
+                continue
+            async for revision in self.revisions(
+                frame, piece, zoom, given=boxes is not None, started_s=started_s
+            ):
+                yield revision
+
     async def revisions(
         self,
         frame: Frame,
