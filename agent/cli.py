@@ -14,7 +14,7 @@ from rich.markup import escape
 from agent.errors import InvalidQuery
 from agent.model_directory import NANO, find_model
 from agent.prompts import Task, TaskKind
-from agent.zoom import RegionZoom, Zoom, ZoomPolicy
+from agent.zoom_policy import Zoom, ZoomPolicy
 
 if TYPE_CHECKING:
     from agent.pipeline import Grounding, Pipeline
@@ -113,6 +113,7 @@ async def _ground_all(
     limit: int | None,
 ) -> None:
     from agent.frame import frame_from_rgb
+    from agent.zoom import RegionZoom
 
     zoomer = RegionZoom(pipeline)
     written: list[tuple[SourceFrame, Grounding]] = []
@@ -288,6 +289,50 @@ def eval_tracking(
     table = Table("figure", *scores, title=f"{num} sequences of {duration_s:g} s, {what}")
     for name in asdict(next(iter(scores.values()))):
         table.add_row(name, *(f"{getattr(value, name):.3f}" for value in scores.values()))
+    Console().print(table)
+
+
+@eval_app.command("high-resolution")
+def eval_high_resolution(
+    artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),
+    num: Annotated[int, typer.Option(help="Questions.", min=1)] = 500,
+    first: Annotated[int, typer.Option(help="Number of the first one.", min=0)] = 0,
+    full: Annotated[bool, typer.Option(help="Also the full-resolution pass (slow).")] = True,
+    policy: Annotated[ZoomPolicy, typer.Option(help="Of the zoom column.")] = ZoomPolicy.AUTO,
+    tokens: Annotated[int | None, typer.Option(help="Vision tokens of second looks.")] = None,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
+) -> None:
+    """Composed 2048x1536 questions: reduced frame, zoom and full resolution side by side."""
+    import tempfile
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from agent.evaluation import high_resolution_scenes as scenes
+
+    async def run(folder: Path) -> dict[str, scenes.WayScores]:
+        pipeline = _pipeline(model, device)
+        zoom = Zoom(policy, vision_tokens=tokens)
+        ways = {"coarse": scenes.coarse(pipeline), "zoom": scenes.zoomed(pipeline, zoom)}
+        if full:
+            raised = scenes.with_image_limit(model, max(scenes.SIZE), folder)
+            ways["full resolution"] = scenes.whole(_pipeline(str(raised), device))
+        questions = scenes.SceneQuestions(artwork)
+        async for scores in scenes.compare_ways(questions, ways, num=num, first=first):
+            standing = scores
+        return standing
+
+    with tempfile.TemporaryDirectory() as folder:
+        scores = asyncio.run(run(Path(folder)))
+    if as_json:
+        typer.echo(json.dumps({name: value.as_dict() for name, value in scores.items()}))
+        return
+    columns, rows = scenes.table_rows(scores)
+    table = Table("figure", *columns, title=f"{num} questions, {model}")
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
 
 

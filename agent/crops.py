@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 import cv2
 import numpy as np
 
 from agent.detections import FloatArray, IntArray
 from agent.frame import Frame, RGBArray, frame_from_rgb
+from agent.zoom_policy import Arrangement
 
 TOKEN_PX = 28
 """Side of the square that one vision token stands for (patches of 14, merged 2 x 2)."""
@@ -26,18 +26,6 @@ Size = tuple[int, int]
 """(width, height) in pixels."""
 Window = tuple[int, int, int, int]
 """(x1, y1, x2, y2) in whole pixels."""
-
-
-class Arrangement(Enum):
-    """How the wanted boxes come onto pictures."""
-
-    UNION = "union"
-    """One crop around all of them; keeps what stands between, and costs most."""
-    SEVERAL = "several"
-    """A picture for each box; overlapping crops become one."""
-    SHEET = "sheet"
-    """A crop for each box, side by side on one contact sheet: compared with each other in one
-    question, and cheapest by far."""
 
 
 @dataclass(frozen=True)

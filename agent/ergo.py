@@ -39,7 +39,7 @@ from agent.pipeline import Grounding
 from agent.processor import CLIP_MEAN, CLIP_STD, normalise, patchify
 from agent.prompts import Task, TaskKind
 from agent.revisions import Revision
-from agent.zoom import Zoom, ZoomPolicy
+from agent.zoom_policy import Zoom, ZoomPolicy
 
 _TURN = "<|im_start|>{role}\n{content}<|im_end|>\n"
 _IMAGE = "<|vision_start|>{slots}<|vision_end|>"

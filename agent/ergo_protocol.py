@@ -110,13 +110,13 @@ def smart_size(
 
 
 def first_question(question: str) -> str:
-    """The user's words of the first turn."""
+    """The user's words of the first turn; choices "(A) ..." are kept for the second."""
     # Not `format`: braces in the question are the user's own.
-    return _WHERE.replace("{question}", question)
+    return _WHERE.replace("{question}", question.split("(A)")[0].rstrip())
 
 
 def second_question(question: str) -> str:
-    """The user's words of the second turn; may say more than the first did (choices)."""
+    """The user's words of the second turn."""
     return _WHAT.replace("{question}", question)
 
 

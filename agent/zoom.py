@@ -14,13 +14,12 @@ import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.crops import Arrangement, CropRules, Look, cut, plan_looks, tiles, whole
+from agent.crops import CropRules, Look, cut, plan_looks, tiles, whole
 from agent.detections import FloatArray, Proposals, box_iou, non_maximum_suppression
 from agent.features import FrameFeatures
 from agent.frame import Frame, RGBArray
@@ -29,33 +28,13 @@ from agent.pipeline import Grounding, Pipeline
 from agent.prompts import Task, TaskKind
 from agent.revisions import RevisedAnswers, Revision, first_revision
 from agent.settings import ZoomSettings
+from agent.zoom_policy import Arrangement, Zoom, ZoomPolicy
 
 _logger = logging.getLogger(__name__)
 _PATCH_PX = 14
 _SAME_BOX_IOU = 0.5
 _NEVER = frozenset({TaskKind.GROUNDED_CAPTION, TaskKind.VISUAL_PROMPT})
 """Tasks about the whole picture at once; a crop could not answer them."""
-
-
-class ZoomPolicy(Enum):
-    """When a second look is taken."""
-
-    OFF = "off"
-    AUTO = "auto"
-    """Where the frame was reduced and the answer is 'not here', or about something small."""
-    ALWAYS = "always"
-
-
-@dataclass(frozen=True)
-class Zoom:
-    """How one call wants its frame to be looked at."""
-
-    policy: ZoomPolicy = ZoomPolicy.AUTO
-    vision_tokens: int | None = None
-    """Spent on all second looks together, at most; None: what the service allows."""
-    budget_s: float | None = None
-    """No look that is not finished so long after the call began changes the answer."""
-    arrangement: Arrangement = Arrangement.SHEET
 
 
 class Zoomer(Protocol):
@@ -306,7 +285,7 @@ class RegionZoom:
             np.concatenate([first.answers[n].detections.xyxy for n in searching]),
             np.concatenate([first.answers[n].detections.confidence for n in searching]),
         )
-        others = first.proposals if given else await self._scout(frame, rgb)
+        others = first.proposals if given else await self.scout(frame, rgb)
         boxes = np.concatenate([others.xyxy, named.xyxy])
         overlap = box_iou(others.xyxy, named.xyxy).max(axis=1, initial=0.0)
         # Scouted boxes sit better than the first look's and stand in for them.
@@ -320,8 +299,13 @@ class RegionZoom:
         boxes = boxes[kept]
         return boxes[self._small(boxes, seen)]
 
-    async def _scout(self, frame: Frame, rgb: RGBArray) -> Proposals:
-        """What the proposal network finds in parts of the frame, best first."""
+    async def scout(self, frame: Frame, rgb: RGBArray) -> Proposals:
+        """What the proposal network finds in parts of the frame, best first.
+
+        Args:
+            frame: the picture.
+            rgb: its pixels.
+        """
         settings = self._settings
         parts = [
             whole(window)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from agent.crops import Arrangement, Crop
+from agent.crops import Crop
 from agent.detections import Detections, FloatArray, Proposals
 from agent.errors import InvalidQuery, InvalidRequest
 from agent.features import StageTimings
@@ -29,7 +29,7 @@ from agent.streaming.feature_reuse import Reused
 from agent.streaming.motion import Affine
 from agent.streaming.policy import Priority
 from agent.streaming.session import StandingQuery
-from agent.zoom import Zoom, ZoomPolicy
+from agent.zoom_policy import Arrangement, Zoom, ZoomPolicy
 from deployments.metrics import ServiceTotals, StageCalls
 from deployments.stage_meter import StageMeter
 from protos import vision_agent_pb2 as pb

@@ -20,7 +20,7 @@ PARTS = {
     "region cache": "region_cache feature_codec redis_door",
     "vision stages": "proposer encoders processor batching device_picture",
     "language stage": "generation engine drafting grammar prefix_cache sequence tokenizer",
-    "zoom": "crops zoom revisions ergo_protocol ergo",
+    "zoom": "crops zoom zoom_policy revisions ergo_protocol ergo",
     "other VLMs": "attached families",
     "command line": "cli inspection",
 }

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.crops import (
-    Arrangement,
     Crop,
     CropRules,
     cut,
@@ -18,6 +17,7 @@ from agent.crops import (
     window_around,
 )
 from agent.frame import frame_from_rgb
+from agent.zoom_policy import Arrangement
 
 RULES = CropRules()
 FRAME = (2048, 1536)

@@ -28,7 +28,7 @@ from agent.ergo_protocol import (
 from agent.errors import CheckpointMismatch, InvalidQuery
 from agent.frame import frame_from_rgb
 from agent.prompts import Task
-from agent.zoom import Zoom, ZoomPolicy
+from agent.zoom_policy import Zoom, ZoomPolicy
 
 ALWAYS = Zoom(ZoomPolicy.ALWAYS)
 BIG = Resized.within(3840, 2160)
@@ -115,6 +115,7 @@ def test_replies(reply: str, thought: str, answer: str) -> None:
 
 def test_questions_keep_the_users_braces() -> None:
     assert first_question("{x} {question}?").startswith("{x} {question}? First, consider")
+    assert first_question("Which? (A) red (B) blue").startswith("Which? First, consider")
     assert second_question("Why?").startswith("Why?\nCarefully analyze both")
 
 

@@ -7,7 +7,6 @@ import time
 import numpy as np
 import pytest
 
-from agent.crops import Arrangement
 from agent.detections import Proposals
 from agent.errors import Overloaded
 from agent.features import Generation
@@ -18,7 +17,8 @@ from agent.prompts import Task, TaskKind
 from agent.region_cache import MemoryRegionCache
 from agent.revisions import Revision
 from agent.settings import ZoomSettings
-from agent.zoom import RegionZoom, Zoom, ZoomPolicy
+from agent.zoom import RegionZoom
+from agent.zoom_policy import Arrangement, Zoom, ZoomPolicy
 from tests.fakes import SLOW_S, FakeStages
 from tests.pictures import encoded_image
 
