@@ -104,11 +104,15 @@ class CropRules:
     margin: float = 0.5
     """Grown by this share of the box's longer side on every side."""
     least_px: int = 56
-    """No crop is narrower or lower, in pixels of the frame."""
+    """No crop on a contact sheet is narrower or lower, in pixels of the frame."""
+    picture_px: int = 224
+    """The same for a crop that is a picture of its own: the towers read a thing in its
+    surroundings, and know no pictures that are much smaller."""
     cell_px: int = 84
     """Side of one crop on a contact sheet, in pixels of the sheet."""
-    most_enlarged: float = 3.0
-    """A crop is enlarged this often at most: pixels that were never there tell nothing."""
+    most_enlarged: float = 1.0
+    """A picture of its own is enlarged this often at most: pixels that were never there tell
+    nothing, and cost as much as others."""
     max_crops: int = 64
 
 
@@ -159,7 +163,8 @@ def window_around(
     """The crop of one box: grown by the margin, moved rather than cut at the frame's edges."""
     x1, y1, x2, y2 = box
     grown = 2.0 * rules.margin * max(x2 - x1, y2 - y1)
-    sides = [max(rules.least_px, x2 - x1 + grown), max(rules.least_px, y2 - y1 + grown)]
+    least = rules.least_px if square else rules.picture_px
+    sides = [max(least, x2 - x1 + grown), max(least, y2 - y1 + grown)]
     if square:
         sides = [max(sides)] * 2
     spans = []

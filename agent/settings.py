@@ -135,6 +135,8 @@ class ZoomSettings:
     """A crop is larger than its box by this share of the box's longer side, on every side."""
     cell_px: int = 84
     """Side of one crop on a contact sheet."""
+    picture_px: int = 224
+    """Least side of a crop that is a picture of its own."""
     max_crops: int = 64
     small_px: float = 40.0
     """A box whose longer side is shorter than this in the first picture is looked at again."""

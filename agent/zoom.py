@@ -101,6 +101,7 @@ class RegionZoom:
         self._rules = CropRules(
             margin=self._settings.margin,
             cell_px=self._settings.cell_px,
+            picture_px=self._settings.picture_px,
             max_crops=self._settings.max_crops,
         )
 

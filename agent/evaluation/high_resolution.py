@@ -7,7 +7,6 @@ vision tokens and time. Nothing is downloaded: name the files you have.
 from __future__ import annotations
 
 import base64
-import binascii
 import csv
 import json
 import re
@@ -16,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from agent.errors import SourceError
 from agent.frame import Frame, load_frame, read_frame
@@ -154,7 +154,7 @@ def load_vstar(path: Path) -> list[ChoiceQuestion]:
                 str(_get(row, "label", path, number)).strip(),
                 str(_get(row, "category", path, number)),
                 path.parent / str(_get(row, "image", path, number)),
-                id=str(row.get("question_id", number)),
+                id=str(_get(row, "question_id", path, number)),
             )
         )
     return questions
@@ -258,7 +258,7 @@ def _read(path: Path) -> str:
         raise SourceError(f"cannot read {path}: {error}") from error
 
 
-def _parsed(text: str, where: str) -> object:
+def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
@@ -274,5 +274,5 @@ def _get(row: object, key: str, path: Path, number: int) -> object:
 def _decoded(value: object, path: Path, number: int) -> bytes:
     try:
         return value if isinstance(value, bytes) else base64.b64decode(str(value), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise SourceError(f"{path}: the picture of entry {number} is not base64") from error

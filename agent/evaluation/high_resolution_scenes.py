@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -215,7 +215,7 @@ async def _last(revisions: AsyncIterator[Revision]) -> Revision:
     return standing
 
 
-def table_rows(scores: dict[str, WayScores]) -> tuple[list[str], list[Sequence[str]]]:
+def table_rows(scores: dict[str, WayScores]) -> tuple[list[str], list[list[str]]]:
     """Ways and one row per figure."""
     figures = {name: score.as_dict() for name, score in scores.items()}
     names = list(next(iter(figures.values())))

@@ -103,8 +103,9 @@ def test_a_sheet_costs_a_fraction_of_the_same_crops_one_by_one() -> None:
 
 
 def test_windows_are_moved_at_the_edges_not_cut() -> None:
-    assert window_around((0, 0, 20, 20), FRAME, RULES) == (0, 0, 56, 56)
-    assert window_around((2028, 1516, 2048, 1536), FRAME, RULES) == (1992, 1480, 2048, 1536)
+    assert window_around((0, 0, 20, 20), FRAME, RULES) == (0, 0, 224, 224)
+    assert window_around((2028, 1516, 2048, 1536), FRAME, RULES) == (1824, 1312, 2048, 1536)
+    assert window_around((0, 0, 20, 20), FRAME, RULES, square=True) == (0, 0, 56, 56)
     assert window_around((0, 0, 20, 20), (30, 40), RULES) == (0, 0, 30, 40)
 
 
