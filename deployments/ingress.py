@@ -33,7 +33,7 @@ from agent.streaming.session import Outcome, StandingQuery
 from agent.streaming.session_store import SessionStore, open_session_store
 from agent.urgency import Limits
 from agent.zoom import RegionZoom
-from deployments import messages
+from deployments import messages, zoom_messages
 from deployments.messages import ReceivedFrame
 from deployments.metrics import ServiceMetrics, StageCalls
 from deployments.remote_stages import RemoteStages, StageHandles
@@ -163,26 +163,26 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
             raise InvalidQuery(
                 f"{len(request.queries)} queries, the limit is {limits.max_queries} per call"
             )
-        zoom = messages.zoom_from_message(request.zoom)
+        zoom = zoom_messages.zoom_from_message(request.zoom)
         received, queries = self._read(request.frame, request.queries)
         zoomer, answer_id = self._zoomer(left_s), _answer_id()
         tasks = [query.task for query in queries]
         async for revision in zoomer.look(received.frame, tasks, zoom, boxes=received.boxes):
-            yield messages.revision_to_message(
+            yield zoom_messages.revision_to_message(
                 received, queries, revision, answer_id=answer_id, answered_time_ns=time.time_ns()
             )
 
     async def _ask(
         self, request: pb.AskRequest, left_s: float | None
     ) -> AsyncIterator[pb.AskResponse]:
-        zoom = messages.zoom_from_message(request.zoom)
+        zoom = zoom_messages.zoom_from_message(request.zoom)
         received, queries = self._read(request.frame, [request.query])
         zoomer, answer_id = self._zoomer(left_s), _answer_id()
         async for piece in zoomer.ask(received.frame, queries[0].task, zoom, boxes=received.boxes):
             if isinstance(piece, str):
                 yield pb.AskResponse(text_delta=piece)
                 continue
-            result = messages.revision_to_message(
+            result = zoom_messages.revision_to_message(
                 received, queries, piece, answer_id=answer_id, answered_time_ns=time.time_ns()
             )
             yield pb.AskResponse(result=result)

@@ -6,14 +6,12 @@ Nothing else in the service knows protobuf, and nothing here knows sessions, sta
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
-from agent.crops import Crop
 from agent.detections import Detections, FloatArray, Proposals
 from agent.errors import InvalidQuery, InvalidRequest
 from agent.features import StageTimings
@@ -23,13 +21,11 @@ from agent.parsing import Answer, AnswerStatus
 from agent.pipeline import Grounding
 from agent.prompts import MAX_QUERY_CHARS, MAX_REGIONS, NANO_TASKS, Exchange, Task, TaskKind
 from agent.region_cache import CacheStats
-from agent.revisions import Origin, Revision
 from agent.settings import ServiceSettings
 from agent.streaming.feature_reuse import Reused
 from agent.streaming.motion import Affine
 from agent.streaming.policy import Priority
 from agent.streaming.session import StandingQuery
-from agent.zoom_policy import Arrangement, Zoom, ZoomPolicy
 from deployments.metrics import ServiceTotals, StageCalls
 from deployments.stage_meter import StageMeter
 from protos import vision_agent_pb2 as pb
@@ -46,12 +42,6 @@ _PRIORITY = {
 _TASK_KIND = {kind: pb.TaskKind.Value(f"TASK_KIND_{kind.name}") for kind in TaskKind}
 _KNOWN_TASK = {number: kind for kind, number in _TASK_KIND.items()} | {
     pb.TASK_KIND_UNSPECIFIED: TaskKind.DETECT
-}
-_ZOOM_POLICY = {pb.ZOOM_POLICY_UNSPECIFIED: ZoomPolicy.OFF} | {
-    pb.ZoomPolicy.Value(f"ZOOM_POLICY_{policy.name}"): policy for policy in ZoomPolicy
-}
-_ARRANGEMENT = {pb.ZOOM_ARRANGEMENT_UNSPECIFIED: Arrangement.SHEET} | {
-    pb.ZoomArrangement.Value(f"ZOOM_ARRANGEMENT_{way.name}"): way for way in Arrangement
 }
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
@@ -192,22 +182,6 @@ def named_task_from_message(name: str, message: pb.Query, *, max_new_tokens: int
         raise type(error)(f"query {name!r}: {error}") from None
 
 
-def zoom_from_message(message: pb.Zoom) -> Zoom:
-    """How a single call wants its frame to be looked at.
-
-    Raises:
-        InvalidRequest: a policy, an arrangement or a budget without meaning.
-    """
-    if not math.isfinite(message.budget_ms) or message.budget_ms < 0.0:
-        raise InvalidRequest("zoom.budget_ms must be positive, or 0 for the call's deadline")
-    return Zoom(
-        known_value(_ZOOM_POLICY, message.policy, "zoom policy"),
-        vision_tokens=message.max_vision_tokens or None,
-        budget_s=message.budget_ms / 1e3 or None,
-        arrangement=known_value(_ARRANGEMENT, message.arrangement, "zoom arrangement"),
-    )
-
-
 # ---- agent to wire ----
 
 
@@ -261,64 +235,6 @@ def answers_to_messages(
         answer_to_message(query, answer, grounding.proposals)
         for query, answer in zip(queries, grounding.answers, strict=True)
     ]
-
-
-def revision_to_message(
-    received: ReceivedFrame,
-    queries: Sequence[StandingQuery],
-    revision: Revision,
-    *,
-    answer_id: str,
-    answered_time_ns: int,
-) -> pb.FrameResult:
-    """A single call's answers as they stand."""
-    answers = answers_to_messages(queries, revision.grounding)
-    for answer, origins in zip(answers, revision.origins, strict=True):
-        for detection, origin in zip(answer.detections, origins, strict=True):
-            if origin is not None:
-                _put_origin(detection, origin, revision.crops[origin.crop])
-    result = result_to_message(
-        received, answers, revision.grounding, epoch=0, answered_time_ns=answered_time_ns
-    )
-    result.revision.CopyFrom(
-        pb.Revision(
-            answer_id=answer_id,
-            number=revision.number,
-            final=revision.final,
-            cut_short=revision.cut_short,
-            num_vision_tokens=revision.vision_tokens,
-        )
-    )
-    for crop in revision.crops:
-        scale_x, scale_y = crop.scale
-        result.crops.append(pb.Crop(box=box_to_message(crop.box), scale_x=scale_x, scale_y=scale_y))
-    return result
-
-
-def _put_origin(detection: pb.Detection, origin: Origin, crop: Crop) -> None:
-    """Where a box was found, and the two steps from there to the frame."""
-    detection.crop_index = origin.crop
-    detection.proposal_box.CopyFrom(box_to_message(origin.found))
-    scale_x, scale_y = crop.scale
-    left, top = crop.place[:2]
-    detection.transforms.extend(
-        [
-            pb.Transform(
-                kind=pb.TRANSFORM_KIND_RESIZE,
-                scale_x=1.0 / scale_x,
-                scale_y=1.0 / scale_y,
-                offset_x=-left / scale_x,
-                offset_y=-top / scale_y,
-            ),
-            pb.Transform(
-                kind=pb.TRANSFORM_KIND_CROP,
-                scale_x=1.0,
-                scale_y=1.0,
-                offset_x=crop.box[0],
-                offset_y=crop.box[1],
-            ),
-        ]
-    )
 
 
 def box_to_message(box: Sequence[float]) -> pb.Box:

@@ -22,7 +22,7 @@ PARTS = {
     "language stage": "generation engine drafting grammar prefix_cache sequence tokenizer",
     "zoom": "crops zoom zoom_policy revisions ergo_protocol ergo",
     "other VLMs": "attached families",
-    "command line": "cli inspection",
+    "command line": "cli evaluation_cli inspection",
 }
 """Modules of `agent` by part; packages inside it are parts of their own."""
 

@@ -1,0 +1,174 @@
+"""The command line's measurements: `groundstream eval ...`. Heavy imports happen inside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agent.cli import DeviceOption, ModelOption, pipeline_of
+from agent.model_directory import NANO
+from agent.zoom_policy import Zoom, ZoomPolicy
+
+eval_app = typer.Typer(help="Measure the model on benchmarks.", no_args_is_help=True)
+
+
+@eval_app.command("detection")
+def eval_detection(
+    images: Annotated[Path, typer.Option(help="Folder of images.")],
+    annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
+    limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    seed: Annotated[int, typer.Option(help="Chooses the absent labels.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
+) -> None:
+    """Ask a COCO-format folder for what is there and what is not."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from agent.evaluation.coco_folder import load_coco
+    from agent.evaluation.detection import as_dict, evaluate_detection
+
+    data = load_coco(images, annotations, limit=limit)
+    scores = as_dict(asyncio.run(evaluate_detection(pipeline_of(model, device), data, seed=seed)))
+    if as_json:
+        typer.echo(json.dumps(scores))
+        return
+    table = Table("figure", "value", title=f"{annotations} ({len(data.images)} images)")
+    for name, value in scores.items():
+        table.add_row(name, f"{value:.4f}")
+    Console().print(table)
+
+
+@eval_app.command("tracking")
+def eval_tracking(
+    artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),
+    num: Annotated[int, typer.Option(help="Sequences.", min=1)] = 20,
+    duration_s: Annotated[float, typer.Option(help="Length of each, seconds.", min=0.5)] = 10.0,
+    latency_ms: Annotated[float, typer.Option(help="Key frame to answer.", min=0.0)] = 400.0,
+    oracle: Annotated[
+        bool, typer.Option(help="True boxes instead of a model: tracking by itself.")
+    ] = False,
+    baselines: Annotated[bool, typer.Option(help="Also without tracking.")] = True,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
+) -> None:
+    """Follow standing queries through composed moving scenes: HOTA, IDF1, age of the evidence."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from agent.evaluation.moving_scenes import measure_tracking
+
+    pipeline = None if oracle else pipeline_of(model, device)
+    scores = asyncio.run(
+        measure_tracking(
+            artwork, pipeline, num=num, duration_s=duration_s, latency_s=latency_ms / 1e3,
+            baselines=baselines,
+        )
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps({name: asdict(value) for name, value in scores.items()}))
+        return
+    what = "oracle" if oracle else model
+    table = Table("figure", *scores, title=f"{num} sequences of {duration_s:g} s, {what}")
+    for name in asdict(next(iter(scores.values()))):
+        table.add_row(name, *(f"{getattr(value, name):.3f}" for value in scores.values()))
+    Console().print(table)
+
+
+@eval_app.command("high-resolution")
+def eval_high_resolution(
+    artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),
+    num: Annotated[int, typer.Option(help="Questions.", min=1)] = 500,
+    first: Annotated[int, typer.Option(help="Number of the first one.", min=0)] = 0,
+    full: Annotated[bool, typer.Option(help="Also the full-resolution pass (slow).")] = True,
+    policy: Annotated[ZoomPolicy, typer.Option(help="Of the zoom column.")] = ZoomPolicy.AUTO,
+    tokens: Annotated[int | None, typer.Option(help="Vision tokens of second looks.")] = None,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
+) -> None:
+    """Composed 2048x1536 questions: reduced frame, zoom and full resolution side by side."""
+    import tempfile
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from agent.evaluation import high_resolution_scenes as scenes
+
+    async def run(folder: Path) -> dict[str, scenes.WayScores]:
+        pipeline = pipeline_of(model, device)
+        zoom = Zoom(policy, vision_tokens=tokens)
+        ways = {"coarse": scenes.coarse(pipeline), "zoom": scenes.zoomed(pipeline, zoom)}
+        if full:
+            raised = scenes.with_image_limit(model, max(scenes.SIZE), folder)
+            ways["full resolution"] = scenes.whole(pipeline_of(str(raised), device))
+        questions = scenes.SceneQuestions(artwork)
+        done = 0
+        async for scores in scenes.compare_ways(questions, ways, num=num, first=first):
+            standing, done = scores, done + 1
+            typer.echo(f"\r{done} of {num}", err=True, nl=done == num)
+        return standing
+
+    with tempfile.TemporaryDirectory() as folder:
+        scores = asyncio.run(run(Path(folder)))
+    if as_json:
+        typer.echo(json.dumps({name: value.as_dict() for name, value in scores.items()}))
+        return
+    columns, rows = scenes.table_rows(scores)
+    table = Table("figure", *columns, title=f"{num} questions, {model}")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+@eval_app.command("encoders")
+def eval_encoders(
+    artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),
+    directory: Annotated[Path, typer.Option(help="Checkpoints of a training.")] = Path(".training"),
+    num_train: Annotated[int, typer.Option(help="Batches that are learned from.")] = 150,
+    num_val: Annotated[int, typer.Option(help="Batches that are measured on.")] = 40,
+    seeds: Annotated[int, typer.Option(help="Runs of each.", min=2)] = 3,
+) -> None:
+    """Experiment: region classification by both encoders and by either alone."""
+    from dataclasses import asdict
+
+    from agent.evaluation.ablations import compare_encoders
+    from agent.training.grounding import GroundingSetup
+    from agent.training.nano import NanoTraining
+
+    setup = GroundingSetup.load(artwork, NanoTraining(artwork, directory).pretrained)
+    figures = compare_encoders(setup, num_train=num_train, num_val=num_val, num_seeds=seeds)
+    typer.echo(json.dumps({name: asdict(figure) for name, figure in figures.items()}))
+
+
+@eval_app.command("mixtures")
+def eval_mixtures(
+    images: Annotated[Path, typer.Option(help="Folder of images.")],
+    annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
+    artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),
+    directory: Annotated[Path, typer.Option(help="Checkpoints of a training.")] = Path(".training"),
+    steps: Annotated[int, typer.Option(help="Of instruction tuning, each.")] = 1000,
+    limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
+) -> None:
+    """Experiment: with and without rejection samples, with and without general data."""
+    import tempfile
+
+    from agent.evaluation.ablations import compare_mixtures
+    from agent.evaluation.coco_folder import load_coco
+    from agent.training.grounding import GroundingSetup
+    from agent.training.nano import NanoTraining
+
+    training = NanoTraining(artwork, directory)
+    setup = GroundingSetup.load(artwork, training.pretrained, directory / "align")
+    data = load_coco(images, annotations, limit=limit)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = asyncio.run(compare_mixtures(setup, data, Path(folder), steps=steps))
+    typer.echo(json.dumps(rows))
