@@ -1,4 +1,4 @@
-"""Commands that need no service: ground, eval, train. Heavy imports happen inside the commands."""
+"""Commands that need no service: ground, model, train. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from rich.markup import escape
 from agent.errors import InvalidQuery
 from agent.model_directory import NANO, find_model
 from agent.prompts import Task, TaskKind
+from agent.zoom_policy import Zoom, ZoomPolicy
 
 if TYPE_CHECKING:
     from agent.pipeline import Grounding, Pipeline
+    from agent.revisions import Revision
     from agent.streaming.video_source import SourceFrame, VideoSource
 
 ModelOption = Annotated[str, typer.Option(help="'nano' or a checkpoint folder.")]
@@ -25,7 +27,6 @@ DtypeOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 
-eval_app = typer.Typer(help="Measure the model on benchmarks.", no_args_is_help=True)
 model_app = typer.Typer(help="Look at model directories.", no_args_is_help=True)
 
 
@@ -52,14 +53,25 @@ def ground(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per frame.")] = False,
     limit: Annotated[int | None, typer.Option(help="Stop after this many frames.")] = None,
+    zoom: Annotated[
+        ZoomPolicy, typer.Option(help="Look again at parts of large frames (docs/zoom.md).")
+    ] = ZoomPolicy.OFF,
+    zoom_tokens: Annotated[
+        int | None, typer.Option(help="Vision tokens of all second looks.", min=1)
+    ] = None,
+    zoom_budget_ms: Annotated[
+        float | None, typer.Option(help="No second look ends later than this.", min=1.0)
+    ] = None,
 ) -> None:
     """Find things in pictures or a video, in this process."""
     from agent.streaming.video_source import open_source
 
     tasks = tasks_of(task, queries or [], region or [])
     frames = open_source(source)
-    pipeline = _pipeline(model, device, dtype, proposals)
+    pipeline = pipeline_of(model, device, dtype, proposals)
+    budget_s = None if zoom_budget_ms is None else zoom_budget_ms / 1e3
     asyncio.run(_ground_all(pipeline, frames, tasks, output or _beside(source),
+                            zoom=Zoom(zoom, zoom_tokens, budget_s),
                             as_json=as_json, limit=limit))  # fmt: skip
 
 
@@ -95,22 +107,26 @@ async def _ground_all(
     tasks: list[Task],
     output: Path,
     *,
+    zoom: Zoom,
     as_json: bool,
     limit: int | None,
 ) -> None:
     from agent.frame import frame_from_rgb
+    from agent.zoom import RegionZoom
 
+    zoomer = RegionZoom(pipeline)
     written: list[tuple[SourceFrame, Grounding]] = []
     for index, picture in enumerate(frames):
         if limit is not None and index >= limit:
             break
         frame = frame_from_rgb(picture.rgb, index=index, jpeg_quality=None)
-        grounding = await pipeline.ground(frame, tasks)
-        written.append((picture, grounding))
+        async for revision in zoomer.look(frame, tasks, zoom):
+            standing = revision
+        written.append((picture, standing.grounding))
         if as_json:
-            typer.echo(json.dumps(_json_line(index, picture.pts_s, grounding)))
+            typer.echo(json.dumps(_json_line(index, picture.pts_s, standing)))
         else:
-            _print_table(index, grounding)
+            _print_table(index, standing)
     _write_annotated(output, written, frames.fps)
     if not as_json:
         typer.echo(f"wrote {output}")
@@ -123,7 +139,8 @@ def _beside(source: str) -> Path:
     return folder / f"{path.stem}_grounded{'.mp4' if video or path.is_dir() else '.png'}"
 
 
-def _json_line(index: int, pts_s: float, grounding: Grounding) -> dict[str, object]:
+def _json_line(index: int, pts_s: float, revision: Revision) -> dict[str, object]:
+    grounding = revision.grounding
     return {
         "frame": index,
         "time_s": round(pts_s, 4),
@@ -148,16 +165,20 @@ def _json_line(index: int, pts_s: float, grounding: Grounding) -> dict[str, obje
             for answer in grounding.answers
         ],
         "num_proposals": len(grounding.proposals),
+        "vision_tokens": revision.vision_tokens,
+        "crops": [crop.box for crop in revision.crops],
         "seconds": round(grounding.timings.total_s, 4),
     }  # fmt: skip
 
 
-def _print_table(index: int, grounding: Grounding) -> None:
+def _print_table(index: int, revision: Revision) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    grounding = revision.grounding
     table = Table(title=f"frame {index}, {grounding.timings.total_s * 1000:.0f} ms, "
-                  f"{len(grounding.proposals)} proposals")  # fmt: skip
+                  f"{len(grounding.proposals)} proposals, {revision.vision_tokens} vision tokens, "
+                  f"{len(revision.crops)} crops")  # fmt: skip
     for column in ("asked", "label", "box (x1 y1 x2 y2)", "score"):
         table.add_column(column)
     for answer in grounding.answers:
@@ -203,132 +224,10 @@ def _write_annotated(
             video.write(rgb)
 
 
-@eval_app.command("detection")
-def eval_detection(
-    images: Annotated[Path, typer.Option(help="Folder of images.")],
-    annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
-    limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
-    model: ModelOption = NANO,
-    device: DeviceOption = "cpu",
-    seed: Annotated[int, typer.Option(help="Chooses the absent labels.")] = 0,
-    every_label: Annotated[
-        bool, typer.Option("--every-label", help="Ask each image for all labels, as COCO does.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
-) -> None:
-    """Ask a COCO-format folder for what is there and what is not."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from agent.evaluation.coco_folder import load_coco
-    from agent.evaluation.detection import as_dict, evaluate_detection
-
-    data = load_coco(images, annotations, limit=limit)
-    measuring = evaluate_detection(
-        _pipeline(model, device), data, seed=seed, every_label=every_label
-    )
-    scores = as_dict(asyncio.run(measuring))
-    if as_json:
-        typer.echo(json.dumps(scores))
-        return
-    table = Table("figure", "value", title=f"{annotations} ({len(data.images)} images)")
-    for name, value in scores.items():
-        table.add_row(name, f"{value:.4f}")
-    Console().print(table)
-
-
-@eval_app.command("tracking")
-def eval_tracking(
-    artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),
-    num: Annotated[int, typer.Option(help="Sequences.", min=1)] = 20,
-    duration_s: Annotated[float, typer.Option(help="Length of each, seconds.", min=0.5)] = 10.0,
-    latency_ms: Annotated[float, typer.Option(help="Key frame to answer.", min=0.0)] = 400.0,
-    oracle: Annotated[
-        bool, typer.Option(help="True boxes instead of a model: tracking by itself.")
-    ] = False,
-    baselines: Annotated[bool, typer.Option(help="Also without tracking.")] = True,
-    model: ModelOption = NANO,
-    device: DeviceOption = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
-) -> None:
-    """Follow standing queries through composed moving scenes: HOTA, IDF1, age of the evidence."""
-    from dataclasses import asdict
-
-    from rich.console import Console
-    from rich.table import Table
-
-    from agent.evaluation.moving_scenes import measure_tracking
-
-    pipeline = None if oracle else _pipeline(model, device)
-    scores = asyncio.run(
-        measure_tracking(
-            artwork, pipeline, num=num, duration_s=duration_s, latency_s=latency_ms / 1e3,
-            baselines=baselines,
-        )
-    )  # fmt: skip
-    if as_json:
-        typer.echo(json.dumps({name: asdict(value) for name, value in scores.items()}))
-        return
-    what = "oracle" if oracle else model
-    table = Table("figure", *scores, title=f"{num} sequences of {duration_s:g} s, {what}")
-    for name in asdict(next(iter(scores.values()))):
-        table.add_row(name, *(f"{getattr(value, name):.3f}" for value in scores.values()))
-    Console().print(table)
-
-
-@eval_app.command("encoders")
-def eval_encoders(
-    artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),
-    directory: Annotated[Path, typer.Option(help="Checkpoints of a training.")] = Path(".training"),
-    num_train: Annotated[int, typer.Option(help="Batches that are learned from.")] = 150,
-    num_val: Annotated[int, typer.Option(help="Batches that are measured on.")] = 40,
-    seeds: Annotated[int, typer.Option(help="Runs of each.", min=2)] = 3,
-) -> None:
-    """Experiment: region classification by both encoders and by either alone."""
-    from dataclasses import asdict
-
-    from agent.evaluation.ablations import compare_encoders
-    from agent.training.grounding import GroundingSetup
-    from agent.training.nano import NanoTraining
-
-    setup = GroundingSetup.load(artwork, NanoTraining(artwork, directory).pretrained)
-    figures = compare_encoders(setup, num_train=num_train, num_val=num_val, num_seeds=seeds)
-    typer.echo(json.dumps({name: asdict(figure) for name, figure in figures.items()}))
-
-
-@eval_app.command("mixtures")
-def eval_mixtures(
-    images: Annotated[Path, typer.Option(help="Folder of images.")],
-    annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
-    artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),
-    directory: Annotated[Path, typer.Option(help="Checkpoints of a training.")] = Path(".training"),
-    steps: Annotated[int, typer.Option(help="Of instruction tuning, each.")] = 1000,
-    outputs: Annotated[
-        bool, typer.Option("--outputs", help="Region tokens against printed boxes instead.")
-    ] = False,
-    limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
-) -> None:
-    """Experiments: without rejection samples, without general data; boxes printed as numbers."""
-    import tempfile
-
-    from agent.evaluation.ablations import compare_mixtures, compare_outputs
-    from agent.evaluation.coco_folder import load_coco
-    from agent.training.grounding import GroundingSetup
-    from agent.training.nano import NanoTraining
-
-    training = NanoTraining(artwork, directory)
-    setup = GroundingSetup.load(artwork, training.pretrained, directory / "align")
-    data = load_coco(images, annotations, limit=limit)
-    pool = setup.region_pool(directory / "regions.pt")
-    compare = compare_outputs if outputs else compare_mixtures
-    with tempfile.TemporaryDirectory() as folder:
-        rows = asyncio.run(compare(setup, pool, data, Path(folder), steps=steps))
-    typer.echo(json.dumps(rows))
-
-
-def _pipeline(
+def pipeline_of(
     model: str, device: str, dtype: str = "auto", proposals: str | None = None
 ) -> Pipeline:
+    """A ready pipeline in this process."""
     from agent.stages import local_pipeline
 
     return local_pipeline(model, device=device, dtype=dtype, proposal_network=proposals)

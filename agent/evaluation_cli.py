@@ -1,368 +1,185 @@
-"""`groundstream eval BENCHMARK`: files in, a table or one line of JSON out.
-
-Every command reads its benchmark, asks the pipeline, prints. What is asked and how it is scored
-stands in the benchmark's own module.
-"""
+"""The command line's measurements: `groundstream eval ...`. Heavy imports happen inside."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from agent.cli import DeviceOption, ModelOption
-from agent.cli import eval_app as eval_app
-from agent.evaluation.report import plain, print_columns, print_figures
-from agent.model_directory import NANO, find_model
-from agent.prompts import NANO_TASKS, TaskKind
+from agent.cli import DeviceOption, ModelOption, pipeline_of
+from agent.model_directory import NANO
+from agent.zoom_policy import Zoom, ZoomPolicy
 
-if TYPE_CHECKING:
-    from agent.evaluation.tally import Estimate
-    from agent.pipeline import Pipeline
-
-ImagesOption = Annotated[Path, typer.Option(help="Folder of the pictures.")]
-LimitOption = Annotated[int | None, typer.Option(help="Only the first pictures.", min=1)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")]
-MarkdownOption = Annotated[bool, typer.Option("--markdown", help="The table as Markdown.")]
-ArtworkOption = Annotated[Path, typer.Option(help="Rendered artwork.")]
-CacheOption = Annotated[Path, typer.Option(help="Where composed sets and results are kept.")]
-NumOption = Annotated[int, typer.Option(help="Pictures of each set.", min=1)]
-
-_ARTWORK, _CACHE = Path(".artwork"), Path(".evaluation")
+eval_app = typer.Typer(help="Measure the model on benchmarks.", no_args_is_help=True)
 
 
-@eval_app.command("odinw")
-def eval_odinw(
-    folder: Annotated[Path, typer.Argument(help="ODinW13 as downloaded and unpacked.")],
-    limit: LimitOption = None,
+@eval_app.command("detection")
+def eval_detection(
+    images: Annotated[Path, typer.Option(help="Folder of images.")],
+    annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
+    limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
     model: ModelOption = NANO,
     device: DeviceOption = "cpu",
-    as_json: JsonOption = False,
-) -> None:
-    """ODinW13: detection in 13 small sets, mean of their APs."""
-    from agent.evaluation.odinw import evaluate_odinw, load_odinw, mean_scores
-
-    sets = load_odinw(folder, limit=limit)
-    scores = asyncio.run(evaluate_odinw(_pipeline(model, device), sets))
-    print_figures(f"ODinW13, {folder}", mean_scores(scores), as_json=as_json)
-
-
-@eval_app.command("ovdeval")
-def eval_ovdeval(
-    folder: Annotated[Path, typer.Argument(help="Holds annotations/ and images/.")],
-    limit: LimitOption = None,
-    model: ModelOption = NANO,
-    device: DeviceOption = "cpu",
-    as_json: JsonOption = False,
-) -> None:
-    """OVDEval: fine-grained labels with hard negatives, NMS-AP."""
-    from agent.evaluation.ovdeval import evaluate_ovdeval, load_ovdeval, mean_scores
-
-    tasks, pipeline = load_ovdeval(folder, limit=limit), _pipeline(model, device)
-
-    async def measure() -> dict[str, float]:
-        found = {name: await evaluate_ovdeval(pipeline, data, title=name)
-                 for name, data in tasks.items()}  # fmt: skip
-        return mean_scores(found)
-
-    print_figures(f"OVDEval, {folder}", asyncio.run(measure()), as_json=as_json)
-
-
-@eval_app.command("refcoco")
-def eval_refcoco(
-    refs: Annotated[Path, typer.Option(help="refs(unc).p, refs(umd).p or the same as JSON.")],
-    instances: Annotated[Path, typer.Option(help="instances.json.")],
-    images: ImagesOption,
-    split: Annotated[str, typer.Option(help="val, testA, testB or test.")] = "val",
-    limit: LimitOption = None,
-    model: ModelOption = NANO,
-    device: DeviceOption = "cpu",
-    as_json: JsonOption = False,
-) -> None:
-    """RefCOCO, RefCOCO+ and RefCOCOg: accuracy at IoU 0.5."""
-    from agent.evaluation.refcoco import evaluate_refcoco, load_refcoco
-
-    data = load_refcoco(refs, instances, images, split=split, limit=limit)
-    tally = asyncio.run(evaluate_refcoco(_pipeline(model, device), data))
-    print_figures(f"{refs} {split}", tally.estimates(), as_json=as_json)
-
-
-@eval_app.command("countbench")
-def eval_countbench(
-    table: Annotated[Path, typer.Argument(help="Parquet, or CountBench.json.")],
-    questions: Annotated[
-        Path | None, typer.Option(help="countbench_paired_questions.json of CountBenchQA.")
-    ] = None,
-    images: Annotated[Path | None, typer.Option(help="Pictures, where not in the table.")] = None,
-    limit: LimitOption = None,
-    model: ModelOption = NANO,
-    device: DeviceOption = "cpu",
-    as_json: JsonOption = False,
-) -> None:
-    """CountBench: accuracy and mean absolute error of counts."""
-    from agent.evaluation.countbench import load_countbench
-    from agent.evaluation.counting import evaluate_counting
-
-    data = load_countbench(table, questions=questions, images=images, limit=limit)
-    tally = asyncio.run(evaluate_counting(_pipeline(model, device), data))
-    print_figures(f"CountBench, {table}", tally.estimates(), as_json=as_json)
-
-
-@eval_app.command("pixmo-count")
-def eval_pixmo_count(
-    table: Annotated[Path, typer.Argument(help="Parquet of allenai/pixmo-count.")],
-    images: Annotated[Path | None, typer.Option(help="Pictures, by SHA-256 or name.")] = None,
-    limit: LimitOption = None,
-    model: ModelOption = NANO,
-    device: DeviceOption = "cpu",
-    as_json: JsonOption = False,
-) -> None:
-    """PixMo-Count: accuracy and mean absolute error of counts."""
-    from agent.evaluation.counting import evaluate_counting
-    from agent.evaluation.pixmo_count import load_pixmo_count
-
-    data = load_pixmo_count(table, images=images, limit=limit)
-    tally = asyncio.run(evaluate_counting(_pipeline(model, device), data))
-    print_figures(f"PixMo-Count, {table}", tally.estimates(), as_json=as_json)
-
-
-@eval_app.command("lvis")
-@eval_app.command("paco")
-def eval_named_regions(
-    annotations: Annotated[Path, typer.Option(help="Osprey's sample, or the set's own file.")],
-    images: ImagesOption,
-    encoder: Annotated[
-        str | None,
-        typer.Option(help="sentence-transformers model for semantic similarity (not offline)."),
-    ] = None,
-    limit: LimitOption = None,
-    model: ModelOption = NANO,
-    device: DeviceOption = "cpu",
-    as_json: JsonOption = False,
-) -> None:
-    """LVIS and PACO: what is in a given box; exact, semantic IoU, semantic similarity."""
-    from agent.evaluation.region_names import evaluate_named_regions, load_named_regions
-    from agent.evaluation.text_match import sentence_encoder
-
-    data = load_named_regions(annotations, images, limit=limit)
-    vectors = None if encoder is None else sentence_encoder(encoder)
-    tally = asyncio.run(evaluate_named_regions(_pipeline(model, device), data, encoder=vectors))
-    print_figures(str(annotations), tally.estimates(), as_json=as_json)
-
-
-@eval_app.command("cocotext")
-def eval_cocotext(
-    annotations: Annotated[Path, typer.Option(help="cocotext.v2.json.")],
-    images: ImagesOption,
-    split: Annotated[str, typer.Option(help="val or train.")] = "val",
-    limit: LimitOption = None,
-    model: ModelOption = NANO,
-    device: DeviceOption = "cpu",
-    as_json: JsonOption = False,
-) -> None:
-    """COCO-Text: what is written in a given box."""
-    from agent.evaluation.cocotext import evaluate_cocotext, load_cocotext
-
-    data = load_cocotext(annotations, images, split=split, limit=limit)
-    tally = asyncio.run(evaluate_cocotext(_pipeline(model, device), data))
-    print_figures(f"COCO-Text {split}, {annotations}", tally.estimates(), as_json=as_json)
-
-
-@eval_app.command("ferret-bench")
-def eval_ferret_bench(
-    folder: Annotated[Path, typer.Argument(help="Holds question.jsonl and, beside it, answers.")],
-    images: ImagesOption,
-    answers: Annotated[Path, typer.Option(help="Written for the judge.")] = Path("answers.jsonl"),
-    think: Annotated[bool, typer.Option(help="Reasoning questions ask for thoughts.")] = True,
-    limit: LimitOption = None,
-    model: ModelOption = NANO,
-    device: DeviceOption = "cpu",
-    as_json: JsonOption = False,
-) -> None:
-    """Ferret-Bench: questions about boxes; answers for a judge model, and exact matches."""
-    from agent.evaluation.ferret_bench import evaluate_ferret_bench, load_ferret_bench
-
-    data = load_ferret_bench(folder, images, limit=limit)
-    tally = asyncio.run(
-        evaluate_ferret_bench(_pipeline(model, device), data, answers=answers, think=think)
-    )
-    print_figures(f"{folder}, answers in {answers}", tally.estimates(), as_json=as_json)
-
-
-@eval_app.command("mmbench")
-@eval_app.command("mmstar")
-def eval_multiple_choice(
-    table: Annotated[Path, typer.Argument(help="MMBench or MMStar, tab-separated.")],
-    images: Annotated[Path | None, typer.Option(help="Pictures by index, if not inside.")] = None,
-    circular: Annotated[
-        bool, typer.Option(help="Right only under every rotation of the options (MMBench).")
+    seed: Annotated[int, typer.Option(help="Chooses the absent labels.")] = 0,
+    every_label: Annotated[
+        bool, typer.Option("--every-label", help="Ask each image for all labels, as COCO does.")
     ] = False,
-    limit: LimitOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
+) -> None:
+    """Ask a COCO-format folder for what is there and what is not."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from agent.evaluation.coco_folder import load_coco
+    from agent.evaluation.detection import as_dict, evaluate_detection
+
+    data = load_coco(images, annotations, limit=limit)
+    measuring = evaluate_detection(
+        pipeline_of(model, device), data, seed=seed, every_label=every_label
+    )
+    scores = as_dict(asyncio.run(measuring))
+    if as_json:
+        typer.echo(json.dumps(scores))
+        return
+    table = Table("figure", "value", title=f"{annotations} ({len(data.images)} images)")
+    for name, value in scores.items():
+        table.add_row(name, f"{value:.4f}")
+    Console().print(table)
+
+
+@eval_app.command("tracking")
+def eval_tracking(
+    artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),
+    num: Annotated[int, typer.Option(help="Sequences.", min=1)] = 20,
+    duration_s: Annotated[float, typer.Option(help="Length of each, seconds.", min=0.5)] = 10.0,
+    latency_ms: Annotated[float, typer.Option(help="Key frame to answer.", min=0.0)] = 400.0,
+    oracle: Annotated[
+        bool, typer.Option(help="True boxes instead of a model: tracking by itself.")
+    ] = False,
+    baselines: Annotated[bool, typer.Option(help="Also without tracking.")] = True,
     model: ModelOption = NANO,
     device: DeviceOption = "cpu",
-    as_json: JsonOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
 ) -> None:
-    """MMBench and MMStar: multiple choice about pictures."""
-    from agent.evaluation.multiple_choice import evaluate_multiple_choice, load_multiple_choice
+    """Follow standing queries through composed moving scenes: HOTA, IDF1, age of the evidence."""
+    from dataclasses import asdict
 
-    data = load_multiple_choice(table, images=images, limit=limit)
-    tally = asyncio.run(evaluate_multiple_choice(_pipeline(model, device), data, circular=circular))
-    print_figures(str(table), tally.estimates(), as_json=as_json)
+    from rich.console import Console
+    from rich.table import Table
 
+    from agent.evaluation.moving_scenes import measure_tracking
 
-@eval_app.command("pope")
-def eval_pope(
-    questions: Annotated[Path, typer.Option(help="coco_pope_random.json and the like.")],
-    images: ImagesOption,
-    limit: LimitOption = None,
-    model: ModelOption = NANO,
-    device: DeviceOption = "cpu",
-    as_json: JsonOption = False,
-) -> None:
-    """POPE: yes or no about what is there and what is not."""
-    from agent.evaluation.pope import evaluate_pope, load_pope
-
-    data = load_pope(questions, images, limit=limit)
-    tally = asyncio.run(evaluate_pope(_pipeline(model, device), data))
-    print_figures(f"POPE, {questions}", tally.estimates(), as_json=as_json)
-
-
-@eval_app.command("compose")
-def compose(
-    out: Annotated[Path, typer.Option(help="A folder with COCO files gets the other formats.")],
-    num: NumOption = 40,
-    name: Annotated[str, typer.Option(help="seen, twemoji or novel.")] = "seen",
-    artwork: ArtworkOption = _ARTWORK,
-) -> None:
-    """Compose an evaluation set and write it in every benchmark's format."""
-    from agent.evaluation.composed_sets import evaluation_sets
-    from agent.evaluation.scene_formats import write_formats
-
-    chosen = {one.name: one for one in evaluation_sets()}.get(name)
-    if chosen is None:
-        raise typer.BadParameter("--name is seen, twemoji or novel")
-    data = chosen.load(out, artwork, num)
-    typer.echo(f"pictures: {data.images[0].path.parent}")
-    for benchmark, folder in write_formats(data, chosen.folder(out, num)).items():
-        typer.echo(f"{benchmark}: {folder}")
-
-
-@eval_app.command("suite")
-def eval_suite(
-    num: NumOption = 500,
-    artwork: ArtworkOption = _ARTWORK,
-    cache: CacheOption = _CACHE,
-    model: ModelOption = NANO,
-    device: DeviceOption = "cpu",
-    ocr: Annotated[
-        bool | None, typer.Option(help="Read printed words too; default: if nano learned to.")
-    ] = None,
-    as_json: JsonOption = False,
-    markdown: MarkdownOption = False,
-) -> None:
-    """Every ability on seen artwork, unseen artwork and novel classes; goes on where it was."""
-    from agent.evaluation.composed_sets import evaluation_sets
-    from agent.evaluation.suite import FIGURES, SUITE_VERSION, SuiteSettings, measure_set
-
-    asked_ocr = TaskKind.REGION_OCR in NANO_TASKS if ocr is None else ocr
-    pipeline, digest = _pipeline(model, device), find_model(model).digest[:12]
-    columns: dict[str, dict[str, Estimate]] = {}
-    for one in evaluation_sets():
-        data = one.load(cache, artwork, num)
-        results = one.folder(cache, num) / f"suite{SUITE_VERSION}-{digest}.jsonl"
-        columns[one.name] = asyncio.run(
-            measure_set(pipeline, data, results, SuiteSettings(), title=one.name, ocr=asked_ocr)
+    pipeline = None if oracle else pipeline_of(model, device)
+    scores = asyncio.run(
+        measure_tracking(
+            artwork, pipeline, num=num, duration_s=duration_s, latency_s=latency_ms / 1e3,
+            baselines=baselines,
         )
-    rows = {title: {name: found.get(key) for name, found in columns.items()}
-            for key, title in FIGURES.items()}  # fmt: skip
-    summary = cache / f"suite{SUITE_VERSION}-{num}-{digest}.json"
-    summary.write_text(json.dumps(plain(columns)) + "\n", encoding="utf-8")
-    print_columns(
-        f"{model}, {num} scenes of each, 95 % intervals", rows, as_json=as_json, markdown=markdown
-    )
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps({name: asdict(value) for name, value in scores.items()}))
+        return
+    what = "oracle" if oracle else model
+    table = Table("figure", *scores, title=f"{num} sequences of {duration_s:g} s, {what}")
+    for name in asdict(next(iter(scores.values()))):
+        table.add_row(name, *(f"{getattr(value, name):.3f}" for value in scores.values()))
+    Console().print(table)
 
 
-@eval_app.command("proposals")
-def eval_proposals(
-    num: NumOption = 100,
-    network: Annotated[
-        list[str] | None, typer.Option(help="Another proposal network; may be repeated.")
-    ] = None,
-    artwork: ArtworkOption = _ARTWORK,
-    cache: CacheOption = _CACHE,
+@eval_app.command("high-resolution")
+def eval_high_resolution(
+    artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),
+    num: Annotated[int, typer.Option(help="Questions.", min=1)] = 500,
+    first: Annotated[int, typer.Option(help="Number of the first one.", min=0)] = 0,
+    full: Annotated[bool, typer.Option(help="Also the full-resolution pass (slow).")] = True,
+    policy: Annotated[ZoomPolicy, typer.Option(help="Of the zoom column.")] = ZoomPolicy.AUTO,
+    tokens: Annotated[int | None, typer.Option(help="Vision tokens of second looks.")] = None,
     model: ModelOption = NANO,
     device: DeviceOption = "cpu",
-    as_json: JsonOption = False,
-    markdown: MarkdownOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
 ) -> None:
-    """Experiment: the same questions with boxes from different sources."""
-    from agent.evaluation.composed_sets import evaluation_sets
-    from agent.evaluation.proposal_study import Source, box_sources, measure_source
-    from agent.stages import local_pipeline
+    """Composed 2048x1536 questions: reduced frame, zoom and full resolution side by side."""
+    import tempfile
 
-    data = evaluation_sets()[0].load(cache, artwork, num)
-    sources = box_sources(_pipeline(model, device))
-    for name in network or []:
-        other = local_pipeline(model, device=device, proposal_network=name)
-        sources[name] = Source(other)
+    from rich.console import Console
+    from rich.table import Table
 
-    async def measure() -> dict[str, dict[str, Estimate]]:
-        return {name: await measure_source(source, data, title=name)
-                for name, source in sources.items()}  # fmt: skip
+    from agent.evaluation import high_resolution_scenes as scenes
 
-    found = asyncio.run(measure())
-    shown = ("proposal_recall", "recall", "precision", "f1", "AP", "AP50", "false_positives")
-    rows = {name: {key: figures.get(key) for key in shown} for name, figures in found.items()}
-    print_columns(f"{num} scenes, {model}", rows, as_json=as_json, markdown=markdown)
+    async def run(folder: Path) -> dict[str, scenes.WayScores]:
+        pipeline = pipeline_of(model, device)
+        zoom = Zoom(policy, vision_tokens=tokens)
+        ways = {"coarse": scenes.coarse(pipeline), "zoom": scenes.zoomed(pipeline, zoom)}
+        if full:
+            raised = scenes.with_image_limit(model, max(scenes.SIZE), folder)
+            ways["full resolution"] = scenes.whole(pipeline_of(str(raised), device))
+        questions = scenes.SceneQuestions(artwork)
+        done = 0
+        async for scores in scenes.compare_ways(questions, ways, num=num, first=first):
+            standing, done = scores, done + 1
+            typer.echo(f"\r{done} of {num}", err=True, nl=done == num)
+        return standing
+
+    with tempfile.TemporaryDirectory() as folder:
+        scores = asyncio.run(run(Path(folder)))
+    if as_json:
+        typer.echo(json.dumps({name: value.as_dict() for name, value in scores.items()}))
+        return
+    columns, rows = scenes.table_rows(scores)
+    table = Table("figure", *columns, title=f"{num} questions, {model}")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
-@eval_app.command("clutter")
-def eval_clutter(
-    num: NumOption = 20,
-    artwork: ArtworkOption = _ARTWORK,
-    cache: CacheOption = _CACHE,
-    model: ModelOption = NANO,
-    device: DeviceOption = "cpu",
-    as_json: JsonOption = False,
-    markdown: MarkdownOption = False,
+@eval_app.command("encoders")
+def eval_encoders(
+    artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),
+    directory: Annotated[Path, typer.Option(help="Checkpoints of a training.")] = Path(".training"),
+    num_train: Annotated[int, typer.Option(help="Batches that are learned from.")] = 150,
+    num_val: Annotated[int, typer.Option(help="Batches that are measured on.")] = 40,
+    seeds: Annotated[int, typer.Option(help="Runs of each.", min=2)] = 3,
 ) -> None:
-    """Experiment: recall against the number of objects, with and without paging."""
-    from agent.evaluation.clutter_study import (
-        NUMBERS,
-        crowded_set,
-        measure_clutter,
-        unlimited_proposer,
-    )
-    from agent.evaluation.composed_sets import evaluation_sets
+    """Experiment: region classification by both encoders and by either alone."""
+    from dataclasses import asdict
 
-    settings = evaluation_sets()[0].settings
-    pipeline, proposer = _pipeline(model, device), unlimited_proposer(model, device=device)
-    found = {}
-    for number in NUMBERS:
-        data = crowded_set(number, settings).load(cache, artwork, num)
-        found[number] = asyncio.run(measure_clutter(pipeline, proposer, data))
-    rows = {
-        f"{clutter.num_objects:.0f} objects: {source}": {
-            key: figures.get(key)
-            for key in (
-                "boxes",
-                "proposal_recall",
-                "recall",
-                "precision",
-                "false_positives",
-                "seconds",
-            )
-        }
-        for clutter in found.values()
-        for source, figures in clutter.figures.items()
-    }
-    print_columns(f"{num} pictures each, {model}", rows, as_json=as_json, markdown=markdown)
+    from agent.evaluation.ablations import compare_encoders
+    from agent.training.grounding import GroundingSetup
+    from agent.training.nano import NanoTraining
+
+    setup = GroundingSetup.load(artwork, NanoTraining(artwork, directory).pretrained)
+    figures = compare_encoders(setup, num_train=num_train, num_val=num_val, num_seeds=seeds)
+    typer.echo(json.dumps({name: asdict(figure) for name, figure in figures.items()}))
 
 
-def _pipeline(model: str, device: str) -> Pipeline:
-    from agent.stages import local_pipeline
+@eval_app.command("mixtures")
+def eval_mixtures(
+    images: Annotated[Path, typer.Option(help="Folder of images.")],
+    annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
+    artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),
+    directory: Annotated[Path, typer.Option(help="Checkpoints of a training.")] = Path(".training"),
+    steps: Annotated[int, typer.Option(help="Of instruction tuning, each.")] = 1000,
+    outputs: Annotated[
+        bool, typer.Option("--outputs", help="Region tokens against printed boxes instead.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
+) -> None:
+    """Experiments: without rejection samples, without general data; boxes printed as numbers."""
+    import tempfile
 
-    return local_pipeline(model, device=device)
+    from agent.evaluation.ablations import compare_mixtures, compare_outputs
+    from agent.evaluation.coco_folder import load_coco
+    from agent.training.grounding import GroundingSetup
+    from agent.training.nano import NanoTraining
+
+    training = NanoTraining(artwork, directory)
+    setup = GroundingSetup.load(artwork, training.pretrained, directory / "align")
+    data = load_coco(images, annotations, limit=limit)
+    pool = setup.region_pool(directory / "regions.pt")
+    compare = compare_outputs if outputs else compare_mixtures
+    with tempfile.TemporaryDirectory() as folder:
+        rows = asyncio.run(compare(setup, pool, data, Path(folder), steps=steps))
+    typer.echo(json.dumps(rows))

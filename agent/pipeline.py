@@ -152,7 +152,7 @@ class Pipeline:
         finished = time.perf_counter()
         timings.language_s = finished - language_started
         timings.total_s = finished - started
-        yield Grounding((answer,), features.proposals, cache_hit, timings)
+        yield Grounding((answer,), features.proposals, cache_hit, timings, features)
 
     async def features(
         self,

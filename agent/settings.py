@@ -126,6 +126,31 @@ class SessionSettings:
 
 
 @dataclass(frozen=True)
+class ZoomSettings:
+    """Second looks at parts of a large frame, in single calls that ask for them."""
+
+    vision_tokens: int = 1024
+    """Spent on second looks where the call names no budget, and the most it may name."""
+    margin: float = 0.5
+    """A crop is larger than its box by this share of the box's longer side, on every side."""
+    cell_px: int = 84
+    """Side of one crop on a contact sheet."""
+    picture_px: int = 224
+    """Least side of a crop that is a picture of its own."""
+    max_crops: int = 64
+    small_px: float = 40.0
+    """A box whose longer side is shorter than this in the first picture is looked at again."""
+    least_reduction: float = 1.5
+    """A frame that the model sees reduced less than this often has nothing to be zoomed into."""
+    scout_px: int = 512
+    """Side of the parts of the frame in which the proposal network searches for small things."""
+    max_scouted: int = 16
+    """Such parts at most; a larger frame has larger parts."""
+    reply_s: float = 0.05
+    """Time kept for sending the answer before a call's deadline."""
+
+
+@dataclass(frozen=True)
 class StreamSettings:
     """Limits of one stream and of one call."""
 
@@ -143,6 +168,7 @@ class StreamSettings:
     follow: FollowSettings = field(default_factory=FollowSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     sharing: SharingSettings = field(default_factory=SharingSettings)
+    zoom: ZoomSettings = field(default_factory=ZoomSettings)
     overlap_stages: bool = True
     """Encoders start while the boxes are still being proposed. Faster where each stage has its
     own device, slower where all share a few cores: it costs about 5 ms more per frame."""

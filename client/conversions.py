@@ -43,6 +43,18 @@ def frame_to_message(frame: types.OutgoingFrame) -> pb.Frame:
     )
 
 
+def zoom_to_message(zoom: types.Zoom | None) -> pb.Zoom | None:
+    """How a single call is to be looked at; None: once."""
+    if zoom is None:
+        return None
+    return pb.Zoom(
+        policy=f"ZOOM_POLICY_{zoom.policy.value}",
+        max_vision_tokens=zoom.max_vision_tokens,
+        budget_ms=zoom.budget_ms,
+        arrangement=f"ZOOM_ARRANGEMENT_{zoom.arrangement.value}",
+    )
+
+
 def policy_to_message(policy: types.StreamPolicy) -> pb.StreamPolicy:
     """How the stream is to be answered."""
     return pb.StreamPolicy(
@@ -76,6 +88,7 @@ def detection_from_message(message: pb.Detection) -> types.Detection:
         evidence_age_ms=message.evidence_age_ms,
         proposal_box=_box_from_message(message.proposal_box),
         transforms=tuple(map(_transform_from_message, message.transforms)),
+        crop_index=message.crop_index if message.HasField("crop_index") else None,
     )
 
 
@@ -107,6 +120,9 @@ def result_from_message(message: pb.FrameResult) -> types.FrameResult:
     reused = None
     if message.HasField("reused"):
         reused = types.ReusedFeatures(**_scalars(message.reused))
+    revision = None
+    if message.HasField("revision"):
+        revision = types.Revision(**_scalars(message.revision))
     return types.FrameResult(
         sequence=message.sequence,
         epoch=message.epoch,
@@ -120,6 +136,11 @@ def result_from_message(message: pb.FrameResult) -> types.FrameResult:
         num_proposals=message.num_proposals,
         timings=types.StageTimings(**_scalars(message.timings)),
         reused=reused,
+        revision=revision,
+        crops=tuple(
+            types.Crop(_box_from_message(crop.box), crop.scale_x, crop.scale_y)
+            for crop in message.crops
+        ),
     )
 
 

@@ -92,6 +92,38 @@ class StreamPolicy:
     """Allow the features of an earlier frame for one that barely changed."""
 
 
+class ZoomPolicy(Enum):
+    """When a single call takes second looks at parts of its frame."""
+
+    OFF = "OFF"
+    AUTO = "AUTO"
+    """Where the model saw the frame reduced and found nothing, or something small."""
+    ALWAYS = "ALWAYS"
+
+
+class ZoomArrangement(Enum):
+    """How second looks at several places are shown to the model."""
+
+    UNION = "UNION"
+    """One crop around all of them."""
+    SEVERAL = "SEVERAL"
+    """One picture for each."""
+    SHEET = "SHEET"
+    """All on one contact sheet; cheapest."""
+
+
+@dataclass(frozen=True)
+class Zoom:
+    """Second looks and what they may cost."""
+
+    policy: ZoomPolicy = ZoomPolicy.AUTO
+    max_vision_tokens: int = 0
+    """Of all second looks together; 0: the service's limit."""
+    budget_ms: float = 0.0
+    """From the call's arrival at the service; 0: until the call's deadline."""
+    arrangement: ZoomArrangement = ZoomArrangement.SHEET
+
+
 @dataclass(frozen=True)
 class Exchange:
     """An earlier turn of a conversation about the same picture."""
@@ -172,6 +204,8 @@ class Detection:
     proposal_box: Box = (0.0, 0.0, 0.0, 0.0)
     """The proposal as it was found; `transforms` lead from it to `box`."""
     transforms: tuple[Transform, ...] = ()
+    crop_index: int | None = None
+    """Which of the result's crops it was found in; None: on the whole frame."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +258,29 @@ class StageTimings:
 
 
 @dataclass(frozen=True)
+class Revision:
+    """Which state of an answer this is; a later one replaces it."""
+
+    answer_id: str
+    number: int
+    """0 is the first look."""
+    final: bool
+    cut_short: bool = False
+    """Time ran out, or a stage failed, before all that was planned was looked at."""
+    num_vision_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of the frame that was looked at again."""
+
+    box: Box
+    scale_x: float
+    """Pixels shown to the model per pixel of the frame."""
+    scale_y: float
+
+
+@dataclass(frozen=True)
 class FrameResult:
     """All answers about one frame."""
 
@@ -239,6 +296,9 @@ class FrameResult:
     num_proposals: int
     timings: StageTimings
     reused: ReusedFeatures | None = None
+    revision: Revision | None = None
+    """Single calls only."""
+    crops: tuple[Crop, ...] = ()
 
     def __getitem__(self, query_id: str) -> QueryResult:
         """The answer to one query.

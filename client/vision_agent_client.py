@@ -22,6 +22,7 @@ from client.types import (
     Query,
     ServiceStats,
     StreamPolicy,
+    Zoom,
 )
 from client.watch_stream import Reconnect, WatchStream, as_query
 from protos import vision_agent_pb2 as pb
@@ -79,6 +80,7 @@ class VisionAgentClient:
         queries: Iterable[str | Query],
         *,
         boxes: Sequence[Box] | None = None,
+        zoom: Zoom | None = None,
         timeout_s: float | None = 60.0,
     ) -> FrameResult:
         """The answers to some questions about one encoded picture.
@@ -87,6 +89,7 @@ class VisionAgentClient:
             image: JPEG, PNG, WebP or BMP bytes.
             queries: what to look for; a string means "detect this".
             boxes: pixels; ask about these boxes instead of the service's proposals.
+            zoom: allow second looks; the last revision that time allowed is returned.
             timeout_s: longest wait for the answer.
 
         Raises:
@@ -94,18 +97,52 @@ class VisionAgentClient:
             Overloaded, StageUnavailable: try again later.
             ServiceError: everything else.
         """
-        frame = OutgoingFrame(image, boxes=None if boxes is None else tuple(boxes))
-        request = pb.GroundRequest(
-            frame=conversions.frame_to_message(frame),
-            queries=[conversions.query_to_message(as_query(query)) for query in queries],
-        )
+        request = pb.GroundRequest(**_grounding(image, queries, boxes, zoom))
         response = await self._call(self._stub.Ground, request, timeout_s)
         return conversions.result_from_message(response.result)
 
+    async def ground_anytime(
+        self,
+        image: bytes,
+        queries: Iterable[str | Query],
+        *,
+        boxes: Sequence[Box] | None = None,
+        zoom: Zoom | None = None,
+        timeout_s: float | None = 60.0,
+    ) -> AsyncIterator[FrameResult]:
+        """The answers at once, then every revision of them; see `FrameResult.revision`.
+
+        When time is up the iteration ends and the revision that came last stands.
+
+        Args:
+            image, queries, boxes, timeout_s: see `ground`.
+            zoom: when to look twice; by default where it helps.
+
+        Raises:
+            AgentError: there is not even a first answer; see `ground`.
+        """
+        request = pb.GroundAnytimeRequest(**_grounding(image, queries, boxes, zoom or Zoom()))
+        answered = False
+        try:
+            async for message in self._stub.GroundAnytime(request, timeout=timeout_s):
+                answered = True
+                yield conversions.result_from_message(message.result)
+        except grpc.aio.AioRpcError as error:
+            if not (answered and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise error_of(error) from None
+
     async def ask(
-        self, image: bytes, query: str | Query, *, timeout_s: float | None = 60.0
+        self,
+        image: bytes,
+        query: str | Query,
+        *,
+        zoom: Zoom | None = None,
+        timeout_s: float | None = 60.0,
     ) -> AsyncIterator[str | FrameResult]:
         """One question about one encoded picture: its text as it is written, then the answer.
+
+        With `zoom` the answer may come several times, each revision better than the one before;
+        when time is up the iteration ends and the revision that came last stands.
 
         Raises:
             AgentError: see `ground`.
@@ -113,15 +150,19 @@ class VisionAgentClient:
         request = pb.AskRequest(
             frame=conversions.frame_to_message(OutgoingFrame(image)),
             query=conversions.query_to_message(as_query(query)),
+            zoom=conversions.zoom_to_message(zoom),
         )
+        answered = False
         try:
             async for message in self._stub.Ask(request, timeout=timeout_s):
                 if message.HasField("result"):
+                    answered = True
                     yield conversions.result_from_message(message.result)
                 else:
                     yield message.text_delta
         except grpc.aio.AioRpcError as error:
-            raise error_of(error) from None
+            if not (answered and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise error_of(error) from None
 
     async def capabilities(self) -> Capabilities:
         """What the service can do and where its limits are."""
@@ -180,3 +221,18 @@ class VisionAgentClient:
             return await method(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise error_of(error) from None
+
+
+def _grounding(
+    image: bytes,
+    queries: Iterable[str | Query],
+    boxes: Sequence[Box] | None,
+    zoom: Zoom | None,
+) -> dict[str, Any]:
+    """The fields of both grounding requests."""
+    frame = OutgoingFrame(image, boxes=None if boxes is None else tuple(boxes))
+    return {
+        "frame": conversions.frame_to_message(frame),
+        "queries": [conversions.query_to_message(as_query(query)) for query in queries],
+        "zoom": conversions.zoom_to_message(zoom),
+    }

@@ -50,8 +50,8 @@ def demo() -> None:
 
 def build_app() -> typer.Typer:
     """All commands of the package under one name."""
+    from agent.benchmark_cli import eval_app
     from agent.cli import ground, model_app, train
-    from agent.evaluation_cli import eval_app
     from client.cli import watch
 
     app = typer.Typer(

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
+import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -31,7 +32,8 @@ from agent.settings import ServerSettings, ServiceSettings
 from agent.streaming.session import Outcome, StandingQuery
 from agent.streaming.session_store import SessionStore, open_session_store
 from agent.urgency import Limits
-from deployments import messages
+from agent.zoom import RegionZoom
+from deployments import messages, zoom_messages
 from deployments.messages import ReceivedFrame
 from deployments.metrics import ServiceMetrics, StageCalls
 from deployments.remote_stages import RemoteStages, StageHandles
@@ -81,6 +83,16 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
             await self._end_call(context, error)
         self._metrics.count_call(Outcome.ANSWERED)
         return pb.GroundResponse(result=result)
+
+    async def GroundAnytime(self, request: pb.GroundAnytimeRequest, context: Any) -> None:
+        """The same, at once and then better."""
+        try:
+            with self._one_off():
+                async for result in self._revisions(request, context.time_remaining()):
+                    await context.write(pb.GroundAnytimeResponse(result=result))
+        except Exception as error:
+            await self._end_call(context, error)
+        self._metrics.count_call(Outcome.ANSWERED)
 
     async def Ask(self, request: pb.AskRequest, context: Any) -> None:
         """One picture, one question, its answer as it is written."""
@@ -136,6 +148,14 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         )
 
     async def _ground(self, request: pb.GroundRequest, left_s: float | None) -> pb.FrameResult:
+        """The revision that stands when time is up, or when nothing is left to look at."""
+        async for result in self._revisions(request, left_s):
+            standing = result
+        return standing
+
+    async def _revisions(
+        self, request: pb.GroundRequest | pb.GroundAnytimeRequest, left_s: float | None
+    ) -> AsyncIterator[pb.FrameResult]:
         limits = self._settings.stream
         if not request.queries:
             raise InvalidQuery("the call asks nothing; send at least one query")
@@ -143,33 +163,37 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
             raise InvalidQuery(
                 f"{len(request.queries)} queries, the limit is {limits.max_queries} per call"
             )
+        zoom = zoom_messages.zoom_from_message(request.zoom)
         received, queries = self._read(request.frame, request.queries)
-        grounding = await self._pipeline.within(Limits.starting_now(left_s)).ground(
-            received.frame, [query.task for query in queries], boxes=received.boxes
-        )
-        return messages.result_to_message(
-            received,
-            messages.answers_to_messages(queries, grounding),
-            grounding,
-            epoch=0,
-            answered_time_ns=time.time_ns(),
-        )
+        zoomer, answer_id = self._zoomer(left_s), _answer_id()
+        tasks = [query.task for query in queries]
+        async for revision in zoomer.look(received.frame, tasks, zoom, boxes=received.boxes):
+            yield zoom_messages.revision_to_message(
+                received, queries, revision, answer_id=answer_id, answered_time_ns=time.time_ns()
+            )
 
     async def _ask(
         self, request: pb.AskRequest, left_s: float | None
     ) -> AsyncIterator[pb.AskResponse]:
+        zoom = zoom_messages.zoom_from_message(request.zoom)
         received, queries = self._read(request.frame, [request.query])
-        pipeline = self._pipeline.within(Limits.starting_now(left_s))
-        asked = pipeline.ask(received.frame, queries[0].task, boxes=received.boxes)
-        async for piece in asked:
+        zoomer, answer_id = self._zoomer(left_s), _answer_id()
+        async for piece in zoomer.ask(received.frame, queries[0].task, zoom, boxes=received.boxes):
             if isinstance(piece, str):
                 yield pb.AskResponse(text_delta=piece)
                 continue
-            answered = messages.answers_to_messages(queries, piece)
-            result = messages.result_to_message(
-                received, answered, piece, epoch=0, answered_time_ns=time.time_ns()
+            result = zoom_messages.revision_to_message(
+                received, queries, piece, answer_id=answer_id, answered_time_ns=time.time_ns()
             )
             yield pb.AskResponse(result=result)
+
+    def _zoomer(self, left_s: float | None) -> RegionZoom:
+        limits = Limits.starting_now(left_s)
+        return RegionZoom(
+            self._pipeline.within(limits),
+            self._settings.stream.zoom,
+            deadline_s=limits.deadline_s,
+        )
 
     def _read(
         self, frame: pb.Frame, queries: Sequence[pb.Query]
@@ -294,6 +318,11 @@ def _make_server(settings: ServerSettings, agent: VisionAgent, health_servicer: 
         reflection.enable_server_reflection(names, server)
     server.add_insecure_port(f"{settings.host}:{settings.port}")
     return server
+
+
+def _answer_id() -> str:
+    """Names all revisions of one call."""
+    return secrets.token_hex(8)
 
 
 def _version() -> str:

@@ -186,7 +186,7 @@ def named_task_from_message(name: str, message: pb.Query, *, max_new_tokens: int
 
 
 def detections_to_messages(detections: Detections, proposals: Proposals) -> list[pb.Detection]:
-    """One message per box of a single call."""
+    """One message per box of a single call, as seen on the whole frame."""
     return [
         pb.Detection(
             box=box_to_message(box),

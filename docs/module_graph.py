@@ -21,8 +21,9 @@ PARTS = {
     "vision stages": "proposer encoders processor batching device_picture",
     "language stage": "generation generation_request engine drafting grammar prefix_cache sequence "
     "tokenizer",
+    "zoom": "crops zoom zoom_policy revisions ergo_protocol ergo",
     "other VLMs": "attached families",
-    "command line": "cli evaluation_cli inspection",
+    "command line": "cli evaluation_cli benchmark_cli inspection",
 }
 """Modules of `agent` by part; packages inside it are parts of their own."""
 

@@ -28,6 +28,20 @@ class FramePriority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FRAME_PRIORITY_NORMAL: _ClassVar[FramePriority]
     FRAME_PRIORITY_HIGH: _ClassVar[FramePriority]
 
+class ZoomPolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ZOOM_POLICY_UNSPECIFIED: _ClassVar[ZoomPolicy]
+    ZOOM_POLICY_OFF: _ClassVar[ZoomPolicy]
+    ZOOM_POLICY_AUTO: _ClassVar[ZoomPolicy]
+    ZOOM_POLICY_ALWAYS: _ClassVar[ZoomPolicy]
+
+class ZoomArrangement(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ZOOM_ARRANGEMENT_UNSPECIFIED: _ClassVar[ZoomArrangement]
+    ZOOM_ARRANGEMENT_UNION: _ClassVar[ZoomArrangement]
+    ZOOM_ARRANGEMENT_SEVERAL: _ClassVar[ZoomArrangement]
+    ZOOM_ARRANGEMENT_SHEET: _ClassVar[ZoomArrangement]
+
 class AnswerStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ANSWER_STATUS_UNSPECIFIED: _ClassVar[AnswerStatus]
@@ -100,6 +114,14 @@ FRAME_PRIORITY_UNSPECIFIED: FramePriority
 FRAME_PRIORITY_LOW: FramePriority
 FRAME_PRIORITY_NORMAL: FramePriority
 FRAME_PRIORITY_HIGH: FramePriority
+ZOOM_POLICY_UNSPECIFIED: ZoomPolicy
+ZOOM_POLICY_OFF: ZoomPolicy
+ZOOM_POLICY_AUTO: ZoomPolicy
+ZOOM_POLICY_ALWAYS: ZoomPolicy
+ZOOM_ARRANGEMENT_UNSPECIFIED: ZoomArrangement
+ZOOM_ARRANGEMENT_UNION: ZoomArrangement
+ZOOM_ARRANGEMENT_SEVERAL: ZoomArrangement
+ZOOM_ARRANGEMENT_SHEET: ZoomArrangement
 ANSWER_STATUS_UNSPECIFIED: AnswerStatus
 ANSWER_STATUS_OK: AnswerStatus
 ANSWER_STATUS_NOT_PRESENT: AnswerStatus
@@ -216,6 +238,18 @@ class Frame(_message.Message):
     ego_motion: EgoMotion
     def __init__(self, sequence: _Optional[int] = ..., capture_time_ns: _Optional[int] = ..., encoded_image: _Optional[bytes] = ..., boxes: _Optional[_Union[BoxList, _Mapping]] = ..., priority: _Optional[_Union[FramePriority, str]] = ..., ego_motion: _Optional[_Union[EgoMotion, _Mapping]] = ...) -> None: ...
 
+class Zoom(_message.Message):
+    __slots__ = ("policy", "max_vision_tokens", "budget_ms", "arrangement")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    MAX_VISION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_MS_FIELD_NUMBER: _ClassVar[int]
+    ARRANGEMENT_FIELD_NUMBER: _ClassVar[int]
+    policy: ZoomPolicy
+    max_vision_tokens: int
+    budget_ms: float
+    arrangement: ZoomArrangement
+    def __init__(self, policy: _Optional[_Union[ZoomPolicy, str]] = ..., max_vision_tokens: _Optional[int] = ..., budget_ms: _Optional[float] = ..., arrangement: _Optional[_Union[ZoomArrangement, str]] = ...) -> None: ...
+
 class Transform(_message.Message):
     __slots__ = ("kind", "scale_x", "scale_y", "offset_x", "offset_y")
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -231,7 +265,7 @@ class Transform(_message.Message):
     def __init__(self, kind: _Optional[_Union[TransformKind, str]] = ..., scale_x: _Optional[float] = ..., scale_y: _Optional[float] = ..., offset_x: _Optional[float] = ..., offset_y: _Optional[float] = ...) -> None: ...
 
 class Detection(_message.Message):
-    __slots__ = ("box", "label", "confidence", "region_index", "objectness", "track_id", "source", "evidence_sequence", "evidence_age_ms", "proposal_box", "transforms")
+    __slots__ = ("box", "label", "confidence", "region_index", "objectness", "track_id", "source", "evidence_sequence", "evidence_age_ms", "proposal_box", "transforms", "crop_index")
     BOX_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
@@ -243,6 +277,7 @@ class Detection(_message.Message):
     EVIDENCE_AGE_MS_FIELD_NUMBER: _ClassVar[int]
     PROPOSAL_BOX_FIELD_NUMBER: _ClassVar[int]
     TRANSFORMS_FIELD_NUMBER: _ClassVar[int]
+    CROP_INDEX_FIELD_NUMBER: _ClassVar[int]
     box: Box
     label: str
     confidence: float
@@ -254,7 +289,8 @@ class Detection(_message.Message):
     evidence_age_ms: float
     proposal_box: Box
     transforms: _containers.RepeatedCompositeFieldContainer[Transform]
-    def __init__(self, box: _Optional[_Union[Box, _Mapping]] = ..., label: _Optional[str] = ..., confidence: _Optional[float] = ..., region_index: _Optional[int] = ..., objectness: _Optional[float] = ..., track_id: _Optional[int] = ..., source: _Optional[_Union[AnswerSource, str]] = ..., evidence_sequence: _Optional[int] = ..., evidence_age_ms: _Optional[float] = ..., proposal_box: _Optional[_Union[Box, _Mapping]] = ..., transforms: _Optional[_Iterable[_Union[Transform, _Mapping]]] = ...) -> None: ...
+    crop_index: int
+    def __init__(self, box: _Optional[_Union[Box, _Mapping]] = ..., label: _Optional[str] = ..., confidence: _Optional[float] = ..., region_index: _Optional[int] = ..., objectness: _Optional[float] = ..., track_id: _Optional[int] = ..., source: _Optional[_Union[AnswerSource, str]] = ..., evidence_sequence: _Optional[int] = ..., evidence_age_ms: _Optional[float] = ..., proposal_box: _Optional[_Union[Box, _Mapping]] = ..., transforms: _Optional[_Iterable[_Union[Transform, _Mapping]]] = ..., crop_index: _Optional[int] = ...) -> None: ...
 
 class QueryResult(_message.Message):
     __slots__ = ("query_id", "epoch", "status", "text", "detections", "num_unknown_regions", "num_prefix_tokens_reused", "num_passes", "source", "evidence_sequence", "evidence_age_ms", "reply", "thought", "count", "num_regions_seen", "num_drafted_tokens")
@@ -330,8 +366,32 @@ class ReusedFeatures(_message.Message):
     difference: float
     def __init__(self, sequence: _Optional[int] = ..., difference: _Optional[float] = ...) -> None: ...
 
+class Revision(_message.Message):
+    __slots__ = ("answer_id", "number", "final", "cut_short", "num_vision_tokens")
+    ANSWER_ID_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
+    CUT_SHORT_FIELD_NUMBER: _ClassVar[int]
+    NUM_VISION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    answer_id: str
+    number: int
+    final: bool
+    cut_short: bool
+    num_vision_tokens: int
+    def __init__(self, answer_id: _Optional[str] = ..., number: _Optional[int] = ..., final: _Optional[bool] = ..., cut_short: _Optional[bool] = ..., num_vision_tokens: _Optional[int] = ...) -> None: ...
+
+class Crop(_message.Message):
+    __slots__ = ("box", "scale_x", "scale_y")
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    SCALE_X_FIELD_NUMBER: _ClassVar[int]
+    SCALE_Y_FIELD_NUMBER: _ClassVar[int]
+    box: Box
+    scale_x: float
+    scale_y: float
+    def __init__(self, box: _Optional[_Union[Box, _Mapping]] = ..., scale_x: _Optional[float] = ..., scale_y: _Optional[float] = ...) -> None: ...
+
 class FrameResult(_message.Message):
-    __slots__ = ("sequence", "epoch", "clocks", "width", "height", "results", "cache_hit", "num_proposals", "timings", "reused")
+    __slots__ = ("sequence", "epoch", "clocks", "width", "height", "results", "cache_hit", "num_proposals", "timings", "reused", "revision", "crops")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -342,6 +402,8 @@ class FrameResult(_message.Message):
     NUM_PROPOSALS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     REUSED_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    CROPS_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     epoch: int
     clocks: Clocks
@@ -352,15 +414,19 @@ class FrameResult(_message.Message):
     num_proposals: int
     timings: StageTimings
     reused: ReusedFeatures
-    def __init__(self, sequence: _Optional[int] = ..., epoch: _Optional[int] = ..., clocks: _Optional[_Union[Clocks, _Mapping]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., results: _Optional[_Iterable[_Union[QueryResult, _Mapping]]] = ..., cache_hit: _Optional[bool] = ..., num_proposals: _Optional[int] = ..., timings: _Optional[_Union[StageTimings, _Mapping]] = ..., reused: _Optional[_Union[ReusedFeatures, _Mapping]] = ...) -> None: ...
+    revision: Revision
+    crops: _containers.RepeatedCompositeFieldContainer[Crop]
+    def __init__(self, sequence: _Optional[int] = ..., epoch: _Optional[int] = ..., clocks: _Optional[_Union[Clocks, _Mapping]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., results: _Optional[_Iterable[_Union[QueryResult, _Mapping]]] = ..., cache_hit: _Optional[bool] = ..., num_proposals: _Optional[int] = ..., timings: _Optional[_Union[StageTimings, _Mapping]] = ..., reused: _Optional[_Union[ReusedFeatures, _Mapping]] = ..., revision: _Optional[_Union[Revision, _Mapping]] = ..., crops: _Optional[_Iterable[_Union[Crop, _Mapping]]] = ...) -> None: ...
 
 class GroundRequest(_message.Message):
-    __slots__ = ("frame", "queries")
+    __slots__ = ("frame", "queries", "zoom")
     FRAME_FIELD_NUMBER: _ClassVar[int]
     QUERIES_FIELD_NUMBER: _ClassVar[int]
+    ZOOM_FIELD_NUMBER: _ClassVar[int]
     frame: Frame
     queries: _containers.RepeatedCompositeFieldContainer[Query]
-    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., queries: _Optional[_Iterable[_Union[Query, _Mapping]]] = ...) -> None: ...
+    zoom: Zoom
+    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., queries: _Optional[_Iterable[_Union[Query, _Mapping]]] = ..., zoom: _Optional[_Union[Zoom, _Mapping]] = ...) -> None: ...
 
 class GroundResponse(_message.Message):
     __slots__ = ("result",)
@@ -368,13 +434,31 @@ class GroundResponse(_message.Message):
     result: FrameResult
     def __init__(self, result: _Optional[_Union[FrameResult, _Mapping]] = ...) -> None: ...
 
+class GroundAnytimeRequest(_message.Message):
+    __slots__ = ("frame", "queries", "zoom")
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    ZOOM_FIELD_NUMBER: _ClassVar[int]
+    frame: Frame
+    queries: _containers.RepeatedCompositeFieldContainer[Query]
+    zoom: Zoom
+    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., queries: _Optional[_Iterable[_Union[Query, _Mapping]]] = ..., zoom: _Optional[_Union[Zoom, _Mapping]] = ...) -> None: ...
+
+class GroundAnytimeResponse(_message.Message):
+    __slots__ = ("result",)
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    result: FrameResult
+    def __init__(self, result: _Optional[_Union[FrameResult, _Mapping]] = ...) -> None: ...
+
 class AskRequest(_message.Message):
-    __slots__ = ("frame", "query")
+    __slots__ = ("frame", "query", "zoom")
     FRAME_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
+    ZOOM_FIELD_NUMBER: _ClassVar[int]
     frame: Frame
     query: Query
-    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., query: _Optional[_Union[Query, _Mapping]] = ...) -> None: ...
+    zoom: Zoom
+    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., query: _Optional[_Union[Query, _Mapping]] = ..., zoom: _Optional[_Union[Zoom, _Mapping]] = ...) -> None: ...
 
 class AskResponse(_message.Message):
     __slots__ = ("text_delta", "result")

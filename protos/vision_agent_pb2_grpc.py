@@ -39,6 +39,11 @@ class VisionAgentStub:
                 request_serializer=protos_dot_vision__agent__pb2.GroundRequest.SerializeToString,
                 response_deserializer=protos_dot_vision__agent__pb2.GroundResponse.FromString,
                 _registered_method=True)
+        self.GroundAnytime = channel.unary_stream(
+                '/vision_agent.v1.VisionAgent/GroundAnytime',
+                request_serializer=protos_dot_vision__agent__pb2.GroundAnytimeRequest.SerializeToString,
+                response_deserializer=protos_dot_vision__agent__pb2.GroundAnytimeResponse.FromString,
+                _registered_method=True)
         self.Ask = channel.unary_stream(
                 '/vision_agent.v1.VisionAgent/Ask',
                 request_serializer=protos_dot_vision__agent__pb2.AskRequest.SerializeToString,
@@ -65,14 +70,24 @@ class VisionAgentServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Ground(self, request, context):
-        """One picture, some questions, one answer to each.
+        """One picture, some questions, one answer to each. With a zoom policy: the answers as they stand
+        when the budget or the deadline ends; give a deadline a little longer than you want to wait.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GroundAnytime(self, request, context):
+        """The same as it gets better: the first look's answers at once, then every revision under the
+        same answer id. Whatever cuts the stream off, the revision that came last stands.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Ask(self, request, context):
-        """One picture, one question; the text comes as it is written, then the whole answer.
+        """One picture, one question; the text comes as it is written, then the whole answer, and with a
+        zoom policy its revisions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,6 +123,11 @@ def add_VisionAgentServicer_to_server(servicer, server):
                     servicer.Ground,
                     request_deserializer=protos_dot_vision__agent__pb2.GroundRequest.FromString,
                     response_serializer=protos_dot_vision__agent__pb2.GroundResponse.SerializeToString,
+            ),
+            'GroundAnytime': grpc.unary_stream_rpc_method_handler(
+                    servicer.GroundAnytime,
+                    request_deserializer=protos_dot_vision__agent__pb2.GroundAnytimeRequest.FromString,
+                    response_serializer=protos_dot_vision__agent__pb2.GroundAnytimeResponse.SerializeToString,
             ),
             'Ask': grpc.unary_stream_rpc_method_handler(
                     servicer.Ask,
@@ -157,6 +177,33 @@ class VisionAgent:
             '/vision_agent.v1.VisionAgent/Ground',
             protos_dot_vision__agent__pb2.GroundRequest.SerializeToString,
             protos_dot_vision__agent__pb2.GroundResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GroundAnytime(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vision_agent.v1.VisionAgent/GroundAnytime',
+            protos_dot_vision__agent__pb2.GroundAnytimeRequest.SerializeToString,
+            protos_dot_vision__agent__pb2.GroundAnytimeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -413,6 +413,7 @@ def test_every_rpc_is_served_and_offered() -> None:
     rpcs = pb.DESCRIPTOR.services_by_name["VisionAgent"].methods_by_name
     offered = {
         "Ground": "ground",
+        "GroundAnytime": "ground_anytime",
         "Ask": "ask",
         "Watch": "watch",
         "GetCapabilities": "capabilities",

@@ -1,0 +1,362 @@
+"""`groundstream eval BENCHMARK`: files in, a table or one line of JSON out.
+
+Every command reads its benchmark, asks the pipeline, prints. What is asked and how it is scored
+stands in the benchmark's own module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agent.cli import DeviceOption, ModelOption, pipeline_of
+from agent.evaluation.report import plain, print_columns, print_figures
+from agent.evaluation_cli import eval_app as eval_app
+from agent.model_directory import NANO, find_model
+from agent.prompts import NANO_TASKS, TaskKind
+
+if TYPE_CHECKING:
+    from agent.evaluation.tally import Estimate
+
+ImagesOption = Annotated[Path, typer.Option(help="Folder of the pictures.")]
+LimitOption = Annotated[int | None, typer.Option(help="Only the first pictures.", min=1)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")]
+MarkdownOption = Annotated[bool, typer.Option("--markdown", help="The table as Markdown.")]
+ArtworkOption = Annotated[Path, typer.Option(help="Rendered artwork.")]
+CacheOption = Annotated[Path, typer.Option(help="Where composed sets and results are kept.")]
+NumOption = Annotated[int, typer.Option(help="Pictures of each set.", min=1)]
+
+_ARTWORK, _CACHE = Path(".artwork"), Path(".evaluation")
+
+
+@eval_app.command("odinw")
+def eval_odinw(
+    folder: Annotated[Path, typer.Argument(help="ODinW13 as downloaded and unpacked.")],
+    limit: LimitOption = None,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """ODinW13: detection in 13 small sets, mean of their APs."""
+    from agent.evaluation.odinw import evaluate_odinw, load_odinw, mean_scores
+
+    sets = load_odinw(folder, limit=limit)
+    scores = asyncio.run(evaluate_odinw(pipeline_of(model, device), sets))
+    print_figures(f"ODinW13, {folder}", mean_scores(scores), as_json=as_json)
+
+
+@eval_app.command("ovdeval")
+def eval_ovdeval(
+    folder: Annotated[Path, typer.Argument(help="Holds annotations/ and images/.")],
+    limit: LimitOption = None,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """OVDEval: fine-grained labels with hard negatives, NMS-AP."""
+    from agent.evaluation.ovdeval import evaluate_ovdeval, load_ovdeval, mean_scores
+
+    tasks, pipeline = load_ovdeval(folder, limit=limit), pipeline_of(model, device)
+
+    async def measure() -> dict[str, float]:
+        found = {name: await evaluate_ovdeval(pipeline, data, title=name)
+                 for name, data in tasks.items()}  # fmt: skip
+        return mean_scores(found)
+
+    print_figures(f"OVDEval, {folder}", asyncio.run(measure()), as_json=as_json)
+
+
+@eval_app.command("refcoco")
+def eval_refcoco(
+    refs: Annotated[Path, typer.Option(help="refs(unc).p, refs(umd).p or the same as JSON.")],
+    instances: Annotated[Path, typer.Option(help="instances.json.")],
+    images: ImagesOption,
+    split: Annotated[str, typer.Option(help="val, testA, testB or test.")] = "val",
+    limit: LimitOption = None,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """RefCOCO, RefCOCO+ and RefCOCOg: accuracy at IoU 0.5."""
+    from agent.evaluation.refcoco import evaluate_refcoco, load_refcoco
+
+    data = load_refcoco(refs, instances, images, split=split, limit=limit)
+    tally = asyncio.run(evaluate_refcoco(pipeline_of(model, device), data))
+    print_figures(f"{refs} {split}", tally.estimates(), as_json=as_json)
+
+
+@eval_app.command("countbench")
+def eval_countbench(
+    table: Annotated[Path, typer.Argument(help="Parquet, or CountBench.json.")],
+    questions: Annotated[
+        Path | None, typer.Option(help="countbench_paired_questions.json of CountBenchQA.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Pictures, where not in the table.")] = None,
+    limit: LimitOption = None,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """CountBench: accuracy and mean absolute error of counts."""
+    from agent.evaluation.countbench import load_countbench
+    from agent.evaluation.counting import evaluate_counting
+
+    data = load_countbench(table, questions=questions, images=images, limit=limit)
+    tally = asyncio.run(evaluate_counting(pipeline_of(model, device), data))
+    print_figures(f"CountBench, {table}", tally.estimates(), as_json=as_json)
+
+
+@eval_app.command("pixmo-count")
+def eval_pixmo_count(
+    table: Annotated[Path, typer.Argument(help="Parquet of allenai/pixmo-count.")],
+    images: Annotated[Path | None, typer.Option(help="Pictures, by SHA-256 or name.")] = None,
+    limit: LimitOption = None,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """PixMo-Count: accuracy and mean absolute error of counts."""
+    from agent.evaluation.counting import evaluate_counting
+    from agent.evaluation.pixmo_count import load_pixmo_count
+
+    data = load_pixmo_count(table, images=images, limit=limit)
+    tally = asyncio.run(evaluate_counting(pipeline_of(model, device), data))
+    print_figures(f"PixMo-Count, {table}", tally.estimates(), as_json=as_json)
+
+
+@eval_app.command("lvis")
+@eval_app.command("paco")
+def eval_named_regions(
+    annotations: Annotated[Path, typer.Option(help="Osprey's sample, or the set's own file.")],
+    images: ImagesOption,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="sentence-transformers model for semantic similarity (not offline)."),
+    ] = None,
+    limit: LimitOption = None,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """LVIS and PACO: what is in a given box; exact, semantic IoU, semantic similarity."""
+    from agent.evaluation.region_names import evaluate_named_regions, load_named_regions
+    from agent.evaluation.text_match import sentence_encoder
+
+    data = load_named_regions(annotations, images, limit=limit)
+    vectors = None if encoder is None else sentence_encoder(encoder)
+    tally = asyncio.run(evaluate_named_regions(pipeline_of(model, device), data, encoder=vectors))
+    print_figures(str(annotations), tally.estimates(), as_json=as_json)
+
+
+@eval_app.command("cocotext")
+def eval_cocotext(
+    annotations: Annotated[Path, typer.Option(help="cocotext.v2.json.")],
+    images: ImagesOption,
+    split: Annotated[str, typer.Option(help="val or train.")] = "val",
+    limit: LimitOption = None,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """COCO-Text: what is written in a given box."""
+    from agent.evaluation.cocotext import evaluate_cocotext, load_cocotext
+
+    data = load_cocotext(annotations, images, split=split, limit=limit)
+    tally = asyncio.run(evaluate_cocotext(pipeline_of(model, device), data))
+    print_figures(f"COCO-Text {split}, {annotations}", tally.estimates(), as_json=as_json)
+
+
+@eval_app.command("ferret-bench")
+def eval_ferret_bench(
+    folder: Annotated[Path, typer.Argument(help="Holds question.jsonl and, beside it, answers.")],
+    images: ImagesOption,
+    answers: Annotated[Path, typer.Option(help="Written for the judge.")] = Path("answers.jsonl"),
+    think: Annotated[bool, typer.Option(help="Reasoning questions ask for thoughts.")] = True,
+    limit: LimitOption = None,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Ferret-Bench: questions about boxes; answers for a judge model, and exact matches."""
+    from agent.evaluation.ferret_bench import evaluate_ferret_bench, load_ferret_bench
+
+    data = load_ferret_bench(folder, images, limit=limit)
+    tally = asyncio.run(
+        evaluate_ferret_bench(pipeline_of(model, device), data, answers=answers, think=think)
+    )
+    print_figures(f"{folder}, answers in {answers}", tally.estimates(), as_json=as_json)
+
+
+@eval_app.command("mmbench")
+@eval_app.command("mmstar")
+def eval_multiple_choice(
+    table: Annotated[Path, typer.Argument(help="MMBench or MMStar, tab-separated.")],
+    images: Annotated[Path | None, typer.Option(help="Pictures by index, if not inside.")] = None,
+    circular: Annotated[
+        bool, typer.Option(help="Right only under every rotation of the options (MMBench).")
+    ] = False,
+    limit: LimitOption = None,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """MMBench and MMStar: multiple choice about pictures."""
+    from agent.evaluation.multiple_choice import evaluate_multiple_choice, load_multiple_choice
+
+    data = load_multiple_choice(table, images=images, limit=limit)
+    tally = asyncio.run(
+        evaluate_multiple_choice(pipeline_of(model, device), data, circular=circular)
+    )
+    print_figures(str(table), tally.estimates(), as_json=as_json)
+
+
+@eval_app.command("pope")
+def eval_pope(
+    questions: Annotated[Path, typer.Option(help="coco_pope_random.json and the like.")],
+    images: ImagesOption,
+    limit: LimitOption = None,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """POPE: yes or no about what is there and what is not."""
+    from agent.evaluation.pope import evaluate_pope, load_pope
+
+    data = load_pope(questions, images, limit=limit)
+    tally = asyncio.run(evaluate_pope(pipeline_of(model, device), data))
+    print_figures(f"POPE, {questions}", tally.estimates(), as_json=as_json)
+
+
+@eval_app.command("compose")
+def compose(
+    out: Annotated[Path, typer.Option(help="A folder with COCO files gets the other formats.")],
+    num: NumOption = 40,
+    name: Annotated[str, typer.Option(help="seen, twemoji or novel.")] = "seen",
+    artwork: ArtworkOption = _ARTWORK,
+) -> None:
+    """Compose an evaluation set and write it in every benchmark's format."""
+    from agent.evaluation.composed_sets import evaluation_sets
+    from agent.evaluation.scene_formats import write_formats
+
+    chosen = {one.name: one for one in evaluation_sets()}.get(name)
+    if chosen is None:
+        raise typer.BadParameter("--name is seen, twemoji or novel")
+    data = chosen.load(out, artwork, num)
+    typer.echo(f"pictures: {data.images[0].path.parent}")
+    for benchmark, folder in write_formats(data, chosen.folder(out, num)).items():
+        typer.echo(f"{benchmark}: {folder}")
+
+
+@eval_app.command("suite")
+def eval_suite(
+    num: NumOption = 500,
+    artwork: ArtworkOption = _ARTWORK,
+    cache: CacheOption = _CACHE,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    ocr: Annotated[
+        bool | None, typer.Option(help="Read printed words too; default: if nano learned to.")
+    ] = None,
+    as_json: JsonOption = False,
+    markdown: MarkdownOption = False,
+) -> None:
+    """Every ability on seen artwork, unseen artwork and novel classes; goes on where it was."""
+    from agent.evaluation.composed_sets import evaluation_sets
+    from agent.evaluation.suite import FIGURES, SUITE_VERSION, SuiteSettings, measure_set
+
+    asked_ocr = TaskKind.REGION_OCR in NANO_TASKS if ocr is None else ocr
+    pipeline, digest = pipeline_of(model, device), find_model(model).digest[:12]
+    columns: dict[str, dict[str, Estimate]] = {}
+    for one in evaluation_sets():
+        data = one.load(cache, artwork, num)
+        results = one.folder(cache, num) / f"suite{SUITE_VERSION}-{digest}.jsonl"
+        columns[one.name] = asyncio.run(
+            measure_set(pipeline, data, results, SuiteSettings(), title=one.name, ocr=asked_ocr)
+        )
+    rows = {title: {name: found.get(key) for name, found in columns.items()}
+            for key, title in FIGURES.items()}  # fmt: skip
+    summary = cache / f"suite{SUITE_VERSION}-{num}-{digest}.json"
+    summary.write_text(json.dumps(plain(columns)) + "\n", encoding="utf-8")
+    print_columns(
+        f"{model}, {num} scenes of each, 95 % intervals", rows, as_json=as_json, markdown=markdown
+    )
+
+
+@eval_app.command("proposals")
+def eval_proposals(
+    num: NumOption = 100,
+    network: Annotated[
+        list[str] | None, typer.Option(help="Another proposal network; may be repeated.")
+    ] = None,
+    artwork: ArtworkOption = _ARTWORK,
+    cache: CacheOption = _CACHE,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+    markdown: MarkdownOption = False,
+) -> None:
+    """Experiment: the same questions with boxes from different sources."""
+    from agent.evaluation.composed_sets import evaluation_sets
+    from agent.evaluation.proposal_study import Source, box_sources, measure_source
+
+    data = evaluation_sets()[0].load(cache, artwork, num)
+    sources = box_sources(pipeline_of(model, device))
+    for name in network or []:
+        other = pipeline_of(model, device, proposals=name)
+        sources[name] = Source(other)
+
+    async def measure() -> dict[str, dict[str, Estimate]]:
+        return {name: await measure_source(source, data, title=name)
+                for name, source in sources.items()}  # fmt: skip
+
+    found = asyncio.run(measure())
+    shown = ("proposal_recall", "recall", "precision", "f1", "AP", "AP50", "false_positives")
+    rows = {name: {key: figures.get(key) for key in shown} for name, figures in found.items()}
+    print_columns(f"{num} scenes, {model}", rows, as_json=as_json, markdown=markdown)
+
+
+@eval_app.command("clutter")
+def eval_clutter(
+    num: NumOption = 20,
+    artwork: ArtworkOption = _ARTWORK,
+    cache: CacheOption = _CACHE,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+    markdown: MarkdownOption = False,
+) -> None:
+    """Experiment: recall against the number of objects, with and without paging."""
+    from agent.evaluation.clutter_study import (
+        NUMBERS,
+        crowded_set,
+        measure_clutter,
+        unlimited_proposer,
+    )
+    from agent.evaluation.composed_sets import evaluation_sets
+
+    settings = evaluation_sets()[0].settings
+    pipeline, proposer = pipeline_of(model, device), unlimited_proposer(model, device=device)
+    found = {}
+    for number in NUMBERS:
+        data = crowded_set(number, settings).load(cache, artwork, num)
+        found[number] = asyncio.run(measure_clutter(pipeline, proposer, data))
+    rows = {
+        f"{clutter.num_objects:.0f} objects: {source}": {
+            key: figures.get(key)
+            for key in (
+                "boxes",
+                "proposal_recall",
+                "recall",
+                "precision",
+                "false_positives",
+                "seconds",
+            )
+        }
+        for clutter in found.values()
+        for source, figures in clutter.figures.items()
+    }
+    print_columns(f"{num} pictures each, {model}", rows, as_json=as_json, markdown=markdown)
