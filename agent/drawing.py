@@ -40,7 +40,11 @@ def label_colour(label: str) -> tuple[int, int, int]:
 
 
 def draw_boxes(rgb: RGBArray, boxes: Sequence[LabelledBox], *, caption: str = "") -> RGBArray:
-    """A copy of (height, width, 3) RGB pixels with boxes, labels and a caption on it."""
+    """A copy of (height, width, 3) RGB pixels with boxes, labels and a caption on it.
+
+    The surest is drawn last: where two labels claim one box, it stands on top.
+    """
+    boxes = sorted(boxes, key=lambda box: 1.0 if box.confidence is None else box.confidence)
     canvas = np.ascontiguousarray(rgb).copy()
     height, width = canvas.shape[:2]
     scale = max(0.4, min(height, width) / 1000)

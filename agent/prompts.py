@@ -71,7 +71,7 @@ _NEEDS_QUERY = frozenset(
     {TaskKind.DETECT, TaskKind.REFER, TaskKind.COUNT, TaskKind.REASON, TaskKind.CHAT}
 )
 _SEARCHES = frozenset({TaskKind.DETECT, TaskKind.REFER, TaskKind.COUNT, TaskKind.VISUAL_PROMPT})
-NANO_TASKS = frozenset({TaskKind.DETECT, TaskKind.COUNT, TaskKind.REGION_CAPTION})
+NANO_TASKS = frozenset({TaskKind.DETECT, TaskKind.COUNT, TaskKind.REFER, TaskKind.REGION_CAPTION})
 """What the embedded nano model was trained for."""
 
 _DETECT = "Please detect {query} in this image. Answer the question with object indexes."

@@ -166,3 +166,11 @@ def test_scores_count_each_true_box_once() -> None:
     total = truth.score(0, "dog", twice) + truth.score(0, "cat", twice)
     assert (total.recall, total.precision) == (0.5, 0.25)
     assert (Score().recall, Score().precision) == (1.0, 1.0)
+
+
+def test_of_two_labels_for_one_box_the_surer_stands_on_top() -> None:
+    box = (10.0, 20.0, 50.0, 60.0)
+    sure, doubtful = LabelledBox(box, "cat", 0.9), LabelledBox(box, "dog", 0.4)
+    drawn = draw_boxes(BLACK, [sure, doubtful])
+    np.testing.assert_array_equal(drawn, draw_boxes(BLACK, [doubtful, sure]))
+    assert tuple(drawn[38, 10]) == label_colour("cat")
