@@ -36,6 +36,29 @@ def equal_rows(keys: Sequence[Hashable]) -> list[list[int]]:
     return list(places.values())
 
 
+def compute_together(
+    batch: Sequence[A],
+    compute: Callable[[Sequence[A]], None],
+    fail: Callable[[A, BaseException], None],
+) -> None:
+    """One call for all; when it fails one call each, so that a bad item does not spoil the others.
+
+    Args:
+        batch: what to compute.
+        compute: computes some items and hands their results on.
+        fail: told of an item that failed alone.
+    """
+    try:
+        compute(batch)
+    except BaseException as error:
+        # Whatever it is belongs to who asked; the thread goes on.
+        if len(batch) == 1:
+            fail(batch[0], error)
+            return
+        for item in batch:
+            compute_together([item], compute, fail)
+
+
 class Batcher(Generic[A, R]):
     """Hands what waits, up to a limit, to one function of a list; safe from any thread."""
 
@@ -72,19 +95,10 @@ class Batcher(Generic[A, R]):
             if future.set_running_or_notify_cancel():
                 batch.append((item, future))
         if batch:
-            self._settle(batch)
+            compute_together(batch, self._settle, lambda one, error: one[1].set_exception(error))
 
-    def _settle(self, batch: list[tuple[A, Future[R]]]) -> None:
+    def _settle(self, batch: Sequence[tuple[A, Future[R]]]) -> None:
         self.num_batches += 1
-        try:
-            results = self._compute([item for item, _ in batch])
-        except Exception as error:
-            if len(batch) == 1:
-                batch[0][1].set_exception(error)
-                return
-            # One bad item must not spoil the others.
-            for one in batch:
-                self._settle([one])
-            return
+        results = self._compute([item for item, _ in batch])
         for (_, future), result in zip(batch, results, strict=True):
             future.set_result(result)

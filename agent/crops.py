@@ -75,9 +75,7 @@ class Look:
 
     def owners(self, xyxy: FloatArray) -> IntArray:
         """(n,) the crop in which, or nearest to which, each box of the picture has its centre."""
-        centres = (xyxy[:, None, :2] + xyxy[:, None, 2:]) / 2
-        places = np.array([crop.place for crop in self.crops], dtype=np.float32)[None]
-        beyond = np.maximum(places[..., :2] - centres, centres - places[..., 2:]).max(axis=2)
+        beyond = _beyond(xyxy, [crop.place for crop in self.crops])
         return np.asarray(beyond.argmin(axis=1), dtype=np.int64)
 
     def to_frame(self, xyxy: FloatArray) -> FloatArray:
@@ -316,7 +314,12 @@ def inside(xyxy: FloatArray, windows: Sequence[Window]) -> list[bool]:
     """(n,) whether each box has its centre inside some window."""
     if not windows:
         return [False] * len(xyxy)
+    return [bool(value) for value in _beyond(xyxy, windows).min(axis=1) <= 0.0]
+
+
+def _beyond(xyxy: FloatArray, windows: Sequence[Window]) -> FloatArray:
+    """(n, windows) how far each box's centre lies outside each window; negative inside."""
     centres = (xyxy[:, None, :2] + xyxy[:, None, 2:]) / 2
     areas = np.array(windows, dtype=np.float32)[None]
-    apart = np.maximum(areas[..., :2] - centres, centres - areas[..., 2:]).max(axis=2)
-    return [bool(value) for value in apart.min(axis=1) <= 0.0]
+    outside = np.maximum(areas[..., :2] - centres, centres - areas[..., 2:]).max(axis=2)
+    return np.asarray(outside, dtype=np.float32)

@@ -98,14 +98,14 @@ def smart_size(
     if columns * rows > max_tokens:
         shrink = math.sqrt(width * height / most) * TOKEN_PX
         columns, rows = max(1, round(width / shrink)), max(1, round(height / shrink))
-        while columns * rows > max_tokens:
-            if columns >= rows:
-                columns -= 1
-            else:
-                rows -= 1
     elif columns * rows < least_tokens:
         grow = math.sqrt(least / (width * height)) / TOKEN_PX
         columns, rows = math.ceil(width * grow), math.ceil(height * grow)
+    while columns * rows > max_tokens:
+        if columns >= rows:
+            columns -= 1
+        else:
+            rows -= 1
     return columns * TOKEN_PX, rows * TOKEN_PX
 
 

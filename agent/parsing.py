@@ -17,10 +17,9 @@ import numpy as np
 from agent.detections import Detections, Proposals
 from agent.features import Generation
 from agent.paging import Page
-from agent.prompts import Task, TaskKind
+from agent.prompts import REGION_TOKEN, Task, TaskKind
 
 _GROUND = re.compile(r"<ground>(.*?)</ground><objects>(.*?)</objects>")
-_REGION = re.compile(r"<region(\d+)>")
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _MARKUP = re.compile(r"<objects>.*?</objects>|</?ground>|<region\d+>|</?(?:think|answer)>")
@@ -69,7 +68,7 @@ def parse_regions(text: str) -> dict[str, list[int]]:
     labels: dict[str, list[int]] = {}
     for match in _GROUND.finditer(text):
         regions = labels.setdefault(match.group(1).strip(), [])
-        for found in _REGION.finditer(match.group(2)):
+        for found in REGION_TOKEN.finditer(match.group(2)):
             index = int(found.group(1))
             if index not in regions:
                 regions.append(index)
@@ -137,7 +136,7 @@ def _renumbered(text: str, page: Page) -> str:
         index = int(match.group(1))
         return f"<region{page.indices[index]}>" if index < len(page) else match.group()
 
-    return _REGION.sub(number, text)
+    return REGION_TOKEN.sub(number, text)
 
 
 def _tagged(pattern: re.Pattern[str], text: str) -> str:
@@ -164,7 +163,7 @@ def _region_confidence(generation: Generation) -> dict[int, float]:
     """Best probability with which each region token was written."""
     confidence: dict[int, float] = {}
     for piece, probability in zip(generation.pieces, generation.probabilities, strict=True):
-        found = _REGION.fullmatch(piece)
+        found = REGION_TOKEN.fullmatch(piece)
         if found:
             index = int(found.group(1))
             confidence[index] = max(confidence.get(index, 0.0), probability)

@@ -97,6 +97,10 @@ _TEMPLATES = {
 }
 
 
+REGION_TOKEN = re.compile(r"<region(\d+)>")
+"""What `region_token` writes; its group is the index."""
+
+
 def region_token(index: int) -> str:
     """The token that names box `index`."""
     return f"<region{index}>"

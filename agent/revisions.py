@@ -6,7 +6,6 @@ about them; everything else stands. Every box keeps where it was seen. Knows no 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,10 +15,10 @@ from agent.crops import Crop, Look, inside
 from agent.detections import Detections, FloatArray, Proposals, non_maximum_suppression
 from agent.parsing import Answer, AnswerStatus
 from agent.pipeline import Grounding
-from agent.prompts import TaskKind
+from agent.prompts import REGION_TOKEN, TaskKind, region_token
 
-_REGION = re.compile(r"<region(\d+)>")
-_SAME_BOX_IOU = 0.5
+SAME_BOX_IOU = 0.5
+"""Two boxes that overlap more are one thing."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def _without_doubles(found: list[_Found]) -> list[_Found]:
         rows = [row for row, item in enumerate(found) if item.label == label]
         boxes = np.array([found[row].box for row in rows], dtype=np.float32).reshape(-1, 4)
         scores = np.array([found[row].confidence for row in rows], dtype=np.float32)
-        alive = non_maximum_suppression(boxes, scores, iou=_SAME_BOX_IOU)
+        alive = non_maximum_suppression(boxes, scores, iou=SAME_BOX_IOU)
         kept += [rows[row] for row in alive.tolist()]
     return [found[row] for row in sorted(kept)]
 
@@ -227,4 +226,4 @@ def _status(answers: Sequence[Answer], num_found: int) -> AnswerStatus:
 
 def _renumbered(text: str, offset: int) -> str:
     """Region numbers of a look as numbers of all proposals."""
-    return _REGION.sub(lambda found: f"<region{int(found.group(1)) + offset}>", text)
+    return REGION_TOKEN.sub(lambda found: region_token(int(found.group(1)) + offset), text)

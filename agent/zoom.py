@@ -26,13 +26,12 @@ from agent.frame import Frame, RGBArray
 from agent.parsing import Answer
 from agent.pipeline import Grounding, Pipeline
 from agent.prompts import Task, TaskKind
-from agent.revisions import RevisedAnswers, Revision, first_revision
+from agent.revisions import SAME_BOX_IOU, RevisedAnswers, Revision, first_revision
 from agent.settings import ZoomSettings
 from agent.zoom_policy import Arrangement, Zoom, ZoomPolicy
 
 _logger = logging.getLogger(__name__)
 _PATCH_PX = 14
-_SAME_BOX_IOU = 0.5
 _NEVER = frozenset({TaskKind.GROUNDED_CAPTION, TaskKind.VISUAL_PROMPT})
 """Tasks about the whole picture at once; a crop could not answer them."""
 
@@ -292,11 +291,11 @@ class RegionZoom:
         # Scouted boxes sit better than the first look's and stand in for them.
         rank = np.concatenate(
             [
-                np.where(overlap >= _SAME_BOX_IOU, 2.0, others.objectness),
+                np.where(overlap >= SAME_BOX_IOU, 2.0, others.objectness),
                 1.0 + 0.5 * named.objectness,
             ]
         ).astype(np.float32)
-        kept = non_maximum_suppression(boxes, rank, iou=_SAME_BOX_IOU)
+        kept = non_maximum_suppression(boxes, rank, iou=SAME_BOX_IOU)
         boxes = boxes[kept]
         return boxes[self._small(boxes, seen)]
 
@@ -323,7 +322,7 @@ class RegionZoom:
         found = await asyncio.gather(*map(search, parts))
         boxes = np.concatenate([part.xyxy for part in found])
         scores = np.concatenate([part.objectness for part in found])
-        kept = non_maximum_suppression(boxes, scores, iou=_SAME_BOX_IOU)
+        kept = non_maximum_suppression(boxes, scores, iou=SAME_BOX_IOU)
         return Proposals(boxes[kept], scores[kept])
 
     async def _look(

@@ -122,14 +122,9 @@ class VisionAgentClient:
             AgentError: there is not even a first answer; see `ground`.
         """
         request = pb.GroundAnytimeRequest(**_grounding(image, queries, boxes, zoom or Zoom()))
-        answered = False
-        try:
-            async for message in self._stub.GroundAnytime(request, timeout=timeout_s):
-                answered = True
-                yield conversions.result_from_message(message.result)
-        except grpc.aio.AioRpcError as error:
-            if not (answered and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise error_of(error) from None
+        call = self._stub.GroundAnytime(request, timeout=timeout_s)
+        async for message in _until_time_is_up(call):
+            yield conversions.result_from_message(message.result)
 
     async def ask(
         self,
@@ -152,17 +147,12 @@ class VisionAgentClient:
             query=conversions.query_to_message(as_query(query)),
             zoom=conversions.zoom_to_message(zoom),
         )
-        answered = False
-        try:
-            async for message in self._stub.Ask(request, timeout=timeout_s):
-                if message.HasField("result"):
-                    answered = True
-                    yield conversions.result_from_message(message.result)
-                else:
-                    yield message.text_delta
-        except grpc.aio.AioRpcError as error:
-            if not (answered and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise error_of(error) from None
+        call = self._stub.Ask(request, timeout=timeout_s)
+        async for message in _until_time_is_up(call):
+            if message.HasField("result"):
+                yield conversions.result_from_message(message.result)
+            else:
+                yield message.text_delta
 
     async def capabilities(self) -> Capabilities:
         """What the service can do and where its limits are."""
@@ -220,6 +210,18 @@ class VisionAgentClient:
         try:
             return await method(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
+            raise error_of(error) from None
+
+
+async def _until_time_is_up(call: Any) -> AsyncIterator[Any]:
+    """What a call streams; when time is up after an answer, that answer stands."""
+    answered = False
+    try:
+        async for message in call:
+            answered = answered or message.HasField("result")
+            yield message
+    except grpc.aio.AioRpcError as error:
+        if not (answered and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED):
             raise error_of(error) from None
 
 

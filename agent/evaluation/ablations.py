@@ -19,7 +19,7 @@ from agent.detections import FloatArray
 from agent.evaluation.coco_folder import CocoFolder
 from agent.evaluation.detection import evaluate_detection, match_count
 from agent.frame import load_frame
-from agent.prompts import Task
+from agent.prompts import REGION_TOKEN, Task
 from agent.stages import local_pipeline
 from agent.training.batches import PADDING, SceneBatch
 from agent.training.grounding import GroundingSetup, batches_from, freeze_for, save_grounding
@@ -36,7 +36,6 @@ from agent.training.rehearsal import Speller, rehearse
 
 _HIDDEN = 256
 _PROBE_BATCH = 1024
-_REGION = re.compile(r"<region(\d+)>")
 _PRINTED = re.compile(r"\[(\d+),(\d+),(\d+),(\d+)\]")
 
 
@@ -180,7 +179,7 @@ def printed(turn: Turn, boxes: FloatArray) -> Turn:
         box = np.clip(np.round(boxes[int(match.group(1))] * 100), 0, 99).astype(int)
         return "[" + ",".join(map(str, box)) + "]"
 
-    return replace(turn, answer=_REGION.sub(numbers, turn.answer))
+    return replace(turn, answer=REGION_TOKEN.sub(numbers, turn.answer))
 
 
 def printed_boxes(text: str, *, width: int, height: int) -> FloatArray:

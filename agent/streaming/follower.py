@@ -128,8 +128,16 @@ class Follower:
         self.tracker.snap(proposals.xyxy)
 
     def ahead_s(self, *, capture_ns: int, received_ns: int) -> float:
-        """How much later than the newest frame another one is, which nobody has looked at."""
-        return self._since_newest_s(capture_ns, received_ns)
+        """How much later than the newest frame another one is, which nobody has looked at.
+
+        By capture times, where they go forwards at all.
+        """
+        if self._clocks is None:
+            return 0.0
+        last = self._clocks
+        captured_s, received_s = (capture_ns - last[0]) / 1e9, (received_ns - last[1]) / 1e9
+        sensible = 0.0 < captured_s <= _MAX_STEP_S
+        return captured_s if sensible else min(max(received_s, 0.0), _MAX_STEP_S)
 
     def answers(
         self, queries: Sequence[StandingQuery], *, ahead_s: float = 0.0
@@ -287,17 +295,9 @@ class Follower:
 
     def _step_s(self, capture_ns: int, received_ns: int) -> float:
         """Time since the last frame: by capture times, where they go forwards at all."""
-        step_s = self._since_newest_s(capture_ns, received_ns)
+        step_s = self.ahead_s(capture_ns=capture_ns, received_ns=received_ns)
         self._clocks = (capture_ns, received_ns)
         return step_s
-
-    def _since_newest_s(self, capture_ns: int, received_ns: int) -> float:
-        if self._clocks is None:
-            return 0.0
-        last = self._clocks
-        captured_s, received_s = (capture_ns - last[0]) / 1e9, (received_ns - last[1]) / 1e9
-        sensible = 0.0 < captured_s <= _MAX_STEP_S
-        return captured_s if sensible else min(max(received_s, 0.0), _MAX_STEP_S)
 
 
 def _observations(

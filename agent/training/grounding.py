@@ -33,11 +33,10 @@ from agent.training.connector import warm_up_connector
 from agent.training.grounding_model import (
     GroundingTraining,
     Pretrained,
-    load_module_state,
     load_proposals,
 )
 from agent.training.language import lm_loss, naming_loss, pointing_loss, token_accuracy
-from agent.training.loop import LoopSettings, train
+from agent.training.loop import CHECKPOINT, LoopSettings, load_module_state, train
 from agent.training.mixture import draw_turns
 from agent.training.packing import PackedBatch, PackedScene, collate_packed
 from agent.training.region_features import RegionPool, proposed_boxes, region_pool
@@ -154,7 +153,7 @@ def run(
             "token": token_accuracy(logits.detach(), packed.labels),
         }
 
-    is_fresh = not (directory / "checkpoint.pt").is_file()
+    is_fresh = not (directory / CHECKPOINT).is_file()
     trained, cache = torch.tensor(setup.concepts), directory.parent / "regions.pt"
     if stage == "align" and is_fresh:
         warm_up_connector(module, setup.region_pool(cache), trained, steps=_WARM_UP_STEPS)

@@ -17,6 +17,7 @@ from agent.model.proposal_network import ProposalNetwork, nano_proposal_config
 from agent.model.vlm_fo1 import VLMFO1
 from agent.tokenizer import PromptTokenizer
 from agent.training.language import VOCAB_SIZE, NameSlots, attended_logits
+from agent.training.loop import load_module_state
 from agent.training.packing import PackedBatch
 from agent.training.vision import encode_batch, likeness
 
@@ -90,9 +91,7 @@ class GroundingTraining(nn.Module):
         """(num_names, hidden): what the language model expects in the slot of each name."""
         language = self.model.language_model
         assert language is not None
-        everything = torch.arange(len(self.slots.table))
-        vectors: Tensor = self.slots(language.model.embed_tokens, everything)
-        return vectors
+        return self.slots.all_names(language.model.embed_tokens)
 
     def place_vectors(self, boxes: Tensor) -> Tensor:
         """(n, hidden): what the language model expects to be told of the places of (n, 4) boxes."""
@@ -122,13 +121,6 @@ class GroundingTraining(nn.Module):
         """
         closeness = likeness(regions, self.name_vectors()[concepts])
         return nn.functional.cross_entropy(closeness, target)
-
-
-def load_module_state(directory: Path) -> dict[str, Tensor]:
-    """The module's weights in a stage's checkpoint."""
-    state = torch.load(directory / "checkpoint.pt", weights_only=True)["module"]
-    assert isinstance(state, dict)
-    return state
 
 
 def load_proposals(directory: Path) -> ProposalNetwork:

@@ -23,7 +23,7 @@ from agent.sequence import SequenceBuilder
 from agent.tokenizer import PromptTokenizer, train_tokenizer
 from agent.training.artwork import load_concepts
 from agent.training.initialisation import initialise
-from agent.training.loop import LoopSettings, train
+from agent.training.loop import LoopSettings, load_module_state, train
 from agent.training.mixture import Turn, corpus, draw_turns, naming_turns, yes_no_turns
 from agent.training.packing import PackedBatch, PackedScene, collate_packed
 
@@ -79,6 +79,11 @@ class NameSlots(nn.Module):
         summed = (words * self.share[known][..., None]).sum(-2)
         return self.map(summed * (concepts >= 0)[..., None])
 
+    def all_names(self, embeddings: nn.Embedding) -> Tensor:
+        """(num_names, hidden): the vector of every name."""
+        vectors: Tensor = self(embeddings, torch.arange(len(self.table)))
+        return vectors
+
     def places(self, embeddings: nn.Embedding, boxes: Tensor) -> Tensor:
         """What a slot says of where its region is and how large: (n, hidden).
 
@@ -103,11 +108,8 @@ def name_vectors(directory: Path) -> Tensor:
     names = [concept.label for concept in load_concepts()]
     tokenizer = PromptTokenizer.from_directory(directory)
     module = LanguagePretraining(tokenizer, names)
-    state = torch.load(directory / "checkpoint.pt", weights_only=True)["module"]
-    module.load_state_dict(state)
-    everything = torch.arange(len(names))
-    vectors: Tensor = module.slots(module.language_model.model.embed_tokens, everything)
-    return vectors.detach()
+    module.load_state_dict(load_module_state(directory))
+    return module.slots.all_names(module.language_model.model.embed_tokens).detach()
 
 
 class LanguagePretraining(nn.Module):

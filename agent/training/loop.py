@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 BatchT = TypeVar("BatchT")
+CHECKPOINT = "checkpoint.pt"
+"""In the folder of every stage."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def train(
     """
     directory.mkdir(parents=True, exist_ok=True)
     optimizer = build_optimizer(module, settings)
-    checkpoint = directory / "checkpoint.pt"
+    checkpoint = directory / CHECKPOINT
     start = resume(module, optimizer, checkpoint)
     if start >= settings.steps:
         save(module, optimizer, checkpoint, start)
@@ -115,6 +117,13 @@ def resume(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
+
+
+def load_module_state(directory: Path) -> dict[str, Tensor]:
+    """The module's weights in a stage's checkpoint."""
+    state = torch.load(directory / CHECKPOINT, weights_only=True)["module"]
+    assert isinstance(state, dict)
+    return state
 
 
 def save(module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, step: int) -> None:

@@ -325,9 +325,10 @@ def test_guesses_are_shared_out_among_the_answers(language, count, guessed):
     tokens = AnswerTokens.of(tiny_tokenizer(), num_regions=4)
     # The opening and the end are five tokens, four regions with their ends eight more.
     drafter = Drafter(tokens, label=[77], num_leading=4)
-    gate = threading.Event()
+    busy, gate = threading.Event(), threading.Event()
 
     def held(start):
+        busy.set()
         gate.wait(10)
         return request(language, 1, [5]).question(start)
 
@@ -337,6 +338,8 @@ def test_guesses_are_shared_out_among_the_answers(language, count, guessed):
         before = narrow.counts["tokens"]
         asked = [request(language, 2, [6, n], drafter=drafter) for n in range(count)]
         blocking = narrow.submit(replace(request(language, 1, [5], count=1), question=held))
+        # Had the step not begun yet, it would take some of the others in and not the rest.
+        assert busy.wait(10)
         futures = [narrow.submit(one) for one in asked]
         gate.set()
         certain = blocking.result(30).num_passes
