@@ -80,6 +80,19 @@ class _Run:
     num_reused_tokens: int = 0
     num_passes: int = 0
     num_accepted: int = 0
+    dice: torch.Generator = field(default_factory=torch.Generator)
+
+    def chosen(self, logits: Tensor) -> int:
+        """The next token: the likeliest, or one drawn as the request asks.
+
+        A drawn token that was guessed saves its pass like any other, and since it was drawn before
+        anyone looked at the guess, guesses do not change what is written.
+        """
+        sampling = self.request.sampling
+        if sampling is None:
+            return int(logits.argmax())
+        weights = (logits / sampling.temperature).softmax(-1)
+        return int(torch.multinomial(weights, 1, generator=self.dice))
 
     @property
     def num_new_tokens(self) -> int:
@@ -124,6 +137,8 @@ class Engine:
             Overloaded: too many requests wait already.
         """
         run = _Run(request, Future(), KeyValues(self._num_layers), grammar=request.grammar)
+        if request.sampling is not None:
+            run.dice.manual_seed(request.sampling.seed)
         with self._work:
             if self._closed:
                 raise Overloaded("the language stage is shutting down; try again elsewhere")
@@ -378,7 +393,7 @@ class Engine:
             allowed = logits[node + 1] if run.grammar is None else run.grammar.constrain(
                 logits[node + 1]
             )  # fmt: skip
-            token = int(allowed.argmax())
+            token = run.chosen(allowed)
             if token == run.request.end_of_turn or len(run.ids) == run.request.max_new_tokens:
                 finished = True
                 break

@@ -64,6 +64,14 @@ class QuestionInput:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """Tokens drawn at random instead of the likeliest; equal seeds draw alike."""
+
+    seed: int
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
 class Request:
     """One question to be answered."""
 
@@ -76,6 +84,8 @@ class Request:
     max_new_tokens: int
     drafter: Drafter | None = None
     grammar: AnswerGrammar | None = None
+    sampling: Sampling | None = None
+    """None: greedy."""
     deadline_s: float = float("inf")
     """On `time.monotonic`'s clock; earlier ones go first."""
     on_ids: Callable[[Sequence[int]], None] | None = None

@@ -6,6 +6,7 @@ can be shared by every question about a frame. Layout of VLM-FO1's prompt, piece
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -100,10 +101,10 @@ class SequenceBuilder:
         ids = self.tokenizer.encode(("\n" if after_image else "") + words)
         return self._sequence(SequenceDraft().text(ids), None, start=start)
 
-    def answer(self, text: str, *, start: int) -> Sequence:
-        """A complete answer with its end token (training)."""
-        ids = [*self.tokenizer.encode(text), self.end_of_turn]
-        return self._sequence(SequenceDraft().text(ids), None, start=start)
+    def answer(self, text: str, ids: Iterable[int] | None = None, *, start: int) -> Sequence:
+        """An answer in training: `text` and the end token, or `ids` just as they are."""
+        written = [*self.tokenizer.encode(text), self.end_of_turn] if ids is None else list(ids)
+        return self._sequence(SequenceDraft().text(written), None, start=start)
 
     def _with_regions(
         self, draft: SequenceDraft, num_regions: int, grid: tuple[int, int] | None, *, start: int

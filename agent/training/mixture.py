@@ -22,11 +22,13 @@ class MixtureSettings:
 
     absent: float = 0.2
     """Questions about something that is not there, in any form a search has (rejection)."""
-    detect: float = 0.22
-    name: float = 0.15
-    refer: float = 0.2
-    similar: float = 0.08
+    detect: float = 0.2
+    name: float = 0.14
+    refer: float = 0.16
+    similar: float = 0.06
     yes_no: float = 0.05
+    reason: float = 0.05
+    caption: float = 0.04
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def _draw_turn(
         (mixture.refer, lambda: _refer_turns(places, rng, boxes)),
         (mixture.similar, lambda: _similar_turns(places, rng)),
         (mixture.yes_no, lambda: [_yes_no(label, is_there=True)]),
+        (mixture.reason, lambda: _reasoning_turns(names, places, rng)),
+        (mixture.caption, lambda: _caption_turns(places)),
     ):
         draw -= share
         if draw < mixture.absent:
@@ -106,6 +110,10 @@ def _draw_turn(
     return Turn("count", Task.count(label).text, answer)
 
 
+_MOST_KINDS = 5
+"""A brief description names no more."""
+_SAME_KIND = "Are {} and {} the same kind of thing?"
+_MORE = "Is there more {} or more {} in this image?"
 _IS_THERE = "Is there any {} in this image? Answer yes or no."
 
 
@@ -139,6 +147,43 @@ def _similar_turns(places: dict[str, list[int]], rng: np.random.Generator) -> li
     shown = places[label][int(rng.integers(len(places[label])))]
     others = [index for index in places[label] if index != shown]
     return [Turn("similar", Task.find_similar(shown).text, grounded(label, others), shown)]
+
+
+def _reasoning_turns(
+    names: list[str | None], places: dict[str, list[int]], rng: np.random.Generator
+) -> list[Turn]:
+    """A comparison of two kinds, or of two regions, thought through by naming them first."""
+    if len(places) < 2:
+        return []
+    first, second = (list(places)[row] for row in rng.permutation(len(places))[:2])
+    if rng.random() < 0.5:
+        pair = places[first], places[second]
+        if len(pair[0]) == len(pair[1]):
+            return []
+        answer = first if len(pair[0]) > len(pair[1]) else second
+        task = Task.reason(_MORE.format(first, second))
+    else:
+        if rng.random() < 0.5:
+            several = [label for label, here in places.items() if len(here) > 1]
+            if not several:
+                return []
+            first = second = several[int(rng.integers(len(several)))]
+            chosen = [int(index) for index in rng.permutation(places[first])[:2]]
+        else:
+            chosen = [int(rng.choice(places[label])) for label in (first, second)]
+        pair = [chosen[0]], [chosen[1]]
+        answer = "yes" if first == second else "no"
+        task = Task.reason(_SAME_KIND, regions=(chosen[0], chosen[1]))
+    thoughts = f"{grounded(first, pair[0])} {grounded(second, pair[1])}"
+    return [Turn("reason", task.text, f"<think>{thoughts}</think><answer>{answer}</answer>")]
+
+
+def _caption_turns(places: dict[str, list[int]]) -> list[Turn]:
+    """What there is, in the order of the regions; only of scenes that a few words describe."""
+    if len(places) > _MOST_KINDS:
+        return []
+    answer = ", ".join(grounded(label, here) for label, here in places.items())
+    return [Turn("caption", Task.describe_image().text, answer)]
 
 
 def naming_turns(names: list[str | None], num_turns: int, rng: np.random.Generator) -> list[Turn]:

@@ -6,6 +6,7 @@ keys and values are shared. Knows no model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,15 +70,20 @@ class PackedScene:
         turns: list[Turn],
         merged_grid: tuple[int, int] | None,
         boxes: FloatArray,
+        written: Sequence[Sequence[int]] | None = None,
     ) -> PackedScene:
-        """The service's prompt with all `turns`; loss on answers only."""
+        """The service's prompt with all `turns`; loss on answers only.
+
+        `written`: the answers' ids as a model wrote them, for answers that are no plain text.
+        """
         prefix = builder.prefix(merged_grid, len(concepts))
         parts, labels = [prefix], [torch.full((len(prefix),), _IGNORED)]
         segments = [torch.zeros(len(prefix), dtype=torch.long)]
         asked = [torch.full((len(prefix),), -1)]
         for number, turn in enumerate(turns, start=1):
             question = builder.question(turn.question, start=prefix.next_position)
-            answer = builder.answer(turn.answer, start=question.next_position)
+            ids = None if written is None else written[number - 1]
+            answer = builder.answer(turn.answer, ids, start=question.next_position)
             parts += [question, answer]
             labels += [torch.full((len(question),), _IGNORED), answer.ids]
             begun = sum(map(len, asked))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from concurrent.futures import CancelledError
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from agent.generation_request import (
     PrefixSource,
     QuestionInput,
     Request,
+    Sampling,
 )
 from agent.grammar import AnswerGrammar, AnswerTokens, Place
 from agent.model.language_model import LanguageModel
@@ -28,6 +30,8 @@ from agent.prefix_cache import PrefixCache
 from tests.unit.tiny_model import tiny_config, tiny_tokenizer
 
 END = 2
+WARM = 6.0
+"""A temperature at which this peaked model says more than one thing."""
 
 
 @pytest.fixture(scope="module")
@@ -349,6 +353,47 @@ def test_guesses_are_shared_out_among_the_answers(language, count, guessed):
     finally:
         narrow.close()
     assert narrow.counts["tokens"] - before - certain == guessed
+
+
+def test_drawn_answers_depend_on_the_seed_alone(language, engine):
+    """Not on company, and not on guesses: a token is drawn before anyone looks at its guess."""
+
+    def drawn(seed, **more):
+        return request(language, 1, [5, 6], sampling=Sampling(seed, WARM), **more)
+
+    alone = [engine.submit(drawn(seed)).result(30).ids for seed in range(6)]
+    assert len(set(alone)) > 1
+    together = [engine.submit(drawn(seed)) for seed in range(6)]
+    assert [one.result(30).ids for one in together] == alone
+    guided = engine.submit(drawn(3, drafter=answers([alone[3]]))).result(30)
+    assert guided.ids == alone[3]
+    assert guided.num_accepted > 0
+    assert guided.num_passes < len(alone[3])
+
+
+def test_cold_draws_are_greedy(language, engine):
+    asked = request(language, 1, [5, 6])
+    cold = replace(asked, sampling=Sampling(1, temperature=1e-4))
+    assert engine.submit(cold).result(30).ids == plain(language, asked)
+
+
+def test_draws_follow_the_probabilities(language, engine):
+    """The first token's frequencies against the model's own distribution."""
+    asked = request(language, 1, [5, 6], count=1)
+    firsts = [engine.submit(replace(asked, sampling=Sampling(seed, WARM))) for seed in range(400)]
+    ids = [one.result(60).ids for one in firsts]
+    counted = Counter(written[0] if written else END for written in ids)
+    given = asked.prefix.make()
+    question = asked.question(given.next_position)
+    with torch.inference_mode():
+        embeddings = torch.cat([given.embeddings, language.embed(question.ids)])[None]
+        positions = torch.cat([given.positions, question.positions], dim=1)[:, None]
+        logits = language.logits(language(embeddings, positions, cache=DynamicCache())[0, -1])
+    expected = (logits / WARM).softmax(-1)
+    for token in expected.topk(3).indices.tolist():
+        share = float(expected[token])
+        spread = (share * (1 - share) / 400) ** 0.5
+        assert abs(counted[token] / 400 - share) < 4 * spread + 0.005
 
 
 def test_trees_share_beginnings():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from agent.model.language_model import LanguageModel, SlotType
+from agent.parsing import parse_regions
 from agent.sequence import SequenceBuilder
 from agent.training.batches import SceneBatch, background_boxes, jitter_boxes, nano_concepts
 from agent.training.initialisation import initialise
@@ -96,7 +98,27 @@ def test_turns_are_true():
         if turn.kind in ("yes", "no"):
             assert turn.answer == turn.kind
             assert ("dog" in turn.question or "cat" in turn.question) == (turn.kind == "yes")
-    assert kinds == {"absent", "detect", "count", "name", "refer", "similar", "yes", "no"}
+        if turn.kind == "caption":
+            assert turn.answer == f"{grounded('dog', [0, 3])}, {grounded('cat', [2])}"
+        if turn.kind == "reason":
+            assert_true_reasoning(turn)
+    assert kinds == {
+        "absent", "detect", "count", "name", "refer", "similar", "yes", "no", "caption", "reason"
+    }  # fmt: skip
+
+
+def assert_true_reasoning(turn):
+    """Of the two forms, each names what it compares and then says what follows."""
+    thought, answer = re.fullmatch("<think>(.*)</think><answer>(.*)</answer>", turn.answer).groups()
+    said = parse_regions(thought)
+    if "more" in turn.question:
+        assert said == {"dog": [0, 3], "cat": [2]}
+        assert answer == "dog"
+        return
+    asked = [int(index) for index in re.findall(r"<region(\d+)>", turn.question)]
+    assert sorted(index for found in said.values() for index in found) == sorted(asked)
+    assert all({NAMES_IN_SCENE[index] for index in found} == {name} for name, found in said.items())
+    assert answer == ("yes" if len(said) == 1 else "no")
 
 
 def test_expressions_single_out_the_right_one():

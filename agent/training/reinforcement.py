@@ -1,0 +1,220 @@
+"""Reinforcement learning of where to look: GRPO on the language model with ERGO's rewards.
+
+The model is shown a contact sheet of a high-resolution scene (`zoom_scenes`) and asked where or how
+many; several answers are drawn and rewarded (`rollouts`), and made likelier or less likely as they
+are better or worse than their group (GRPO, arXiv 2402.03300, section 4.1). Each answer serves one
+update, so its ratio to the model that drew it is one and nothing is clipped. Only the language
+model is trained. Our own loop: trainers that can be had compute likelihoods from ids and pixels
+by a processor, while this model is given embedded regions.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agent.model.language_model import LanguageModel, SlotType
+from agent.model.vlm_fo1 import VLMFO1
+from agent.tokenizer import PromptTokenizer
+from agent.training.language import IGNORED
+from agent.training.loop import LoopSettings, train
+from agent.training.mixture import Turn
+from agent.training.packing import PackedBatch, PackedScene, collate_packed
+from agent.training.rewards import Rewards, RewardWeights
+from agent.training.rollouts import Actor, Drawing, Rollouts, SheetPrompts, SheetQuestions
+from agent.training.zoom_scenes import Sheet
+
+logger = logging.getLogger(__name__)
+PARTS = ("region", "box", "accuracy", "format")
+
+
+@dataclass(frozen=True)
+class ReinforcementSettings:
+    """Hyperparameters of one run."""
+
+    steps: int = 300
+    rate: float = 2e-5
+    kl: float = 0.04
+    """Weight of staying near the model that learning began with (beta)."""
+    save_every: int = 25
+    drawing: Drawing = field(default_factory=Drawing)
+    weights: RewardWeights = field(default_factory=RewardWeights)
+
+
+def reinforce(
+    model: VLMFO1,
+    tokenizer: PromptTokenizer,
+    sheets: Sequence[Sheet],
+    held_out: Sequence[Sheet],
+    labels: Mapping[int, str],
+    settings: ReinforcementSettings,
+    directory: Path,
+    *,
+    num_measured: int = 50,
+) -> dict[str, dict[str, float]]:
+    """Train `model`'s language model; `directory` gets checkpoint.pt, log.jsonl and rewards.json.
+
+    Args:
+        model: the supervised start, in single precision.
+        tokenizer: its own.
+        sheets: to practise on.
+        held_out: to measure on, before and after.
+        labels: names of the concepts that may be asked for, by id.
+        settings: hyperparameters.
+        directory: resumed from, if a run was interrupted there.
+        num_measured: steps' worth of held-out questions.
+
+    Returns:
+        "before" and "after": the mean of each reward and of their total over held-out questions,
+        answered greedily.
+    """
+    language = model.language_model
+    assert language is not None
+    language.model.set_attn_implementation("eager")
+    questions = SheetQuestions(sheets, labels, settings.drawing)
+    prompts = SheetPrompts(model, tokenizer, questions.sheets)
+    learner = Learner(language, prompts, settings)
+    actor = Actor(language, prompts, settings.drawing)
+    trial = SheetQuestions(held_out, labels, settings.drawing)
+    shown = SheetPrompts(model, tokenizer, trial.sheets)
+
+    def measured() -> dict[str, float]:
+        judged = Actor(language, shown, settings.drawing)
+        try:
+            asked = [judged.greedy(trial.draw(step)) for step in range(num_measured)]
+        finally:
+            judged.close()
+        earned = [one for rewards in asked for one in rewards]
+        return mean_rewards(earned, [1] * len(earned), settings.weights)
+
+    before = measured()
+
+    def rollouts(start: int) -> Iterator[list[Rollouts]]:
+        for step in range(start, settings.steps):
+            actor.follow(language)
+            yield actor.draw(questions.draw(step), step)
+
+    loop = LoopSettings(
+        steps=settings.steps,
+        learning_rate=settings.rate,
+        warmup_steps=10,
+        decay_share=0.5,
+        weight_decay=0.0,
+        save_every=settings.save_every,
+    )
+    try:
+        train(language, learner.step, rollouts, loop, directory)
+    finally:
+        actor.close()
+    figures = {"before": before, "after": measured()}
+    (directory / "rewards.json").write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
+def mean_rewards(
+    earned: Sequence[Rewards], times: Sequence[int], weights: RewardWeights
+) -> dict[str, float]:
+    """Mean of each part and of the total, each answer counted as often as it was drawn."""
+    rows = [[*dataclasses.astuple(one), one.total(weights)] for one in earned]
+    means = np.average(np.array(rows), axis=0, weights=times).tolist()
+    return dict(zip((*PARTS, "reward"), means, strict=True))
+
+
+class Learner:
+    """One update of the language model from rewarded answers."""
+
+    def __init__(
+        self, language: LanguageModel, prompts: SheetPrompts, settings: ReinforcementSettings
+    ) -> None:
+        self._language = language
+        self._reference = copy.deepcopy(language).requires_grad_(False)
+        self._prompts = prompts
+        self._settings = settings
+
+    def step(self, drawn: list[Rollouts]) -> tuple[Tensor, dict[str, float]]:
+        """The loss, and what to log."""
+        weights = self._settings.weights
+        taught = [one for one in drawn if any(one.advantages(weights))]
+        figures = mean_rewards(
+            [reward for one in drawn for reward in one.rewards],
+            [count for one in drawn for count in one.times],
+            weights,
+        ) | {"taught": len(taught) / len(drawn)}
+        if not taught:
+            nothing = torch.zeros((), requires_grad=True)
+            return nothing, figures | {"kl": 0.0}
+        batch, share = self._packed(taught)
+        embedded = self._embedded(batch, taught)
+        with torch.no_grad():
+            reference = token_logs(self._reference, embedded.detach(), batch)
+        own = token_logs(self._language, embedded, batch)
+        # Schulman's estimate: never negative, and without bias for answers that were drawn.
+        apart = (reference - own).exp() - (reference - own) - 1.0
+        times, advantage = share
+        num = len(taught) * self._settings.drawing.group
+        loss = (-(times * advantage * own) + times * self._settings.kl * apart).sum() / num
+        figures["kl"] = float((times * apart).sum().detach()) / num
+        return loss, figures
+
+    def _packed(self, taught: Sequence[Rollouts]) -> tuple[PackedBatch, tuple[Tensor, Tensor]]:
+        """The answers as one batch, and for each of their tokens its weights.
+
+        Returns:
+            The batch; then, in the order of `token_logs`, how often its answer was drawn over the
+            answer's length, and the answer's advantage.
+        """
+        scenes, times, advantages = [], [], []
+        for one in taught:
+            number = one.question.number
+            num_regions = len(self._prompts.regions[number])
+            turns = [Turn("rollout", one.question.task.text, "")] * len(one.ids)
+            scenes.append(
+                PackedScene.questions(
+                    self._prompts.builder,
+                    np.full(num_regions, -1),
+                    turns,
+                    self._prompts.grids[number],
+                    np.zeros((num_regions, 4), dtype=np.float32),
+                    written=one.ids,
+                )
+            )
+            advantage = one.advantages(self._settings.weights)
+            for ids, count, value in zip(one.ids, one.times, advantage, strict=True):
+                times += [count / len(ids)] * len(ids)
+                advantages += [value] * len(ids)
+        return collate_packed(scenes), (torch.tensor(times), torch.tensor(advantages))
+
+    def _embedded(self, batch: PackedBatch, taught: Sequence[Rollouts]) -> Tensor:
+        embeddings = self._language.embed(batch.ids)
+        numbers = [one.question.number for one in taught]
+        for kind, of_sheet in (
+            (SlotType.IMAGE, self._prompts.image),
+            (SlotType.REGION, self._prompts.regions),
+        ):
+            values = torch.cat([of_sheet[number] for number in numbers])
+            here = (batch.slots == kind)[..., None]
+            embeddings = embeddings.masked_scatter(here, values.to(embeddings.dtype))
+        return embeddings
+
+
+def token_logs(language: LanguageModel, embeddings: Tensor, batch: PackedBatch) -> Tensor:
+    """(answer tokens,) log likelihood of every answer token, in the order of batch and position."""
+    hidden = language.model(
+        inputs_embeds=embeddings,
+        position_ids=batch.positions,
+        attention_mask=batch.mask,
+        use_cache=False,
+    ).last_hidden_state
+    following = batch.labels[:, 1:]
+    counted = following != IGNORED
+    logits = language.logits(hidden[:, :-1][counted]).float()
+    return -nn.functional.cross_entropy(logits, following[counted], reduction="none")

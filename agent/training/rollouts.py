@@ -1,0 +1,273 @@
+"""Answers drawn to questions about contact sheets, and what they earn.
+
+Knows the rewards and the service's engine, not how anything is learned from them.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from agent.engine import Engine
+from agent.generation_request import (
+    Completion,
+    PrefixInput,
+    PrefixSource,
+    QuestionInput,
+    Request,
+    Sampling,
+)
+from agent.model.language_model import LanguageModel, SlotType
+from agent.model.vlm_fo1 import VLMFO1
+from agent.parsing import parse_regions
+from agent.prefix_cache import PrefixCache
+from agent.processor import ImageGeometry
+from agent.prompts import END_OF_TURN, Task, TaskKind
+from agent.sequence import SequenceBuilder
+from agent.tokenizer import PromptTokenizer
+from agent.training.rewards import (
+    Rewards,
+    RewardWeights,
+    accuracy,
+    box_adjustment,
+    region_format,
+    region_verification,
+)
+from agent.training.zoom_scenes import Sheet
+
+_STATED = re.compile(r"</objects>\s*(\d+)")
+_PREFIX_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How questions and answers are drawn."""
+
+    questions: int = 8
+    """Of one step."""
+    group: int = 8
+    """Answers to each question."""
+    temperature: float = 1.0
+    absent: float = 0.25
+    """Share of the searches for something that is not there."""
+    count: float = 0.35
+    """Share of the questions that ask how many."""
+    max_new_tokens: int = 48
+
+
+@dataclass(frozen=True)
+class SheetQuestion:
+    """One question about one sheet."""
+
+    sheet: Sheet
+    number: int
+    """Of the sheet, for prefixes that are shared."""
+    task: Task
+    label: str
+    right: frozenset[int]
+    """Regions that are the right answer."""
+    targets: tuple[tuple[float, float, float, float], ...]
+    """Boxes of all such objects in the scene."""
+
+
+def rewards_of(question: SheetQuestion, text: str) -> Rewards:
+    """What one answer earns; each part in 0..1.
+
+    region: share of the named regions that the model, shown each alone, called what was asked for.
+    box: how well the named crops fit an object that was asked for (`rewards.fit`), mean.
+    accuracy: F1 of the named regions against the right ones; a count is right or wrong.
+    format: whether all of it can be read.
+    Naming nothing earns region, box and accuracy exactly where nothing is right.
+    """
+    sheet, right = question.sheet, question.right
+    shown = len(sheet.crops)
+    named = {index for found in parse_regions(text).values() for index in found if index < shown}
+    well_formed = region_format(text, num_regions=shown)
+    if not named or not right:
+        silent = float(not named and not right)
+        correct = silent if question.task.kind is TaskKind.DETECT else _count_right(question, text)
+        return Rewards(silent, silent, correct, well_formed)
+    verified = [region_verification(sheet.said_alone[index], question.label) for index in named]
+    fits = [
+        max(box_adjustment(crop, sheet.size, target=target) for target in question.targets)
+        for crop in (sheet.crops[index].tolist() for index in named)
+    ]
+    correct = 2 * len(named & right) / (len(named) + len(right))
+    if question.task.kind is TaskKind.COUNT:
+        correct = _count_right(question, text)
+    return Rewards(float(np.mean(verified)), float(np.mean(fits)), correct, well_formed)
+
+
+def _count_right(question: SheetQuestion, text: str) -> float:
+    stated = _STATED.search(text)
+    return accuracy(stated.group(1) if stated else "", str(len(question.right)))
+
+
+class SheetQuestions:
+    """Questions drawn by step, so that a resumed run goes on where it stopped."""
+
+    def __init__(
+        self, sheets: Sequence[Sheet], labels: Mapping[int, str], settings: Drawing
+    ) -> None:
+        """`labels`: names of the concepts that may be asked for, by id."""
+        self.sheets = [sheet for sheet in sheets if (sheet.concepts >= 0).any()]
+        self._labels = labels
+        self._settings = settings
+
+    def draw(self, step: int) -> list[SheetQuestion]:
+        """The questions of one step."""
+        rng = np.random.default_rng((97, step))
+        return [self._question(rng) for _ in range(self._settings.questions)]
+
+    def _question(self, rng: np.random.Generator) -> SheetQuestion:
+        number = int(rng.integers(len(self.sheets)))
+        sheet = self.sheets[number]
+        shown = np.unique(sheet.concepts[sheet.concepts >= 0])
+        concept = int(rng.choice(shown))
+        counting = rng.random() < self._settings.count
+        if not counting and rng.random() < self._settings.absent:
+            here = set(sheet.object_concepts.tolist())
+            concept = int(rng.choice([c for c in self._labels if c not in here]))
+        label = self._labels[concept]
+        targets = sheet.objects[sheet.object_concepts == concept]
+        return SheetQuestion(
+            sheet,
+            number,
+            Task.count(label) if counting else Task.detect(label),
+            label,
+            frozenset(sheet.regions_of(concept)),
+            tuple(tuple(box) for box in targets.tolist()),
+        )
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Distinct answers to one question, how often each was drawn, and what each earned."""
+
+    question: SheetQuestion
+    ids: list[tuple[int, ...]]
+    times: list[int]
+    rewards: list[Rewards]
+
+    def advantages(self, weights: RewardWeights) -> list[float]:
+        """(reward - mean) / standard deviation over the group, one per distinct answer."""
+        totals = np.repeat([reward.total(weights) for reward in self.rewards], self.times)
+        spread = float(totals.std())
+        if spread < 1e-6:
+            return [0.0] * len(self.ids)
+        mean = float(totals.mean())
+        return [(reward.total(weights) - mean) / spread for reward in self.rewards]
+
+
+class SheetPrompts:
+    """A sheet's part of the prompt: its image and region tokens, made once by the frozen parts."""
+
+    def __init__(self, model: VLMFO1, tokenizer: PromptTokenizer, sheets: Sequence[Sheet]) -> None:
+        self.builder = SequenceBuilder(tokenizer)
+        self.grids, self.image, self.regions = [], [], []
+        for sheet in sheets:
+            features = sheet.features
+            geometry = ImageGeometry.of(features.width, features.height, model.config)
+            boxes = geometry.normalised_boxes(features.proposals.xyxy, model.config.region)
+            with torch.no_grad():
+                image = model.image_projector(torch.from_numpy(features.image_tokens))
+                regions = model.region_tokens(
+                    torch.from_numpy(features.primary_regions),
+                    torch.from_numpy(features.auxiliary_regions),
+                    torch.from_numpy(boxes),
+                )
+            self.grids.append(geometry.merged_grid)
+            self.image.append(image)
+            self.regions.append(regions)
+
+    def prefix(self, language: LanguageModel, number: int) -> PrefixInput:
+        """What goes before every question about sheet `number`."""
+        regions = self.regions[number]
+        sequence = self.builder.prefix(self.grids[number], len(regions))
+        with torch.inference_mode():
+            embeddings = language.embed(sequence.ids)
+            embeddings[sequence.slots == SlotType.IMAGE] = self.image[number]
+            embeddings[sequence.slots == SlotType.REGION] = regions
+        return PrefixInput(embeddings, sequence.positions, sequence.next_position)
+
+
+class Actor:
+    """Draws answers with the service's own engine."""
+
+    def __init__(self, language: LanguageModel, prompts: SheetPrompts, settings: Drawing) -> None:
+        self._language = copy.deepcopy(language).eval()
+        self._prompts = prompts
+        self._settings = settings
+        self._engine = Engine(self._language, PrefixCache(_PREFIX_BYTES))
+        self._round = 0
+
+    def follow(self, language: LanguageModel) -> None:
+        """Take over weights; prefixes of the old ones are never met again."""
+        self._language.load_state_dict(language.state_dict())
+        self._round += 1
+
+    def draw(self, questions: Sequence[SheetQuestion], seed: int) -> list[Rollouts]:
+        """A group of answers to each question; equal seeds draw equal ones."""
+        group, temperature = self._settings.group, self._settings.temperature
+        first = seed * len(questions) * group
+        futures = [
+            [
+                self._engine.submit(
+                    self._request(question, Sampling(first + place * group + number, temperature))
+                )
+                for number in range(group)
+            ]
+            for place, question in enumerate(questions)
+        ]
+        return [
+            self._rollouts(question, [future.result() for future in row])
+            for question, row in zip(questions, futures, strict=True)
+        ]
+
+    def greedy(self, questions: Sequence[SheetQuestion]) -> list[Rewards]:
+        """What the likeliest answer to each question earns."""
+        futures = [self._engine.submit(self._request(question, None)) for question in questions]
+        return [
+            self._rollouts(question, [future.result()]).rewards[0]
+            for question, future in zip(questions, futures, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self._engine.close()
+
+    def _rollouts(self, question: SheetQuestion, done: Sequence[Completion]) -> Rollouts:
+        end = self._prompts.builder.end_of_turn
+        counted = Counter(one.ids if one.truncated else (*one.ids, end) for one in done)
+        texts = [self._prompts.builder.tokenizer.decode(ids) for ids in counted]
+        return Rollouts(
+            question,
+            list(counted),
+            list(counted.values()),
+            [rewards_of(question, text.removesuffix(END_OF_TURN)) for text in texts],
+        )
+
+    def _request(self, question: SheetQuestion, sampling: Sampling | None) -> Request:
+        prompts = self._prompts
+        text = question.task.text
+
+        def asked(start: int) -> QuestionInput:
+            sequence = prompts.builder.question(text, start=start)
+            return QuestionInput(sequence.ids, sequence.positions, sequence.next_position)
+
+        return Request(
+            PrefixSource(
+                f"{self._round}/{question.number}",
+                lambda: prompts.prefix(self._language, question.number),
+            ),
+            asked,
+            prompts.builder.end_of_turn,
+            self._settings.max_new_tokens,
+            sampling=sampling,
+        )
