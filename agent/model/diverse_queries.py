@@ -7,6 +7,7 @@ network does without; nano, with its 300 queries, does not (docs/decisions.md).
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -20,15 +21,14 @@ def prefer_diverse_queries(decoder: Any, *, num_candidates: int, max_iou: float)
         num_candidates: locations of the best score that are looked at.
         max_iou: a candidate that overlaps a better one by more is taken only when others run out.
     """
-    choose = decoder._get_decoder_input
     num_queries = int(decoder.num_queries)
+    # The same layers under another number: the decoder's own may be in use by another thread.
+    wider = copy.copy(decoder)
+    wider.num_queries = num_candidates
 
     def choose_diverse(*args: object, **kwargs: object) -> tuple[Tensor, ...]:
-        decoder.num_queries = num_candidates
-        try:
-            *per_candidate, anchors = choose(*args, **kwargs)
-        finally:
-            decoder.num_queries = num_queries
+        wider.training = decoder.training
+        *per_candidate, anchors = wider._get_decoder_input(*args, **kwargs)
         # Candidates come sorted by score; the third tensor is their boxes.
         order = diverse_order(per_candidate[2], max_iou)[:, :num_queries, None]
         chosen = [v.gather(1, order.expand(-1, -1, v.shape[-1])) for v in per_candidate]

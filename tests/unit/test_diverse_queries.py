@@ -39,6 +39,7 @@ class Chooser:
 
     def __init__(self, boxes: torch.Tensor, num_queries: int) -> None:
         self.num_queries = num_queries
+        self.training = False
         self._boxes = boxes
 
     def _get_decoder_input(self) -> tuple[torch.Tensor, ...]:
@@ -57,6 +58,20 @@ def test_a_decoder_gets_the_diverse_ones_of_more_candidates() -> None:
     torch.testing.assert_close(references, boxes + 2)
     assert anchors.shape == (7,), "anchors are per location, not per query"
     assert chooser.num_queries == 3
+
+
+def test_another_thread_never_sees_the_number_of_candidates() -> None:
+    seen = []
+
+    class Watched(Chooser):
+        def _get_decoder_input(self) -> tuple[torch.Tensor, ...]:
+            seen.append(chooser.num_queries)
+            return super()._get_decoder_input()
+
+    chooser = Watched(BOXES[None], num_queries=3)
+    prefer_diverse_queries(chooser, num_candidates=5, max_iou=0.7)
+    chooser._get_decoder_input()
+    assert seen == [3]
 
 
 def test_a_network_whose_configuration_says_so_chooses_diverse_queries() -> None:
