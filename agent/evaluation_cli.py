@@ -108,13 +108,14 @@ def eval_high_resolution(
     from rich.table import Table
 
     from agent.evaluation import high_resolution_scenes as scenes
+    from agent.training.zoom_scenes import SIZE
 
     async def run(folder: Path) -> dict[str, scenes.WayScores]:
         pipeline = pipeline_of(model, device)
         zoom = Zoom(policy, vision_tokens=tokens)
         ways = {"coarse": scenes.coarse(pipeline), "zoom": scenes.zoomed(pipeline, zoom)}
         if full:
-            raised = scenes.with_image_limit(model, max(scenes.SIZE), folder)
+            raised = scenes.with_image_limit(model, max(SIZE), folder)
             ways["full resolution"] = scenes.whole(pipeline_of(str(raised), device))
         questions = scenes.SceneQuestions(artwork)
         done = 0

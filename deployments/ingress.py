@@ -34,6 +34,7 @@ from agent.streaming.session_store import SessionStore, open_session_store
 from agent.urgency import Limits
 from agent.zoom import RegionZoom
 from deployments import messages, zoom_messages
+from deployments.autoscaling import OPEN_STREAMS
 from deployments.messages import ReceivedFrame
 from deployments.metrics import ServiceMetrics, StageCalls
 from deployments.remote_stages import RemoteStages, StageHandles
@@ -244,7 +245,7 @@ class Ingress:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve does not see our streams; this is how it learns of them."""
-        return {"open_streams": float(self._metrics.num_open_streams)}
+        return {OPEN_STREAMS: float(self._metrics.num_open_streams)}
 
     async def __del__(self) -> None:
         """Called by Serve before the replica goes: warn the clients, then close."""

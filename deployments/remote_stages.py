@@ -175,6 +175,7 @@ class RemoteStages:
             self._waiting,
             features,
             self._patient(task),
+            session=_prefix_owner(features),
         )
         return generation
 
@@ -184,7 +185,8 @@ class RemoteStages:
         """What the language model writes, as it writes."""
         self._meters.language.check(self._waiting.limits)
         self._calls.answer += 1
-        pieces = self._language_stream.remote(features, self._patient(task))
+        stream = self._language_stream.options(session_id=_prefix_owner(features))
+        pieces = stream.remote(features, self._patient(task))
         async with self._waiting.on(self._meters.language) as served:
             async for piece in pieces:
                 if isinstance(piece, str):
@@ -219,8 +221,17 @@ class _Caller:
         """Responses of a stage are about as large as its last one."""
         self._response_bytes = size_bytes
 
-    async def call(self, request_bytes: int, waiting: _Waiting, *arguments: object) -> Any:
+    async def call(
+        self, request_bytes: int, waiting: _Waiting, *arguments: object, session: str = ""
+    ) -> Any:
         """The stage's result.
+
+        Args:
+            request_bytes: size of the largest argument.
+            waiting: how long.
+            arguments: of the stage's method.
+            session: calls of one session go to one replica, where the deployment's router heeds
+                sessions (serve_config.production.yaml).
 
         Raises:
             StageUnavailable: not within the stage's own time.
@@ -228,6 +239,8 @@ class _Caller:
         """
         small = max(request_bytes, self._response_bytes) < _BY_VALUE_LIMIT_BYTES
         handle = self._by_value if small else self._by_reference
+        if session:
+            handle = handle.options(session_id=session)
         async with waiting.on(self._meter) as served:
             done: Served[Any] = await handle.remote(*arguments)
             served(done)
@@ -272,6 +285,11 @@ class _Waiting:
                 f"the {meter.name} stage's queue is full; send less or try again later",
                 retry_after_s=meter.expected_s(),
             ) from None
+
+
+def _prefix_owner(features: FrameFeatures | None) -> str:
+    """Questions with one of these share a prefix, all pages of a frame among them."""
+    return "" if features is None else features.image_key or features.key
 
 
 def _started(work: Any) -> asyncio.Task[Any]:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from agent import training
 from agent.detections import FloatArray
 from agent.evaluation.detection import match_count
 from agent.frame import Frame, frame_from_rgb
@@ -24,12 +23,12 @@ from agent.parsing import Answer
 from agent.pipeline import Pipeline
 from agent.prompts import Task, TaskKind
 from agent.revisions import Revision, first_revision
-from agent.training.artwork import concept_ids, load_concepts
-from agent.training.scenes import Scene, SceneComposer, SceneSettings, load_composer
+from agent.training.artwork import load_concepts
+from agent.training.scenes import Scene
+from agent.training.zoom_scenes import high_resolution_composer
 from agent.zoom import RegionZoom
 from agent.zoom_policy import Zoom, ZoomPolicy
 
-SIZE = (2048, 1536)
 _KINDS = (TaskKind.REGION_CAPTION, TaskKind.COUNT, TaskKind.DETECT)
 _ABSENT = 0.25
 
@@ -114,13 +113,8 @@ class SceneQuestions:
     def __init__(self, artwork: Path) -> None:
         """`artwork`: folder of `groundstream train artwork`."""
         self._labels = [concept.label for concept in load_concepts()]
-        self._concepts = concept_ids(Path(training.__file__).with_name("nano_concepts.json"))
-        self._composer: SceneComposer = load_composer(
-            artwork,
-            SceneSettings(
-                size=SIZE, num_objects=(6, 12), object_px=(24.0, 48.0), concepts=self._concepts
-            ),
-        )
+        self._composer = high_resolution_composer(artwork)
+        self._concepts = self._composer.settings.concepts or ()
 
     def question(self, number: int) -> SceneQuestion:
         """One question."""

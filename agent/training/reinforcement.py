@@ -10,10 +10,12 @@ by a processor, while this model is given embedded regions.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import dataclasses
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,16 +24,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agent.model.checkpoint import load_model, save_model
 from agent.model.language_model import LanguageModel, SlotType
 from agent.model.vlm_fo1 import VLMFO1
+from agent.model_directory import find_model
+from agent.pipeline import Pipeline
+from agent.region_cache import MemoryRegionCache
+from agent.stages import LocalStages
 from agent.tokenizer import PromptTokenizer
+from agent.training.artwork import load_concepts
 from agent.training.language import IGNORED
 from agent.training.loop import LoopSettings, train
 from agent.training.mixture import Turn
 from agent.training.packing import PackedBatch, PackedScene, collate_packed
 from agent.training.rewards import Rewards, RewardWeights
 from agent.training.rollouts import Actor, Drawing, Rollouts, SheetPrompts, SheetQuestions
-from agent.training.zoom_scenes import Sheet
+from agent.training.scenes import SceneComposer
+from agent.training.zoom_scenes import (
+    Sheet,
+    SheetMaker,
+    high_resolution_composer,
+    load_sheets,
+    make_sheets,
+    save_sheets,
+    verified,
+)
 
 logger = logging.getLogger(__name__)
 PARTS = ("region", "box", "accuracy", "format")
@@ -127,6 +144,64 @@ def mean_rewards(
     rows = [[*dataclasses.astuple(one), one.total(weights)] for one in earned]
     means = np.average(np.array(rows), axis=0, weights=times).tolist()
     return dict(zip((*PARTS, "reward"), means, strict=True))
+
+
+def run(
+    artwork: Path,
+    directory: Path,
+    output: Path,
+    *,
+    model: str = "nano",
+    num_scenes: int = 300,
+    num_held_out: int = 40,
+    settings: ReinforcementSettings | None = None,
+) -> dict[str, dict[str, float]]:
+    """Everything from a trained model to a reinforced one; see `reinforce`.
+
+    Args:
+        artwork: folder of `groundstream train artwork`.
+        directory: sheets, checkpoint and log; a run that was interrupted goes on from them.
+        output: where the reinforced model is written.
+        model: the supervised start, "nano" or a folder; it also verifies regions.
+        num_scenes: composed to practise on.
+        num_held_out: composed to measure on.
+        settings: hyperparameters.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    composer = high_resolution_composer(artwork)
+    sheets, held_out = asyncio.run(
+        _sheets(composer, directory, model, {"train": num_scenes, "val": num_held_out})
+    )
+    folder = find_model(model).path
+    trained = load_model(folder)
+    names = [concept.label for concept in load_concepts()]
+    asked = {concept: names[concept] for concept in composer.settings.concepts or ()}
+    tokenizer = PromptTokenizer.from_directory(folder)
+    figures = reinforce(
+        trained, tokenizer, sheets, held_out, asked, settings or ReinforcementSettings(), directory
+    )
+    shutil.copytree(folder, output, dirs_exist_ok=True)
+    save_model(trained, output, dtype=torch.bfloat16)
+    return figures
+
+
+async def _sheets(
+    composer: SceneComposer, directory: Path, model: str, wanted: Mapping[str, int]
+) -> list[list[Sheet]]:
+    """Sheets of each split, made unless they are there, and what `model` says of their regions."""
+    stages = LocalStages.from_pretrained(model)
+    pipeline = Pipeline(stages, MemoryRegionCache(), model_digest=find_model(model).digest)
+    made = []
+    try:
+        for split, num in wanted.items():
+            path = directory / f"sheets_{split}.pt"
+            if not path.is_file():
+                maker = SheetMaker(pipeline)
+                save_sheets(await make_sheets(maker, composer, split, range(num)), path)
+            made.append(await verified(stages, load_sheets(path)))
+    finally:
+        stages.close()
+    return made
 
 
 class Learner:

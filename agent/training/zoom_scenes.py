@@ -26,14 +26,29 @@ from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.settings import ZoomSettings
 from agent.stages import LocalStages
-from agent.training.scenes import Scene, SceneComposer
+from agent.training.artwork import concept_ids
+from agent.training.scenes import Scene, SceneComposer, SceneSettings, load_composer
 from agent.zoom import RegionZoom
 from agent.zoom_policy import Arrangement
 
 logger = logging.getLogger(__name__)
+SIZE = (2048, 1536)
 _LONGEST_PX = 448
 """Longest side of a sheet: what the nano model's towers see unreduced."""
 _SAME_OBJECT_IOU = 0.5
+
+
+def high_resolution_composer(artwork: Path) -> SceneComposer:
+    """Scenes of 2048 x 1536 with 6 to 12 things of 24 to 48 px.
+
+    Args:
+        artwork: folder of `groundstream train artwork`.
+    """
+    concepts = concept_ids(Path(__file__).with_name("nano_concepts.json"))
+    settings = SceneSettings(
+        size=SIZE, num_objects=(6, 12), object_px=(24.0, 48.0), concepts=concepts
+    )
+    return load_composer(artwork, settings)
 
 
 @dataclass(frozen=True)
@@ -126,7 +141,7 @@ async def verified(stages: LocalStages, sheets: Sequence[Sheet]) -> list[Sheet]:
 async def make_sheets(
     maker: SheetMaker, composer: SceneComposer, split: str, numbers: range
 ) -> list[Sheet]:
-    """The sheets of some scenes."""
+    """The sheets of some scenes, not yet `verified`."""
     sheets: list[Sheet] = []
     for number in numbers:
         sheets += await maker.sheets(composer.compose_split(split, number))
