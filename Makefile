@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test check format protos baseline serve train bench lock clean
+.PHONY: demo test check format protos baseline serve train bench manifests lock clean
 
 $(READY): requirements.lock requirements.no-deps.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,9 @@ serve: $(READY)  ## Start the service on this machine
 
 train: $(READY)  ## Retrain the nano model from scratch: artwork, pretraining, both stages, export
 	$(BIN)/groundstream train all
+
+manifests: $(READY)  ## Render the Kubernetes manifest (committed)
+	$(BIN)/python -m deployments.cluster.render
 
 bench: $(READY)  ## Measure; each benchmark ends in one JSON line
 	$(BIN)/python -m benchmarks.reference_path

@@ -1,4 +1,4 @@
-"""What a cluster needs of us: replicas by open streams, and questions about a frame kept together."""
+"""What a cluster needs of us: replicas by open streams, one replica for questions about a frame."""
 
 from __future__ import annotations
 
