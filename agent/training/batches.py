@@ -82,7 +82,7 @@ class PictureSettings:
 
     batch_size: int
     sizes: tuple[tuple[int, int], ...]
-    """(width, height) choices, drawn once per batch; multiples of 28."""
+    """(width, height) choices, drawn once per batch; whole cells of the model's grid."""
     num_background: int
     """Boxes per picture that hold no object."""
     jitter: float
@@ -95,9 +95,12 @@ class PictureSettings:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.loader_workers < 1 or not self.sizes:
             raise SettingsError("batch_size, loader_workers and sizes must not be empty or zero")
+
+    def require_multiples_of(self, cell: int) -> None:
+        """Raises SettingsError unless every side is made of whole cells of a model's grid."""
         for size in self.sizes:
-            if any(side % 28 or side <= 0 for side in size):
-                raise SettingsError(f"size {size} of a picture must be multiples of 28")
+            if any(side % cell or side <= 0 for side in size):
+                raise SettingsError(f"size {list(size)} of a picture: use multiples of {cell}")
 
     def composed(self, artwork: Path, concepts: tuple[int, ...] | None) -> BatchSettings:
         """These batches from the artwork in a folder, of some concepts (None: as `scenes` says)."""

@@ -8,9 +8,10 @@ or annotated ones of one's own.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,9 @@ class GroundingRecipe:
     expression_share: float
     """Of the questions about something present: how many are an annotator's own words, in pictures
     that have some."""
+
+    def __post_init__(self) -> None:
+        self.pictures.require_multiples_of(28)
 
 
 @dataclass(frozen=True)
@@ -301,13 +305,30 @@ def run(
     stage = "align" if isinstance(recipe, AlignRecipe) else "instruct"
     if recipe.data and recipe.loop.steps < 1:
         raise SettingsError(f"{stage}.loop.steps is {recipe.loop.steps}: say how many (--steps)")
+    _require_same_data(directory, recipe)
     torch.manual_seed(recipe.loop.seed)
     setup = GroundingSetup.load(artwork, pretrained, recipe, start_from, device=device)
     freeze_for(setup.module, stage)
-    if not recipe.data and not (directory / CHECKPOINT).is_file():
+    from_scratch = not recipe.data and pretrained.model is None
+    if from_scratch and not (directory / CHECKPOINT).is_file():
         _learn_from_pool(setup, recipe, regions, directory)
     network = pretrained.network().to(device) if recipe.proposed else None
     train(setup.module, GroundingStage(setup, recipe, network).objective(), recipe.loop, directory)
+
+
+def _require_same_data(directory: Path, recipe: GroundingRecipe) -> None:
+    """A stage goes on with the pictures it began with."""
+    note = directory / "data.json"
+    data = [asdict(source) for source in recipe.data]
+    if (directory / CHECKPOINT).is_file():
+        began = json.loads(note.read_text()) if note.is_file() else []
+        if began != data:
+            raise SettingsError(
+                f"{directory} holds a training on other pictures; choose another --directory"
+            )
+    elif Workers.current().leads:
+        directory.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(data))
 
 
 def _learn_from_pool(

@@ -38,6 +38,9 @@ class ProposalsRecipe:
     least_overlap: float
     """Overlap from which a decoder query learns an object, besides the object's best query."""
 
+    def __post_init__(self) -> None:
+        self.pictures.require_multiples_of(_STRIDES[-1])
+
 
 @dataclass(frozen=True)
 class DenseOutput:

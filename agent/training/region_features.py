@@ -29,6 +29,9 @@ class RegionsRecipe:
     batches: int
     pictures: PictureSettings
 
+    def __post_init__(self) -> None:
+        self.pictures.require_multiples_of(28)
+
 
 @torch.no_grad()
 def proposed_boxes(

@@ -55,6 +55,9 @@ class VisionRecipe:
     names: float
     """Weights of the losses; that of the fused feature is 1."""
 
+    def __post_init__(self) -> None:
+        self.pictures.require_multiples_of(28)
+
 
 class VisionPretraining(nn.Module):
     """Both encoders with throw-away classifiers."""
