@@ -57,8 +57,14 @@ def train(
     from agent.training.recipe import load_recipe
     from deployments.training import launch
 
-    handler = RichHandler(console=get_console(), show_path=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
+    if get_console().is_terminal:
+        # Lines above the progress bar, not through it.
+        handler = RichHandler(console=get_console(), show_path=False)
+        logging.basicConfig(
+            level=logging.INFO, format="%(message)s", handlers=[handler], force=True
+        )
+    else:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     sources = tuple(DataSource.parse(text, images) for text in data or ())
     training = NanoTraining(
         artwork,
