@@ -94,9 +94,7 @@ def test_what_cannot_be_learned_from_is_counted(tmp_path: Path) -> None:
         ("refcoco", "[1, 2]", "not a refcoco file"),
     ],
 )
-def test_files_of_another_kind_are_refused(
-    tmp_path: Path, kind: str, text: str, said: str
-) -> None:
+def test_files_of_another_kind_are_refused(tmp_path: Path, kind: str, text: str, said: str) -> None:
     file = tmp_path / "file.json"
     file.write_text(text)
     with pytest.raises(SourceError, match=said):
@@ -210,9 +208,7 @@ def test_shared_numbers_are_the_same_batches(tmp_path: Path) -> None:
         torch.testing.assert_close(next(straight).rgb, next(shared[number % 2]).rgb)
 
 
-def test_unreadable_pictures_are_replaced(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unreadable_pictures_are_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = coco(write_coco(tmp_path))
     (tmp_path / "images" / "001.png").write_bytes(b"not a picture")
     write_picture(tmp_path / "images" / "002.png", (50, 50), [])

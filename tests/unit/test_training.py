@@ -12,7 +12,6 @@ from agent.sequence import SequenceBuilder
 from agent.training.batches import SceneBatch, background_boxes, jitter_boxes, nano_concepts
 from agent.training.initialisation import initialise
 from agent.training.language import NameSlots
-from agent.training.loop import LoopSettings, learning_rate, train
 from agent.training.mixture import draw_turns, grounded
 from agent.training.packing import PackedScene, collate_packed
 from agent.training.proposals import assign_locations, assign_queries, paired_iou

@@ -176,9 +176,7 @@ def test_schedule() -> None:
     assert learning_rate(settings, 100) == 0.0
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"precision": "float8"}, {"accumulate": 0}, {"save_every": 0}]
-)
+@pytest.mark.parametrize("wrong", [{"precision": "float8"}, {"accumulate": 0}, {"save_every": 0}])
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match=next(iter(wrong))):
         LoopSettings(steps=1, learning_rate=1.0, **wrong)
