@@ -141,7 +141,7 @@ def load_pictures(sources: Iterable[DataSource]) -> AnnotatedPictures:
             source.annotations, len(found), boxes, len(reader.names), dict(reader.left_out),
         )  # fmt: skip
         pictures += found
-        names |= dict.fromkeys(reader.names)
+        names |= dict.fromkeys(name for name in reader.names if name)
         left_out += reader.left_out
     return AnnotatedPictures(tuple(pictures), tuple(names), dict(left_out))
 

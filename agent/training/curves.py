@@ -67,7 +67,7 @@ class Curves:
     def write(self, step: int, figures: dict[str, float]) -> None:
         """Means over the steps since the last call."""
         row: dict[str, float] = {"step": step}
-        row |= {name: round(value, 4) for name, value in figures.items()}
+        row |= {name: float(f"{value:.7g}") for name, value in figures.items()}
         with self._log.open("a") as log:
             log.write(json.dumps(row) + "\n")
         if self._events is not None:

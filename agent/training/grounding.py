@@ -170,7 +170,7 @@ class GroundingSetup:
         """Batches of pictures that no pretraining stage has seen."""
         if self.own is None:
             return batches_from(self.settings, first, stride)
-        ranks = {name: rank for rank, name in enumerate(self.own.names) if name}
+        ranks = {name: rank for rank, name in enumerate(self.own.names)}
         return iter(picture_loader(self.own, ranks, self.settings, first=first, stride=stride))
 
     def region_pool(self, cache: Path, recipe: RegionsRecipe) -> RegionPool:

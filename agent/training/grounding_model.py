@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from agent.errors import CheckpointMismatch
+from agent.errors import CheckpointMismatch, SourceError
 from agent.model.checkpoint import load_model
 from agent.model.configuration import nano_config
 from agent.model.language_model import SlotType
@@ -39,7 +39,16 @@ class Pretrained:
     """A model directory in place of the three."""
 
     def tokenizer(self) -> PromptTokenizer:
-        """The language model's."""
+        """The language model's.
+
+        Raises:
+            SourceError: the language stage has not been run, and there is no model either.
+        """
+        if self.model is None and not self.language.is_dir():
+            raise SourceError(
+                f"{self.language} does not exist: run the stages proposals, language and vision "
+                "first, or start from a model directory (--base nano)"
+            )
         return PromptTokenizer.from_directory(self.model or self.language)
 
     def network(self) -> ProposalNetwork:

@@ -88,7 +88,7 @@ class NameSlots(nn.Module):
 
     def all_names(self, embeddings: nn.Embedding) -> Tensor:
         """(num_names, hidden): the vector of every name."""
-        vectors: Tensor = self(embeddings, torch.arange(len(self.table)))
+        vectors: Tensor = self(embeddings, torch.arange(len(self.table), device=self.table.device))
         return vectors
 
     def places(self, embeddings: nn.Embedding, boxes: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class NanoTraining:
             ),
             "align": lambda: self._ground("align", recipe.align),
             "instruct": lambda: self._ground("instruct", recipe.instruct),
-            "export": lambda: grounding.export(at / "instruct", self.pretrained, self.output),
+            "export": self.export_stage,
         }
 
     def run(self, stage: str) -> None:
@@ -86,6 +86,17 @@ class NanoTraining:
         """Draw a picture of the curve of every stage that has logged one."""
         for log in sorted(self.directory.glob("**/log.jsonl")):
             logger.info("drew %s", draw_curve(log.parent))
+
+    def export_stage(self) -> None:
+        """Write the model directory.
+
+        Raises:
+            SettingsError: a training from another model would overwrite the shipped weights.
+        """
+        if self.base is not None and self.output == WEIGHTS:
+            raise SettingsError("say where the model is to be written: --output DIR")
+        if Workers.current().leads:
+            grounding.export(self.directory / "instruct", self.pretrained, self.output)
 
     def artwork_stage(self) -> None:
         """Render the artwork and cut the photographs, unless they are there."""

@@ -97,12 +97,13 @@ class PictureBatches(IterableDataset[SceneBatch]):
         while len(scenes) < self._settings.batch_size:
             # All of a small group before any twice.
             for index in rng.permutation(len(group)):
-                if len(scenes) < self._settings.batch_size:
+                if len(scenes) == self._settings.batch_size:
+                    break
+                rgb = self._read(group[index], size)
+                if rgb is not None:
                     picture = scaled_boxes(group[index], size)
-                    rgb = self._read(group[index], size)
-                    if rgb is not None:
-                        scenes.append(self._scene(rgb, picture))
-                        said.append(words_of(picture))
+                    scenes.append(self._scene(rgb, picture))
+                    said.append(words_of(picture))
             if not scenes:
                 raise SourceError(f"none of {len(group)} pictures can be read as annotated")
         ranks = np.array([*range(len(self._ranks)), BACKGROUND])

@@ -22,7 +22,7 @@ from agent.training.batches import BatchSettings, Said
 from agent.training.curves import read_log
 from agent.training.loop import load_module_state
 from agent.training.mixture import MixtureSettings
-from agent.training.nano import NanoTraining, with_own_pictures
+from agent.training.nano import WEIGHTS, NanoTraining, with_own_pictures
 from agent.training.own_pictures import PictureBatches, nearest_size, scaled_boxes
 from agent.training.recipe import load_recipe
 from agent.training.scenes import SceneSettings
@@ -298,6 +298,10 @@ async def test_a_coco_folder_trains_both_stages(tmp_path: Path) -> None:
     begun, ended = (load_module_state(tmp_path / "run" / s) for s in ("align", "instruct"))
     changed_parts = {n.split(".")[1] for n in begun if not torch.equal(begun[n], ended[n])}
     assert changed_parts == {"region_projector", "region_encoder", "language_model"}
+    with pytest.raises(SettingsError, match="--output"):
+        replace(training, output=WEIGHTS).run("export")
+    with pytest.raises(SourceError, match="--base nano"):
+        replace(training, base=None, directory=tmp_path / "empty").run("align")
     composed = replace(recipe, align=replace(recipe.align, data=()))
     with pytest.raises(SettingsError, match="other pictures"):
         replace(training, recipe=composed).run("align")
