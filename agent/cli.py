@@ -1,4 +1,4 @@
-"""Commands that need no service: ground, model, train. Heavy imports happen inside the commands."""
+"""Commands that need no service: ground, model. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
@@ -257,26 +257,3 @@ def model_check(
     if report.problems:
         raise typer.Exit(1)
     console.print("can be loaded")
-
-
-def train(
-    stage: Annotated[
-        str,
-        typer.Argument(
-            help="artwork, vision, proposals, language, align, instruct, export, or all."
-        ),
-    ] = "all",
-    artwork: Annotated[Path, typer.Option(help="Cache of rendered artwork.")] = Path(".artwork"),
-    directory: Annotated[Path, typer.Option(help="Checkpoints and logs.")] = Path(".training"),
-    recipe: Annotated[
-        Path | None, typer.Option(help="Hyperparameters (default: the shipped nano.yaml).")
-    ] = None,
-    threads: Annotated[int, typer.Option(help="Threads of the training process.")] = 1,
-) -> None:
-    """Train the nano model, one stage or all; an interrupted stage goes on where it was."""
-    import logging
-
-    from agent.training.nano import RECIPE, NanoTraining
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-    NanoTraining(artwork, directory, recipe or RECIPE, threads).run(stage)

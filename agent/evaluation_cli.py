@@ -151,7 +151,8 @@ def eval_encoders(
     from agent.training.grounding import GroundingSetup
     from agent.training.nano import NanoTraining
 
-    setup = GroundingSetup.load(artwork, NanoTraining(artwork, directory).pretrained)
+    training = NanoTraining(artwork, directory)
+    setup = GroundingSetup.load(artwork, training.pretrained, training.recipe.align)
     figures = compare_encoders(setup, num_train=num_train, num_val=num_val, num_seeds=seeds)
     typer.echo(json.dumps({name: asdict(figure) for name, figure in figures.items()}))
 
@@ -177,10 +178,13 @@ def eval_mixtures(
     from agent.training.nano import NanoTraining
 
     training = NanoTraining(artwork, directory)
-    setup = GroundingSetup.load(artwork, training.pretrained, directory / "align")
+    recipe = training.recipe
+    setup = GroundingSetup.load(artwork, training.pretrained, recipe.instruct, directory / "align")
     data = load_coco(images, annotations, limit=limit)
-    pool = setup.region_pool(directory / "regions.pt")
+    pool = setup.region_pool(directory / "regions.pt", recipe.regions)
     compare = compare_outputs if outputs else compare_mixtures
     with tempfile.TemporaryDirectory() as folder:
-        rows = asyncio.run(compare(setup, pool, data, Path(folder), steps=steps))
+        rows = asyncio.run(
+            compare(setup, pool, data, Path(folder), recipe.instruct.rehearsal, steps=steps)
+        )
     typer.echo(json.dumps(rows))

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -365,6 +365,8 @@ def _convert(hint: Any, value: object, where: str) -> object:
     options = typing.get_args(hint) if origin in (typing.Union, types.UnionType) else (hint,)
     for option in options:
         kind = typing.get_origin(option) or option
+        if kind is tuple and isinstance(value, (list, tuple)):
+            return _convert_tuple(option, value, where)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         # A bool is an int to Python, but "port: true" is a mistake.
@@ -375,6 +377,19 @@ def _convert(hint: Any, value: object, where: str) -> object:
         for option in options
     )
     raise SettingsError(f"{where} must be {wanted}, not {value!r}")
+
+
+def _convert_tuple(hint: Any, values: Sequence[object], where: str) -> tuple[object, ...]:
+    """YAML knows lists only."""
+    kinds = typing.get_args(hint)
+    if kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(values)
+    if len(kinds) != len(values):
+        raise SettingsError(f"{where} must have {len(kinds)} values, not {len(values)}")
+    return tuple(
+        _convert(kind, value, f"{where}[{index}]")
+        for index, (kind, value) in enumerate(zip(kinds, values, strict=True))
+    )
 
 
 def _unknown(key: str, known: list[str], where: str) -> SettingsError:

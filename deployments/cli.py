@@ -51,8 +51,9 @@ def demo() -> None:
 def build_app() -> typer.Typer:
     """All commands of the package under one name."""
     from agent.benchmark_cli import eval_app
-    from agent.cli import ground, model_app, train
+    from agent.cli import ground, model_app
     from client.cli import watch
+    from deployments.training_cli import train
 
     app = typer.Typer(
         help="Find named things in pictures and video streams.",

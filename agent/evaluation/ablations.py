@@ -32,7 +32,7 @@ from agent.training.language import (
 from agent.training.mixture import MixtureSettings, Turn
 from agent.training.packing import PackedBatch
 from agent.training.region_features import RegionPool, fused_regions
-from agent.training.rehearsal import Speller, rehearse
+from agent.training.rehearsal import RehearsalSettings, Speller, rehearse
 
 _HIDDEN = 256
 _PROBE_BATCH = 1024
@@ -123,7 +123,13 @@ ARMS = {
 
 
 async def compare_mixtures(
-    setup: GroundingSetup, pool: RegionPool, data: CocoFolder, folder: Path, *, steps: int
+    setup: GroundingSetup,
+    pool: RegionPool,
+    data: CocoFolder,
+    folder: Path,
+    rehearsal: RehearsalSettings,
+    *,
+    steps: int,
 ) -> dict[str, dict[str, float]]:
     """What rejection samples and general data do: each arm is tuned from the same aligned model.
 
@@ -132,14 +138,17 @@ async def compare_mixtures(
     """
     rows = {"aligned only": await _measure(setup, data, folder / "aligned")}
     for name, mixture in ARMS.items():
-        tuned = _tuned(setup, pool, steps=steps, mixture=mixture)
-        rows[name] = await _measure(tuned, data, folder / name.replace(" ", "_"))
+        where = folder / name.replace(" ", "_")
+        tuned = _tuned(setup, pool, rehearsal, where / "tuning", steps=steps, mixture=mixture)
+        rows[name] = await _measure(tuned, data, where)
     return rows
 
 
 def _tuned(
     setup: GroundingSetup,
     pool: RegionPool,
+    rehearsal: RehearsalSettings,
+    directory: Path,
     *,
     steps: int,
     mixture: MixtureSettings | None = None,
@@ -150,13 +159,20 @@ def _tuned(
     freeze_for(module, "instruct")
     rehearse(
         module, setup.builder, pool, setup.names, setup.vocabulary, torch.tensor(setup.concepts),
-        steps=steps, rate=1.5e-3, mixture=mixture, spell=spell,
+        replace(rehearsal, loop=replace(rehearsal.loop, steps=steps)), directory,
+        mixture=mixture, spell=spell,
     )  # fmt: skip
     return replace(setup, module=module)
 
 
 async def compare_outputs(
-    setup: GroundingSetup, pool: RegionPool, data: CocoFolder, folder: Path, *, steps: int
+    setup: GroundingSetup,
+    pool: RegionPool,
+    data: CocoFolder,
+    folder: Path,
+    rehearsal: RehearsalSettings,
+    *,
+    steps: int,
 ) -> dict[str, dict[str, float]]:
     """Region tokens against boxes printed as numbers, by the same model from the same data.
 
@@ -165,8 +181,8 @@ async def compare_outputs(
     """
     rows = {}
     for name, spell in (("region tokens", None), ("printed boxes", printed)):
-        tuned = _tuned(setup, pool, steps=steps, spell=spell)
         where = folder / name.replace(" ", "_")
+        tuned = _tuned(setup, pool, rehearsal, where / "tuning", steps=steps, spell=spell)
         save_grounding(tuned.module, setup.builder.tokenizer, setup.pretrained, where)
         rows[name] = await _measure_output(str(where), data)
     return rows

@@ -63,7 +63,7 @@ def load_refcoco(
         SourceError: a file cannot be read or is not what it should be, or the split is empty.
     """
     try:
-        listed = _read_refs(refs)
+        listed = read_refs(refs)
         raw = json.loads(instances.read_text())
         boxes = {annotation["id"]: annotation["bbox"] for annotation in raw["annotations"]}
         entries = {entry["id"]: entry for entry in raw["images"]}
@@ -87,7 +87,8 @@ def load_refcoco(
     )
 
 
-def _read_refs(path: Path) -> list[dict[str, Any]]:
+def read_refs(path: Path) -> list[dict[str, Any]]:
+    """refer's list, pickled or as JSON; raises what reading and unpickling raise."""
     if path.suffix == ".json":
         refs: list[dict[str, Any]] = json.loads(path.read_text())
         return refs

@@ -1,10 +1,11 @@
 """Batches of composed scenes as tensors: pixels, boxes, concepts and a few background boxes.
 
-Composition runs in a worker process beside the training step. Knows no model and no question.
+Composition runs in worker processes beside the training step. Knows no model and no question.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from agent.detections import FloatArray, box_iou
+from agent.errors import SettingsError
 from agent.training.artwork import concept_ids, load_concepts
 from agent.training.scenes import Scene, SceneComposer, SceneSettings, load_composer
 
@@ -25,6 +27,20 @@ PADDING = -2
 def nano_concepts() -> tuple[int, ...]:
     """Concept ids the nano model is trained on, in order of id."""
     return concept_ids(Path(__file__).parent / "nano_concepts.json")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What annotators said of a picture beside the names of its boxes."""
+
+    remarks: tuple[tuple[str, int, bool], ...]
+    """Words, the row of `truth` they are about, and whether they single it out."""
+    present: frozenset[str]
+    """Names of things that are there, with a box or without."""
+    absent: frozenset[str] | None
+    """Names known not to be there; None for all that are not present."""
+    incomplete: frozenset[str]
+    """Names whose boxes are not all there are."""
 
 
 @dataclass
@@ -39,6 +55,8 @@ class SceneBatch:
     """(batch, num_boxes) rank of the concept among those trained on, BACKGROUND or PADDING."""
     truth: Tensor
     """(batch, num_boxes, 4) the objects' exact boxes; zeros elsewhere."""
+    said: tuple[Said, ...] | None = None
+    """(batch,) for pictures that were annotated; None for composed ones, whose names say all."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +73,64 @@ class BatchSettings:
     jitter: float = 0.08
     """Deviation of box edges, relative to the box."""
     split: str = "train"
+    loader_workers: int = 1
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    """Composed pictures in batches."""
+
+    batch_size: int
+    sizes: tuple[tuple[int, int], ...]
+    """(width, height) choices, drawn once per batch; whole cells of the model's grid."""
+    num_background: int
+    """Boxes per picture that hold no object."""
+    jitter: float
+    """Deviation of box edges, relative to the box."""
+    loader_workers: int
+    """Processes that compose or read pictures beside each training process."""
+    scenes: SceneSettings
+    """What a composed picture may look like; its size is that of the batch."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.loader_workers < 1 or not self.sizes:
+            raise SettingsError("batch_size, loader_workers and sizes must not be empty or zero")
+
+    def require_multiples_of(self, cell: int) -> None:
+        """Raises SettingsError unless every side is made of whole cells of a model's grid."""
+        for size in self.sizes:
+            if any(side % cell or side <= 0 for side in size):
+                raise SettingsError(f"size {list(size)} of a picture: use multiples of {cell}")
+
+    def composed(self, artwork: Path, concepts: tuple[int, ...] | None) -> BatchSettings:
+        """These batches from the artwork in a folder, of some concepts (None: as `scenes` says)."""
+        scenes = self.scenes
+        if concepts is not None and scenes.concepts is None:
+            scenes = replace(scenes, concepts=concepts)
+        return BatchSettings(
+            artwork=artwork,
+            scenes=scenes,
+            batch_size=self.batch_size,
+            sizes=self.sizes,
+            num_background=self.num_background,
+            jitter=self.jitter,
+            loader_workers=self.loader_workers,
+        )
+
+
+def batch_numbers(first: int, stride: int) -> Iterator[int]:
+    """`first`, `first + stride`, ...; each loader process has its own of them, in turn."""
+    process = get_worker_info()
+    own, count = (0, 1) if process is None else (process.id, process.num_workers)
+    return itertools.count(first + own * stride, stride * count)
 
 
 class SceneBatches(IterableDataset[SceneBatch]):
-    """An endless, seeded stream of batches, starting at batch `start`."""
+    """An endless, seeded stream of batches number `start`, `start + stride`, ..."""
 
-    def __init__(self, settings: BatchSettings, *, start: int = 0) -> None:
+    def __init__(self, settings: BatchSettings, *, start: int = 0, stride: int = 1) -> None:
         self._settings = settings
-        self._start = start
+        self._start, self._stride = start, stride
 
     def __iter__(self) -> Iterator[SceneBatch]:
         settings = self._settings
@@ -74,12 +142,10 @@ class SceneBatches(IterableDataset[SceneBatch]):
         rank[list(settings.scenes.concepts or range(len(rank)))] = np.arange(
             len(settings.scenes.concepts or rank)
         )
-        number = self._start
-        while True:
+        for number in batch_numbers(self._start, self._stride):
             rng = np.random.default_rng((number, 17))
             size = settings.sizes[int(rng.integers(len(settings.sizes)))]
             yield self._batch(composers[size], rank, rng, number)
-            number += 1
 
     def _batch(
         self, composer: SceneComposer, rank: np.ndarray, rng: np.random.Generator, number: int
@@ -146,11 +212,13 @@ def background_boxes(
     return boxes[sound][:count]
 
 
-def batch_loader(settings: BatchSettings, *, start: int = 0) -> DataLoader[SceneBatch]:
-    """Batches composed by one worker process."""
-    return DataLoader(
-        SceneBatches(settings, start=start),
-        batch_size=None,
-        num_workers=1,
-        prefetch_factor=4,
-    )
+def batch_loader(
+    settings: BatchSettings, *, start: int = 0, stride: int = 1
+) -> DataLoader[SceneBatch]:
+    """Batches composed by worker processes."""
+    return loader_of(SceneBatches(settings, start=start, stride=stride), settings.loader_workers)
+
+
+def loader_of(batches: IterableDataset[SceneBatch], num_workers: int) -> DataLoader[SceneBatch]:
+    """Batches in order of their numbers, made beside the process that uses them."""
+    return DataLoader(batches, batch_size=None, num_workers=num_workers, prefetch_factor=4)

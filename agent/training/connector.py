@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from agent.training.grounding_model import GroundingTraining
+from agent.training.loop import moved
 from agent.training.region_features import RegionPool
 from agent.training.vision import likeness
 
@@ -30,7 +31,10 @@ def warm_up_connector(
     Args:
         trained: (num_concepts,) ids in the order of the classifier's classes.
     """
-    connector, features, believed = module.model.region_projector, pool.features, pool.believed
+    connector = module.model.region_projector
+    device = next(connector.parameters()).device
+    pool, trained = moved(pool, device), trained.to(device)
+    features, believed = pool.features, pool.believed
     names = module.name_vectors().detach()
     # Doubt shortens a mixture, and the language model would read a short vector as nothing.
     mixture = nn.functional.normalize(believed[:, :-1] @ names[trained], dim=-1)
@@ -38,14 +42,14 @@ def warm_up_connector(
     meant = mixture * foreground * names.norm(dim=-1).mean()
     places = module.place_vectors(pool.boxes)
     split = len(features) * 9 // 10
-    held_out = torch.arange(split, len(features))[pool.concepts[split:] >= 0]
+    held_out = torch.nonzero(pool.concepts[split:] >= 0).flatten() + split
     directions = nn.functional.normalize(names, dim=-1)
     optimizer = torch.optim.AdamW(connector.parameters(), lr=2e-3, weight_decay=0.05)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * (1.0 - step / steps)
-        rows = torch.randint(split, (1024,))
-        with torch.autocast("cpu", torch.bfloat16):
+        rows = torch.randint(split, (1024,), device=device)
+        with torch.autocast(device.type, torch.bfloat16):
             tokens = connector(features[rows]).float()
         similarity = likeness(tokens - places[rows], names[trained])
         doubts = believed[rows, :-1]

@@ -11,9 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from agent.errors import CheckpointMismatch, SourceError
+from agent.model.checkpoint import load_model
 from agent.model.configuration import nano_config
 from agent.model.language_model import SlotType
-from agent.model.proposal_network import ProposalNetwork, nano_proposal_config
+from agent.model.proposal_network import (
+    ProposalNetwork,
+    load_proposal_network,
+    nano_proposal_config,
+)
 from agent.model.vlm_fo1 import VLMFO1
 from agent.tokenizer import PromptTokenizer
 from agent.training.language import VOCAB_SIZE, NameSlots, attended_logits
@@ -29,6 +35,27 @@ class Pretrained:
     vision: Path
     language: Path
     proposals: Path
+    model: Path | None = None
+    """A model directory in place of the three."""
+
+    def tokenizer(self) -> PromptTokenizer:
+        """The language model's.
+
+        Raises:
+            SourceError: the language stage has not been run, and there is no model either.
+        """
+        if self.model is None and not self.language.is_dir():
+            raise SourceError(
+                f"{self.language} does not exist: run the stages proposals, language and vision "
+                "first, or start from a model directory (--base nano)"
+            )
+        return PromptTokenizer.from_directory(self.model or self.language)
+
+    def network(self) -> ProposalNetwork:
+        """The trained proposal network, for inference."""
+        if self.model is not None:
+            return load_proposal_network(self.model / "proposal").eval().requires_grad_(False)
+        return load_proposals(self.proposals)
 
 
 class GroundingTraining(nn.Module):
@@ -44,7 +71,15 @@ class GroundingTraining(nn.Module):
         self.slots = NameSlots(tokenizer, names, self.model.config.text.hidden_size)
 
     def load_pretrained(self, pretrained: Pretrained) -> None:
-        """Take over the towers, the pyramid and the language model."""
+        """Take over the towers, the pyramid and the language model.
+
+        Raises:
+            SourceError: a pretraining stage has not been run.
+            CheckpointMismatch: the model directory is of another size.
+        """
+        if pretrained.model is not None:
+            self._load_model(pretrained.model)
+            return
         vision = load_module_state(pretrained.vision)
         language = load_module_state(pretrained.language)
         state = {k.removeprefix("model."): v for k, v in vision.items() if k.startswith("model.")}
@@ -61,11 +96,20 @@ class GroundingTraining(nn.Module):
             {k.removeprefix("connector."): v for k, v in connector.items()}
         )
 
+    def _load_model(self, directory: Path) -> None:
+        """A model directory has no name map: `slots.map` stays the identity it begins as."""
+        try:
+            self.model.load_state_dict(load_model(directory).state_dict())
+        except RuntimeError as error:
+            raise CheckpointMismatch(
+                f"{directory} is not of the nano model's shape, the only one that is trained here"
+            ) from error
+
     def fused(self, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Fused region features (batch, num_boxes, region_width) and raw image tokens."""
         primary, auxiliary, image = encode_batch(self.model, rgb, boxes)
         height, width = rgb.shape[1:3]
-        size = torch.tensor([width, height, width, height])
+        size = torch.tensor([width, height, width, height], device=rgb.device)
         return self.model.region_encoder.fuse(primary, auxiliary, boxes / size), image
 
     def features(self, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,8 @@ model starts from. Order matters (docs/decisions.md): copying first, few regions
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +22,19 @@ from agent.sequence import SequenceBuilder
 from agent.tokenizer import PromptTokenizer, train_tokenizer
 from agent.training.artwork import load_concepts
 from agent.training.initialisation import initialise
-from agent.training.loop import LoopSettings, load_module_state, train
+from agent.training.loop import (
+    CPU,
+    LoopSettings,
+    Objective,
+    Terms,
+    load_module_state,
+    numpy_draws,
+    train,
+)
 from agent.training.mixture import Turn, corpus, draw_turns, naming_turns, yes_no_turns
 from agent.training.packing import PackedBatch, PackedScene, collate_packed
+from agent.training.workers import Figures
 
-logger = logging.getLogger(__name__)
 VOCAB_SIZE = 3072
 POINTER_LAYER = 2
 POINTER_HEADS = 4
@@ -81,7 +88,7 @@ class NameSlots(nn.Module):
 
     def all_names(self, embeddings: nn.Embedding) -> Tensor:
         """(num_names, hidden): the vector of every name."""
-        vectors: Tensor = self(embeddings, torch.arange(len(self.table)))
+        vectors: Tensor = self(embeddings, torch.arange(len(self.table), device=self.table.device))
         return vectors
 
     def places(self, embeddings: nn.Embedding, boxes: Tensor) -> Tensor:
@@ -135,10 +142,21 @@ class LanguagePretraining(nn.Module):
 
 
 def lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Next-token cross entropy; positions labelled IGNORED do not count."""
-    return nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
+    """Next-token cross entropy; positions labelled IGNORED do not count, and none costs nothing."""
+    wanted = labels[:, 1:].flatten()
+    summed = nn.functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum"
     )
+    return summed / (wanted != IGNORED).sum().clamp(min=1)
+
+
+def answer_counts(batch: PackedBatch) -> Figures:
+    """What each loss of packed questions is a mean over (`loop.Objective.counts`)."""
+    return {
+        "lm": float((batch.labels[:, 1:] != IGNORED).sum()),
+        "pointing": float((batch.pointers >= 0).sum()),
+        "naming": float((batch.asked >= 0).sum()),
+    }
 
 
 def token_accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -152,14 +170,34 @@ Asker = Callable[[list[str | None], FloatArray, np.random.Generator], list[Turn]
 """Names and boxes of a scene's regions to questions about it."""
 
 
+@dataclass(frozen=True)
+class LanguageRecipe:
+    """Pretraining of the language model."""
+
+    loop: LoopSettings
+    chat_from: int
+    """Step from which whole prompts are drawn beside bare pointing."""
+    copy_batch: int
+    point_batch: int
+    name_batch: int
+    chat_batch: int
+    """Sequences per batch, by kind."""
+    noise: float
+    """Of a slot, relative to the deviation of an embedding."""
+    pointing: float
+    naming: float
+    """Weights of the attention losses."""
+
+
 class SymbolicCurriculum:
-    """Draws symbolic batches; grows the scenes as the model learns."""
+    """Draws symbolic batches; grows the scenes as the model learns (`loop.Curriculum`)."""
 
     def __init__(self, tokenizer: PromptTokenizer, seed: int = 0) -> None:
         self.tokenizer = tokenizer
         self.names = [concept.label for concept in load_concepts()]
         self.builder = SequenceBuilder(tokenizer)
         self.most_regions = 3
+        self.steps = 0
         self._ids = [tokenizer.encode(name) for name in self.names]
         self._accuracy = 0.0
         self.copying_accuracy = 0.0
@@ -172,6 +210,45 @@ class SymbolicCurriculum:
             grow = max(1, self.most_regions // 10)
             self.most_regions = min(100, self.most_regions + grow)
             self._accuracy -= 0.08
+
+    def after_step(self, figures: Figures) -> None:
+        """Follow how well copying and pointing went."""
+        self.steps += 1
+        if "copy" in figures:
+            self.copying_accuracy = 0.8 * self.copying_accuracy + 0.2 * figures["copy"]
+        if "point" in figures:
+            self.learned(figures["point"])
+
+    def state_dict(self) -> dict[str, float]:
+        """Everything that `after_step` changes."""
+        return {
+            "steps": self.steps,
+            "most_regions": self.most_regions,
+            "accuracy": self._accuracy,
+            "copying_accuracy": self.copying_accuracy,
+        }
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from `state_dict`."""
+        self.steps, self.most_regions = int(state["steps"]), int(state["most_regions"])
+        self._accuracy = state["accuracy"]
+        self.copying_accuracy = state["copying_accuracy"]
+
+    def batches(self, recipe: LanguageRecipe) -> Iterator[tuple[str, PackedBatch]]:
+        """Kinds and batches; each draws from the randomness of the loop's batch."""
+        while True:
+            self._rng = numpy_draws()
+            # Pointing is copying with a detour: it is not learned before copying is.
+            copying = 0.9 if self.copying_accuracy < 0.8 else 0.08
+            draw = self._rng.random()
+            if draw < copying:
+                yield "copy", self.copying(recipe.copy_batch)
+            elif self.steps >= recipe.chat_from and draw < copying + 0.3:
+                yield "name", self.chat(recipe.name_batch, self.naming)
+            elif self.steps >= recipe.chat_from and draw < copying + 0.7:
+                yield "chat", self.chat(recipe.chat_batch, self.mixture)
+            else:
+                yield "point", self.dense(recipe.point_batch)
 
     def draw_concepts(self) -> np.ndarray:
         """Concept id of each region of one scene, -1 for none; some names repeat."""
@@ -264,53 +341,32 @@ class SymbolicCurriculum:
         return yes_no_turns(names, self.names, 6, rng)
 
 
-def run(directory: Path, *, steps: int, chat_from: int, rate: float = 2e-3) -> None:
+def run(directory: Path, recipe: LanguageRecipe, *, device: torch.device = CPU) -> None:
     """Train, or go on training, the language model into `directory`."""
-    torch.manual_seed(0)
+    torch.manual_seed(recipe.loop.seed)
     tokenizer = build_tokenizer()
     tokenizer.save(directory)
     curriculum = SymbolicCurriculum(tokenizer)
-    state = directory / "curriculum.json"
-    if state.is_file():
-        curriculum.most_regions = json.loads(state.read_text())["most_regions"]
-    module = LanguagePretraining(tokenizer, curriculum.names)
+    module = LanguagePretraining(tokenizer, curriculum.names).to(device)
 
-    def batches(start: int) -> Iterator[tuple[str, PackedBatch]]:
-        rng = np.random.default_rng(start)
-        for step in range(start, steps + 1):
-            # Pointing is copying with a detour: it is not learned before copying is.
-            copying = 0.9 if curriculum.copying_accuracy < 0.8 else 0.08
-            draw = rng.random()
-            if draw < copying:
-                yield "copy", curriculum.copying(48)
-            elif step >= chat_from and draw < copying + 0.3:
-                yield "name", curriculum.chat(10, curriculum.naming)
-            elif step >= chat_from and draw < copying + 0.7:
-                yield "chat", curriculum.chat(16, curriculum.mixture)
-            else:
-                yield "point", curriculum.dense(20)
-
-    def step(named: tuple[str, PackedBatch]) -> tuple[Tensor, dict[str, float]]:
+    def losses(named: tuple[str, PackedBatch]) -> tuple[Terms, Figures]:
         kind, batch = named
-        with torch.autocast("cpu", torch.bfloat16):
-            logits, attention = forward_packed(module, batch, noise=0.35)
-        loss = lm_loss(logits, batch.labels)
+        with recipe.loop.autocast(device):
+            logits, attention = forward_packed(module, batch, noise=recipe.noise)
+        terms = {"lm": lm_loss(logits, batch.labels)}
         if kind != "copy":
-            loss = (
-                loss + 0.5 * pointing_loss(attention, batch) + 0.5 * naming_loss(attention, batch)
-            )
+            terms["pointing"] = recipe.pointing * pointing_loss(attention, batch)
+            terms["naming"] = recipe.naming * naming_loss(attention, batch)
         reached = token_accuracy(logits, batch.labels)
-        if kind == "copy":
-            curriculum.copying_accuracy = 0.8 * curriculum.copying_accuracy + 0.2 * reached
-        if kind == "point":
-            curriculum.learned(reached)
-            state.write_text(json.dumps({"most_regions": curriculum.most_regions}))
-        return loss, {kind: reached, "regions": curriculum.most_regions}
+        return terms, {kind: reached, "regions": curriculum.most_regions}
 
-    settings = LoopSettings(
-        steps=steps, learning_rate=rate, warmup_steps=100, weight_decay=0.02, log_every=20
+    objective = Objective(
+        batches=lambda _first, _stride: curriculum.batches(recipe),
+        losses=losses,
+        counts=lambda named: answer_counts(named[1]),
+        curriculum=curriculum,
     )
-    train(module, step, batches, settings, directory)
+    train(module, objective, recipe.loop, directory)
 
 
 def forward_packed(

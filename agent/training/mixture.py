@@ -68,7 +68,8 @@ def draw_turns(
 
     Args:
         names: name of each region, None for a region that holds no known object.
-        vocabulary: names to ask for when something absent is wanted.
+        vocabulary: names to ask for when something absent is wanted; where all of them are there,
+            all questions are about something present, and with nothing there, there are none.
         boxes: (num_regions, 4) xyxy relative to the picture.
         mixture: how often what is asked.
     """
@@ -76,7 +77,8 @@ def draw_turns(
     for index, name in enumerate(names):
         if name is not None:
             places.setdefault(name, []).append(index)
-    return [_draw_turn(names, places, vocabulary, rng, boxes, mixture) for _ in range(num_turns)]
+    drawn = [_draw_turn(names, places, vocabulary, rng, boxes, mixture) for _ in range(num_turns)]
+    return [turn for turn in drawn if turn is not None]
 
 
 def _draw_turn(
@@ -86,10 +88,15 @@ def _draw_turn(
     rng: np.random.Generator,
     boxes: FloatArray,
     mixture: MixtureSettings,
-) -> Turn:
+) -> Turn | None:
     draw = rng.random()
     if not places or draw < mixture.absent:
-        return _absent_turn(_absent(places, vocabulary, rng), rng, mixture)
+        absent = _absent(places, vocabulary, rng)
+        if absent is not None:
+            return _absent_turn(absent, rng, mixture)
+        if not places:
+            return None
+        draw = rng.uniform(mixture.absent, 1.0)
     label = list(places)[int(rng.integers(len(places)))]
     here = places[label]
     for share, turns in (
@@ -208,7 +215,8 @@ def yes_no_turns(
             if is_there
             else _absent(present, vocabulary, rng)
         )
-        turns.append(_yes_no(label, is_there=is_there))
+        if label is not None:
+            turns.append(_yes_no(label, is_there=is_there))
     return turns
 
 
@@ -217,11 +225,11 @@ def _yes_no(label: str, *, is_there: bool) -> Turn:
     return Turn(answer, Task.chat(_IS_THERE.format(label)).text, answer)
 
 
-def _absent(present: Collection[str], vocabulary: list[str], rng: np.random.Generator) -> str:
-    while True:
-        label = vocabulary[int(rng.integers(len(vocabulary)))]
-        if label not in present:
-            return label
+def _absent(
+    present: Collection[str], vocabulary: list[str], rng: np.random.Generator
+) -> str | None:
+    left = [label for label in vocabulary if label not in present]
+    return left[int(rng.integers(len(left)))] if left else None
 
 
 def corpus(vocabulary: list[str]) -> list[str]:

@@ -7,21 +7,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 
 from agent.errors import SettingsError
-from agent.training import grounding, language, proposals, vision
+from agent.model_directory import NANO, find_model
+from agent.training import grounding, language, proposals, reinforcement, vision
+from agent.training.annotations import DataSource
 from agent.training.artwork import build_atlas, build_backgrounds
+from agent.training.curves import draw_curve
+from agent.training.grounding import AlignRecipe, InstructRecipe
 from agent.training.grounding_model import Pretrained
+from agent.training.loop import CHECKPOINT
+from agent.training.recipe import Recipe, load_recipe
+from agent.training.workers import Workers
 
 logger = logging.getLogger(__name__)
-RECIPE = Path(__file__).parent / "nano.yaml"
 WEIGHTS = Path(__file__).parents[1] / "weights" / "nano"
+PAPER_STAGES = ("align", "instruct")
+"""Those that can be trained on pictures of one's own."""
 
 
 @dataclass(frozen=True)
@@ -32,73 +38,144 @@ class NanoTraining:
     """Cache of rendered artwork and photographs."""
     directory: Path
     """Checkpoints and logs, a folder per stage."""
-    recipe: Path = RECIPE
+    recipe: Recipe = field(default_factory=load_recipe)
+    base: str | None = None
+    """A model directory (or 'nano') that the paper's two stages start from in place of this
+    training's own pretraining."""
+    output: Path = WEIGHTS
+    """What `export` writes."""
+    device: str = "cpu"
     num_threads: int = 1
     """Two threads on two cores gain little while a worker composes scenes beside them."""
 
     @property
     def stages(self) -> dict[str, Callable[[], None]]:
         """Stage names to what runs them, in order."""
+        recipe, at, device = self.recipe, self.directory, torch.device(self.device)
         return {
             "artwork": self.artwork_stage,
             "proposals": lambda: proposals.run(
-                self.artwork, self.directory / "proposals", **self._settings("proposals")
+                self.artwork, at / "proposals", recipe.proposals, device=device
             ),
-            "language": lambda: language.run(
-                self.directory / "language", **self._settings("language")
-            ),
+            "language": lambda: language.run(at / "language", recipe.language, device=device),
             "vision": lambda: vision.run(
-                self.artwork,
-                self.directory / "vision",
-                self.directory / "language",
-                **self._settings("vision"),
+                self.artwork, at / "vision", at / "language", recipe.vision, device=device
             ),
-            "align": lambda: self._ground("align", None),
-            "instruct": lambda: self._ground("instruct", self.directory / "align"),
-            "export": lambda: grounding.export(
-                self.directory / "instruct", self.pretrained, WEIGHTS
-            ),
+            "align": lambda: self._ground("align", recipe.align),
+            "instruct": lambda: self._ground("instruct", recipe.instruct),
+            "export": self.export_stage,
         }
 
     def run(self, stage: str) -> None:
-        """Run one stage, or `all` of them.
+        """Run one stage, `all` of them, `reinforce`, or `plot` the curves of those that have run.
 
         Raises:
-            SettingsError: no such stage, or the recipe lacks it.
+            SettingsError: no such stage.
         """
-        if stage != "all" and stage not in self.stages:
-            raise SettingsError(f"no stage {stage!r}; stages: {', '.join(self.stages)}, all")
+        if stage == "plot":
+            self.plot()
+            return
+        if stage == "reinforce":
+            self.reinforce()
+            return
+        check_stage(stage)
         torch.set_num_threads(self.num_threads)
         for name, run in self.stages.items():
             if stage in ("all", name):
                 logger.info("stage %s", name)
                 run()
 
+    def plot(self) -> None:
+        """Draw a picture of the curve of every stage that has logged one."""
+        for log in sorted(self.directory.glob("**/log.jsonl")):
+            logger.info("drew %s", draw_curve(log.parent))
+
+    def reinforce(self) -> None:
+        """Go on from a trained model by reinforcement; writes another model directory.
+
+        Raises:
+            SettingsError: it would overwrite the shipped weights.
+        """
+        if self.output == WEIGHTS:
+            raise SettingsError("say where the reinforced model is to be written: --output DIR")
+        torch.set_num_threads(self.num_threads)
+        home = self.directory / "reinforce"
+        figures = reinforcement.run(
+            self.artwork, home, self.output, self.recipe.reinforce, model=self.base or NANO
+        )
+        for when, rewards in figures.items():
+            logger.info("%s: %s", when, rewards)
+
+    def export_stage(self) -> None:
+        """Write the model directory.
+
+        Raises:
+            SettingsError: a training from another model would overwrite the shipped weights.
+        """
+        if self.base is not None and self.output == WEIGHTS:
+            raise SettingsError("say where the model is to be written: --output DIR")
+        if Workers.current().leads:
+            grounding.export(self.directory / "instruct", self.pretrained, self.output)
+
     def artwork_stage(self) -> None:
         """Render the artwork and cut the photographs, unless they are there."""
-        if not (self.artwork / "backgrounds").is_dir():
-            build_atlas(self.artwork)
-            build_backgrounds(self.artwork)
+        with Workers.current().leader_first():
+            if not (self.artwork / "backgrounds").is_dir():
+                build_atlas(self.artwork)
+                build_backgrounds(self.artwork)
 
     @property
     def pretrained(self) -> Pretrained:
         """Folders of what both stages of the paper start from."""
-        return Pretrained(
-            self.directory / "vision", self.directory / "language", self.directory / "proposals"
-        )
+        at = self.directory
+        model = None if self.base is None else find_model(self.base).path
+        return Pretrained(at / "vision", at / "language", at / "proposals", model)
 
-    def _ground(self, stage: str, start_from: Path | None) -> None:
+    def _ground(self, stage: str, recipe: AlignRecipe | InstructRecipe) -> None:
+        aligned = self.directory / "align"
+        # A base has been aligned before; alignment to one's own pictures may come between.
+        skips = self.base is not None and not (aligned / CHECKPOINT).is_file()
         grounding.run(
             self.artwork,
             self.directory / stage,
             self.pretrained,
-            stage=stage,
-            start_from=start_from,
-            **self._settings(stage),
+            recipe,
+            self.recipe.regions,
+            start_from=None if stage == "align" or skips else aligned,
+            device=torch.device(self.device),
         )
 
-    def _settings(self, stage: str) -> dict[str, Any]:
-        recipe = yaml.safe_load(self.recipe.read_text())
-        if stage not in recipe:
-            raise SettingsError(f"{self.recipe} has no section {stage!r}")
-        return {name: float(v) if name == "rate" else int(v) for name, v in recipe[stage].items()}
+
+_STAGES = ("artwork", "proposals", "language", "vision", "align", "instruct", "export")
+
+
+def check_stage(stage: str) -> None:
+    """Raises SettingsError unless `stage` is one, or `all`."""
+    if stage not in (*_STAGES, "all"):
+        raise SettingsError(
+            f"no stage {stage!r}; stages: {', '.join(_STAGES)}, all, reinforce, plot"
+        )
+
+
+def with_own_pictures(
+    recipe: Recipe, stage: str, data: tuple[DataSource, ...], steps: int | None
+) -> Recipe:
+    """The recipe with other pictures, or another number of steps, in one stage.
+
+    Raises:
+        SettingsError: the stage cannot have what is asked for.
+    """
+    if data and stage not in PAPER_STAGES:
+        raise SettingsError(
+            f"only {' and '.join(PAPER_STAGES)} learn from annotated pictures, not {stage}"
+        )
+    section = getattr(recipe, stage, None)
+    if section is None:
+        if steps is not None:
+            raise SettingsError(f"stage {stage} has no steps; name one stage that learns")
+        return recipe
+    if data:
+        section = replace(section, data=data)
+    if steps is not None:
+        section = replace(section, loop=replace(section.loop, steps=steps))
+    return replace(recipe, **{stage: section})

@@ -17,14 +17,29 @@ from torch import Tensor, nn
 from transformers.models.omdet_turbo.modeling_omdet_turbo import get_class_similarity
 
 from agent.model.proposal_network import ProposalNetwork, nano_proposal_config
-from agent.training.batches import BatchSettings, SceneBatch, batch_loader
-from agent.training.loop import LoopSettings, train
-from agent.training.scenes import SceneSettings
+from agent.training.batches import PictureSettings, SceneBatch, batch_loader
+from agent.training.loop import CPU, LoopSettings, Objective, Terms, train
 from agent.training.vision import IMAGENET, normalise_batch
+from agent.training.workers import Figures
 
 _STRIDES = (8, 16, 32)
 _LEVEL_SIDES = ((0.0, 0.16), (0.08, 0.32), (0.2, 2.0))
 """Longer sides, relative to the image, that each level answers for; they overlap on purpose."""
+
+
+@dataclass(frozen=True)
+class ProposalsRecipe:
+    """Pretraining of the proposal network."""
+
+    loop: LoopSettings
+    pictures: PictureSettings
+    least_quality: float
+    """Objectness that a location of an object learns at least, however badly its box fits."""
+    least_overlap: float
+    """Overlap from which a decoder query learns an object, besides the object's best query."""
+
+    def __post_init__(self) -> None:
+        self.pictures.require_multiples_of(_STRIDES[-1])
 
 
 @dataclass(frozen=True)
@@ -90,8 +105,9 @@ def assign_locations(truth: Tensor, present: Tensor, side: int) -> Tensor:
         lows.append(torch.full((count,), low))
         highs.append(torch.full((count,), high))
         radii.append(torch.full((count,), 1.2 * stride / side))
-    centre = torch.cat(centres)[None, :, None]
-    least, most, radius = (torch.cat(v)[None, :, None] for v in (lows, highs, radii))
+    centre, least, most, radius = (
+        torch.cat(v).to(truth.device)[None, :, None] for v in (centres, lows, highs, radii)
+    )
     middle = ((truth[..., :2] + truth[..., 2:]) / 2)[:, None]
     half = ((truth[..., 2:] - truth[..., :2]) / 2)[:, None]
     reach = torch.minimum(half, radius[..., None])
@@ -175,51 +191,57 @@ def assign_queries(references: Tensor, truth: Tensor, present: Tensor, *, least:
 def run(
     artwork: Path,
     directory: Path,
+    recipe: ProposalsRecipe,
     *,
-    steps: int,
-    rate: float = 1e-3,
-    sizes: tuple[tuple[int, int], ...] = ((256, 256), (320, 320), (384, 384), (416, 416)),
+    device: torch.device = CPU,
 ) -> None:
     """Train, or go on training, the nano proposal network into `directory`."""
-    torch.manual_seed(0)
-    network = ProposalNetwork(nano_proposal_config())
-    settings = BatchSettings(
-        artwork=artwork,
-        scenes=SceneSettings(num_objects=(2, 28), object_px=(14.0, 170.0)),
-        batch_size=8,
-        sizes=sizes,
-        num_background=0,
-    )
+    torch.manual_seed(recipe.loop.seed)
+    network = ProposalNetwork(nano_proposal_config()).to(device)
+    settings = recipe.pictures.composed(artwork, None)
     network.train()
 
-    def step(batch: SceneBatch) -> tuple[Tensor, dict[str, float]]:
+    def losses(batch: SceneBatch) -> tuple[Terms, Figures]:
         side = batch.rgb.shape[1]
         truth = batch.truth / side
         present = batch.classes >= 0
-        with torch.autocast("cpu", torch.bfloat16):
+        with recipe.loop.autocast(device):
             dense, decoded = forward_dense(network, normalise_batch(batch.rgb, IMAGENET))
         located = assign_locations(truth, present, side)
-        losses = [detection_loss(dense.boxes, dense.logits, truth, located, least_quality=0.7)]
-        assigned = assign_queries(decoded.references.detach(), truth, present, least=0.3)
+        parts = [
+            detection_loss(
+                dense.boxes, dense.logits, truth, located, least_quality=recipe.least_quality
+            )
+        ]
+        references = decoded.references.detach()
+        assigned = assign_queries(references, truth, present, least=recipe.least_overlap)
         for boxes, logits in zip(decoded.boxes.float(), decoded.logits.float(), strict=True):
-            losses.append(detection_loss(boxes, logits, truth, assigned))
-        total = sum((a + b for a, b in losses), torch.zeros(()))
+            parts.append(detection_loss(boxes, logits, truth, assigned))
         begun, best = (
             paired_iou(to_corners(found.float())[:, :, None], truth[:, None])[0].amax(1)
             for found in (decoded.references, decoded.boxes[-1])
         )
-        return total, {
+        return {"dense": sum_of(parts[:1]), "decoder": sum_of(parts[1:])}, {
             "reference_recall": float((begun[present] >= 0.5).float().mean()),
             "recall": float((best[present] >= 0.5).float().mean()),
-            "dense_box": float(losses[0][1].detach()),
-            "box": float(losses[-1][1].detach()),
-            "objectness": float(losses[-1][0].detach()),
+            "dense_box": float(parts[0][1].detach()),
+            "box": float(parts[-1][1].detach()),
+            "objectness": float(parts[-1][0].detach()),
         }
 
-    train(
-        network,
-        step,
-        lambda start: iter(batch_loader(settings, start=start)),
-        LoopSettings(steps=steps, learning_rate=rate, warmup_steps=60, weight_decay=0.02),
-        directory,
+    def counts(batch: SceneBatch) -> Figures:
+        side = batch.rgb.shape[1]
+        located = assign_locations(batch.truth / side, batch.classes >= 0, side)
+        return {"dense": float((located >= 0).sum())}
+
+    objective = Objective(
+        batches=lambda first, stride: iter(batch_loader(settings, start=first, stride=stride)),
+        losses=losses,
+        counts=counts,
     )
+    train(network, objective, recipe.loop, directory)
+
+
+def sum_of(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Objectness and box losses in one."""
+    return torch.stack([objectness + box for objectness, box in parts]).sum()

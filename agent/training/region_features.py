@@ -16,11 +16,21 @@ from torch import Tensor, nn
 
 from agent.detections import box_iou, centred_to_corners, select_proposals
 from agent.model.proposal_network import ProposalNetwork
-from agent.training.batches import SceneBatch
+from agent.training.batches import PictureSettings, SceneBatch
 from agent.training.grounding_model import GroundingTraining
+from agent.training.loop import moved
 from agent.training.vision import IMAGENET, normalise_batch
 
-_POOL_BATCHES = 500
+
+@dataclass(frozen=True)
+class RegionsRecipe:
+    """The pool of region features both stages of the paper learn from first."""
+
+    batches: int
+    pictures: PictureSettings
+
+    def __post_init__(self) -> None:
+        self.pictures.require_multiples_of(28)
 
 
 @torch.no_grad()
@@ -40,7 +50,7 @@ def proposed_boxes(
     all_boxes[..., 2:] = 8.0
     classes = np.full((len(centred), limit), -2)
     for row, (box, score) in enumerate(
-        zip(centred.float().numpy(), scores.float().numpy(), strict=True)
+        zip(centred.float().cpu().numpy(), scores.float().cpu().numpy(), strict=True)
     ):
         kept = select_proposals(
             centred_to_corners(box, width=width, height=height),
@@ -52,17 +62,18 @@ def proposed_boxes(
             max_boxes=limit,
             least_side_px=4.0,
         ).xyxy
-        objects = batch.classes[row] >= 0
-        truth = batch.truth[row][objects].numpy()
+        objects = (batch.classes[row] >= 0).cpu()
+        truth = batch.truth[row].cpu()[objects].numpy()
         found = np.full(len(kept), -1)
         if len(kept) and len(truth):
             overlap = box_iou(kept, truth)
             best = overlap.argmax(axis=1)
             hit = overlap.max(axis=1) >= 0.5
-            found[hit] = batch.classes[row][objects].numpy()[best[hit]]
+            found[hit] = batch.classes[row].cpu()[objects].numpy()[best[hit]]
         all_boxes[row, : len(kept)] = kept
         classes[row, : len(kept)] = found
-    return torch.from_numpy(all_boxes), torch.from_numpy(classes)
+    device = batch.rgb.device
+    return torch.from_numpy(all_boxes).to(device), torch.from_numpy(classes).to(device)
 
 
 @torch.no_grad()
@@ -70,16 +81,17 @@ def fused_regions(
     module: GroundingTraining, batches: Iterator[SceneBatch], count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fused features (regions, region_width), classes and relative boxes of `count` batches."""
+    device = next(module.parameters()).device
     fused, classes, boxes = [], [], []
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         for _ in range(count):
-            batch = next(batches)
+            batch = moved(next(batches), device)
             joined, _ = module.fused(batch.rgb, batch.boxes)
             real = batch.classes > -2
-            fused.append(joined[real].float())
-            classes.append(batch.classes[real])
+            fused.append(joined[real].float().cpu())
+            classes.append(batch.classes[real].cpu())
             height, width = batch.rgb.shape[1:3]
-            boxes.append(batch.boxes[real] / torch.tensor([width, height] * 2))
+            boxes.append(batch.boxes[real].cpu() / torch.tensor([width, height] * 2))
     return torch.cat(fused), torch.cat(classes), torch.cat(boxes)
 
 
@@ -114,6 +126,7 @@ def region_pool(
     network: ProposalNetwork,
     concept_of: Tensor,
     vision: dict[str, Tensor],
+    num_batches: int,
 ) -> RegionPool:
     """Regions around true boxes and, every other batch, around what the OPN proposes.
 
@@ -121,14 +134,17 @@ def region_pool(
     leave it out.
     """
 
+    device = next(network.parameters()).device
+
     def proposed(stream: Iterator[SceneBatch]) -> Iterator[SceneBatch]:
         for number, batch in enumerate(stream):
             if number % 2:
+                batch = moved(batch, device)
                 boxes, classes = proposed_boxes(network, batch)
                 batch = replace(batch, boxes=boxes, classes=classes)
             yield batch
 
-    features, classes, boxes = fused_regions(module, proposed(batches), _POOL_BATCHES)
+    features, classes, boxes = fused_regions(module, proposed(batches), num_batches)
     return RegionPool(features, concept_of[classes], boxes, classify(features, vision))
 
 

@@ -5,8 +5,9 @@ Knows questions and region tokens, no pictures.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,21 +17,40 @@ from agent.detections import FloatArray
 from agent.model.language_model import SlotType
 from agent.sequence import SequenceBuilder
 from agent.training.grounding_model import GroundingTraining
-from agent.training.language import lm_loss, naming_loss, pointing_loss, token_accuracy
+from agent.training.language import (
+    answer_counts,
+    lm_loss,
+    naming_loss,
+    pointing_loss,
+    token_accuracy,
+)
+from agent.training.loop import LoopSettings, Objective, Terms, moved, numpy_draws, train
 from agent.training.mixture import MixtureSettings, Turn, draw_turns
 from agent.training.packing import PackedBatch, PackedScene, collate_packed
 from agent.training.region_features import RegionPool
+from agent.training.workers import Figures
 
-logger = logging.getLogger(__name__)
-NUM_TURNS = 6
 Speller = Callable[[Turn, FloatArray], Turn]
 """Writes a turn about regions with relative boxes (n, 4) in other words (experiments)."""
-_SMALL_SHARE = 0.5
-"""Of the scenes, with fewer than 24 regions."""
-_BACKGROUND_SHARE = (0.1, 0.6)
-_REHEARSED_SCENES = 8
-_CONNECTOR_SHARE = 0.6
-"""The connector's learning rate during rehearsal, relative to the language model's."""
+
+
+@dataclass(frozen=True)
+class RehearsalSettings:
+    """How the language model rehearses."""
+
+    loop: LoopSettings
+    scenes: int = 8
+    """Per batch."""
+    num_turns: int = 6
+    """Questions per scene."""
+    small_share: float = 0.5
+    """Of the scenes, with fewer than 24 regions (else up to 72)."""
+    background_share: tuple[float, float] = (0.1, 0.6)
+    """Range of the share of a scene's regions that hold nothing."""
+    contrast: float = 0.5
+    pointing: float = 0.3
+    naming: float = 0.3
+    """Weights of the losses beside that of the answers, which is 1."""
 
 
 def rehearse(
@@ -40,9 +60,9 @@ def rehearse(
     names: list[str],
     vocabulary: list[str],
     trained: Tensor,
+    settings: RehearsalSettings,
+    directory: Path,
     *,
-    steps: int,
-    rate: float,
     mixture: MixtureSettings | None = None,
     spell: Speller | None = None,
 ) -> None:
@@ -51,59 +71,55 @@ def rehearse(
     The towers are frozen, so no picture is needed: a scene is a random handful of regions. This
     gives the language model ten times the questions that the towers' speed would allow. The
     connector learns along, slowly: it could learn the pool by heart. A twentieth of the pool is
-    held out and logged.
+    held out and logged. An interrupted rehearsal goes on from its checkpoint in `directory`.
     """
-    rng = np.random.default_rng(11)
     asked = mixture or MixtureSettings()
-    language, connector = module.model.language_model, module.model.region_projector
-    assert language is not None
-    optimizer = torch.optim.AdamW(
-        [{"params": list(language.parameters()), "share": 1.0},
-         {"params": list(connector.parameters()), "share": _CONNECTOR_SHARE}],
-        lr=rate, betas=(0.9, 0.98),
-    )  # fmt: skip
+    connector = module.model.region_projector
+    device = next(module.parameters()).device
+    pool_there, trained = moved(pool, device), trained.to(device)
     held_out = len(pool.features) * 19 // 20
 
-    def losses(first: int, last: int) -> tuple[Tensor, dict[str, float]]:
-        packed, rows = rehearsal_batch(builder, pool, names, vocabulary, rng, first, last, asked)
-        with torch.autocast("cpu", torch.bfloat16):
-            tokens = connector(pool.features[rows])
-            num_image = int((packed.slots == SlotType.IMAGE).sum())
-            image = torch.randn(num_image, tokens.shape[-1])
-            logits, attention = module(packed, tokens, image)
-        named = pool.concepts[rows] >= 0
-        believed = pool.believed[rows][named, :-1]
-        truth = nn.functional.one_hot(
-            torch.searchsorted(trained, pool.concepts[rows][named]), len(trained)
+    def draw(first: int, last: int) -> tuple[PackedBatch, Tensor]:
+        return rehearsal_batch(
+            builder, pool, names, vocabulary, numpy_draws(), first, last, asked, settings, spell
         )
-        lm, pointing = lm_loss(logits, packed.labels), pointing_loss(attention, packed)
-        naming = naming_loss(attention, packed)
+
+    def batches(_first: int, _stride: int) -> Iterator[tuple[PackedBatch, Tensor]]:
+        while True:
+            yield draw(0, held_out)
+
+    def losses(batch: tuple[PackedBatch, Tensor]) -> tuple[Terms, Figures]:
+        packed, rows = batch
+        with settings.loop.autocast(device):
+            tokens = connector(pool_there.features[rows])
+            num_image = int((packed.slots == SlotType.IMAGE).sum())
+            image = torch.randn(num_image, tokens.shape[-1], device=device)
+            logits, attention = module(packed, tokens, image)
+        concepts = pool_there.concepts[rows]
+        named = concepts >= 0
+        believed = pool_there.believed[rows][named, :-1]
+        truth = nn.functional.one_hot(torch.searchsorted(trained, concepts[named]), len(trained))
         # Half the truth, half the classifier's doubts: names alone would be learned by heart.
         target = 0.5 * truth + 0.5 * believed
         places = module.place_vectors(packed.boxes)
         contrast = module.soft_contrast((tokens - places)[named], target, trained)
-        total = lm + 0.3 * pointing + 0.3 * naming + 0.5 * contrast
-        return total, {
-            "lm": float(lm.detach()),
-            "pointing": float(pointing.detach()),
-            "naming": float(naming.detach()),
-            "contrast": float(contrast.detach()),
-            "token": token_accuracy(logits.detach(), packed.labels),
-        }
+        return {
+            "lm": lm_loss(logits, packed.labels),
+            "pointing": settings.pointing * pointing_loss(attention, packed),
+            "naming": settings.naming * naming_loss(attention, packed),
+            "contrast": settings.contrast * contrast,
+        }, {"token": token_accuracy(logits.detach(), packed.labels)}
 
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["share"] * min(1.0, (step + 1) / 30) * (1.0 - step / steps)
-        loss, _ = losses(0, held_out)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        if step % 50 == 0 or step + 1 == steps:
-            with torch.no_grad():
-                _, figures = losses(held_out, len(pool.features))
-            logger.info("rehearsal step %d, held out: %s", step,
-                        {name: round(value, 3) for name, value in figures.items()})  # fmt: skip
+    def counts(batch: tuple[PackedBatch, Tensor]) -> Figures:
+        packed, _ = batch
+        return {**answer_counts(packed), "contrast": float((packed.concepts >= 0).sum())}
+
+    def on_held_out() -> Figures:
+        terms, figures = losses(moved(draw(held_out, len(pool.features)), device))
+        return {**{name: float(term) for name, term in terms.items()}, **figures}
+
+    objective = Objective(batches, losses, counts=counts, held_out=on_held_out)
+    train(module, objective, settings.loop, directory)
 
 
 def rehearsal_batch(
@@ -115,16 +131,17 @@ def rehearsal_batch(
     first: int,
     last: int,
     mixture: MixtureSettings,
+    settings: RehearsalSettings,
     spell: Speller | None = None,
 ) -> tuple[PackedBatch, Tensor]:
     """Questions about scenes of regions drawn from rows `first` to `last`, and those rows."""
     known = pool.concepts[first:last] >= 0
     things, background = (np.flatnonzero(which) + first for which in (known, ~known))
     scenes, chosen = [], []
-    for _ in range(_REHEARSED_SCENES):
-        count = int(rng.integers(3, 24 if rng.random() < _SMALL_SHARE else 72))
+    for _ in range(settings.scenes):
+        count = int(rng.integers(3, 24 if rng.random() < settings.small_share else 72))
         # Proposal networks find much that is nothing; how much depends on the picture.
-        num_empty = int(rng.uniform(*_BACKGROUND_SHARE) * count) if len(background) else 0
+        num_empty = int(rng.uniform(*settings.background_share) * count) if len(background) else 0
         rows = np.concatenate(
             [rng.choice(things, size=count - num_empty), rng.choice(background, size=num_empty)]
         )
@@ -134,7 +151,7 @@ def rehearsal_batch(
         here = pool.concepts[torch.from_numpy(rows)].numpy()
         boxes = pool.boxes[torch.from_numpy(rows)].numpy()
         called = [names[c] if c >= 0 else None for c in here]
-        turns = draw_turns(called, vocabulary, NUM_TURNS, rng, boxes, mixture)
+        turns = draw_turns(called, vocabulary, settings.num_turns, rng, boxes, mixture)
         if spell is not None:
             turns = [spell(turn, boxes) for turn in turns]
         grid = (int(rng.integers(5, 11)), int(rng.integers(5, 11)))

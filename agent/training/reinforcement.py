@@ -34,12 +34,13 @@ from agent.stages import LocalStages
 from agent.tokenizer import PromptTokenizer
 from agent.training.artwork import load_concepts
 from agent.training.language import IGNORED
-from agent.training.loop import LoopSettings, train
+from agent.training.loop import LoopSettings, Objective, Terms, train
 from agent.training.mixture import Turn
 from agent.training.packing import PackedBatch, PackedScene, collate_packed
 from agent.training.rewards import Rewards, RewardWeights
 from agent.training.rollouts import Actor, Drawing, Rollouts, SheetPrompts, SheetQuestions
 from agent.training.scenes import SceneComposer
+from agent.training.workers import Figures
 from agent.training.zoom_scenes import (
     Sheet,
     SheetMaker,
@@ -58,13 +59,17 @@ PARTS = ("region", "box", "accuracy", "format")
 class ReinforcementSettings:
     """Hyperparameters of one run."""
 
-    steps: int = 300
-    rate: float = 2e-5
-    kl: float = 0.04
-    """Weight of staying near the model that learning began with (beta)."""
-    save_every: int = 25
+    loop: LoopSettings
     drawing: Drawing = field(default_factory=Drawing)
     weights: RewardWeights = field(default_factory=RewardWeights)
+    kl: float = 0.04
+    """Weight of staying near the model that learning began with (beta)."""
+    num_scenes: int = 300
+    """Composed to practise on."""
+    num_held_out: int = 40
+    """Composed to measure on."""
+    num_measured: int = 50
+    """Steps' worth of questions about those."""
 
 
 def reinforce(
@@ -75,8 +80,6 @@ def reinforce(
     labels: Mapping[int, str],
     settings: ReinforcementSettings,
     directory: Path,
-    *,
-    num_measured: int = 50,
 ) -> dict[str, dict[str, float]]:
     """Train `model`'s language model; `directory` gets checkpoint.pt, log.jsonl and rewards.json.
 
@@ -88,7 +91,6 @@ def reinforce(
         labels: names of the concepts that may be asked for, by id.
         settings: hyperparameters.
         directory: resumed from, if a run was interrupted there.
-        num_measured: steps' worth of held-out questions.
 
     Returns:
         "before" and "after": the mean of each reward and of their total over held-out questions,
@@ -107,7 +109,7 @@ def reinforce(
     def measured() -> dict[str, float]:
         judged = Actor(language, shown, settings.drawing)
         try:
-            asked = [judged.greedy(trial.draw(step)) for step in range(num_measured)]
+            asked = [judged.greedy(trial.draw(step)) for step in range(settings.num_measured)]
         finally:
             judged.close()
         earned = [one for rewards in asked for one in rewards]
@@ -115,21 +117,14 @@ def reinforce(
 
     before = measured()
 
-    def rollouts(start: int) -> Iterator[list[Rollouts]]:
-        for step in range(start, settings.steps):
+    def rollouts(first: int, stride: int) -> Iterator[list[Rollouts]]:
+        for step in range(first, settings.loop.steps, stride):
             actor.follow(language)
             yield actor.draw(questions.draw(step), step)
 
-    loop = LoopSettings(
-        steps=settings.steps,
-        learning_rate=settings.rate,
-        warmup_steps=10,
-        decay_share=0.5,
-        weight_decay=0.0,
-        save_every=settings.save_every,
-    )
+    objective = Objective(rollouts, learner.losses)
     try:
-        train(language, learner.step, rollouts, loop, directory)
+        train(language, objective, settings.loop, directory)
     finally:
         actor.close()
     figures = {"before": before, "after": measured()}
@@ -150,11 +145,9 @@ def run(
     artwork: Path,
     directory: Path,
     output: Path,
+    settings: ReinforcementSettings,
     *,
     model: str = "nano",
-    num_scenes: int = 300,
-    num_held_out: int = 40,
-    settings: ReinforcementSettings | None = None,
 ) -> dict[str, dict[str, float]]:
     """Everything from a trained model to a reinforced one; see `reinforce`.
 
@@ -162,24 +155,25 @@ def run(
         artwork: folder of `groundstream train artwork`.
         directory: sheets, checkpoint and log; a run that was interrupted goes on from them.
         output: where the reinforced model is written.
-        model: the supervised start, "nano" or a folder; it also verifies regions.
-        num_scenes: composed to practise on.
-        num_held_out: composed to measure on.
         settings: hyperparameters.
+        model: the supervised start, "nano" or a folder; it also verifies regions.
     """
     directory.mkdir(parents=True, exist_ok=True)
     composer = high_resolution_composer(artwork)
     sheets, held_out = asyncio.run(
-        _sheets(composer, directory, model, {"train": num_scenes, "val": num_held_out})
+        _sheets(
+            composer,
+            directory,
+            model,
+            {"train": settings.num_scenes, "val": settings.num_held_out},
+        )
     )
     folder = find_model(model).path
     trained = load_model(folder)
     names = [concept.label for concept in load_concepts()]
     asked = {concept: names[concept] for concept in composer.settings.concepts or ()}
     tokenizer = PromptTokenizer.from_directory(folder)
-    figures = reinforce(
-        trained, tokenizer, sheets, held_out, asked, settings or ReinforcementSettings(), directory
-    )
+    figures = reinforce(trained, tokenizer, sheets, held_out, asked, settings, directory)
     shutil.copytree(folder, output, dirs_exist_ok=True)
     save_model(trained, output, dtype=torch.bfloat16)
     return figures
@@ -215,8 +209,8 @@ class Learner:
         self._prompts = prompts
         self._settings = settings
 
-    def step(self, drawn: list[Rollouts]) -> tuple[Tensor, dict[str, float]]:
-        """The loss, and what to log."""
+    def losses(self, drawn: list[Rollouts]) -> tuple[Terms, Figures]:
+        """Policy gradient and distance from the start; the rewards of what was drawn."""
         weights = self._settings.weights
         taught = [one for one in drawn if any(one.advantages(weights))]
         figures = mean_rewards(
@@ -225,20 +219,18 @@ class Learner:
             weights,
         ) | {"taught": len(taught) / len(drawn)}
         if not taught:
-            nothing = torch.zeros((), requires_grad=True)
-            return nothing, figures | {"kl": 0.0}
-        batch, share = self._packed(taught)
+            # Nothing to learn from: all answers to each question earned the same.
+            return {"policy": torch.zeros((), requires_grad=True)}, figures
+        batch, (times, advantage) = self._packed(taught)
         embedded = self._embedded(batch, taught)
         with torch.no_grad():
             reference = token_logs(self._reference, embedded.detach(), batch)
         own = token_logs(self._language, embedded, batch)
         # Schulman's estimate: never negative, and without bias for answers that were drawn.
         apart = (reference - own).exp() - (reference - own) - 1.0
-        times, advantage = share
         num = len(taught) * self._settings.drawing.group
-        loss = (-(times * advantage * own) + times * self._settings.kl * apart).sum() / num
-        figures["kl"] = float((times * apart).sum().detach()) / num
-        return loss, figures
+        policy, kl = -(times * advantage * own).sum() / num, (times * apart).sum() / num
+        return {"policy": policy, "kl": self._settings.kl * kl}, figures
 
     def _packed(self, taught: Sequence[Rollouts]) -> tuple[PackedBatch, tuple[Tensor, Tensor]]:
         """The answers as one batch, and for each of their tokens its weights.

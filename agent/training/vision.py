@@ -9,6 +9,7 @@ that neither leans on the other), and on the image tokens.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,14 +22,14 @@ from agent.processor import patchify
 from agent.training.batches import (
     BACKGROUND,
     PADDING,
-    BatchSettings,
+    PictureSettings,
     SceneBatch,
     batch_loader,
     nano_concepts,
 )
 from agent.training.language import name_vectors
-from agent.training.loop import LoopSettings, train
-from agent.training.scenes import SceneSettings
+from agent.training.loop import CPU, LoopSettings, Objective, Terms, train
+from agent.training.workers import Figures
 
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 LIKENESS_SCALE = 16.0
@@ -37,8 +38,25 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 def normalise_batch(rgb: Tensor, statistics: tuple[tuple[float, ...], ...]) -> Tensor:
     """(batch, height, width, 3) uint8 to (batch, 3, height, width) float32 in channels-last."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
+    mean, std = (torch.tensor(values, device=rgb.device)[:, None, None] for values in statistics)
     return (rgb.permute(0, 3, 1, 2).float() / 255.0 - mean) / std
+
+
+@dataclass(frozen=True)
+class VisionRecipe:
+    """Pretraining of both encoders."""
+
+    loop: LoopSettings
+    pictures: PictureSettings
+    label_smoothing: float
+    primary: float
+    auxiliary: float
+    tokens: float
+    names: float
+    """Weights of the losses; that of the fused feature is 1."""
+
+    def __post_init__(self) -> None:
+        self.pictures.require_multiples_of(28)
 
 
 class VisionPretraining(nn.Module):
@@ -68,7 +86,7 @@ class VisionPretraining(nn.Module):
         """
         primary, auxiliary, tokens = encode_batch(self.model, rgb, boxes)
         height, width = rgb.shape[1:3]
-        size = torch.tensor([width, height, width, height])
+        size = torch.tensor([width, height, width, height], device=rgb.device)
         fused = self.model.region_encoder.fuse(primary, auxiliary, boxes / size)
         regions = self.connector(fused)
         return (
@@ -86,7 +104,8 @@ def encode_batch(model: VLMFO1, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Ten
     assert model.auxiliary_encoder is not None
     batch, height, width = rgb.shape[:3]
     patch = model.config.vision.patch_size
-    grid = torch.tensor([[1, height // patch, width // patch]]).repeat(batch, 1)
+    grid = torch.tensor([[1, height // patch, width // patch]], device=rgb.device)
+    grid = grid.repeat(batch, 1)
     patches = patchify(normalise_batch(rgb, CLIP), patch)
     maps = model.primary_encoder(patches.flatten(0, 1), grid)
     last = torch.cat([m.levels[-1] for m in maps])
@@ -99,8 +118,7 @@ def encode_batch(model: VLMFO1, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Ten
 def token_classes(batch: SceneBatch, cell: int, background: int) -> Tensor:
     """(batch, rows * columns) class of the smallest object over each image token's centre."""
     height, width = batch.rgb.shape[1:3]
-    y = torch.arange(cell / 2, height, cell)
-    x = torch.arange(cell / 2, width, cell)
+    y, x = (torch.arange(cell / 2, side, cell, device=batch.rgb.device) for side in (height, width))
     cy, cx = (axis.flatten() for axis in torch.meshgrid(y, x, indexing="ij"))
     x1, y1, x2, y2 = batch.truth[..., None].unbind(2)
     inside = (cx >= x1) & (cx <= x2) & (cy >= y1) & (cy <= y2) & (batch.classes >= 0)[..., None]
@@ -116,55 +134,67 @@ def likeness(regions: Tensor, names: Tensor) -> Tensor:
     return scaled @ nn.functional.normalize(names.float(), dim=-1).T
 
 
-def run(artwork: Path, directory: Path, language: Path, *, steps: int, rate: float = 1e-3) -> None:
+def run(
+    artwork: Path,
+    directory: Path,
+    language: Path,
+    recipe: VisionRecipe,
+    *,
+    device: torch.device = CPU,
+) -> None:
     """Train, or go on training, into `directory`, towards the names of the `language` stage."""
     concepts = nano_concepts()
-    torch.manual_seed(0)
-    module = VisionPretraining(len(concepts))
-    names = name_vectors(language)[list(concepts)]
-    settings = BatchSettings(
-        artwork=artwork,
-        scenes=SceneSettings(
-            concepts=concepts,
-            num_objects=(14, 40),
-            object_px=(16.0, 140.0),
-        ),
-        batch_size=12,
-        sizes=((224, 224), (224, 252), (280, 252), (252, 308), (336, 308), (308, 392)),
-    )
-    loss_fn = nn.CrossEntropyLoss(ignore_index=PADDING, label_smoothing=0.05)
+    background = len(concepts)
+    torch.manual_seed(recipe.loop.seed)
+    module = VisionPretraining(len(concepts)).to(device)
+    names = name_vectors(language)[list(concepts)].to(device)
+    settings = recipe.pictures.composed(artwork, concepts)
+    smoothing = recipe.label_smoothing
+    loss_fn = nn.CrossEntropyLoss(ignore_index=PADDING, label_smoothing=smoothing)
 
-    def step(batch: SceneBatch) -> tuple[Tensor, dict[str, float]]:
-        background = len(concepts)
-        target = batch.classes.masked_fill(batch.classes == BACKGROUND, background).flatten()
-        with torch.autocast("cpu", torch.bfloat16):
+    def targets(batch: SceneBatch) -> Tensor:
+        return batch.classes.masked_fill(batch.classes == BACKGROUND, background).flatten()
+
+    def losses(batch: SceneBatch) -> tuple[Terms, Figures]:
+        target = targets(batch)
+        with recipe.loop.autocast(device):
             regions, fused, primary, auxiliary, tokens = module(batch.rgb, batch.boxes)
         on_tokens = token_classes(batch, 28, background).flatten()
-        losses = [
-            loss_fn(logits.float().flatten(0, 1), classes)
-            for logits, classes in (
-                (fused, target), (primary, target), (auxiliary, target), (tokens, on_tokens)
+        terms = {
+            name: weight * loss_fn(logits.float().flatten(0, 1), classes)
+            for name, weight, logits, classes in (
+                ("fused_loss", 1.0, fused, target),
+                ("primary_loss", recipe.primary, primary, target),
+                ("auxiliary_loss", recipe.auxiliary, auxiliary, target),
+                ("tokens_loss", recipe.tokens, tokens, on_tokens),
             )
-        ]  # fmt: skip
-        weights = (1.0, 0.3, 0.3, 0.2)
-        total = sum((w * loss for w, loss in zip(weights, losses, strict=True)), torch.zeros(()))
+        }
         seen = (target >= 0) & (target < background)
         named = likeness(regions.flatten(0, 1)[seen], names)
-        total = total + nn.functional.cross_entropy(named, target[seen], label_smoothing=0.05)
+        terms["named_loss"] = recipe.names * nn.functional.cross_entropy(
+            named, target[seen], label_smoothing=smoothing
+        )
         figures = {
             name: accuracy(logits.flatten(0, 1)[seen], target[seen])
             for name, logits in (("top1", fused), ("primary", primary), ("auxiliary", auxiliary))
         }
         figures["named"] = accuracy(named, target[seen])
-        return total, figures
+        return terms, figures
 
-    train(
-        module,
-        step,
-        lambda start: iter(batch_loader(settings, start=start)),
-        LoopSettings(steps=steps, learning_rate=rate, warmup_steps=60),
-        directory,
+    def counts(batch: SceneBatch) -> Figures:
+        target = targets(batch)
+        boxes = float((target != PADDING).sum())
+        named = float(((target >= 0) & (target < background)).sum())
+        tokens = float(len(batch.rgb) * (batch.rgb.shape[1] // 28) * (batch.rgb.shape[2] // 28))
+        regions = dict.fromkeys(("fused_loss", "primary_loss", "auxiliary_loss"), boxes)
+        return {**regions, "tokens_loss": tokens, "named_loss": named}
+
+    objective = Objective(
+        batches=lambda first, stride: iter(batch_loader(settings, start=first, stride=stride)),
+        losses=losses,
+        counts=counts,
     )
+    train(module, objective, recipe.loop, directory)
 
 
 def accuracy(logits: Tensor, target: Tensor) -> float:

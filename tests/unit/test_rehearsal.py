@@ -14,15 +14,20 @@ from agent.tokenizer import PromptTokenizer
 from agent.training.artwork import load_concepts
 from agent.training.batches import nano_concepts
 from agent.training.connector import warm_up_connector
+from agent.training.curves import read_log
 from agent.training.grounding import freeze_for
 from agent.training.grounding_model import GroundingTraining
+from agent.training.loop import LoopSettings
 from agent.training.mixture import MixtureSettings
 from agent.training.region_features import RegionPool
-from agent.training.rehearsal import rehearsal_batch, rehearse
+from agent.training.rehearsal import RehearsalSettings, rehearsal_batch, rehearse
 from agent.training.vision import likeness
 
 CONCEPTS = nano_concepts()
 NAMES = [concept.label for concept in load_concepts()]
+SETTINGS = RehearsalSettings(
+    LoopSettings(steps=1, learning_rate=1e-3, log_every=1), scenes=2, num_turns=3
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,7 @@ def tokenizer() -> PromptTokenizer:
 def test_a_batch_holds_the_regions_it_was_made_of(pool: RegionPool) -> None:
     packed, rows = rehearsal_batch(
         SequenceBuilder(tokenizer()), pool, NAMES, [NAMES[c] for c in CONCEPTS],
-        np.random.default_rng(0), 0, 300, MixtureSettings(),
+        np.random.default_rng(0), 0, 300, MixtureSettings(), SETTINGS,
     )  # fmt: skip
     assert int(rows.max()) < 300
     torch.testing.assert_close(packed.boxes, pool.boxes[rows])
@@ -61,17 +66,19 @@ def test_a_batch_holds_the_regions_it_was_made_of(pool: RegionPool) -> None:
 
 
 def test_rehearsing_trains_language_model_and_connector_and_nothing_else(
-    module: GroundingTraining, pool: RegionPool
+    module: GroundingTraining, pool: RegionPool, tmp_path: Path
 ) -> None:
     freeze_for(module, "instruct")
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     rehearse(
         module, SequenceBuilder(tokenizer()), pool, NAMES, [NAMES[c] for c in CONCEPTS],
-        torch.tensor(CONCEPTS), steps=1, rate=1e-3,
+        torch.tensor(CONCEPTS), SETTINGS, tmp_path,
     )  # fmt: skip
     changed = {n for n, p in module.named_parameters() if not torch.equal(p, before[n])}
     parts = {name.split(".")[1] for name in changed}
     assert parts == {"language_model", "region_projector"}
+    (row,) = read_log(tmp_path)
+    assert {"lm", "held_out_lm", "held_out_token"} <= set(row)
     assert all(torch.isfinite(p).all() for p in module.parameters())
 
 

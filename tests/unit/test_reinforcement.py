@@ -20,6 +20,7 @@ from agent.region_cache import MemoryRegionCache
 from agent.sequence import SequenceBuilder
 from agent.stages import LocalStages
 from agent.tokenizer import PromptTokenizer
+from agent.training.loop import LoopSettings
 from agent.training.reinforcement import Learner, ReinforcementSettings, reinforce, token_logs
 from agent.training.rewards import Rewards, RewardWeights
 from agent.training.rollouts import (
@@ -44,6 +45,7 @@ from tests.unit.tiny_model import NAMES, write_tiny_model
 
 DOG, CAT = 0, 1
 LABELS = dict(enumerate(NAMES))
+LOOP = LoopSettings(4, 1e-3, warmup_steps=1, precision="float32", save_every=1)
 DRAWING = Drawing(questions=3, group=6, max_new_tokens=6)
 
 
@@ -138,7 +140,7 @@ def test_an_update_makes_the_better_answer_likelier(folder: Path, model: VLMFO1)
     assert language is not None
     language.model.set_attn_implementation("eager")
     prompts = SheetPrompts(model, tokenizer, [sheet()])
-    settings = ReinforcementSettings(drawing=DRAWING)
+    settings = ReinforcementSettings(LOOP, DRAWING)
     asked = question(Task.detect("dog"), "dog", {0, 2})
     end = SequenceBuilder(tokenizer).end_of_turn
     texts = [answer("dog", 0, 2), answer("dog", 1)]
@@ -154,10 +156,12 @@ def test_an_update_makes_the_better_answer_likelier(folder: Path, model: VLMFO1)
         return [float(part.sum()) for part in torch.split(logs, [len(one) for one in ids])]
 
     before = likelihoods()
-    loss, figures = learner.step([drawn])
-    assert figures["kl"] == pytest.approx(0.0, abs=1e-6), "nothing has been learned yet"
+    terms, figures = learner.losses([drawn])
+    assert float(terms["kl"].detach()) == pytest.approx(0.0, abs=1e-6), (
+        "nothing has been learned yet"
+    )
     assert figures["taught"] == 1.0
-    loss.backward()
+    sum(terms.values()).backward()
     with torch.no_grad():
         for parameter in language.parameters():
             if parameter.grad is not None:
@@ -165,7 +169,7 @@ def test_an_update_makes_the_better_answer_likelier(folder: Path, model: VLMFO1)
     after = likelihoods()
     assert after[0] > before[0]
     assert after[1] < before[1]
-    assert learner.step([drawn])[1]["kl"] > 0.0
+    assert float(learner.losses([drawn])[0]["kl"].detach()) > 0.0
 
 
 def test_the_packed_likelihood_is_the_engines(folder: Path, model: VLMFO1) -> None:
@@ -187,7 +191,7 @@ def test_the_packed_likelihood_is_the_engines(folder: Path, model: VLMFO1) -> No
         Rollouts(one, [done.ids], [1], [Rewards(0, 0, 0, 0)])
         for one, done in zip(asked, completions, strict=True)
     ]
-    learner = Learner(language, prompts, ReinforcementSettings(drawing=DRAWING))
+    learner = Learner(language, prompts, ReinforcementSettings(LOOP, DRAWING))
     batch, _ = learner._packed(drawn)
     with torch.no_grad():
         logs = token_logs(language, learner._embedded(batch, drawn), batch)
@@ -215,14 +219,13 @@ def test_an_interrupted_run_reaches_the_same_weights(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = loaded_tokenizer(folder)
-    settings = ReinforcementSettings(steps=4, rate=1e-3, save_every=1, drawing=DRAWING)
+    settings = ReinforcementSettings(LOOP, DRAWING, num_measured=2)
 
     def run(directory: Path) -> dict[str, torch.Tensor]:
         started = load_model(folder)
         figures = reinforce(
-            started, tokenizer, [sheet(0), sheet(1)], [sheet(2)], LABELS, settings, directory,
-            num_measured=2,
-        )  # fmt: skip
+            started, tokenizer, [sheet(0), sheet(1)], [sheet(2)], LABELS, settings, directory
+        )
         assert set(figures) == {"before", "after"}
         assert set(figures["after"]) == {"region", "box", "accuracy", "format", "reward"}
         assert started.language_model is not None

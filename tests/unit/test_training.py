@@ -1,9 +1,8 @@
-"""Training parts: isolated questions, the mixture, the loop and the losses."""
+"""Training parts: isolated questions, the mixture and the losses."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from agent.sequence import SequenceBuilder
 from agent.training.batches import SceneBatch, background_boxes, jitter_boxes, nano_concepts
 from agent.training.initialisation import initialise
 from agent.training.language import NameSlots
-from agent.training.loop import LoopSettings, learning_rate, train
 from agent.training.mixture import draw_turns, grounded
 from agent.training.packing import PackedScene, collate_packed
 from agent.training.proposals import assign_locations, assign_queries, paired_iou
@@ -121,6 +119,14 @@ def assert_true_reasoning(turn):
     assert answer == ("yes" if len(said) == 1 else "no")
 
 
+def test_what_is_everywhere_is_never_asked_for_as_absent():
+    rng = np.random.default_rng(0)
+    turns = draw_turns(NAMES_IN_SCENE, ["dog", "cat"], 50, rng, BOXES)
+    assert len(turns) == 50
+    assert not {"absent", "no"} & {turn.kind for turn in turns}
+    assert draw_turns([None, None], [], 5, rng, BOXES[:2]) == []
+
+
 def test_expressions_single_out_the_right_one():
     rng = np.random.default_rng(0)
     meant = dict(refer_to("dog", [0, 3], BOXES, rng) or ("", -1) for _ in range(100))
@@ -205,57 +211,6 @@ def test_circuits_look_one_token_back(tokenizer):
     )
     back = output.attentions[0][0, :4].diagonal(offset=-1, dim1=1, dim2=2)
     assert float(back.detach().min()) > 0.9
-
-
-class Line(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-
-
-def numbers(start: int) -> Iterator[float]:
-    step = start
-    while True:
-        yield float(np.random.default_rng(step).normal())
-        step += 1
-
-
-def fit(directory, steps, stop_at):
-    torch.manual_seed(0)
-    line = Line()
-
-    def step(x):
-        loss = (line.weight - 3.0 - 0.01 * x).pow(2).sum()
-        return loss, {}
-
-    settings = LoopSettings(steps=steps, learning_rate=0.1, warmup_steps=5, save_every=10)
-    train(line, step, numbers, settings if stop_at is None else _shortened(settings, stop_at),
-          directory)  # fmt: skip
-    return float(line.weight.detach())
-
-
-def _shortened(settings, stop_at):
-    class Interrupted(LoopSettings):
-        pass
-
-    short = Interrupted(**{**settings.__dict__})
-    object.__setattr__(short, "steps", stop_at)
-    object.__setattr__(short, "decay_share", 1.0 - settings.steps * 0.75 / stop_at)
-    return short
-
-
-def test_resuming_gives_the_same_weights(tmp_path):
-    straight = fit(tmp_path / "straight", 40, None)
-    fit(tmp_path / "broken", 40, 20)
-    assert fit(tmp_path / "broken", 40, None) == pytest.approx(straight, abs=1e-6)
-
-
-def test_schedule():
-    settings = LoopSettings(steps=100, learning_rate=1.0, warmup_steps=10)
-    assert learning_rate(settings, 0) == pytest.approx(0.1)
-    assert learning_rate(settings, 50) == 1.0
-    assert learning_rate(settings, 87) == pytest.approx(13 / 25)
-    assert learning_rate(settings, 100) == 0.0
 
 
 class FourProposals(nn.Module):
