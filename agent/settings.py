@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,25 +20,11 @@ import yaml
 
 from agent.errors import SettingsError
 from agent.frame import FrameLimits
+from agent.server_settings import AccessSettings, ServerSettings
 
 T = TypeVar("T")
 
 _SERVE_KEYS = frozenset({"proxy_location", "logging_config", "applications"})
-
-
-@dataclass(frozen=True)
-class ServerSettings:
-    """The gRPC front end."""
-
-    host: str = "127.0.0.1"
-    port: int = 50051
-    max_message_bytes: int = 33_554_432
-    """Hard limit of one gRPC message; above the frame limit, so that ours speaks first."""
-    max_concurrent_rpcs: int = 256
-    """Open calls and streams per front-end replica; more are refused with RESOURCE_EXHAUSTED."""
-    drain_grace_s: float = 5.0
-    """Time given to open streams when a replica goes away."""
-    reflection: bool = True
 
 
 @dataclass(frozen=True)
@@ -178,8 +164,9 @@ class StreamSettings:
 class CacheSettings:
     """The region cache."""
 
-    url: str | None = None
-    """Redis URL; None: `groundstream serve` starts an embedded server, else in-process memory."""
+    url: str | None = field(default=None, repr=False)
+    """Redis URL, perhaps with a password; None: `groundstream serve` starts an embedded server,
+    else in-process memory."""
     ttl_s: float = 600.0
     budget_bytes: int = 268_435_456
     """Memory of the embedded server; an external one has its own limit."""
@@ -241,8 +228,10 @@ class ServiceSettings:
     """Frames that wait for one vision stage and are computed together; None: 1 on a CPU, where
     batches gain nothing, else 8."""
     tenant: str = ""
-    """Salt of every cache key; services with different tenants never share features."""
+    """Whose calls those without credentials are. The tenant is in every cache key, so that no two
+    ever share features or sessions."""
     server: ServerSettings = field(default_factory=ServerSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
     frame: FrameLimits = field(default_factory=FrameLimits)
     stream: StreamSettings = field(default_factory=StreamSettings)
     cache: CacheSettings = field(default_factory=CacheSettings)
@@ -361,9 +350,15 @@ def _convert(hint: Any, value: object, where: str) -> object:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_mapping(hint, value, where)
     origin = typing.get_origin(hint)
+    if origin is Mapping and isinstance(value, Mapping):
+        kind = typing.get_args(hint)[1]
+        if dataclasses.is_dataclass(kind):
+            return {str(key): _convert(kind, one, f"{where}.{key}") for key, one in value.items()}
     options = typing.get_args(hint) if origin in (typing.Union, types.UnionType) else (hint,)
     for option in options:
         kind = typing.get_origin(option) or option
+        if kind is tuple and isinstance(value, (list, tuple)):
+            return _convert_tuple(option, value, where)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         # A bool is an int to Python, but "port: true" is a mistake.
@@ -374,6 +369,19 @@ def _convert(hint: Any, value: object, where: str) -> object:
         for option in options
     )
     raise SettingsError(f"{where} must be {wanted}, not {value!r}")
+
+
+def _convert_tuple(hint: Any, values: Sequence[object], where: str) -> tuple[object, ...]:
+    """YAML knows lists only."""
+    kinds = typing.get_args(hint)
+    if kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(values)
+    if len(kinds) != len(values):
+        raise SettingsError(f"{where} must have {len(kinds)} values, not {len(values)}")
+    return tuple(
+        _convert(kind, value, f"{where}[{index}]")
+        for index, (kind, value) in enumerate(zip(kinds, values, strict=True))
+    )
 
 
 def _unknown(key: str, known: list[str], where: str) -> SettingsError:

@@ -13,8 +13,15 @@ from typing import Any
 
 import grpc.aio
 
-from agent.errors import AgentError, InvalidFrame, InvalidQuery, InvalidRequest
+from agent.errors import (
+    AgentError,
+    InvalidFrame,
+    InvalidQuery,
+    InvalidRequest,
+    QuotaExceeded,
+)
 from agent.pipeline import Pipeline
+from agent.quotas import TenantQuota
 from agent.settings import ServiceSettings
 from agent.streaming.camera_path import CameraPath
 from agent.streaming.session import Gap, Session
@@ -39,12 +46,14 @@ class WatchStream:
         draining: asyncio.Event,
         store: SessionStore,
         sharing: Sharing,
+        quota: TenantQuota,
     ) -> None:
         self.session: Session[Arrival] = Session(max_queries=settings.stream.max_queries)
         self._rpc = rpc
         self._settings = settings
         self._draining = draining
         self._store = store
+        self._quota = quota
         self._outlet = Outlet(rpc)
         self._answers = FrameAnswers(self.session, pipeline, settings.stream, self._outlet, sharing)
         self._token: str | None = None
@@ -119,7 +128,8 @@ class WatchStream:
             received = messages.frame_from_message(
                 message, limits=self._settings.frame, received_time_ns=time.time_ns()
             )
-        except (InvalidFrame, InvalidRequest) as error:
+            await self._quota.spend(received.frame)
+        except (InvalidFrame, InvalidRequest, QuotaExceeded) as error:
             self.session.reject()
             await self._outlet.send_failure(failure_of(error), sequence=message.sequence)
             return
