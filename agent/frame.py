@@ -178,7 +178,9 @@ def _header_size(encoded: bytes) -> tuple[int, int]:
             if _orientation(image) >= _LIES_DOWN:
                 width, height = height, width
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise FrameTooLarge(f"{error}; scale the image down") from error
+        raise FrameTooLarge(
+            "the header says more pixels than anybody here is willing to decode; scale it down"
+        ) from error
     except _UNREADABLE as error:
         start = encoded[:_SHOWN].hex(" ", 4)
         raise InvalidFrame(

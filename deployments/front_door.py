@@ -14,10 +14,11 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from agent.errors import NotAuthenticated, SettingsError
+from agent.errors import InvalidRequest, NotAuthenticated, SettingsError
 from agent.server_settings import ServerSettings, TlsSettings
 from deployments.access import Access, Caller, calling
 from deployments.status import end_with_status, failure_of
@@ -93,8 +94,9 @@ class _Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         handler = await continuation(details)
         if handler is None or details.method.startswith(_HEALTH):
             return handler
+        read = _streamed if handler.request_streaming else _single
         how = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": read(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if not handler.response_streaming:
@@ -107,13 +109,14 @@ class _Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _answering(self, method: Any) -> Any:
         async def answer(request: Any, context: Any) -> Any:
             with calling(await self._let_in(context)):
-                return await method(request, context)
+                return await method(await _readable(request, context), context)
 
         return answer
 
     def _streaming(self, method: Any) -> Any:
         async def stream(request: Any, context: Any) -> None:
             caller = await self._let_in(context)
+            request = await _readable(request, context)
             limit = asyncio.timeout(_left_s(caller))
             try:
                 with calling(caller):
@@ -133,6 +136,39 @@ class _Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         except NotAuthenticated as error:
             _logger.info("refused a call from %s: %s", context.peer(), error)
             await end_with_status(context, failure_of(error))
+
+
+class _Unreadable:
+    """In place of a request whose bytes are no message; gRPC itself would answer UNKNOWN."""
+
+
+def _single(deserialize: Any) -> Any:
+    def read(content: bytes) -> Any:
+        try:
+            return deserialize(content)
+        except DecodeError:
+            return _Unreadable()
+
+    return read
+
+
+def _streamed(deserialize: Any) -> Any:
+    """What is no message is an empty one, which its stream complains of and goes on."""
+
+    def read(content: bytes) -> Any:
+        try:
+            return deserialize(content)
+        except DecodeError:
+            return deserialize(b"")
+
+    return read
+
+
+async def _readable(request: Any, context: Any) -> Any:
+    if isinstance(request, _Unreadable):
+        error = InvalidRequest("the bytes of the request are not the message this method takes")
+        await end_with_status(context, failure_of(error))
+    return request
 
 
 async def _run(produced: Any, context: Any) -> None:

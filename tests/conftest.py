@@ -23,6 +23,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 _FOLDER_MARKERS = ("unit", "parity", "integration")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Pages of docs/ that tests write."""
+    parser.addoption(
+        "--write-pages", action="store_true", help="write pages of docs/ as the tests see things"
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test with the name of its folder."""
     for item in items:
