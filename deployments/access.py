@@ -17,6 +17,7 @@ import jwt
 
 from agent.errors import NotAuthenticated
 from agent.server_settings import AccessSettings, JwtSettings
+from agent.settings import ServiceSettings
 from deployments.api_keys import digest_of, read_api_keys
 from deployments.reloaded_file import ReloadedFile
 
@@ -113,6 +114,16 @@ class Access:
         if not name:
             raise NotAuthenticated("the client's certificate has no common name to go by")
         return Caller(name)
+
+
+def open_access(settings: ServiceSettings) -> Access:
+    """As the service's settings say.
+
+    Raises:
+        SettingsError: a file with keys cannot be read.
+    """
+    mutual_tls = settings.server.tls.client_authorities is not None
+    return Access(settings.access, anonymous=settings.tenant, mutual_tls=mutual_tls)
 
 
 class _WebTokens:

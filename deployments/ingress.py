@@ -33,7 +33,7 @@ from agent.streaming.session_store import SessionStore, open_session_store
 from agent.urgency import Limits
 from agent.zoom import RegionZoom
 from deployments import messages, zoom_messages
-from deployments.access import Access, current_tenant
+from deployments.access import current_tenant, open_access
 from deployments.front_door import SERVICE_NAME, open_server
 from deployments.messages import ReceivedFrame
 from deployments.metrics import ServiceMetrics, StageCalls
@@ -246,11 +246,7 @@ class Ingress:
             pipeline, self._cache, settings, self._metrics, capabilities, self._store, self._quotas
         )
         self._health = health.aio.HealthServicer()
-        access = Access(
-            settings.access,
-            anonymous=settings.tenant,
-            mutual_tls=settings.server.tls.client_authorities is not None,
-        )
+        access = open_access(settings)
         self._server, _ = open_server(settings.server, access, self._agent, self._health)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()

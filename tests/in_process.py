@@ -31,7 +31,7 @@ from client.types import (
 )
 from client.vision_agent_client import VisionAgentClient, WatchStream
 from client.watch_stream import Reconnect
-from deployments.access import Access
+from deployments.access import open_access
 from deployments.front_door import open_server
 from deployments.ingress import VisionAgent
 from deployments.metrics import ServiceMetrics
@@ -84,10 +84,8 @@ async def running_service(
     sessions = store or MemorySessionStore(ttl_s=60.0)
     quotas = open_quotas(settings.access, settings.cache)
     agent = VisionAgent(pipeline, cache, settings, metrics, capabilities, sessions, quotas)
-    mutual_tls = settings.server.tls.client_authorities is not None
-    access = Access(settings.access, anonymous=settings.tenant, mutual_tls=mutual_tls)
     at_port = dataclasses.replace(settings.server, port=port)
-    server, port = open_server(at_port, access, agent, health.aio.HealthServicer())
+    server, port = open_server(at_port, open_access(settings), agent, health.aio.HealthServicer())
     await server.start()
     try:
         yield Service(f"127.0.0.1:{port}", agent, metrics, fakes)
