@@ -38,9 +38,10 @@ _LIES_DOWN = 5
 """From this orientation on, width and height are exchanged."""
 _UNREADABLE = (
     OSError, ValueError, SyntaxError, struct.error, IndexError, KeyError, TypeError,
-    OverflowError, EOFError, RecursionError, AttributeError, AssertionError, MemoryError,
+    OverflowError, EOFError, RecursionError, AttributeError, AssertionError,
 )  # fmt: skip
-"""What Pillow raises about bytes that are no picture; found by fuzzing."""
+"""What Pillow's readers raise about bytes that are no picture. Memory that is short is no fault of
+the sender's."""
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,11 @@ class RedisQuotaBook:
         fits_here = await self._own.take_lease(tenant, lease, limit, ttl_s)
         arguments = (lease, limit, round(1e3 * ttl_s))
         fits = await self._door.run(_TAKE_LEASE, [_key(tenant, "streams")], arguments)
-        return fits_here if fits is None else bool(fits)
+        if fits is None:
+            return fits_here
+        if not fits:
+            await self._own.drop_lease(tenant, lease)
+        return bool(fits)
 
     async def drop_lease(self, tenant: str, lease: str) -> None:
         await self._own.drop_lease(tenant, lease)

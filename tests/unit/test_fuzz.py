@@ -36,7 +36,11 @@ from deployments import messages, stream_messages, zoom_messages
 from deployments.status import failure_of
 from protos import vision_agent_pb2 as pb
 
-pytestmark = pytest.mark.fuzz
+pytestmark = [
+    pytest.mark.fuzz,
+    # Pillow complains of damaged metadata, and reads the picture all the same.
+    pytest.mark.filterwarnings("ignore::UserWarning:PIL"),
+]
 
 LIMITS = FrameLimits(max_bytes=100_000, max_pixels=100_000)
 
@@ -99,8 +103,6 @@ def _pictures() -> list[bytes]:
 PICTURES = _pictures()
 
 
-# Pillow complains of damaged metadata, and reads the picture all the same.
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @given(encoded=st.one_of(mutated(PICTURES), st.binary(max_size=200)))
 def test_images(encoded: bytes) -> None:
     try:
