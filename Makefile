@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test check format protos baseline serve train bench manifests lock clean
+.PHONY: demo test fuzz check format protos baseline serve train bench manifests lock clean
 
 $(READY): requirements.lock requirements.no-deps.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,9 @@ demo: $(READY)  ## Start the service, stream two videos through it, show the ans
 
 test: $(READY)  ## Unit, parity and integration tests
 	$(BIN)/python -m pytest
+
+fuzz: $(READY)  ## 100,000 made-up inputs for everything that reads what comes from outside
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -m fuzz --timeout 3600 --durations 0
 
 check: $(READY)  ## Linters, types, import rules, generated code
 	$(BIN)/ruff check .

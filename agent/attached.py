@@ -137,6 +137,7 @@ class AttachedGrounder:
     def generate(self, features: AttachedFeatures, task: Task) -> Generation:
         """Greedy decoding of one question about a frame whose features are known."""
         adapter, cache = self.model.adapter, DynamicCache()
+        self.tokenizer.check_words(task.query)
         draft = self.prompt(len(features.vision.image_tokens), len(features.regions), task.text)
         positions, following = adapter.positions(draft.slots, features.vision.grid, start=0)
         embedded = self.embeddings(draft, features)

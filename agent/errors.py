@@ -9,7 +9,9 @@ AgentError
 ├── CheckpointMismatch    a model directory disagrees with the architecture it declares
 ├── SettingsError         a settings file names an unknown key or an impossible value
 ├── SourceError           a video, camera or folder cannot be opened or read
+├── NotAuthenticated      no credentials, or such as this service does not accept
 ├── Overloaded            a bounded queue is full, or time is too short; try again later
+│   └── QuotaExceeded     the tenant's share of the service is used up for the moment
 └── StageUnavailable      a stage of the service did not answer in time
 
 `deployments/status.py` maps each leaf to a gRPC status. Anything else is a bug of ours.
@@ -54,6 +56,10 @@ class SourceError(AgentError):
     """A video file, camera, folder or stream cannot be opened or read."""
 
 
+class NotAuthenticated(AgentError):
+    """The caller did not say who it is, or not in a way this service accepts."""
+
+
 class Overloaded(AgentError):
     """A bounded queue is full, or the answer would come too late to be of use."""
 
@@ -65,6 +71,10 @@ class Overloaded(AgentError):
     def __reduce__(self) -> tuple[type[Overloaded], tuple[str, float | None]]:
         # The default would forget the hint on the way between processes.
         return type(self), (str(self), self.retry_after_s)
+
+
+class QuotaExceeded(Overloaded):
+    """The caller's tenant uses all that it may use; others are not affected."""
 
 
 class StageUnavailable(AgentError):

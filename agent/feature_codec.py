@@ -24,6 +24,14 @@ _PREFIX = struct.Struct("<4sHI")
 _CHECKSUM_BYTES = 32
 _DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 
+_DIMENSIONS = {
+    "xyxy": 2,
+    "objectness": 1,
+    "image_tokens": 2,
+    "primary_regions": 2,
+    "auxiliary_regions": 2,
+}
+
 
 class CorruptFeatures(Exception):
     """The bytes are not what `encode_features` wrote for this key."""
@@ -79,13 +87,20 @@ def decode_features(blob: bytes, key: str) -> FrameFeatures:
     body = memoryview(blob)[body_start:]
     if _checksum(blob[: _PREFIX.size], body) != blob[_PREFIX.size : body_start]:
         raise CorruptFeatures("checksum differs")
-    # From here on the bytes are ours; what still can differ is who they were written for.
-    header = json.loads(bytes(body[:header_length]))
+    # A checksum anybody can compute: it finds damage. What follows also bears being made up.
+    try:
+        return _features(json.loads(bytes(body[:header_length])), body[header_length:], key)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
+        raise CorruptFeatures("the header says what cannot be") from None
+
+
+def _features(header: dict[str, Any], buffers: memoryview, key: str) -> FrameFeatures:
     if header["key"] != key:
         raise CorruptFeatures("entry belongs to another key")
-    arrays = _split(header["arrays"], body[header_length:])
-    width, height = header["size"]
-    rows, columns = header["grid"]
+    arrays = _split(header["arrays"], buffers)
+    width, height, rows, columns = (int(n) for n in (*header["size"], *header["grid"]))
+    if min(width, height, rows, columns) < 1:
+        raise CorruptFeatures("a side is not positive")
     return FrameFeatures(
         width=width,
         height=height,
@@ -99,11 +114,15 @@ def decode_features(blob: bytes, key: str) -> FrameFeatures:
 
 
 def _split(entries: list[tuple[str, str, list[int]]], buffers: memoryview) -> dict[str, Any]:
+    if [name for name, _, _ in entries] != list(_DIMENSIONS):
+        raise CorruptFeatures("arrays are missing or unknown")
     arrays: dict[str, Any] = {}
     offset = 0
     for name, dtype_name, shape in entries:
         dtype = _DTYPES[dtype_name]
         count = math.prod(shape)
+        if len(shape) != _DIMENSIONS[name] or min(shape) < 0 or (name == "xyxy" and shape[1] != 4):
+            raise CorruptFeatures(f"{name} has the shape {shape}")
         flat = np.frombuffer(buffers, dtype=dtype, count=count, offset=offset)
         # A copy, because torch refuses to share read-only memory without a warning.
         arrays[name] = flat.reshape(shape).copy()

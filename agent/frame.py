@@ -1,7 +1,8 @@
 """One picture of a stream: its encoded bytes, its size, its digest and, on demand, its pixels.
 
-Sizes are read from the header before a single pixel is decoded, so a bomb costs nothing.
-Knows nothing of sessions, models or where the bytes came from. The only reader of images.
+Sizes are read from the header before a single pixel is decoded, so a bomb costs nothing. Pictures
+are seen as a viewer shows them: turned as their EXIF says, transparency over white. Knows nothing
+of sessions, models or where the bytes came from. The only reader of images.
 """
 
 from __future__ import annotations
@@ -22,6 +23,25 @@ RGBArray = NDArray[np.uint8]
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _SHOWN = 48
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by its EXIF orientation."""
+_LIES_DOWN = 5
+"""From this orientation on, width and height are exchanged."""
+_UNREADABLE = (
+    OSError, ValueError, SyntaxError, struct.error, IndexError, KeyError, TypeError,
+    OverflowError, EOFError, RecursionError, AttributeError, AssertionError,
+)  # fmt: skip
+"""What Pillow's readers raise about bytes that are no picture. Memory that is short is no fault of
+the sender's."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +54,8 @@ class FrameLimits:
     """Largest width x height (default: 8K UHD)."""
     max_aspect: float = 50.0
     """Largest ratio of the longer to the shorter side."""
+    max_boxes: int = 1000
+    """Boxes a client may send with a frame; every hundred is one more prompt for each question."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +66,7 @@ class Frame:
     """JPEG, PNG, WebP or BMP bytes as the client sent them."""
     width: int
     height: int
+    """Of the upright picture."""
     digest: str
     """BLAKE2b-256 of the encoded bytes, in hexadecimal."""
     index: int = 0
@@ -59,12 +82,9 @@ class Frame:
         """
         try:
             with Image.open(io.BytesIO(self.encoded), formats=_FORMATS) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, struct.error, IndexError) as error:
-            raise InvalidFrame(
-                f"the image body cannot be decoded ({error}); send the complete file"
-            ) from error
-        return pixels
+                return np.asarray(_upright(image).convert("RGB"))
+        except _UNREADABLE as error:
+            raise _damaged(error) from error
 
     def grey(self, least_px: int) -> NDArray[np.uint8]:
         """Decode to (rows, columns) uint8 luminance, perhaps smaller than the frame.
@@ -81,11 +101,9 @@ class Frame:
                 if shrink < 1.0:
                     wanted = tuple(max(1, round(side * shrink)) for side in image.size)
                     image.draft("L", (wanted[0], wanted[1]))
-                return np.asarray(image.convert("L"))
-        except (OSError, ValueError, SyntaxError, struct.error, IndexError) as error:
-            raise InvalidFrame(
-                f"the image body cannot be decoded ({error}); send the complete file"
-            ) from error
+                return np.asarray(_upright(image).convert("L"))
+        except _UNREADABLE as error:
+            raise _damaged(error) from error
 
 
 def read_frame(
@@ -123,6 +141,33 @@ def read_frame(
     return Frame(encoded, width, height, digest, index, capture_time_ns)
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture as a viewer shows it, in 8 bits a channel."""
+    turn = _TURNS.get(_orientation(image))
+    if image.mode.startswith("I;16"):
+        # Pillow would cut off what is above 255.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        seen = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8 as EXIF counts; 1, upright, where there is none that can be read."""
+    if "exif" not in image.info:
+        return 1
+    try:
+        found = image.getexif().get(_ORIENTATION)
+    except _UNREADABLE:
+        return 1
+    return found if isinstance(found, int) and found in _TURNS else 1
+
+
+def _damaged(error: Exception) -> InvalidFrame:
+    return InvalidFrame(f"the image body cannot be decoded ({error}); send the complete file")
+
+
 def _header_size(encoded: bytes) -> tuple[int, int]:
     """(width, height) from the header alone.
 
@@ -131,9 +176,13 @@ def _header_size(encoded: bytes) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             width, height = image.size
+            if _orientation(image) >= _LIES_DOWN:
+                width, height = height, width
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise FrameTooLarge(f"{error}; scale the image down") from error
-    except (OSError, ValueError, SyntaxError, struct.error, IndexError) as error:
+        raise FrameTooLarge(
+            "the header says more pixels than anybody here is willing to decode; scale it down"
+        ) from error
+    except _UNREADABLE as error:
         start = encoded[:_SHOWN].hex(" ", 4)
         raise InvalidFrame(
             f"not a JPEG, PNG, WebP or BMP image (the bytes begin with {start})"

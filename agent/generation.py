@@ -168,6 +168,7 @@ class LanguageStage:
         )
 
     def _request(self, features: FrameFeatures | None, task: Task) -> Request:
+        self._tokenizer.check_words(task.query)
         num_regions = 0 if features is None else len(features.proposals)
         tokens = self._tokens.first(num_regions)
         return Request(

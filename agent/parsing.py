@@ -23,7 +23,8 @@ _GROUND = re.compile(r"<ground>(.*?)</ground><objects>(.*?)</objects>")
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _MARKUP = re.compile(r"<objects>.*?</objects>|</?ground>|<region\d+>|</?(?:think|answer)>")
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"(?<![0-9])[0-9]{1,6}(?![0-9])")
+"""Nobody counts further; what is longer was written in error."""
 
 
 class AnswerStatus(Enum):

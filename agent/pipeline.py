@@ -60,6 +60,12 @@ class Pipeline:
         bound._stages = self._stages.within(limits)
         return bound
 
+    def for_tenant(self, tenant: str) -> Pipeline:
+        """The same pipeline under keys of the tenant's own."""
+        bound = copy.copy(self)
+        bound._tenant = tenant
+        return bound
+
     async def ground(
         self,
         frame: Frame,

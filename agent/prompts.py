@@ -97,7 +97,7 @@ _TEMPLATES = {
 }
 
 
-REGION_TOKEN = re.compile(r"<region(\d+)>")
+REGION_TOKEN = re.compile(r"<region([0-9]{1,9})>")
 """What `region_token` writes; its group is the index."""
 
 
@@ -228,8 +228,14 @@ class Task:
 
         Raises:
             InvalidQuery: as `clean_query`; placeholders and regions differ in number; or an
-                earlier turn is too long or would end its turn early.
+                earlier turn would end its turn early, or all of them are too long.
         """
+        length = sum(len(turn.question) + len(turn.answer) for turn in history)
+        if length > MAX_HISTORY_CHARS:
+            raise InvalidQuery(
+                f"the earlier turns have {length} characters, the limit is {MAX_HISTORY_CHARS}; "
+                "leave out the oldest"
+            )
         return cls(
             TaskKind.CHAT,
             _referring(question, regions),
@@ -288,6 +294,4 @@ def _clean_exchange(turn: Exchange) -> Exchange:
             raise InvalidQuery(
                 f"an earlier turn contains the control token {found.group()!r}; remove it"
             )
-    if len(turn.question) + len(turn.answer) > MAX_HISTORY_CHARS:
-        raise InvalidQuery(f"an earlier turn is longer than {MAX_HISTORY_CHARS} characters")
     return turn

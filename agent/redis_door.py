@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
@@ -74,6 +74,14 @@ class RedisDoor:
     async def delete(self, key: str) -> None:
         """Forget a value."""
         await self._call(lambda: self._redis.delete(key))
+
+    async def run(
+        self, script: str, keys: Sequence[str], arguments: Sequence[str | int | float]
+    ) -> Any:
+        """What a Lua script returns, run as one step; None when nobody answers."""
+        # Sends its digest; the text only to a server that does not know it.
+        command = self._redis.register_script(script)
+        return await self._call(lambda: command(keys=list(keys), args=list(arguments)))
 
     def may_call(self) -> bool:
         """Whether the server is worth a call; counts the calls it saved."""

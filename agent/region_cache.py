@@ -23,7 +23,7 @@ from agent.frame import Frame
 from agent.redis_door import RedisDoor
 from agent.settings import CacheSettings
 
-PREPROCESSING_VERSION = 1
+PREPROCESSING_VERSION = 2
 """Raise it when the way pixels become model inputs changes: old entries then miss."""
 
 _logger = logging.getLogger(__name__)

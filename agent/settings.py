@@ -20,25 +20,11 @@ import yaml
 
 from agent.errors import SettingsError
 from agent.frame import FrameLimits
+from agent.server_settings import AccessSettings, ServerSettings
 
 T = TypeVar("T")
 
 _SERVE_KEYS = frozenset({"proxy_location", "logging_config", "applications"})
-
-
-@dataclass(frozen=True)
-class ServerSettings:
-    """The gRPC front end."""
-
-    host: str = "127.0.0.1"
-    port: int = 50051
-    max_message_bytes: int = 33_554_432
-    """Hard limit of one gRPC message; above the frame limit, so that ours speaks first."""
-    max_concurrent_rpcs: int = 256
-    """Open calls and streams per front-end replica; more are refused with RESOURCE_EXHAUSTED."""
-    drain_grace_s: float = 5.0
-    """Time given to open streams when a replica goes away."""
-    reflection: bool = True
 
 
 @dataclass(frozen=True)
@@ -178,8 +164,9 @@ class StreamSettings:
 class CacheSettings:
     """The region cache."""
 
-    url: str | None = None
-    """Redis URL; None: `groundstream serve` starts an embedded server, else in-process memory."""
+    url: str | None = field(default=None, repr=False)
+    """Redis URL, perhaps with a password; None: `groundstream serve` starts an embedded server,
+    else in-process memory."""
     ttl_s: float = 600.0
     budget_bytes: int = 268_435_456
     """Memory of the embedded server; an external one has its own limit."""
@@ -241,8 +228,10 @@ class ServiceSettings:
     """Frames that wait for one vision stage and are computed together; None: 1 on a CPU, where
     batches gain nothing, else 8."""
     tenant: str = ""
-    """Salt of every cache key; services with different tenants never share features."""
+    """Whose calls those without credentials are. The tenant is in every cache key, so that no two
+    ever share features or sessions."""
     server: ServerSettings = field(default_factory=ServerSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
     frame: FrameLimits = field(default_factory=FrameLimits)
     stream: StreamSettings = field(default_factory=StreamSettings)
     cache: CacheSettings = field(default_factory=CacheSettings)
@@ -362,6 +351,10 @@ def _convert(hint: Any, value: object, where: str) -> object:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_mapping(hint, value, where)
     origin = typing.get_origin(hint)
+    if origin is Mapping and isinstance(value, Mapping):
+        kind = typing.get_args(hint)[1]
+        if dataclasses.is_dataclass(kind):
+            return {str(key): _convert(kind, one, f"{where}.{key}") for key, one in value.items()}
     options = typing.get_args(hint) if origin in (typing.Union, types.UnionType) else (hint,)
     for option in options:
         kind = typing.get_origin(option) or option

@@ -1,7 +1,7 @@
 """Text to token ids and back: byte-level BPE with the model's control tokens.
 
-What a user types is refused before it gets here if it holds a control token (`agent.prompts`).
-Knows no prompt templates and no model.
+What a user types is refused if it holds a control token: by its looks in `agent.prompts`, and by
+its tokens here. Knows no prompt templates and no model.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from agent.errors import CheckpointMismatch
+from agent.errors import CheckpointMismatch, InvalidQuery
 from agent.prompts import MAX_REGIONS, region_token
 
 CONTROL_TOKENS = (
@@ -41,6 +41,7 @@ class PromptTokenizer:
         if missing:
             raise CheckpointMismatch(f"the tokenizer lacks the control token {missing[0]!r}")
         self._tokenizer = tokenizer
+        self._added = frozenset(tokenizer.get_added_tokens_decoder())
 
     @classmethod
     def from_directory(cls, directory: Path) -> PromptTokenizer:
@@ -94,6 +95,19 @@ class PromptTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of text; control tokens in it count."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def check_words(self, words: str) -> None:
+        """Refuse what somebody typed if any of it would become a control token of this model.
+
+        `agent.prompts` refuses those of VLM-FO1 by their looks; another model may have more.
+
+        Raises:
+            InvalidQuery: it would.
+        """
+        spoken = self._added.intersection(self.encode(words))
+        if spoken:
+            token = self.decode([min(spoken)])
+            raise InvalidQuery(f"the query contains the control token {token!r}; remove it")
 
     def pieces(self, token_ids: list[int]) -> tuple[str, ...]:
         """Text of each token; a character whose bytes span tokens belongs to the last of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,21 @@ def open_channel(
             secure, grpc.metadata_call_credentials(_Bearer(token), name="bearer")
         )
     return grpc.aio.secure_channel(target, secure, options=options)
+
+
+def find_token(path: Path | None) -> str | None:
+    """The token in a file, else in GROUNDSTREAM_TOKEN; arguments are for all processes to read.
+
+    Raises:
+        SettingsError: the file cannot be read or is empty.
+    """
+    content = _read(path)
+    if content is None:
+        return os.environ.get("GROUNDSTREAM_TOKEN") or None
+    token = content.decode(errors="replace").strip()
+    if not token:
+        raise SettingsError(f"{path} holds no token")
+    return token
 
 
 class _Bearer(grpc.AuthMetadataPlugin):  # type: ignore[misc]

@@ -33,20 +33,27 @@ def watch(
     tls_ca: Annotated[
         Path | None, typer.Option(help="Encrypt, trusting this certificate authority (PEM).")
     ] = None,
-    token: Annotated[
-        str | None,
-        typer.Option(help="Sent with every call.", envvar="GROUNDSTREAM_TOKEN", show_envvar=True),
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="Our own certificate, for mutual TLS (PEM).")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the API key or token; or set GROUNDSTREAM_TOKEN."),
     ] = None,
 ) -> None:
     """Stream a video to a running service and show its answers."""
-    from client.channel import TlsOptions
+    from client.channel import TlsOptions, find_token
     from client.types import AnswerMode, StreamPolicy
     from client.vision_agent_client import VisionAgentClient
     from client.watch import watch_source
 
     mode = AnswerMode.GROUND if every_frame else AnswerMode.FOLLOW
     policy = StreamPolicy(mode=mode, max_age_ms=max_age_ms)
-    tls = None if tls_ca is None else TlsOptions(root_certificates=tls_ca)
+    tls = None
+    if tls_ca is not None or tls_certificate is not None:
+        tls = TlsOptions(tls_ca, tls_certificate, tls_key)
+    token = find_token(token_file)
 
     async def run() -> None:
         async with VisionAgentClient(target, tls=tls, token=token) as client:

@@ -12,7 +12,9 @@ from agent.errors import (
     InvalidFrame,
     InvalidQuery,
     InvalidRequest,
+    NotAuthenticated,
     Overloaded,
+    QuotaExceeded,
     StageUnavailable,
 )
 
@@ -24,7 +26,9 @@ _ERRORS: dict[str, type[AgentError]] = {
     "FRAME_TOO_LARGE": FrameTooLarge,
     "INVALID_QUERY": InvalidQuery,
     "INVALID_BOXES": InvalidBoxes,
+    "UNAUTHENTICATED": NotAuthenticated,
     "OVERLOADED": Overloaded,
+    "QUOTA_EXCEEDED": QuotaExceeded,
     "STAGE_UNAVAILABLE": StageUnavailable,
 }
 _MAY_PASS = {
@@ -47,9 +51,9 @@ def error_of(error: grpc.aio.AioRpcError) -> AgentError:
     metadata = dict(error.trailing_metadata() or ())
     kind = _ERRORS.get(str(metadata.get(_ERROR_CODE_KEY)), ServiceError)
     details = error.details() or "no details"
-    if kind is Overloaded:
+    if issubclass(kind, Overloaded):
         wait_ms = metadata.get(_RETRY_AFTER_KEY)
-        return Overloaded(details, None if wait_ms is None else int(wait_ms) / 1e3)
+        return kind(details, None if wait_ms is None else int(wait_ms) / 1e3)
     return kind(details if kind is not ServiceError else f"{error.code().name}: {details}")
 
 

@@ -35,6 +35,9 @@ from client.types import (
 )
 from protos import vision_agent_pb2 as pb
 
+_ANSWER_S = 1.0
+"""Longest wait for the first word of a service; ours says it at once."""
+
 
 @dataclass(frozen=True)
 class Reconnect:
@@ -218,6 +221,10 @@ class WatchStream:
             policy=conversions.policy_to_message(self._policy),
         )
         await self._write(pb.WatchRequest(open=opening))
+        # Writing more to a call that is being refused would hide from us why it is.
+        answered = asyncio.ensure_future(self._call.initial_metadata())
+        await asyncio.wait([answered], timeout=_ANSWER_S)
+        answered.cancel()
 
     async def _reopen(self, attempt: int) -> None:
         """Open the call again; frames follow once it is known what the service remembers."""

@@ -40,8 +40,10 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
     """The application with its deployments' numbers applied.
 
     Raises:
-        SettingsError: numbers for a deployment that does not exist.
+        SettingsError: numbers for a deployment that does not exist, or an address that other
+            machines reach without TLS.
     """
+    settings.server.check_address()
     options = {entry.name: entry.options() for entry in deployments}
 
     def deployment(cls: type[Any]) -> Any:

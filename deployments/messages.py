@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from agent.detections import Detections, FloatArray, Proposals
-from agent.errors import InvalidQuery, InvalidRequest
+from agent.errors import InvalidBoxes, InvalidQuery, InvalidRequest
 from agent.features import StageTimings
 from agent.frame import Frame, FrameLimits, read_frame
 from agent.model_directory import NANO, ModelDirectory
@@ -43,6 +43,7 @@ _TASK_KIND = {kind: pb.TaskKind.Value(f"TASK_KIND_{kind.name}") for kind in Task
 _KNOWN_TASK = {number: kind for kind, number in _TASK_KIND.items()} | {
     pb.TASK_KIND_UNSPECIFIED: TaskKind.DETECT
 }
+_MAX_ID_CHARS = 200
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
 
@@ -71,6 +72,7 @@ def frame_from_message(
     Raises:
         InvalidFrame: not an image.
         FrameTooLarge: beyond the limits.
+        InvalidBoxes: more boxes than the limits allow.
         InvalidRequest: a priority or a motion without meaning.
     """
     frame = read_frame(
@@ -79,7 +81,9 @@ def frame_from_message(
         index=message.sequence,
         capture_time_ns=message.capture_time_ns,
     )
-    boxes = boxes_from_message(message.boxes) if message.HasField("boxes") else None
+    boxes = None
+    if message.HasField("boxes"):
+        boxes = boxes_from_message(message.boxes, most=limits.max_boxes)
     return ReceivedFrame(
         frame,
         boxes,
@@ -104,8 +108,14 @@ def ego_motion_from_message(message: pb.Frame) -> Affine | None:
     return affine
 
 
-def boxes_from_message(message: pb.BoxList) -> FloatArray:
-    """(n, 4) float32 pixels, as they came."""
+def boxes_from_message(message: pb.BoxList, *, most: int) -> FloatArray:
+    """(n, 4) float32 pixels, as they came.
+
+    Raises:
+        InvalidBoxes: more than `most`.
+    """
+    if len(message.boxes) > most:
+        raise InvalidBoxes(f"{len(message.boxes)} boxes, the limit is {most}; send the best")
     rows = [(box.x1, box.y1, box.x2, box.y2) for box in message.boxes]
     return np.array(rows, dtype=np.float32).reshape(-1, 4)
 
@@ -175,7 +185,13 @@ def tasks_from_messages(
 
 
 def named_task_from_message(name: str, message: pb.Query, *, max_new_tokens: int) -> Task:
-    """`task_from_message` whose errors say which query they are about."""
+    """`task_from_message` whose errors say which query they are about.
+
+    Raises:
+        InvalidRequest, InvalidQuery: also where the name is too long.
+    """
+    if len(name) > _MAX_ID_CHARS:
+        raise InvalidQuery(f"a query id has {len(name)} characters, the limit is {_MAX_ID_CHARS}")
     try:
         return task_from_message(message, max_new_tokens=max_new_tokens)
     except (InvalidQuery, InvalidRequest) as error:

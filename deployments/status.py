@@ -22,7 +22,9 @@ from agent.errors import (
     InvalidFrame,
     InvalidQuery,
     InvalidRequest,
+    NotAuthenticated,
     Overloaded,
+    QuotaExceeded,
     StageUnavailable,
 )
 
@@ -36,6 +38,9 @@ _logger = logging.getLogger(__name__)
 _INTERNAL = "INTERNAL"
 _MAX_WRAPPERS = 8
 _RETRY_S = 0.5
+_MAX_MESSAGE_CHARS = 400
+"""A status travels in headers of 8 KiB, where a character may take twelve bytes; clients lose
+the whole status of a call when it is longer."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ TABLE: tuple[tuple[type[AgentError], str, grpc.StatusCode], ...] = (
     (InvalidFrame, "INVALID_FRAME", grpc.StatusCode.INVALID_ARGUMENT),
     (InvalidQuery, "INVALID_QUERY", grpc.StatusCode.INVALID_ARGUMENT),
     (InvalidBoxes, "INVALID_BOXES", grpc.StatusCode.INVALID_ARGUMENT),
+    (NotAuthenticated, "UNAUTHENTICATED", grpc.StatusCode.UNAUTHENTICATED),
+    (QuotaExceeded, "QUOTA_EXCEEDED", grpc.StatusCode.RESOURCE_EXHAUSTED),
     (InvalidRequest, "INVALID_ARGUMENT", grpc.StatusCode.INVALID_ARGUMENT),
     (Overloaded, "OVERLOADED", grpc.StatusCode.RESOURCE_EXHAUSTED),
     (StageUnavailable, "STAGE_UNAVAILABLE", grpc.StatusCode.UNAVAILABLE),
@@ -73,13 +80,20 @@ def failure_of(error: BaseException) -> Failure:
     cause = cause_of(error)
     for kind, code, status in TABLE:
         if isinstance(cause, kind):
-            return Failure(
-                code, status, str(cause), retry_after_s=getattr(cause, "retry_after_s", None)
-            )
+            retry_after_s = getattr(cause, "retry_after_s", None)
+            return Failure(code, status, _shortened(str(cause)), retry_after_s=retry_after_s)
     request_id = uuid.uuid4().hex
     _logger.error("request %s failed", request_id, exc_info=error)
     message = f"internal error; quote request id {request_id} when you report it"
     return Failure(_INTERNAL, grpc.StatusCode.INTERNAL, message, request_id)
+
+
+def _shortened(message: str) -> str:
+    """The message with its middle left out, where it repeats too much of what a client sent."""
+    if len(message) <= _MAX_MESSAGE_CHARS:
+        return message
+    half = _MAX_MESSAGE_CHARS // 2
+    return f"{message[:half]} ... {message[-half:]}"
 
 
 async def end_with_status(context: Any, failure: Failure) -> NoReturn:

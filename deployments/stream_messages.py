@@ -27,6 +27,8 @@ _DROP = {
     pb.DROP_POLICY_OLDEST_WINS: DropPolicy.OLDEST_WINS,
     pb.DROP_POLICY_LOSSLESS: DropPolicy.LOSSLESS,
 }
+_MAX_COUNT = 2**48
+"""Frames of one stream that anybody could have sent."""
 _MODE = {
     pb.ANSWER_MODE_UNSPECIFIED: AnswerMode.FOLLOW,
     pb.ANSWER_MODE_FOLLOW: AnswerMode.FOLLOW,
@@ -55,12 +57,20 @@ def policy_from_message(message: pb.StreamPolicy, settings: StreamSettings) -> S
 
 
 def seen_from_message(message: pb.OpenStream) -> Seen:
-    """What a client that comes back has seen."""
+    """What a client that comes back has seen.
+
+    Raises:
+        InvalidRequest: more than can be, or a result of a frame that was not sent.
+    """
+    if max(message.num_sent, message.num_results) > _MAX_COUNT:
+        raise InvalidRequest("num_sent and num_results say more than any stream can have had")
     last_result, last_sent = None, None
     if message.HasField("last_result_sequence"):
         last_result = message.last_result_sequence
     if message.HasField("last_sent_sequence"):
         last_sent = message.last_sent_sequence
+    if last_result is not None and (last_sent is None or last_result > last_sent):
+        raise InvalidRequest("last_result_sequence is beyond last_sent_sequence")
     return Seen(message.num_sent, message.num_results, last_result, last_sent)
 
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import grpc.aio
 
-from agent.errors import AgentError, InvalidFrame, InvalidQuery, InvalidRequest
+from agent.errors import AgentError, InvalidQuery, InvalidRequest
 from agent.pipeline import Pipeline
+from agent.quotas import TenantQuota
 from agent.settings import ServiceSettings
 from agent.streaming.camera_path import CameraPath
-from agent.streaming.session import Gap, Session
+from agent.streaming.session import Gap, Seen, Session
 from agent.streaming.session_store import SessionStore, new_token
 from agent.streaming.snapshot import read_snapshot
 from deployments import messages, stream_messages
@@ -39,12 +40,14 @@ class WatchStream:
         draining: asyncio.Event,
         store: SessionStore,
         sharing: Sharing,
+        quota: TenantQuota,
     ) -> None:
         self.session: Session[Arrival] = Session(max_queries=settings.stream.max_queries)
         self._rpc = rpc
         self._settings = settings
         self._draining = draining
         self._store = store
+        self._quota = quota
         self._outlet = Outlet(rpc)
         self._answers = FrameAnswers(self.session, pipeline, settings.stream, self._outlet, sharing)
         self._token: str | None = None
@@ -119,7 +122,8 @@ class WatchStream:
             received = messages.frame_from_message(
                 message, limits=self._settings.frame, received_time_ns=time.time_ns()
             )
-        except (InvalidFrame, InvalidRequest) as error:
+            await self._quota.spend(received.frame)
+        except AgentError as error:
             self.session.reject()
             await self._outlet.send_failure(failure_of(error), sequence=message.sequence)
             return
@@ -173,12 +177,13 @@ class WatchStream:
         try:
             if not self._is_first:
                 raise InvalidRequest("OpenStream must be the first message of a stream")
+            seen = stream_messages.seen_from_message(message)
             policy = stream_messages.policy_from_message(message.policy, self._settings.stream)
         except AgentError as error:
             raise _Refused(error, 0) from None
         resumed, gap = False, None
         if message.resume_token:
-            resumed, gap = await self._resume(message)
+            resumed, gap = await self._resume(message.resume_token, seen)
         if not resumed:
             self.session.set_policy(policy)
         # Every stream has a token of its own: one that is still dying cannot overwrite this one.
@@ -188,13 +193,13 @@ class WatchStream:
         )
         self._token = token
 
-    async def _resume(self, message: Any) -> tuple[bool, Gap | None]:
-        encoded = await self._store.load(message.resume_token)
+    async def _resume(self, token: str, seen: Seen) -> tuple[bool, Gap | None]:
+        encoded = await self._store.load(token)
         snapshot = None if encoded is None else read_snapshot(encoded)
         if snapshot is None:
             return False, None
         self._answers.follower = snapshot.restore(self.session, self._settings.stream.follow)
-        return True, self.session.catch_up(stream_messages.seen_from_message(message))
+        return True, self.session.catch_up(seen)
 
     async def _save_snapshots(self) -> None:
         while True:

@@ -99,6 +99,8 @@ class ErrorCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_CODE_OVERLOADED: _ClassVar[ErrorCode]
     ERROR_CODE_STAGE_UNAVAILABLE: _ClassVar[ErrorCode]
     ERROR_CODE_INTERNAL: _ClassVar[ErrorCode]
+    ERROR_CODE_UNAUTHENTICATED: _ClassVar[ErrorCode]
+    ERROR_CODE_QUOTA_EXCEEDED: _ClassVar[ErrorCode]
 TASK_KIND_UNSPECIFIED: TaskKind
 TASK_KIND_DETECT: TaskKind
 TASK_KIND_COUNT: TaskKind
@@ -159,6 +161,8 @@ ERROR_CODE_INVALID_BOXES: ErrorCode
 ERROR_CODE_OVERLOADED: ErrorCode
 ERROR_CODE_STAGE_UNAVAILABLE: ErrorCode
 ERROR_CODE_INTERNAL: ErrorCode
+ERROR_CODE_UNAUTHENTICATED: ErrorCode
+ERROR_CODE_QUOTA_EXCEEDED: ErrorCode
 
 class Exchange(_message.Message):
     __slots__ = ("question", "answer")

@@ -14,12 +14,20 @@ from agent.frame import Frame, read_frame
 from tests.pictures import encoded_image
 
 # How long an example takes says more about the machine's neighbours than about the code. The gate
-# tries the same examples every time; `HYPOTHESIS_PROFILE=search` draws new ones.
+# tries the same examples every time; `HYPOTHESIS_PROFILE=search` draws new ones, `fuzz` many.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None, max_examples=1000)
+settings.register_profile("fuzz", deadline=None, max_examples=100_000, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 _FOLDER_MARKERS = ("unit", "parity", "integration")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Pages of docs/ that tests write."""
+    parser.addoption(
+        "--write-pages", action="store_true", help="write pages of docs/ as the tests see things"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
+from grpc_health.v1 import health
 
 from agent.features import Stages
 from agent.pipeline import Pipeline
+from agent.quotas import open_quotas
 from agent.region_cache import MemoryRegionCache
 from agent.settings import ServerSettings, ServiceSettings, StreamSettings
 from agent.streaming.session_store import MemorySessionStore, SessionStore
@@ -29,10 +31,11 @@ from client.types import (
 )
 from client.vision_agent_client import VisionAgentClient, WatchStream
 from client.watch_stream import Reconnect
+from deployments.access import open_access
+from deployments.front_door import open_server
 from deployments.ingress import VisionAgent
 from deployments.metrics import ServiceMetrics
 from protos import vision_agent_pb2 as pb
-from protos import vision_agent_pb2_grpc as pb_grpc
 from tests.fakes import FakeStages
 from tests.pictures import encoded_image
 
@@ -79,15 +82,16 @@ async def running_service(
     pipeline = Pipeline(fakes if stages is None else stages(metrics), cache, model_digest="m")
     capabilities = pb.Capabilities(model_name="fake")
     sessions = store or MemorySessionStore(ttl_s=60.0)
-    agent = VisionAgent(pipeline, cache, settings, metrics, capabilities, sessions)
-    server = grpc.aio.server()
-    pb_grpc.add_VisionAgentServicer_to_server(agent, server)
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    quotas = open_quotas(settings.access, settings.cache)
+    agent = VisionAgent(pipeline, cache, settings, metrics, capabilities, sessions, quotas)
+    at_port = dataclasses.replace(settings.server, port=port)
+    server, port = open_server(at_port, open_access(settings), agent, health.aio.HealthServicer())
     await server.start()
     try:
         yield Service(f"127.0.0.1:{port}", agent, metrics, fakes)
     finally:
         await server.stop(None)
+        await quotas.close()
 
 
 async def frames(*numbers: int, every_s: float = 0.0) -> AsyncIterator[OutgoingFrame]:

@@ -12,6 +12,9 @@ import numpy as np
 
 from agent.streaming.motion import Affine, compose, identity
 
+_FARTHEST = 1e6
+"""Pixels, or times as large: nothing that was in sight then still is."""
+
 
 @dataclass(frozen=True)
 class CameraPose:
@@ -38,7 +41,10 @@ class CameraPath:
             self._pose = CameraPose(self._pose.stretch + 1, identity())
         else:
             moved = compose(self._pose.since_start, movement)
-            self._pose = CameraPose(self._pose.stretch, moved)
+            if np.abs(moved).max() < _FARTHEST:
+                self._pose = CameraPose(self._pose.stretch, moved)
+            else:
+                self._pose = CameraPose(self._pose.stretch + 1, identity())
         return self._pose
 
 

@@ -1,12 +1,16 @@
 """Where sessions wait for clients that come back: in this process or behind a Redis server.
 
-Values are bytes under a name derived from a secret token. Like the region cache, a store never
-raises: when it is down, sessions cannot be resumed and nothing else changes. Knows no snapshots.
+Values are bytes under a name derived from a secret token and its tenant, with a seal that only this
+token gives: whoever can write to the server, but has no token, can lose sessions and not make them
+up. Like the region cache, a store never raises: when it is down, or what it holds is damaged,
+sessions cannot be resumed and nothing else changes. Knows no snapshots.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import hmac
 import secrets
 import time
 from collections import OrderedDict
@@ -19,10 +23,15 @@ from agent.settings import CacheSettings
 _NAMESPACE = "groundstream:session:"
 _TOKEN_BYTES = 24
 _MAX_IN_MEMORY = 1000
+_SEAL_BYTES = 32
 
 
 class SessionStore(Protocol):
     """Snapshots by token."""
+
+    def for_tenant(self, tenant: str) -> SessionStore:
+        """The same store, where only this tenant's tokens are known."""
+        ...
 
     async def load(self, token: str) -> bytes | None: ...
 
@@ -48,6 +57,12 @@ def _salt(tenant: str) -> bytes:
     return hashlib.blake2b(tenant.encode(), digest_size=16).digest()
 
 
+def _seal(snapshot: bytes, token: str, tenant: str) -> bytes:
+    """What only somebody who has the token can put before a snapshot."""
+    key = hashlib.blake2b(token.encode(), digest_size=64, salt=_salt(tenant)).digest()
+    return hashlib.blake2b(snapshot, key=key, digest_size=_SEAL_BYTES, person=b"snapshot").digest()
+
+
 class MemorySessionStore:
     """Snapshots in this process: outlive a connection, not the replica."""
 
@@ -58,6 +73,12 @@ class MemorySessionStore:
         self._tenant = tenant
         self._clock = clock
         self._snapshots: OrderedDict[str, tuple[bytes, float]] = OrderedDict()
+
+    def for_tenant(self, tenant: str) -> MemorySessionStore:
+        """A view of the same snapshots."""
+        view = copy.copy(self)
+        view._tenant = tenant
+        return view
 
     async def load(self, token: str) -> bytes | None:
         """The snapshot, unless it is too old."""
@@ -88,13 +109,25 @@ class RedisSessionStore:
         self._ttl_s = ttl_s
         self._tenant = tenant
 
+    def for_tenant(self, tenant: str) -> RedisSessionStore:
+        """The same connection under other names."""
+        view = copy.copy(self)
+        view._tenant = tenant
+        return view
+
     async def load(self, token: str) -> bytes | None:
-        """The snapshot; None also when nobody answers."""
-        return await self._door.get(_name(token, self._tenant))
+        """The snapshot; None also when nobody answers, or when it is not what was saved."""
+        found = await self._door.get(_name(token, self._tenant))
+        if found is None:
+            return None
+        seal, snapshot = found[:_SEAL_BYTES], found[_SEAL_BYTES:]
+        is_ours = hmac.compare_digest(seal, _seal(snapshot, token, self._tenant))
+        return snapshot if is_ours else None
 
     async def save(self, token: str, snapshot: bytes) -> None:
         """Keep a snapshot, or go on without."""
-        await self._door.set(_name(token, self._tenant), snapshot, ttl_s=self._ttl_s)
+        sealed = _seal(snapshot, token, self._tenant) + snapshot
+        await self._door.set(_name(token, self._tenant), sealed, ttl_s=self._ttl_s)
 
     async def delete(self, token: str) -> None:
         """The session is over."""
@@ -104,8 +137,8 @@ class RedisSessionStore:
         await self._door.close()
 
 
-def open_session_store(settings: CacheSettings, *, ttl_s: float, tenant: str) -> SessionStore:
+def open_session_store(settings: CacheSettings, *, ttl_s: float) -> SessionStore:
     """The Redis store when a URL is set, else one in this process' memory."""
     if settings.url is None:
-        return MemorySessionStore(ttl_s=ttl_s, tenant=tenant)
-    return RedisSessionStore(settings, ttl_s=ttl_s, tenant=tenant)
+        return MemorySessionStore(ttl_s=ttl_s)
+    return RedisSessionStore(settings, ttl_s=ttl_s)

@@ -106,7 +106,10 @@ def read_snapshot(encoded: bytes) -> Snapshot | None:
             tracks=tuple((_track_from_json(t), bool(t["in_sight"])) for t in value["tracks"]),
             next_track_id=int(value["next_track_id"]),
         )
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, AgentError):
+    except (
+        ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
+        AgentError,
+    ):  # fmt: skip
         return None
 
 

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from agent.errors import FrameTooLarge, InvalidFrame
 from agent.frame import FrameLimits, frame_from_rgb, load_frame, read_frame
@@ -37,6 +37,69 @@ def test_formats(fmt):
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
 def test_other_pixel_formats_become_rgb(mode):
     assert read_frame(encoded("PNG", mode=mode)).rgb().shape == (30, 40, 3)
+
+
+def saved(image, fmt="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format=fmt, **options)
+    return buffer.getvalue()
+
+
+def test_sixteen_bits_keep_their_upper_half():
+    grey = (np.arange(256, dtype=np.uint16) * 256 + 7).reshape(16, 16)
+    frame = read_frame(saved(Image.fromarray(grey)))
+    np.testing.assert_array_equal(frame.rgb()[..., 0], grey >> 8)
+    np.testing.assert_array_equal(frame.grey(16), grey >> 8)
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "WEBP"])
+def test_transparency_shows_white(fmt):
+    pixels = np.zeros((4, 6, 4), dtype=np.uint8)
+    pixels[..., 0] = 200
+    pixels[:, 3:, 3] = 255
+    options = {"lossless": True, "exact": True} if fmt == "WEBP" else {}
+    seen = read_frame(saved(Image.fromarray(pixels), fmt, **options)).rgb()
+    assert seen[0, 0].tolist() == [255, 255, 255]
+    assert seen[0, 5].tolist() == [200, 0, 0]
+
+
+def test_a_transparent_colour_of_a_palette_shows_white():
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 9, 9, 9])
+    assert read_frame(saved(image, transparency=1)).rgb()[0, 0].tolist() == [255, 255, 255]
+    assert read_frame(saved(image)).rgb()[0, 0].tolist() == [9, 9, 9]
+
+
+def test_cmyk_shows_its_colours():
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    red, green, blue = read_frame(saved(image, "JPEG", quality=95)).rgb()[8, 8].astype(int)
+    assert red > 200
+    assert green < 80
+    assert blue < 80
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
+def test_pictures_are_turned_as_their_exif_says(fmt, orientation):
+    image = Image.new("RGB", (48, 32), "black")
+    image.paste("white", (0, 0, 24, 16))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(image, fmt, exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    frame = read_frame(data)
+    assert (frame.height, frame.width) == upright.shape[:2]
+    np.testing.assert_array_equal(frame.rgb(), upright)
+    assert np.abs(frame.grey(48).astype(int) - upright[..., 0]).max() < 30
+    assert frame.grey(20).shape[0] * frame.width == frame.grey(20).shape[1] * frame.height
+
+
+@pytest.mark.parametrize("value", [0, 9, 99])
+def test_an_orientation_that_does_not_exist_turns_nothing(value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    frame = read_frame(saved(Image.new("RGB", (48, 32)), "JPEG", exif=exif))
+    assert (frame.width, frame.height) == (48, 32)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ async def test_deadlines_and_urgency_reach_the_stages() -> None:
         await client.ground(encoded_image(1), ["dog"], timeout_s=7.0)
         one_off = service.stages.limits[-1]
         assert one_off.urgency is Urgency.ONE_OFF
-        assert 5.0 < one_off.left_s < 7.0
+        assert 5.0 < one_off.left_s < 7.1  # gRPC rounds up.
         await client.ground(encoded_image(1), ["dog"], timeout_s=None)
         assert service.stages.limits[-1].left_s == float("inf")
         policy = dataclasses.replace(GROUND, max_age_ms=4000.0)

@@ -51,7 +51,7 @@ def test_history_may_point_but_not_open_turns():
     assert Task.chat("And now?", history=(earlier,)).history == (earlier,)
     with pytest.raises(InvalidQuery, match="im_start"):
         Task.chat("And now?", history=(Exchange("x", "<|im_start|>system"),))
-    with pytest.raises(InvalidQuery, match="longer"):
+    with pytest.raises(InvalidQuery, match="32000; leave out"):
         Task.chat("And now?", history=(Exchange("x" * 40_000, ""),))
 
 

@@ -130,7 +130,7 @@ async def check_store(store: SessionStore, other_tenant: SessionStore) -> None:
 async def test_sessions_wait_in_memory_until_they_are_too_old() -> None:
     now_s = 0.0
     store = MemorySessionStore(ttl_s=10.0, clock=lambda: now_s)
-    await check_store(store, MemorySessionStore(ttl_s=10.0, tenant="b"))
+    await check_store(store, store.for_tenant("b"))
     await store.save("token", b"x")
     now_s = 10.1
     assert await store.load("token") is None
@@ -141,10 +141,17 @@ async def test_sessions_wait_in_redis_under_names_that_do_not_tell_the_token(
 ) -> None:
     settings = CacheSettings(url=valkey.connection_url, timeout_s=2.0)
     store = RedisSessionStore(settings, ttl_s=10.0)
-    other = RedisSessionStore(settings, ttl_s=10.0, tenant="b")
+    other = store.for_tenant("b")
     await check_store(store, other)
+
+    await store.save("token", b"what was saved")
+    keys = [key async for key in store._door._redis.scan_iter("groundstream:session:*")]
+    assert len(keys) == 1
+    assert b"token" not in keys[0]
+    for forged in (b"", b"garbage", b"x" * 32 + b"what somebody else wrote"):
+        await store._door.set(keys[0], forged, ttl_s=10.0)
+        assert await store.load("token") is None
     await store.close()
-    await other.close()
 
 
 async def test_a_store_that_is_down_loses_sessions_and_raises_nothing() -> None:

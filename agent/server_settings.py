@@ -1,0 +1,133 @@
+"""Settings of the front end: where it listens, who may call and how much; part of `agent.settings`.
+
+Secrets are never settings: what stands here are paths of the files that hold them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from agent.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class TlsSettings:
+    """Paths of PEM files; all None: plain text."""
+
+    certificate_chain: str | None = None
+    """The service's own certificate, then those that vouch for it."""
+    private_key: str | None = None
+    client_authorities: str | None = None
+    """Set: mutual TLS, where only clients whose certificate these authorities signed get in."""
+
+    def __post_init__(self) -> None:
+        if bool(self.certificate_chain) != bool(self.private_key):
+            raise SettingsError("server.tls needs certificate_chain and private_key together")
+        if self.client_authorities and not self.enabled:
+            raise SettingsError("server.tls.client_authorities needs a certificate_chain of ours")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is encrypted."""
+        return self.certificate_chain is not None
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """The gRPC front end."""
+
+    host: str = "127.0.0.1"
+    port: int = 50051
+    max_message_bytes: int = 33_554_432
+    """Hard limit of one gRPC message; above the frame limit, so that ours speaks first."""
+    max_concurrent_rpcs: int = 256
+    """Open calls and streams per front-end replica; more are refused with RESOURCE_EXHAUSTED."""
+    drain_grace_s: float = 5.0
+    """Time given to open streams when a replica goes away."""
+    reflection: bool = True
+    insecure: bool = False
+    """Listen without TLS on an address that other machines reach."""
+    tls: TlsSettings = field(default_factory=TlsSettings)
+
+    @property
+    def address(self) -> str:
+        """host:port, an IPv6 host in brackets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches the address; a name may come to mean any."""
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def check_address(self) -> None:
+        """Refuse to be heard by other machines in plain text, unless told to.
+
+        Raises:
+            SettingsError: other machines reach the address, and there is neither TLS nor
+                permission to do without.
+        """
+        if not (self.is_local or self.tls.enabled or self.insecure):
+            raise SettingsError(
+                f"{self.host} can be reached by other machines and nothing would be encrypted: "
+                "set server.tls (--tls-certificate, --tls-key), or say --insecure to do without"
+            )
+
+
+@dataclass(frozen=True)
+class JwtSettings:
+    """JSON Web Tokens of somebody else's making; all three are needed."""
+
+    keys: str | None = None
+    """Path of a JSON Web Key Set with the issuer's public keys."""
+    issuer: str | None = None
+    audience: str | None = None
+    tenant_claim: str = "tenant"
+    """The claim that says whose call it is."""
+    leeway_s: float = 10.0
+    """How far the issuer's clock may be from ours."""
+
+    def __post_init__(self) -> None:
+        given = [self.keys, self.issuer, self.audience]
+        if any(given) and not all(given):
+            raise SettingsError("access.jwt needs keys, issuer and audience together")
+
+
+@dataclass(frozen=True)
+class QuotaSettings:
+    """What one tenant may use of the whole service; None: all there is."""
+
+    streams: int | None = None
+    """Open at a time."""
+    frames_per_s: float | None = None
+    """Of all streams and calls together."""
+    pixels_per_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for limit in (self.streams, self.frames_per_s, self.pixels_per_s):
+            if limit is not None and limit <= 0:
+                raise SettingsError(f"a quota of {limit:g} lets nobody in; remove the key instead")
+
+
+@dataclass(frozen=True)
+class AccessSettings:
+    """Who may call, and how much. Without keys, tokens and mutual TLS everybody may."""
+
+    api_keys: str | None = None
+    """Path of a YAML list of keys, made by `groundstream key`."""
+    jwt: JwtSettings = field(default_factory=JwtSettings)
+    reload_s: float = 5.0
+    """Changes of the files with keys are noticed after this long."""
+    quota: QuotaSettings = field(default_factory=QuotaSettings)
+    """Of every tenant that `quotas` does not name."""
+    quotas: Mapping[str, QuotaSettings] = field(default_factory=dict)
+    """By tenant."""
+    burst_s: float = 1.0
+    """What was not used may be used later, as far as it is worth so many seconds."""
+    lease_ttl_s: float = 15.0
+    """Streams of a replica that was killed count for this long."""

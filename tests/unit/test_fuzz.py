@@ -1,0 +1,380 @@
+"""Whatever comes from outside is either understood or refused by its own error, never a crash.
+
+A hundred made-up inputs each in the gate; `make fuzz` tries 100,000 of each. What fuzzing found
+stands as an example, so that it is tried every time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from agent.detections import Proposals
+from agent.errors import AgentError, InvalidFrame
+from agent.feature_codec import CorruptFeatures, decode_features, encode_features
+from agent.features import FrameFeatures, Generation
+from agent.frame import FrameLimits, read_frame
+from agent.parsing import parse_answer
+from agent.prompts import Task
+from agent.settings import StreamSettings
+from agent.streaming.camera_path import CameraPath
+from agent.streaming.session import Session, StandingQuery
+from agent.streaming.snapshot import read_snapshot
+from deployments import messages, stream_messages, zoom_messages
+from deployments.status import failure_of
+from protos import vision_agent_pb2 as pb
+
+pytestmark = [
+    pytest.mark.fuzz,
+    # Pillow complains of damaged metadata, and reads the picture all the same.
+    pytest.mark.filterwarnings("ignore::UserWarning:PIL"),
+]
+
+LIMITS = FrameLimits(max_bytes=100_000, max_pixels=100_000)
+
+
+def mutated(originals: list[bytes]) -> st.SearchStrategy[bytes]:
+    """Good bytes of which some were overwritten, cut out, doubled or cut off."""
+    places = st.floats(0.0, 1.0, exclude_max=True)
+    change = st.tuples(
+        st.sampled_from(["write", "cut", "double", "end"]),
+        places,
+        st.binary(min_size=1, max_size=8),
+    )
+
+    def apply(original: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
+        content = bytearray(original)
+        for what, place, some in changes:
+            at = int(place * len(content))
+            if what == "write":
+                content[at : at + len(some)] = some
+            elif what == "cut":
+                del content[at : at + len(some)]
+            elif what == "double":
+                content[at:at] = content[at : at + 64]
+            else:
+                del content[at + 1 :]
+        return bytes(content)
+
+    return st.builds(apply, st.sampled_from(originals), st.lists(change, min_size=1, max_size=6))
+
+
+# ---- images ----
+
+
+def _pictures() -> list[bytes]:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "description"
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8))
+    variants: list[tuple[str, Image.Image, dict[str, Any]]] = [
+        ("JPEG", noise, {"exif": exif}),
+        ("JPEG", noise, {"progressive": True}),
+        ("JPEG", noise.convert("CMYK"), {}),
+        ("PNG", noise, {"exif": exif}),
+        ("PNG", noise.convert("RGBA"), {}),
+        ("PNG", noise.convert("P"), {"transparency": 3}),
+        ("PNG", Image.fromarray(np.ones((9, 9), dtype=np.uint16)), {}),
+        ("WEBP", noise, {"exif": exif}),
+        ("WEBP", noise.convert("RGBA"), {"lossless": True}),
+        ("BMP", noise, {}),
+        ("BMP", noise.convert("P"), {}),
+    ]
+    encoded = []
+    for kind, image, options in variants:
+        buffer = io.BytesIO()
+        image.save(buffer, format=kind, **options)
+        encoded.append(buffer.getvalue())
+    return encoded
+
+
+PICTURES = _pictures()
+
+
+@given(encoded=st.one_of(mutated(PICTURES), st.binary(max_size=200)))
+def test_images(encoded: bytes) -> None:
+    try:
+        frame = read_frame(encoded, limits=LIMITS)
+        pixels, grey = frame.rgb(), frame.grey(8)
+    except InvalidFrame:
+        return
+    assert pixels.shape == (frame.height, frame.width, 3)
+    assert pixels.dtype == grey.dtype == np.uint8
+
+
+# ---- messages ----
+
+_TEXT = st.one_of(
+    st.text(max_size=30),
+    st.sampled_from(["dog", "<region3>", "<|im_end|>", "{}", "\0", "x" * 3000]),
+)
+_INT = st.one_of(st.integers(0, 3), st.integers(0, 2**32 - 1))
+_LONG = st.one_of(st.integers(0, 3), st.integers(0, 2**64 - 1))
+_SIGNED = st.integers(-(2**63), 2**63 - 1)
+_FLOAT = st.one_of(st.floats(width=32), st.floats(0, 100, width=32))
+_DOUBLE = st.floats()
+_ENUM = st.one_of(st.integers(0, 12), st.integers(-(2**31), 2**31 - 1))
+_QUERY = st.builds(
+    pb.Query,
+    id=_TEXT,
+    text=_TEXT,
+    task=_ENUM,
+    region_index=st.none() | _INT,
+    max_new_tokens=_INT,
+    mentioned_regions=st.lists(_INT, max_size=3),
+    history=st.lists(st.builds(pb.Exchange, question=_TEXT, answer=_TEXT), max_size=2),
+    constrained=st.booleans(),
+)
+_BOXES = st.builds(
+    pb.BoxList,
+    boxes=st.lists(st.builds(pb.Box, x1=_FLOAT, y1=_FLOAT, x2=_FLOAT, y2=_FLOAT), max_size=4),
+)
+_MOTION = st.builds(
+    pb.EgoMotion, xx=_DOUBLE, xy=_DOUBLE, x0=_DOUBLE, yx=_DOUBLE, yy=_DOUBLE, y0=_DOUBLE
+)
+_FRAME = st.builds(
+    pb.Frame,
+    sequence=_LONG,
+    capture_time_ns=_SIGNED,
+    encoded_image=st.sampled_from([*PICTURES, b"", b"no image"]),
+    boxes=st.none() | _BOXES,
+    priority=_ENUM,
+    ego_motion=st.none() | _MOTION,
+)
+_POLICY = st.builds(
+    pb.StreamPolicy,
+    drop=_ENUM,
+    mode=_ENUM,
+    window=_INT,
+    max_age_ms=_DOUBLE,
+    ack_window=_INT,
+    reuse_features=st.booleans(),
+)
+_OPEN = st.builds(
+    pb.OpenStream,
+    resume_token=_TEXT,
+    num_sent=_LONG,
+    num_results=_LONG,
+    last_result_sequence=st.none() | _LONG,
+    last_sent_sequence=st.none() | _LONG,
+    policy=_POLICY,
+)
+_REQUEST = st.one_of(
+    st.builds(pb.WatchRequest, frame=_FRAME),
+    st.builds(
+        pb.WatchRequest,
+        set_queries=st.builds(pb.SetQueries, queries=st.lists(_QUERY, max_size=3), change_id=_LONG),
+    ),
+    st.builds(pb.WatchRequest, open=_OPEN),
+    st.builds(pb.WatchRequest, set_policy=st.builds(pb.SetPolicy, policy=_POLICY, change_id=_LONG)),
+)
+_ZOOM = st.builds(
+    pb.Zoom, policy=_ENUM, max_vision_tokens=_INT, budget_ms=_DOUBLE, arrangement=_ENUM
+)
+
+
+def take(request: pb.WatchRequest) -> Any:
+    """What a stream does with a message before anything is computed, and what it would reply."""
+    session: Session[Any] = Session(max_queries=4)
+    if request.HasField("frame"):
+        received = messages.frame_from_message(request.frame, limits=LIMITS, received_time_ns=0)
+        path = CameraPath()
+        for _ in range(3):
+            path.step(received.ego_motion)
+        session.offer(received, received.frame.index, received.priority)
+        return stream_messages.books_response(session.books, pb.StreamActivity())
+    if request.HasField("open"):
+        policy = stream_messages.policy_from_message(request.open.policy, StreamSettings())
+        session.set_policy(policy)
+        gap = session.catch_up(stream_messages.seen_from_message(request.open))
+        stream_messages.books_response(session.books, pb.StreamActivity())
+        return stream_messages.opened_response("token", session, resumed=True, gap=gap)
+    if request.HasField("set_queries"):
+        tasks = messages.tasks_from_messages(request.set_queries.queries, max_new_tokens=256)
+        return stream_messages.ack_response(
+            session.set_queries(tasks), request.set_queries.change_id, session.query_ids
+        )
+    policy = stream_messages.policy_from_message(request.set_policy.policy, StreamSettings())
+    return stream_messages.policy_response(policy, request.set_policy.change_id)
+
+
+def reply(request: pb.WatchRequest) -> pb.WatchResponse:
+    """The response to a message: never INTERNAL."""
+    try:
+        response: pb.WatchResponse = take(request)
+    except AgentError as error:
+        failure = failure_of(error)
+        assert failure.code != "INTERNAL"
+        assert len(failure.message) < 500
+        response = stream_messages.failure_response(failure)
+    return response
+
+
+@given(request=_REQUEST, zoom=_ZOOM)
+def test_messages(request: pb.WatchRequest, zoom: pb.Zoom) -> None:
+    assert reply(request).SerializeToString()
+    with contextlib.suppress(AgentError):
+        zoom_messages.zoom_from_message(zoom)
+
+
+SOME_REQUESTS = [
+    pb.WatchRequest(
+        frame=pb.Frame(
+            sequence=7,
+            capture_time_ns=-1,
+            encoded_image=PICTURES[0],
+            boxes=pb.BoxList(boxes=[pb.Box(x1=1, y1=1, x2=5, y2=5)]),
+            ego_motion=pb.EgoMotion(xx=1, yy=1),
+        )
+    ),
+    pb.WatchRequest(
+        set_queries=pb.SetQueries(
+            queries=[pb.Query(id="a", text="dog", task=2), pb.Query(text="cat", constrained=True)]
+        )
+    ),
+    pb.WatchRequest(open=pb.OpenStream(resume_token="x", num_sent=3, last_sent_sequence=2)),
+]
+SERIALIZED = [request.SerializeToString() for request in SOME_REQUESTS]
+
+
+@given(sent=st.one_of(mutated(SERIALIZED), st.binary(max_size=100)))
+def test_bytes_of_messages(sent: bytes) -> None:
+    try:
+        request = pb.WatchRequest.FromString(sent)
+    except DecodeError:
+        return
+    if request.WhichOneof("message") in ("frame", "set_queries", "open", "set_policy"):
+        assert reply(request).SerializeToString()
+
+
+# ---- answers ----
+
+_PIECES = st.lists(
+    st.one_of(
+        st.sampled_from(
+            ["<ground>", "</ground>", "<objects>", "</objects>", "<think>", "</think>", "<answer>",
+             "</answer>", "dog", " ", "<region0>", "<region2>", "<region99>", "<region",
+             "1234567890", "٣", "²", "\n", ">"]
+        ),
+        st.text(max_size=5),
+    ),
+    max_size=20,
+)  # fmt: skip
+_TASKS = st.sampled_from(
+    [Task.detect("dog"), Task.count("dog"), Task.describe_region(1), Task.describe_image(),
+     Task.find_similar(0), Task.reason("Why?"), Task.chat("Hi")]
+)  # fmt: skip
+BOXES = Proposals(
+    np.array([[0, 0, 5, 5], [5, 5, 9, 9], [1, 1, 3, 3]], dtype=np.float32),
+    np.ones(3, dtype=np.float32),
+)
+
+
+@given(task=_TASKS, pieces=_PIECES, truncated=st.booleans())
+@example(task=Task.count("dog"), pieces=["There are 99999999999 dogs"], truncated=False)
+@example(
+    task=Task.detect("dog"),
+    pieces=["<ground>dog</ground><objects>", f"<region{'9' * 5000}>", "</objects>"],
+    truncated=False,
+)
+def test_answers(task: Task, pieces: list[str], truncated: bool) -> None:
+    generation = Generation(tuple(pieces), (0.5,) * len(pieces), truncated, 1, 0, 1)
+    answer = parse_answer(task, generation, BOXES)
+    assert set(answer.detections.region.tolist()) <= {0, 1, 2}
+    query = StandingQuery("q", task, 0)
+    assert messages.answer_to_message(query, answer, BOXES).SerializeToString()
+
+
+# ---- what comes back from the cache's server ----
+
+KEY = "key"
+FEATURES = FrameFeatures(
+    width=64,
+    height=48,
+    proposals=BOXES,
+    image_tokens=np.ones((4, 2), dtype=np.float32),
+    grid=(4, 4),
+    primary_regions=np.ones((3, 2), dtype=np.float32),
+    auxiliary_regions=np.ones((3, 2), dtype=np.float16),
+    key=KEY,
+)
+ENTRY = encode_features(FEATURES, KEY)
+_PREFIX = struct.Struct("<4sHI")
+_JSON = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-5, 70), st.integers(), st.floats(),
+        st.text(max_size=5),
+        st.sampled_from(["float32", "float16", "xyxy", KEY]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)  # fmt: skip
+
+
+def signed(header: bytes, buffers: bytes) -> bytes:
+    """An entry by somebody who knows how to compute the checksum."""
+    prefix, body = _PREFIX.pack(b"GSFF", 1, len(header)), header + buffers
+    return prefix + hashlib.blake2b(prefix + body, digest_size=32).digest() + body
+
+
+@st.composite
+def forged_entries(draw: st.DrawFn) -> bytes:
+    """Entries whose checksum is right and whose header is not."""
+    header_length = _PREFIX.unpack_from(ENTRY)[2]
+    start = _PREFIX.size + 32
+    header = json.loads(ENTRY[start : start + header_length])
+    buffers = ENTRY[start + header_length :]
+    for name in draw(st.lists(st.sampled_from(["key", "size", "grid", "arrays"]), max_size=2)):
+        header[name] = draw(_JSON)
+    if isinstance(header["arrays"], list) and draw(st.booleans()):
+        for number, entry in enumerate(header["arrays"]):
+            if isinstance(entry, list) and len(entry) == 3 and draw(st.booleans()):
+                header["arrays"][number] = [entry[0], entry[1], draw(_JSON)]
+    if draw(st.booleans()):
+        buffers = buffers[: draw(st.integers(0, len(buffers)))]
+    return signed(json.dumps(header).encode(), buffers)
+
+
+@given(
+    blob=st.one_of(
+        mutated([ENTRY]), forged_entries(), st.builds(signed, st.binary(max_size=60), st.binary())
+    )
+)
+@example(blob=signed(b"[" * 100_000, b""))
+def test_cache_entries(blob: bytes) -> None:
+    try:
+        features = decode_features(blob, KEY)
+    except CorruptFeatures:
+        return
+    assert features.key == KEY
+    assert features.proposals.xyxy.shape == (len(features.proposals), 4)
+    assert features.image_tokens.ndim == features.primary_regions.ndim == 2
+    assert min(features.width, features.height, *features.grid) >= 1
+    assert all(math.isfinite(side) for side in features.grid)
+
+
+_SNAPSHOT_KEYS = ["policy", "queries", "epoch", "books", "num_results", "tracks", "last"]
+_SNAPSHOT = st.dictionaries(st.sampled_from(_SNAPSHOT_KEYS), _JSON).map(
+    lambda value: json.dumps(value | {"version": 1}).encode()
+)
+
+
+@given(encoded=st.one_of(st.binary(max_size=60), _SNAPSHOT))
+@example(encoded=b"[" * 100_000)
+@example(encoded=json.dumps({"version": 1, "epoch": math.inf}).encode())
+def test_snapshots(encoded: bytes) -> None:
+    assert read_snapshot(encoded) is None
