@@ -84,6 +84,10 @@ class ServiceProcess:
         """Processor time of each kind of process, as `rss_by_process` calls them, in seconds."""
         return self._by_process(lambda process: sum(process.cpu_times()[:2]))
 
+    def num_processes(self, name: str) -> int:
+        """Processes of that name, as `rss_by_process` calls them."""
+        return round(self._by_process(lambda _: 1.0).get(name, 0.0))
+
     def cpu_s(self) -> float:
         """Processor time of all its processes that are alive now, in seconds."""
         return sum(self.cpu_s_by_process().values())

@@ -78,6 +78,9 @@ class CompactTokenizer:
     def encode(self, text: str) -> list[int]:
         return [self._to_compact[number] for number in self.real.encode(text)]
 
+    def check_words(self, words: str) -> None:
+        self.real.check_words(words)
+
     def decode(self, ids: list[int]) -> str:
         known = [self._to_real[i] if i < len(self._to_real) else 0 for i in ids]
         return self.real.decode(known)
