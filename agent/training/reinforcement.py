@@ -241,15 +241,14 @@ class Learner:
         """
         scenes, times, advantages = [], [], []
         for one in taught:
-            number = one.question.number
-            num_regions = len(self._prompts.regions[number])
+            num_regions = len(one.question.rows)
             turns = [Turn("rollout", one.question.task.text, "")] * len(one.ids)
             scenes.append(
                 PackedScene.questions(
                     self._prompts.builder,
                     np.full(num_regions, -1),
                     turns,
-                    self._prompts.grids[number],
+                    self._prompts.grids[one.question.number],
                     np.zeros((num_regions, 4), dtype=np.float32),
                     written=one.ids,
                 )
@@ -262,14 +261,13 @@ class Learner:
 
     def _embedded(self, batch: PackedBatch, taught: Sequence[Rollouts]) -> Tensor:
         embeddings = self._language.embed(batch.ids)
-        numbers = [one.question.number for one in taught]
-        for kind, of_sheet in (
-            (SlotType.IMAGE, self._prompts.image),
-            (SlotType.REGION, self._prompts.regions),
+        asked, prompts = [one.question for one in taught], self._prompts
+        for kind, parts in (
+            (SlotType.IMAGE, [prompts.image[one.number] for one in asked]),
+            (SlotType.REGION, [prompts.regions[one.number][list(one.rows)] for one in asked]),
         ):
-            values = torch.cat([of_sheet[number] for number in numbers])
             here = (batch.slots == kind)[..., None]
-            embeddings = embeddings.masked_scatter(here, values.to(embeddings.dtype))
+            embeddings = embeddings.masked_scatter(here, torch.cat(parts).to(embeddings.dtype))
         return embeddings
 
 

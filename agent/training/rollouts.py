@@ -6,6 +6,7 @@ Knows the rewards and the service's engine, not how anything is learned from the
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from agent.detections import IntArray
 from agent.engine import Engine
 from agent.generation_request import (
     Completion,
@@ -58,6 +60,8 @@ class Drawing:
     """Share of the searches for something that is not there."""
     count: float = 0.35
     """Share of the questions that ask how many."""
+    least_shown: float = 0.5
+    """Share of a sheet's regions that a question shows at least."""
     max_new_tokens: int = 48
 
 
@@ -66,8 +70,12 @@ class SheetQuestion:
     """One question about one sheet."""
 
     sheet: Sheet
+    """With the regions that are shown, in the order in which they are numbered."""
     number: int
-    """Of the sheet, for prefixes that are shared."""
+    """Of the sheet among all."""
+    rows: tuple[int, ...]
+    """Which of its regions are shown: another choice and order every time, or the answers would be
+    learned by heart."""
     task: Task
     label: str
     right: frozenset[int]
@@ -127,7 +135,8 @@ class SheetQuestions:
 
     def _question(self, rng: np.random.Generator) -> SheetQuestion:
         number = int(rng.integers(len(self.sheets)))
-        sheet = self.sheets[number]
+        rows = self._rows(self.sheets[number], rng)
+        sheet = self.sheets[number].showing(rows)
         shown = np.unique(sheet.concepts[sheet.concepts >= 0])
         concept = int(rng.choice(shown))
         counting = rng.random() < self._settings.count
@@ -139,11 +148,21 @@ class SheetQuestions:
         return SheetQuestion(
             sheet,
             number,
+            tuple(rows.tolist()),
             Task.count(label) if counting else Task.detect(label),
             label,
             frozenset(sheet.regions_of(concept)),
             tuple(tuple(box) for box in targets.tolist()),
         )
+
+    def _rows(self, sheet: Sheet, rng: np.random.Generator) -> IntArray:
+        """Some of the regions, an object among them, in any order."""
+        order = rng.permutation(len(sheet.crops))
+        keep = math.ceil(len(order) * rng.uniform(self._settings.least_shown, 1.0))
+        rows = order[:keep]
+        if (sheet.concepts[rows] >= 0).any():
+            return rows
+        return np.append(rows, order[keep:][sheet.concepts[order[keep:]] >= 0][:1])
 
 
 @dataclass(frozen=True)
@@ -186,9 +205,10 @@ class SheetPrompts:
             self.image.append(image)
             self.regions.append(regions)
 
-    def prefix(self, language: LanguageModel, number: int) -> PrefixInput:
-        """What goes before every question about sheet `number`."""
-        regions = self.regions[number]
+    def prefix(self, language: LanguageModel, question: SheetQuestion) -> PrefixInput:
+        """What goes before a question."""
+        number = question.number
+        regions = self.regions[number][list(question.rows)]
         sequence = self.builder.prefix(self.grids[number], len(regions))
         with torch.inference_mode():
             embeddings = language.embed(sequence.ids)
@@ -263,8 +283,8 @@ class Actor:
 
         return Request(
             PrefixSource(
-                f"{self._round}/{question.number}",
-                lambda: prompts.prefix(self._language, question.number),
+                f"{self._round}/{question.number}/{question.rows}",
+                lambda: prompts.prefix(self._language, question),
             ),
             asked,
             prompts.builder.end_of_turn,

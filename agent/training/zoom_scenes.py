@@ -68,6 +68,16 @@ class Sheet:
     said_alone: tuple[str, ...] = ()
     """What the verifying model called each region in a prompt that held no other."""
 
+    def showing(self, rows: IntArray) -> Sheet:
+        """The same with these regions only, in this order."""
+        return replace(
+            self,
+            features=self.features.select(rows),
+            crops=self.crops[rows],
+            concepts=self.concepts[rows],
+            said_alone=tuple(self.said_alone[row] for row in rows) if self.said_alone else (),
+        )
+
     def regions_of(self, concept: int) -> set[int]:
         """The regions that are the right answer to a search."""
         return set(np.flatnonzero(self.concepts == concept).tolist())

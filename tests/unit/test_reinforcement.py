@@ -71,7 +71,13 @@ def question(task: Task, label: str, right: set[int]) -> SheetQuestion:
     shown = sheet()
     targets = shown.objects[shown.object_concepts == NAMES.index(label)]
     return SheetQuestion(
-        shown, 0, task, label, frozenset(right), tuple(tuple(box) for box in targets.tolist())
+        shown,
+        0,
+        (0, 1, 2),
+        task,
+        label,
+        frozenset(right),
+        tuple(tuple(box) for box in targets.tolist()),
     )
 
 
@@ -248,6 +254,19 @@ def test_an_interrupted_run_reaches_the_same_weights(
             run(tmp_path / "resumed")
     resumed = run(tmp_path / "resumed")
     assert all(torch.equal(value, resumed[name]) for name, value in through.items())
+
+
+def test_questions_show_some_regions_in_any_order_and_know_the_right_ones() -> None:
+    questions = SheetQuestions([sheet(0)], LABELS, Drawing(questions=40, count=0.0))
+    drawn = questions.draw(0)
+    assert len({one.rows for one in drawn}) > 5
+    for one in drawn:
+        whole = sheet(0)
+        named = [whole.concepts[row] for row in one.rows]
+        right = {i for i, concept in enumerate(named) if NAMES[concept] == one.label}
+        assert one.right == right
+        assert len(one.sheet.crops) == len(one.rows) >= 2
+        assert one.sheet.said_alone == tuple(whole.said_alone[row] for row in one.rows)
 
 
 def test_sheets_are_kept_as_they_are(tmp_path: Path) -> None:
