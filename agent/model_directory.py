@@ -33,6 +33,12 @@ class ModelDirectory:
         loaded: dict[str, object] = json.loads((self.path / "config.json").read_text())
         return loaded
 
+    @property
+    def least_confidence(self) -> float:
+        """Boxes that this model names with less are no detections; what its card recommends."""
+        extra = self.config().get("groundstream")
+        return float(extra.get("least_confidence", 0.0)) if isinstance(extra, dict) else 0.0
+
 
 def find_model(model: str = NANO, *, proposal_network: str | None = None) -> ModelDirectory:
     """The directory of `model`: the embedded nano model or a folder.

@@ -82,11 +82,21 @@ def parse_answer(task: Task, generation: Generation, proposals: Proposals) -> An
 
 
 def join_pages(
-    task: Task, pages: Sequence[tuple[Page, Generation]], proposals: Proposals
+    task: Task,
+    pages: Sequence[tuple[Page, Generation]],
+    proposals: Proposals,
+    *,
+    least_confidence: float = 0.0,
 ) -> Answer:
     """One answer from what the model wrote about each page of the frame's proposals.
 
     Boxes are named by their number in `proposals` wherever the page numbered them otherwise.
+
+    Args:
+        task: the question.
+        pages: what was shown together, and what was written about it.
+        proposals: all boxes of the frame.
+        least_confidence: boxes named with less are left out of the detections.
     """
     rows: list[tuple[str, int, float]] = []
     texts: list[str] = []
@@ -104,7 +114,8 @@ def join_pages(
                 (label, int(page.indices[index]), confidence.get(index, 0.0)) for index in known
             ]
     # A reference box stands on every page and may be found on several.
-    rows = list({(label, box): (label, box, score) for label, box, score in rows}.values())
+    named = {(label, box): (label, box, score) for label, box, score in rows}
+    rows = [row for row in named.values() if row[2] >= least_confidence]
     indices = np.array([box for _, box, _ in rows], dtype=np.int64)
     detections = Detections(
         xyxy=proposals.xyxy[indices],
@@ -118,7 +129,7 @@ def join_pages(
         task=task,
         text=text,
         detections=detections,
-        status=_status(task, generations, detections, labelled=labelled),
+        status=_status(task, generations, detections, sure=labelled and len(rows) == len(named)),
         reply=_reply(text),
         thought=_tagged(_THINK, text),
         count=_count(task, generations),
@@ -172,11 +183,12 @@ def _region_confidence(generation: Generation) -> dict[int, float]:
 
 
 def _status(
-    task: Task, generations: Sequence[Generation], detections: Detections, *, labelled: bool
+    task: Task, generations: Sequence[Generation], detections: Detections, *, sure: bool
 ) -> AnswerStatus:
     if any(generation.truncated for generation in generations):
         return AnswerStatus.TRUNCATED
     if len(detections) or not task.kind.searches:
         return AnswerStatus.OK
-    # An explicit empty list is a "no"; words without any list are not an answer to "where".
-    return AnswerStatus.NOT_PRESENT if labelled else AnswerStatus.UNSURE
+    # An explicit empty list is a "no"; words without any list are not an answer to "where", nor are
+    # boxes that the model hardly believes in.
+    return AnswerStatus.NOT_PRESENT if sure else AnswerStatus.UNSURE

@@ -16,9 +16,16 @@ import numpy as np
 
 from agent.carried_answers import carried_answers
 from agent.detections import FloatArray, Proposals, validate_boxes
-from agent.features import AuxiliaryFeatures, FrameFeatures, PrimaryFeatures, Stages, StageTimings
+from agent.features import (
+    AuxiliaryFeatures,
+    FrameFeatures,
+    Generation,
+    PrimaryFeatures,
+    Stages,
+    StageTimings,
+)
 from agent.frame import Frame
-from agent.paging import pages_for
+from agent.paging import Page, pages_for
 from agent.parsing import Answer, join_pages, parse_answer
 from agent.prompts import Task
 from agent.region_cache import RegionCache, feature_key
@@ -43,11 +50,19 @@ class Pipeline:
     """Frame in, answers out; the order of the stages and nothing else."""
 
     def __init__(
-        self, stages: Stages, cache: RegionCache, *, model_digest: str, tenant: str = ""
+        self,
+        stages: Stages,
+        cache: RegionCache,
+        *,
+        model_digest: str,
+        least_confidence: float = 0.0,
+        tenant: str = "",
     ) -> None:
+        """`least_confidence`: boxes that the model names with less are no detections."""
         self._stages = stages
         self._cache = cache
         self._model_digest = model_digest
+        self._least_confidence = least_confidence
         self._tenant = tenant
         self._flights: SingleFlight[FrameFeatures] = SingleFlight()
 
@@ -116,7 +131,12 @@ class Pipeline:
         generations = await asyncio.gather(
             *(self._stages.answer(features.select(page.indices), page.task(task)) for page in pages)
         )
-        return join_pages(task, list(zip(pages, generations, strict=True)), features.proposals)
+        return self._joined(task, list(zip(pages, generations, strict=True)), features)
+
+    def _joined(
+        self, task: Task, pages: Sequence[tuple[Page, Generation]], features: FrameFeatures
+    ) -> Answer:
+        return join_pages(task, pages, features.proposals, least_confidence=self._least_confidence)
 
     async def converse(self, task: Task) -> Answer:
         """A question without a picture (CHAT)."""
@@ -154,7 +174,7 @@ class Pipeline:
                 if isinstance(piece, str):
                     yield piece
                 else:
-                    answer = join_pages(task, [(page, piece)], features.proposals)
+                    answer = self._joined(task, [(page, piece)], features)
         finished = time.perf_counter()
         timings.language_s = finished - language_started
         timings.total_s = finished - started

@@ -151,10 +151,12 @@ def local_pipeline(
     Raises:
         CheckpointMismatch: the model's files are missing or do not fit.
     """
+    directory = find_model(model, proposal_network=proposal_network)
     return Pipeline(
         LocalStages.from_pretrained(
             model, device=device, dtype=dtype, proposal_network=proposal_network
         ),
         cache if cache is not None else MemoryRegionCache(budget_bytes=_DEFAULT_CACHE_BYTES),
-        model_digest=find_model(model, proposal_network=proposal_network).digest,
+        model_digest=directory.digest,
+        least_confidence=directory.least_confidence,
     )

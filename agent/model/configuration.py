@@ -134,6 +134,8 @@ class VLMFO1Config:
     image_projector: str = "identity"
     region_projector: str = "mlp2x_gelu"
     tie_word_embeddings: bool = True
+    least_confidence: float = 0.0
+    """Boxes that the language model names with less are no detections (ours)."""
     bf16_rotary: bool = False
     """Round the rotary frequencies of both transformers to bfloat16, as the published loader
     does by casting the whole model; published scores were presumably measured so."""
@@ -234,6 +236,7 @@ class VLMFO1Config:
                 image_projector=raw.get("mm_projector_type", "identity"),
                 region_projector=raw["mm_projector_aux_type"],
                 tie_word_embeddings=raw.get("tie_word_embeddings", False),
+                least_confidence=extra.get("least_confidence", 0.0),
                 bf16_rotary=extra.get("bf16_rotary", False),
             )
         except KeyError as error:
@@ -292,6 +295,7 @@ class VLMFO1Config:
                 "pyramid_width": self.region.pyramid_width,
                 "max_long_side": self.image.max_long_side,
                 "proposal": asdict(self.proposal),
+                "least_confidence": self.least_confidence,
                 "bf16_rotary": self.bf16_rotary,
             },
         }
@@ -369,4 +373,5 @@ def nano_config(vocab_size: int) -> VLMFO1Config:
         region=RegionConfig(pyramid_width=32),
         image=ImageConfig(max_long_side=448),
         proposal=ProposalConfig(score_threshold=0.25, nms_iou=0.6),
+        least_confidence=0.5,
     )

@@ -44,7 +44,9 @@ class RehearsalSettings:
     num_turns: int = 6
     """Questions per scene."""
     small_share: float = 0.5
-    """Of the scenes, with fewer than 24 regions (else up to 72)."""
+    """Of the scenes, with fewer than 24 regions."""
+    most_regions: int = 88
+    """Of the others; an eighth more stand there twice, and a prompt names 100."""
     background_share: tuple[float, float] = (0.1, 0.6)
     """Range of the share of a scene's regions that hold nothing."""
     contrast: float = 0.5
@@ -139,7 +141,8 @@ def rehearsal_batch(
     things, background = (np.flatnonzero(which) + first for which in (known, ~known))
     scenes, chosen = [], []
     for _ in range(settings.scenes):
-        count = int(rng.integers(3, 24 if rng.random() < settings.small_share else 72))
+        most = 24 if rng.random() < settings.small_share else settings.most_regions
+        count = int(rng.integers(3, most))
         # Proposal networks find much that is nothing; how much depends on the picture.
         num_empty = int(rng.uniform(*settings.background_share) * count) if len(background) else 0
         rows = np.concatenate(

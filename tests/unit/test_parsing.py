@@ -10,7 +10,8 @@ import pytest
 
 from agent.detections import Proposals
 from agent.features import Generation
-from agent.parsing import AnswerStatus, parse_answer, parse_regions
+from agent.paging import Page
+from agent.parsing import AnswerStatus, join_pages, parse_answer, parse_regions
 from agent.prompts import Task
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "parse_cases.json").read_text())
@@ -75,6 +76,24 @@ def test_confidence_is_the_probability_of_the_region_token():
     written = Generation(pieces, (1.0, 1.0, 1.0, 1.0, 0.25, 1.0), False, 10, 0, 1)
     answer = parse_answer(TASK, written, proposals(3))
     assert answer.detections.confidence.tolist() == [0.25]
+
+
+@pytest.mark.parametrize(
+    ("least", "regions", "status"),
+    [
+        (0.0, [0, 2], AnswerStatus.OK),
+        (0.5, [2], AnswerStatus.OK),
+        (0.95, [], AnswerStatus.UNSURE),
+    ],
+)
+def test_boxes_the_model_hardly_believes_in_are_left_out(least, regions, status):
+    pieces = ("<ground>", "dog", "</ground>", "<objects>", "<region0>", "<region2>", "</objects>")
+    written = Generation(pieces, (1.0, 1.0, 1.0, 1.0, 0.3, 0.9, 1.0), False, 10, 0, 1)
+    page = Page(np.arange(3))
+    answer = join_pages(TASK, [(page, written)], proposals(3), least_confidence=least)
+    assert answer.detections.region.tolist() == regions
+    assert answer.status is status
+    assert answer.text == "".join(pieces), "what was written stays to be read"
 
 
 @pytest.mark.parametrize(
