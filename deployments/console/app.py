@@ -232,7 +232,7 @@ def _query(request: Request) -> Query:
     text = request.query_params.get("query", "")
     name = request.query_params.get("task", TaskKind.DETECT.value)
     try:
-        return Query(text, id="question", task=TaskKind(name))
+        return Query(text, task=TaskKind(name))
     except ValueError:
         raise InvalidRequest(f"there is no task {name!r}") from None
 

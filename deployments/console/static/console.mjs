@@ -6,20 +6,22 @@ import { ask, CameraStream, lookOn, poll } from "./service.mjs";
 
 const TASKS = [["DETECT", "where is it?"], ["REFER", "which one is it?"], ["COUNT", "how many?"],
   ["GROUNDED_CAPTION", "describe the picture"], ["CHAT", "anything"]];
-const STATUSES = { NOT_PRESENT: "Not here.", UNSURE: "Not sure.", PENDING: "Looking …", EXPIRED: "Too long ago to say." };
+const STATUSES = { NOT_PRESENT: "not here.", UNSURE: "not sure.", PENDING: "looking …", EXPIRED: "too long ago to say." };
 
 const whole = (value) => (value == null ? "–" : Math.round(value).toLocaleString("en"));
 const ms = (value) => (value == null ? "–" : value < 10 ? value.toFixed(1) : whole(value));
 const percent = (value) => (value == null ? "–" : `${Math.round(100 * value)} %`);
 
-/** One sentence about a result; what a screen reader says when it changes. */
+/** A sentence or two about a result; what a screen reader says when they change. */
 function sentence(result) {
   if (!result) return "";
-  return result.answers.map((answer) => {
-    const counted = answer.count == null ? "" : `${answer.count} counted. `;
-    const said = answer.detections.length ? "" : answer.reply;
-    return counted + (STATUSES[answer.status] ?? (said || `Found ${inWords({ answers: [answer] })}.`));
-  }).join(" ");
+  const said = result.answers.map((answer) => {
+    const counted = answer.count == null ? "" : `Counted ${answer.count}. `;
+    if (STATUSES[answer.status]) return `${answer.query}: ${STATUSES[answer.status]}`;
+    return counted + (answer.detections.length ? "" : answer.reply);
+  });
+  const found = detectionsOf(result).length ? `Found ${inWords(result)}.` : "";
+  return [found, ...said].filter(Boolean).join(" ");
 }
 
 function Picture({ canvas, result }) {
@@ -30,7 +32,7 @@ function Picture({ canvas, result }) {
 function Found({ result }) {
   const found = detectionsOf(result);
   if (!found.length) return null;
-  return html`<details><summary>${found.length} boxes as a table</summary>
+  return html`<details><summary>Boxes as a table: ${found.length}</summary>
     <${Table} names=${["what", "source", "age ms", "x1", "y1", "x2", "y2"]} text=${2}
       rows=${found.map((one) => [nameOf(one), one.source.toLowerCase(), whole(one.age_ms), ...one.box.map(whole)])} />
   </details>`;
@@ -76,23 +78,23 @@ function Service({ news }) {
   const { cache, frames } = service;
   const perPass = drafts.num_passes ? (drafts.num_drafted_tokens / drafts.num_passes).toFixed(2) : "–";
   return html`<section aria-labelledby="service"><h2 id="service">Service</h2>
-    <p class="muted">The front end behind this connection, since it started ${whole(service.uptime_s)} s ago:
-      ${service.open_streams} streams open, ${whole(frames.received)} frames received, ${whole(frames.failed)} failed.</p>
+    <p class="muted">The front end behind this connection, in the ${whole(service.uptime_s)} s since it started;
+      <span> streams open: ${service.open_streams}, frames received: ${whole(frames.received)}, failed: ${whole(frames.failed)}.</span></p>
     <h3>Stages, mean ms of a call</h3>
-    <${Table} caption="Stages" names=${["stage", "calls", "refused", "waiting", "computing", "in all"]}
-      rows=${service.stages.map((stage) => [stage.name, whole(stage.num_done), whole(stage.num_refused),
+    <${Table} caption="Stages" names=${["stage", "calls", "refused", "wait", "compute", "total"]}
+      rows=${service.stages.map((stage) => [stage.name.replace("_", " "), whole(stage.num_done), whole(stage.num_refused),
         ms(stage.queue_ms), ms(stage.compute_ms), ms(stage.call_ms)])} />
     <h3>Region cache</h3>
     <${Table} caption="Region cache" names=${["hits", "misses", "hit share", "stored", "errors"]} text=${0}
       rows=${[[whole(cache.hits), whole(cache.misses), percent(cache.hit_share), whole(cache.stored), whole(cache.errors)]]} />
     <h3>Drafts, of answers seen here</h3>
-    <${Table} caption="Drafts" names=${["answers", "passes", "tokens drafted", "per pass", "prefix reused"]} text=${0}
+    <${Table} caption="Drafts" names=${["answers", "passes", "tokens drafted", "drafted a pass", "prefix tokens reused"]} text=${0}
       rows=${[[whole(drafts.num_answers), whole(drafts.num_passes), whole(drafts.num_drafted_tokens), perPass,
         whole(drafts.num_prefix_tokens_reused)]]} />
   </section>`;
 }
 
-function Ask({ show, fail, camera, toggleCamera, changeQuery }) {
+function Ask({ begin, show, fail, camera, toggleCamera, changeQuery }) {
   const [query, setQuery] = useState("");
   const [task, setTask] = useState("DETECT");
   const [busy, setBusy] = useState(false);
@@ -102,8 +104,8 @@ function Ask({ show, fail, camera, toggleCamera, changeQuery }) {
     if (camera) { changeQuery(query); return; }
     const picture = file.current.files[0];
     if (!picture) { fail("Choose a picture first, or start the camera."); file.current.focus(); return; }
+    begin();
     setBusy(true);
-    fail("");
     try { show(await createImageBitmap(picture), await ask(picture, query, task)); } catch (error) { fail(error.message); }
     setBusy(false);
   }
@@ -112,7 +114,7 @@ function Ask({ show, fail, camera, toggleCamera, changeQuery }) {
       autocomplete="off" value=${query} onInput=${(event) => setQuery(event.target.value)} /></label>
     <label>Kind of question<select name="task" value=${task} disabled=${camera} onChange=${(event) => setTask(event.target.value)}>
       ${TASKS.map(([name, words]) => html`<option value=${name}>${words}</option>`)}</select></label>
-    <label>Picture<input name="picture" type="file" accept="image/jpeg,image/png,image/webp,image/bmp" disabled=${camera} ref=${file} /></label>
+    <label>Picture file<input name="picture" type="file" accept="image/jpeg,image/png,image/webp,image/bmp" disabled=${camera} ref=${file} /></label>
     <div class="bar"><button type="submit" aria-busy=${busy} disabled=${busy}>${camera ? "Ask the camera" : "Ask"}</button>
       <button type="button" class="secondary" onClick=${() => toggleCamera(query)}>${camera ? "Stop camera" : "Start camera"}</button></div>
   </form></section>`;
@@ -146,7 +148,7 @@ function Page() {
         <p class="answer" role="status" aria-live="polite">${sentence(result)}</p>
         ${failure && html`<p class="bad" role="alert">${failure}</p>`}
         <${Timings} result=${result} /><${Found} result=${result} /></section>
-      <${Ask} show=${(...all) => { setChosen(null); show(...all); }} fail=${setFailure} camera=${camera}
+      <${Ask} begin=${() => { setChosen(null); setFailure(""); }} show=${show} fail=${setFailure} camera=${camera}
         toggleCamera=${toggleCamera} changeQuery=${(query) => camera.change(query)} />
       <${Streams} streams=${news.streams ?? []} chosen=${chosen} choose=${setChosen} />
       <${Service} news=${news} /></main>`;

@@ -5,8 +5,8 @@ const SIZES = { line: 1 / 250, font: 1 / 32 };
 /** A colour of a label's own, the same in every frame. */
 function hue(label) {
   let sum = 0;
-  for (const letter of label) sum = (sum * 31 + letter.codePointAt(0)) % 360;
-  return sum;
+  for (const letter of label) sum = (sum * 31 + letter.codePointAt(0)) % 65536;
+  return Math.round(sum * 137.508) % 360; // the golden angle sets neighbours far apart
 }
 
 /** `dog #3`, or `dog 0.87` where nothing is followed. */
@@ -25,7 +25,7 @@ export function inWords(result) {
   if (!names.length) return "nothing found";
   const counts = new Map();
   for (const name of names) counts.set(name, (counts.get(name) ?? 0) + 1);
-  return [...counts].map(([name, count]) => `${count} ${name}`).join(", ");
+  return [...counts].map(([name, count]) => (count === 1 ? name : `${count} × ${name}`)).join(", ");
 }
 
 /**

@@ -44,16 +44,19 @@ export async function ask(picture, query, task) {
 /** Looks on at a stream; `tell(bitmap, result)` for every picture; returns a function that stops. */
 export function lookOn(number, tell, over) {
   const socket = socketTo(`/api/streams/${number}/pictures`);
-  let result, busy = false;
+  let result, busy = false, stopped = false;
   socket.onmessage = async ({ data }) => {
     if (typeof data === "string") { result = JSON.parse(data); return; }
     if (busy) return;
     busy = true;
     const about = result;
-    try { tell(await createImageBitmap(data), about); } finally { busy = false; }
+    try {
+      const bitmap = await createImageBitmap(data);
+      if (!stopped) tell(bitmap, about);
+    } finally { busy = false; }
   };
   socket.onclose = over;
-  return () => { socket.onclose = null; socket.close(); };
+  return () => { stopped = true; socket.onclose = null; socket.close(); };
 }
 
 /** The camera of this device as a stream of its own. */
