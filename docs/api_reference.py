@@ -18,8 +18,9 @@ PAGE = ROOT / "docs" / "api.md"
 PROTO = "protos/vision_agent.proto"
 HEAD = """# API
 
-Written by `python docs/api_reference.py` from [`protos/vision_agent.proto`](../protos/vision_agent.proto);
-change the proto, not this page. An empty `optional` field says nothing, any other empty field says 0.
+Written by `python docs/api_reference.py`; change
+[the proto](../protos/vision_agent.proto), not this page. An `optional` field that is not set says
+nothing; any other says 0, false or "".
 """
 _FIELD, _MESSAGE, _ENUM, _SERVICE, _VALUE, _METHOD = 2, 4, 5, 6, 2, 2
 """Where things stand in a descriptor: numbers of the fields of descriptor.proto."""

@@ -2,8 +2,8 @@
 
     python examples/robot.py demo/scene.mp4 dog balloon
 
-Anything that yields `OutgoingFrame` can stand in for the video: a camera's callback that puts into a
-queue, a simulator, a ROS topic (`examples/ros2_bridge.py`).
+Anything that yields `OutgoingFrame` can stand in for the video: a camera's callback that puts into
+a queue, a simulator, a ROS topic (`examples/ros2_bridge.py`).
 """
 
 from __future__ import annotations
