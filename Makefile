@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test fuzz check format protos baseline serve train bench manifests lock clean
+.PHONY: demo test fuzz check format protos baseline serve train bench pages manifests lock clean
 
 $(READY): requirements.lock requirements.no-deps.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -156,11 +156,9 @@ class Console:
     @contextlib.asynccontextmanager
     async def running(self, _app: Starlette) -> AsyncIterator[None]:
         """Streams the sources that were named; closes the connection in the end."""
-        settings = self._settings
-        tasks = [
-            asyncio.create_task(show_source(self._client, self._board, source, settings.queries))
-            for source in settings.sources
-        ]
+        queries = tuple(self._settings.queries)
+        shown = [self._board.open(source, queries) for source in self._settings.sources]
+        tasks = [asyncio.create_task(show_source(self._client, stream)) for stream in shown]
         try:
             yield
         finally:
@@ -180,19 +178,13 @@ class Console:
 
         async def read() -> None:
             stream = await streams
-            try:
-                while True:
-                    message = await socket.receive()
-                    if message["type"] == "websocket.disconnect":
-                        break
-                    if (encoded := message.get("bytes")) is not None:
-                        await frames.put(encoded)
-                    elif text := (message.get("text") or "").strip():
-                        # One question replaces those there were.
-                        await stream.set_queries([text])
-                        shown.queries = (text,)
-            finally:
-                await frames.end()
+            while (message := await socket.receive())["type"] != "websocket.disconnect":
+                if (encoded := message.get("bytes")) is not None:
+                    await frames.put(encoded)
+                elif text := (message.get("text") or "").strip():
+                    # One question replaces those there were.
+                    await stream.set_queries([text])
+                    shown.queries = (text,)
 
         with contextlib.suppress(WebSocketDisconnect):
             await _until_the_first_ends(

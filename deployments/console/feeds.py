@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from agent.errors import AgentError
 from agent.streaming.video_source import open_source
@@ -18,7 +18,7 @@ from client.playback import play
 from client.types import OutgoingFrame
 from client.vision_agent_client import VisionAgentClient
 from client.watch_stream import WatchStream
-from deployments.console.board import Board, BoardStream
+from deployments.console.board import BoardStream
 
 _logger = logging.getLogger(__name__)
 _RETRY_S = 5.0
@@ -62,19 +62,16 @@ async def relay(
                 await heard(event)
 
 
-async def show_source(
-    client: VisionAgentClient, board: Board, source: str, queries: Sequence[str]
-) -> None:
-    """Watch a camera or a video of this machine for as long as the console runs.
+async def show_source(client: VisionAgentClient, shown: BoardStream) -> None:
+    """Watch the camera or video that `shown` is named after for as long as the console runs.
 
     A file starts again when it ends; what cannot be opened is tried again.
     """
-    shown = board.open(source, tuple(queries))
     while True:
         try:
-            await relay(client, shown, play(open_source(source)))
+            await relay(client, shown, play(open_source(shown.name)))
         except AgentError as error:
-            _logger.warning("%s: %s; trying again in %.0f s", source, error, _RETRY_S)
+            _logger.warning("%s: %s; trying again in %.0f s", shown.name, error, _RETRY_S)
             shown.error = str(error)
             await asyncio.sleep(_RETRY_S)
         else:
@@ -85,17 +82,13 @@ class BrowserFrames:
     """Pictures as a browser sends them, numbered; two may wait, then the browser has to."""
 
     def __init__(self) -> None:
-        self._waiting: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=2)
+        self._waiting: asyncio.Queue[bytes] = asyncio.Queue(maxsize=2)
 
     async def put(self, encoded: bytes) -> None:
         """One picture; returns when there was room for it."""
         await self._waiting.put(encoded)
 
-    async def end(self) -> None:
-        """No more pictures."""
-        await self._waiting.put(None)
-
     async def __aiter__(self) -> AsyncIterator[OutgoingFrame]:
-        numbers = itertools.count(1)
-        while (encoded := await self._waiting.get()) is not None:
-            yield OutgoingFrame(encoded, next(numbers), capture_time_ns=time.time_ns())
+        for number in itertools.count(1):
+            encoded = await self._waiting.get()
+            yield OutgoingFrame(encoded, number, capture_time_ns=time.time_ns())
