@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import secrets
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -94,7 +95,10 @@ def _uvicorn_config(
 def _address(server: ServerSettings, key: str | None) -> str:
     scheme = "https" if server.tls.enabled else "http"
     query = "" if key is None else f"?key={key}"
-    return f"{scheme}://{server.address}/{query}"
+    # All addresses of this machine; its name is one that a browser can open.
+    is_any = server.host in ("0.0.0.0", "::")
+    where = f"{socket.gethostname()}:{server.port}" if is_any else server.address
+    return f"{scheme}://{where}/{query}"
 
 
 async def _end_with_parent(running: uvicorn.Server) -> None:
