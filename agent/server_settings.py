@@ -51,6 +51,8 @@ class ServerSettings:
     """Time given to open streams when a replica goes away."""
     reflection: bool = True
     """Tell tools such as grpcurl the service's messages."""
+    observe: bool = False
+    """Callers may look on at open streams of their own tenant, pictures and all."""
     insecure: bool = False
     """Listen without TLS on an address that other machines reach."""
     tls: TlsSettings = field(default_factory=TlsSettings)

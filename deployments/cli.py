@@ -68,6 +68,7 @@ def serve(
         model=model,
         device=device,
         insecure=insecure,
+        observe=console is not None,
         tls=_tls(tls_certificate, tls_key, tls_client_ca),
         api_keys=api_keys,
     )

@@ -5,6 +5,7 @@
     POST /api/ask?query=&task=    one picture (the body), one question
     WS   /api/watch?query=        a browser's own stream: pictures in, events out as JSON
     WS   /api/streams/N/pictures  somebody looks on: answer (text) and its picture (binary)
+    WS   /api/others/N/pictures   the same for a stream of any client, where the service allows it
 
 An error is `{"error": message}` under the status that fits. Knows neither Ray nor the ingress.
 """
@@ -42,10 +43,10 @@ from client.events import StreamEvent
 from client.types import Capabilities, Query, TaskKind
 from client.vision_agent_client import VisionAgentClient
 from client.watch_stream import WatchStream
-from deployments.console.board import Board, BoardStream
+from deployments.console.board import Board, BoardStream, Shown
 from deployments.console.feeds import BrowserFrames, relay, show_source
 from deployments.console.guard import Guard
-from deployments.console.views import event_view, result_view, service_view
+from deployments.console.views import event_view, open_stream_view, result_view, service_view
 
 _STATIC = Path(__file__).parent / "static"
 # Most derived class first: the first match wins.
@@ -97,13 +98,19 @@ class Console:
             if self._capabilities is None:
                 self._capabilities = await self._client.capabilities()
             service = service_view(self._capabilities, await self._client.stats())
+            others = await self._others()
         except AgentError as error:
             # It may come back as another version.
             self._capabilities = None
             return _failure(error)
         drafts = vars(self._board.drafts)
         return JSONResponse(
-            {"service": service, "drafts": drafts, "streams": self._board.summaries()}
+            {
+                "service": service,
+                "drafts": drafts,
+                "streams": self._board.summaries(),
+                "others": others,
+            }
         )
 
     async def ask(self, request: Request) -> Response:
@@ -144,14 +151,20 @@ class Console:
             await socket.close(1008, "no such stream")
             return
 
-        async def send() -> None:
-            async for picture in shown.pictures():
-                await socket.send_json(picture.result)
-                await socket.send_bytes(picture.encoded)
+        await _show(socket, shown.pictures())
 
-        with contextlib.suppress(WebSocketDisconnect):
-            await _until_the_first_ends(send(), _until_gone(socket))
-            await socket.close()
+    async def others_pictures(self, socket: WebSocket) -> None:
+        """Somebody looks on at a stream of any client."""
+        await socket.accept()
+
+        async def pictures() -> AsyncIterator[Shown]:
+            async for seen in self._client.observe(socket.path_params["number"]):
+                yield Shown(seen.encoded, result_view(seen.result))
+
+        try:
+            await _show(socket, pictures())
+        except AgentError as error:
+            await _say_and_close(socket, error)
 
     @contextlib.asynccontextmanager
     async def running(self, _app: Starlette) -> AsyncIterator[None]:
@@ -166,6 +179,13 @@ class Console:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._client.close()
+
+    async def _others(self) -> list[dict[str, Any]] | None:
+        """Streams at the front end; None: the service lets nobody look on."""
+        try:
+            return [open_stream_view(stream) for stream in await self._client.streams()]
+        except InvalidRequest:
+            return None
 
     async def _relay_browser(self, socket: WebSocket, shown: BoardStream) -> None:
         frames = BrowserFrames()
@@ -213,6 +233,7 @@ def build(client: VisionAgentClient, settings: ConsoleSettings) -> Starlette:
             Route("/api/ask", console.ask, methods=["POST"]),
             WebSocketRoute("/api/watch", console.watch),
             WebSocketRoute("/api/streams/{number:int}/pictures", console.pictures),
+            WebSocketRoute("/api/others/{number:int}/pictures", console.others_pictures),
             Mount("/static", StaticFiles(directory=_STATIC)),
         ],
         middleware=[Middleware(Guard, key=settings.key, hosts=settings.hosts)],
@@ -240,6 +261,19 @@ async def _say_and_close(socket: WebSocket, error: AgentError) -> None:
             {"kind": "error", "code": type(error).__name__, "message": str(error)}
         )
         await socket.close(1011)
+
+
+async def _show(socket: WebSocket, pictures: AsyncIterator[Shown]) -> None:
+    """Send pictures until they end or the visitor goes; a slow visitor is sent fewer."""
+
+    async def send() -> None:
+        async for picture in pictures:
+            await socket.send_json(picture.result)
+            await socket.send_bytes(picture.encoded)
+
+    with contextlib.suppress(WebSocketDisconnect):
+        await _until_the_first_ends(send(), _until_gone(socket))
+        await socket.close()
 
 
 async def _until_gone(socket: WebSocket) -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
-from client.events import KeyframeAnswer, StreamError, StreamEvent, StreamStats
+from client.events import (
+    KeyframeAnswer,
+    OpenStreamInfo,
+    StreamError,
+    StreamEvent,
+    StreamStats,
+)
 from client.types import Capabilities, Detection, FrameResult, QueryResult, ServiceStats
 
 _TIMINGS = ("follow", "queue", "cache", "propose", "primary", "auxiliary", "language", "total")
@@ -113,6 +119,16 @@ def service_view(capabilities: Capabilities, stats: ServiceStats) -> dict[str, A
             "stored": cache.stored,
             "errors": cache.errors + cache.corrupt,
         },
+    }
+
+
+def open_stream_view(stream: OpenStreamInfo) -> dict[str, Any]:
+    """A stream of the front end, whoever's client it is."""
+    return {
+        "number": stream.number,
+        "name": f"open for {stream.age_s:.0f} s",
+        "queries": list(stream.query_ids),
+        "books": books_view(stream.stats),
     }
 
 

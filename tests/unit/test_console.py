@@ -17,12 +17,14 @@ from agent.errors import Overloaded, SettingsError
 from agent.server_settings import ServerSettings
 from client.events import StreamStats
 from client.vision_agent_client import VisionAgentClient
+from client.watch_stream import WatchStream
 from deployments.console.app import ConsoleSettings, build
 from deployments.console.board import Board
 from deployments.console.server import ServiceAccess, run_console
 from deployments.console.views import books_view, service_view
-from tests.in_process import running_service
+from tests.in_process import frames, running_service
 from tests.pictures import encoded_image
+from tests.unit.test_onlookers import OBSERVED
 
 PORT_HOSTS = frozenset({"127.0.0.1"})
 VENDOR = Path(__file__).parents[2] / "deployments" / "console" / "static" / "vendor"
@@ -159,6 +161,27 @@ async def test_a_source_of_the_machine_is_streamed(tmp_path: Path) -> None:
         await other.close()
 
 
+async def test_streams_of_other_clients_where_the_service_allows_it() -> None:
+    async with (
+        running_service(settings=OBSERVED) as service,
+        running_console(service.target) as url,
+        aiohttp.ClientSession(url) as browser,
+        VisionAgentClient(service.target) as robot,
+        robot.watch(frames(*range(1, 200), every_s=0.05), ["dog"]) as stream,
+    ):
+        reading = asyncio.create_task(_read_all(stream))
+        async with browser.get("/api/service") as reply:
+            (listed,) = (await reply.json())["others"]
+        other = await _socket(browser, f"/api/others/{listed['number']}/pictures")
+        about = await asyncio.wait_for(other.receive_json(), 10)
+        picture = await asyncio.wait_for(other.receive_bytes(), 10)
+        assert picture == encoded_image(about["sequence"])
+        await other.close()
+        missing = await _socket(browser, "/api/others/99/pictures")
+        assert "no open stream 99" in (await missing.receive_json())["message"]
+        reading.cancel()
+
+
 async def test_other_pages_cannot_use_a_visitors_browser() -> None:
     foreign = {"origin": "https://evil.example"}
     async with visiting() as browser:
@@ -241,6 +264,11 @@ def test_third_party_files_are_small_and_come_with_their_licences() -> None:
 async def _socket(browser: aiohttp.ClientSession, path: str) -> aiohttp.ClientWebSocketResponse:
     origin = str(browser._base_url).rstrip("/")
     return await browser.ws_connect(path, headers={"origin": origin})
+
+
+async def _read_all(stream: WatchStream) -> None:
+    async for _event in stream:
+        pass
 
 
 async def _next(socket: aiohttp.ClientWebSocketResponse, kind: str) -> dict:

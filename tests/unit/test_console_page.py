@@ -103,7 +103,7 @@ async def test_the_camera_is_watched_and_stopped() -> None:
         await page.get_by_role("button", name="1. browser: dog").wait_for()
         await page.get_by_text("Frame 3").wait_for()
         await page.get_by_role("button", name="Stop camera").click()
-        await page.get_by_text("None is open").wait_for()
+        await page.get_by_text("None. Start the camera").wait_for()
 
 
 async def test_it_is_dark_where_the_visitor_wants_it_dark() -> None:

@@ -53,23 +53,34 @@ function Timings({ result }) {
     result.cache_hit ? ", from the cache" : ""}: ${parts.map(([name, value]) => `${name} ${ms(value)} ms`).join(", ")}</p>`;
 }
 
-function Streams({ streams, chosen, choose }) {
+function Streams({ news, chosen, choose }) {
+  const { streams = [], others } = news;
+  const lists = { chosen, choose };
   return html`<section aria-labelledby="streams"><h2 id="streams">Streams</h2>
-    ${streams.length ? null : html`<p class="muted">None is open through this console. Start the camera, or
-      <code> groundstream console --source camera:0 --query dog</code>.</p>`}
-    <ul class="streams">${streams.map((stream) => html`<li key=${stream.number}>
-      <button class=${stream.number === chosen ? "" : "outline"} aria-pressed=${stream.number === chosen}
-        onClick=${() => choose(stream.number === chosen ? null : stream.number)}>
+    <h3>Through this console</h3>
+    ${streams.length ? html`<${List} where="streams" streams=${streams} ...${lists} />`
+    : html`<p class="muted">None. Start the camera, or <code> groundstream console --source camera:0 --query dog</code>.</p>`}
+    <h3>At the service</h3>
+    ${others ? html`<${List} where="others" streams=${others} ...${lists} />`
+    : html`<p class="muted">The service lets nobody look on (<code>server.observe</code>).</p>`}</section>`;
+}
+
+function List({ where, streams, chosen, choose }) {
+  const isChosen = (stream) => chosen?.where === where && chosen.number === stream.number;
+  return html`<ul class="streams">${streams.map((stream) => html`<li key=${stream.number}>
+      <button class=${isChosen(stream) ? "" : "outline"} aria-pressed=${isChosen(stream)}
+        onClick=${() => choose(isChosen(stream) ? null : { where, number: stream.number })}>
         ${stream.number}. ${stream.name}: ${stream.queries.join(", ")}</button>
       ${stream.error && html`<p class="bad">${stream.error}</p>`}
-      ${stream.number === chosen && html`<${Books} stream=${stream} />`}</li>`)}</ul></section>`;
+      ${isChosen(stream) && html`<${Books} stream=${stream} />`}</li>`)}</ul>`;
 }
 
 function Books({ stream }) {
   const names = ["received", "answered", "tracked_only", "superseded", "expired", "rejected", "failed", "in_flight"];
   return html`<${Table} caption="Frames of this stream" names=${["frames", "number"]} rows=${[
     ...names.map((name) => [name.replace("_", " "), whole(stream.books[name])]),
-    ["objects followed", whole(stream.books.num_tracks)], ["last key frame, ms", ms(stream.keyframe_ms)]]} />`;
+    ["objects followed", whole(stream.books.num_tracks)], ["key frames", whole(stream.books.num_keyframes)],
+    ...(stream.keyframe_ms == null ? [] : [["last key frame, ms", ms(stream.keyframe_ms)]])]} />`;
 }
 
 function Service({ news }) {
@@ -150,7 +161,7 @@ function Page() {
         <${Timings} result=${result} /><${Found} result=${result} /></section>
       <${Ask} begin=${() => { setChosen(null); setFailure(""); }} show=${show} fail=${setFailure} camera=${camera}
         toggleCamera=${toggleCamera} changeQuery=${(query) => camera.change(query)} />
-      <${Streams} streams=${news.streams ?? []} chosen=${chosen} choose=${setChosen} />
+      <${Streams} news=${news} chosen=${chosen} choose=${setChosen} />
       <${Service} news=${news} /></main>`;
 }
 

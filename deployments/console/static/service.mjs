@@ -41,9 +41,9 @@ export async function ask(picture, query, task) {
   return body;
 }
 
-/** Looks on at a stream; `tell(bitmap, result)` for every picture; returns a function that stops. */
-export function lookOn(number, tell, over) {
-  const socket = socketTo(`/api/streams/${number}/pictures`);
+/** Looks on at a stream (`where`: "streams" of this console, or "others"); `tell(bitmap, result)` for every picture; returns a function that stops. */
+export function lookOn({ where, number }, tell, over) {
+  const socket = socketTo(`/api/${where}/${number}/pictures`);
   let result, busy = false, stopped = false;
   socket.onmessage = async ({ data }) => {
     if (typeof data === "string") { result = JSON.parse(data); return; }
