@@ -6,14 +6,14 @@ only while somebody looks on. A slow onlooker skips; the stream waits for none. 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from agent.errors import InvalidRequest
+from deployments.newest import Newest
 from protos import vision_agent_pb2 as pb
 
 _MAX_PENDING = 64
@@ -32,9 +32,7 @@ class ObservedCall:
         self._stats = pb.StreamStats()
         self._num_onlookers = 0
         self._pending: dict[int, bytes] = {}
-        self._newest: pb.ObserveResponse | None = None
-        self._changed = asyncio.Event()
-        self._is_over = False
+        self._newest: Newest[pb.ObserveResponse] = Newest()
 
     async def read(self) -> Any:
         """The call's next message."""
@@ -56,23 +54,18 @@ class ObservedCall:
             case "result" if self._num_onlookers:
                 self._show(message.result)
 
-    async def responses(self) -> AsyncIterator[pb.ObserveResponse]:
+    async def responses(self) -> AsyncGenerator[pb.ObserveResponse, None]:
         """The newest picture and its result, whenever there is a newer one, to the end."""
         self._num_onlookers += 1
-        last = None
         try:
-            while not self._is_over:
-                changed = self._changed
-                if self._newest is not None and self._newest is not last:
-                    last = self._newest
-                    yield last
-                else:
-                    await changed.wait()
+            async with contextlib.aclosing(self._newest.values()) as newest:
+                async for response in newest:
+                    yield response
         finally:
             self._num_onlookers -= 1
             if not self._num_onlookers:
                 self._pending.clear()
-                self._newest = None
+                self._newest.forget()
 
     def description(self) -> pb.OpenStreamInfo:
         """What a list of streams says of it; the books are those that its client was told last."""
@@ -85,8 +78,7 @@ class ObservedCall:
 
     def close(self) -> None:
         """The stream has ended; its onlookers are let go."""
-        self._is_over = True
-        self._wake()
+        self._newest.close()
 
     def _keep_picture(self, message: pb.WatchRequest) -> None:
         if message.HasField("frame"):
@@ -97,13 +89,7 @@ class ObservedCall:
     def _show(self, result: pb.FrameResult) -> None:
         encoded = self._pending.pop(result.sequence, None)
         if encoded is not None:
-            self._newest = pb.ObserveResponse(encoded_image=encoded, result=result)
-            self._wake()
-
-    def _wake(self) -> None:
-        # An event of its own for every change: whoever waits on the old one is woken once.
-        self._changed.set()
-        self._changed = asyncio.Event()
+            self._newest.put(pb.ObserveResponse(encoded_image=encoded, result=result))
 
 
 class Onlookers:

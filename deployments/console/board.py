@@ -5,7 +5,6 @@ Each stream keeps one picture; a viewer that is slower than the stream skips. Kn
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from agent.errors import Overloaded
 from client.events import KeyframeAnswer, StreamError, StreamEvent, StreamStats
 from client.types import FrameResult, OutgoingFrame, QueryResult
 from deployments.console.views import books_view, result_view
+from deployments.newest import Newest
 
 _MAX_PENDING = 64
 """Pictures kept until their result comes; a frame that was dropped has none."""
@@ -56,15 +56,13 @@ class BoardStream:
     """Where its frames come from."""
     drafts: DraftFigures
     queries: tuple[str, ...] = ()
-    shown: Shown | None = None
     books: dict[str, Any] = field(default_factory=dict)
     keyframe_ms: float | None = None
     """From the last key frame's arrival to what the model said about it."""
     error: str = ""
     """The last that went wrong."""
-    is_over: bool = False
     _pending: dict[int, bytes] = field(default_factory=dict)
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _shown: Newest[Shown] = field(default_factory=Newest)
 
     def note_sent(self, frame: OutgoingFrame) -> None:
         """A frame goes out; its picture is kept until something is said about it."""
@@ -89,19 +87,11 @@ class BoardStream:
 
     def close(self) -> None:
         """No more will come."""
-        self.is_over = True
-        self._wake()
+        self._shown.close()
 
-    async def pictures(self) -> AsyncIterator[Shown]:
+    def pictures(self) -> AsyncIterator[Shown]:
         """Each time there is a newer picture: the newest; ends with the stream."""
-        last = None
-        while not self.is_over:
-            changed = self._changed
-            if self.shown is not None and self.shown is not last:
-                last = self.shown
-                yield last
-            else:
-                await changed.wait()
+        return self._shown.values()
 
     def summary(self) -> dict[str, Any]:
         """A row of the list of streams."""
@@ -117,17 +107,11 @@ class BoardStream:
     def _show(self, result: FrameResult) -> None:
         encoded = self._pending.pop(result.sequence, None)
         if encoded is not None:
-            self.shown = Shown(encoded, result_view(result))
-            self._wake()
+            self._shown.put(Shown(encoded, result_view(result)))
 
     def _count(self, result: FrameResult) -> None:
         for answer in result.results:
             self.drafts.add(answer)
-
-    def _wake(self) -> None:
-        # An event of its own for every change: whoever waits on the old one is woken once.
-        self._changed.set()
-        self._changed = asyncio.Event()
 
 
 class Board:
