@@ -82,8 +82,8 @@ def main() -> None:
     parser.add_argument("--target", default="127.0.0.1:50051")
     given = parser.parse_args()
     books = asyncio.run(run(given.target, given.source, given.queries))
-    print(f"{books.received} frames: {books.answered} seen by the model, "
-          f"{books.tracked_only} followed, {books.superseded} dropped")  # fmt: skip
+    print(f"{books.received} frames: {books.answered} seen by the model, {books.tracked_only} "
+          f"followed, {books.expired} too late, {books.superseded} dropped")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ function Streams({ news, chosen, choose }) {
   return html`<section aria-labelledby="streams"><h2 id="streams">Streams</h2>
     <h3>Through this console</h3>
     ${streams.length ? html`<${List} where="streams" streams=${streams} ...${lists} />`
-    : html`<p class="muted">None. Start the camera, or <code> groundstream console --source camera:0 --query dog</code>.</p>`}
+    : html`<p class="muted">None. Start the camera, or run the console with a source.</p>`}
     <h3>At the service</h3>
     ${others ? html`<${List} where="others" streams=${others} ...${lists} />`
     : html`<p class="muted">The service lets nobody look on (<code>server.observe</code>).</p>`}</section>`;
