@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test fuzz check format protos baseline serve train bench manifests lock clean
+.PHONY: demo test fuzz check format protos baseline serve train bench pages manifests lock clean
 
 $(READY): requirements.lock requirements.no-deps.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,11 @@ serve: $(READY)  ## Start the service on this machine
 
 train: $(READY)  ## Retrain the nano model from scratch: artwork, pretraining, both stages, export
 	$(BIN)/groundstream train all
+
+pages: $(READY)  ## Pages of docs/ that are written from the code (committed)
+	$(BIN)/python -m docs.module_graph
+	$(BIN)/python -m docs.api_reference
+	$(BIN)/python -m docs.settings_reference
 
 manifests: $(READY)  ## Render the Kubernetes manifest (committed)
 	$(BIN)/python -m deployments.cluster.render

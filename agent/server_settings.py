@@ -19,6 +19,7 @@ class TlsSettings:
     certificate_chain: str | None = None
     """The service's own certificate, then those that vouch for it."""
     private_key: str | None = None
+    """Of the certificate's first entry."""
     client_authorities: str | None = None
     """Set: mutual TLS, where only clients whose certificate these authorities signed get in."""
 
@@ -39,7 +40,9 @@ class ServerSettings:
     """The gRPC front end."""
 
     host: str = "127.0.0.1"
+    """Address to listen on; other machines reach 0.0.0.0 or ::."""
     port: int = 50051
+    """Shared by the front-end replicas of one node."""
     max_message_bytes: int = 33_554_432
     """Hard limit of one gRPC message; above the frame limit, so that ours speaks first."""
     max_concurrent_rpcs: int = 256
@@ -47,6 +50,9 @@ class ServerSettings:
     drain_grace_s: float = 5.0
     """Time given to open streams when a replica goes away."""
     reflection: bool = True
+    """Tell tools such as grpcurl the service's messages."""
+    observe: bool = False
+    """Callers may look on at open streams of their own tenant, pictures and all."""
     insecure: bool = False
     """Listen without TLS on an address that other machines reach."""
     tls: TlsSettings = field(default_factory=TlsSettings)
@@ -86,7 +92,9 @@ class JwtSettings:
     keys: str | None = None
     """Path of a JSON Web Key Set with the issuer's public keys."""
     issuer: str | None = None
+    """What the claim `iss` must be."""
     audience: str | None = None
+    """What the claim `aud` must be, or hold."""
     tenant_claim: str = "tenant"
     """The claim that says whose call it is."""
     leeway_s: float = 10.0
@@ -107,6 +115,7 @@ class QuotaSettings:
     frames_per_s: float | None = None
     """Of all streams and calls together."""
     pixels_per_s: float | None = None
+    """Of their pictures, as they are sent."""
 
     def __post_init__(self) -> None:
         for limit in (self.streams, self.frames_per_s, self.pixels_per_s):

@@ -42,6 +42,7 @@ class TrackerSettings:
     memory_s: float = 60.0
     """An object out of sight is forgotten after this long."""
     max_remembered: int = 200
+    """Objects out of sight at most; the oldest goes first."""
     max_nameless_s: float = 5.0
     """An object is followed for this long when no standing query is about it any more."""
     least_similarity: float = 0.6
@@ -63,6 +64,7 @@ class KeyframeSettings:
     busy_share: float = 0.8
     """Share of the time that key frames of one stream may take."""
     least_interval_s: float = 0.2
+    """Least time between two key frames of one stream."""
     retry_after_s: float = 1.0
     """Pause after a key frame that failed."""
 
@@ -74,6 +76,7 @@ class FollowSettings:
     view_px: int = 400
     """Longer side of the grey picture that is followed."""
     num_points: int = 250
+    """Corners of the picture that are followed from frame to frame."""
     proposal_budget_s: float = 0.015
     """Proposals of every frame correct the tracks while they take no longer than this."""
     block_change: float = 18.0
@@ -124,6 +127,7 @@ class ZoomSettings:
     picture_px: int = 224
     """Least side of a crop that is a picture of its own."""
     max_crops: int = 64
+    """Parts of one frame that are looked at again, at most."""
     small_px: float = 40.0
     """A box whose longer side is shorter than this in the first picture is looked at again."""
     least_reduction: float = 1.5
@@ -151,6 +155,7 @@ class StreamSettings:
     window: int = 8
     """Frames that may wait where not the newest wins and the client names no number."""
     max_window: int = 64
+    """Largest `window` a client may ask for."""
     follow: FollowSettings = field(default_factory=FollowSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     sharing: SharingSettings = field(default_factory=SharingSettings)
@@ -168,6 +173,7 @@ class CacheSettings:
     """Redis URL, perhaps with a password; None: `groundstream serve` starts an embedded server,
     else in-process memory."""
     ttl_s: float = 600.0
+    """Features of a frame are kept for this long."""
     budget_bytes: int = 268_435_456
     """Memory of the embedded server; an external one has its own limit."""
     timeout_s: float = 0.1
@@ -177,6 +183,7 @@ class CacheSettings:
     retry_after_s: float = 0.5
     """First pause after a failed call; doubles up to `max_retry_after_s`."""
     max_retry_after_s: float = 10.0
+    """Longest pause before the cache is tried again."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +213,9 @@ class LocalClusterSettings:
     num_cpus: int = 4
     """Logical processors, only counted against the deployments' `num_cpus`."""
     object_store_bytes: int = 209_715_200
+    """Shared memory of Ray, through which arrays go from stage to stage."""
     start_timeout_s: float = 180.0
+    """A service that has not answered a frame by then has failed to start."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +225,7 @@ class ServiceSettings:
     model: str = "nano"
     """Embedded model name or checkpoint folder."""
     device: str = "cpu"
+    """Where the four stages compute: cpu, cuda, cuda:1 ..."""
     dtype: str = "auto"
     """Type of encoder and language weights: auto (float32 on a CPU, else as stored), stored,
     float32, bfloat16, float16."""

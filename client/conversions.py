@@ -233,6 +233,13 @@ def stats_from_message(message: pb.ServiceStats) -> types.ServiceStats:
     )
 
 
+def open_stream_from_message(message: pb.OpenStreamInfo) -> events.OpenStreamInfo:
+    """A stream that may be looked at."""
+    return events.OpenStreamInfo(
+        message.number, message.age_s, tuple(message.query_ids), stats_of_stream(message.stats)
+    )
+
+
 def _scalars(message: Any) -> dict[str, Any]:
     """All single fields of a message by name; our dataclasses use the wire's names."""
     return {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}

@@ -60,6 +60,26 @@ class StreamStats:
 
 
 @dataclass(frozen=True)
+class OpenStreamInfo:
+    """A stream that may be looked at."""
+
+    number: int
+    """Of this front-end replica."""
+    age_s: float
+    query_ids: tuple[str, ...]
+    stats: StreamStats
+    """As its client was told last."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A picture of somebody's stream and what was said about it."""
+
+    encoded: bytes
+    result: FrameResult
+
+
+@dataclass(frozen=True)
 class StreamError:
     """One frame or one change failed; the stream goes on."""
 

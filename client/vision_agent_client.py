@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from client import conversions
 from client.channel import TlsOptions, open_channel
 from client.errors import ServiceError, error_of
+from client.events import Observed, OpenStreamInfo
 from client.types import (
     Box,
     Capabilities,
@@ -163,6 +164,28 @@ class VisionAgentClient:
         """What the front-end replica behind this connection has done."""
         response = await self._call(self._stub.GetStats, pb.GetStatsRequest(), 10.0)
         return conversions.stats_from_message(response)
+
+    async def streams(self) -> list[OpenStreamInfo]:
+        """Your tenant's open streams at the front-end replica behind this connection.
+
+        Raises:
+            InvalidRequest: the service lets nobody look on.
+        """
+        response = await self._call(self._stub.ListStreams, pb.ListStreamsRequest(), 10.0)
+        return [conversions.open_stream_from_message(stream) for stream in response.streams]
+
+    async def observe(self, number: int) -> AsyncIterator[Observed]:
+        """Look on at one of `streams` until it ends; what you are too slow for is left out.
+
+        Raises:
+            InvalidRequest: there is no such stream, or the service lets nobody look on.
+        """
+        try:
+            async for message in self._stub.Observe(pb.ObserveRequest(number=number)):
+                result = conversions.result_from_message(message.result)
+                yield Observed(message.encoded_image, result)
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error) from None
 
     async def wait_until_ready(self, timeout_s: float = 120.0) -> None:
         """Return as soon as the service answers frames.

@@ -48,9 +48,16 @@ def serve(
     stop_with_parent: Annotated[
         bool, typer.Option(help="End when the process that started this one is gone.")
     ] = False,
+    console: Annotated[
+        int | None,
+        typer.Option(
+            help="Show the console in browsers of this machine, on this port.", min=1, max=65535
+        ),
+    ] = None,
 ) -> None:
     """Start the whole service on this machine and serve until Ctrl-C."""
     from agent.settings import load_serve_config
+    from deployments.console.server import console_beside
     from deployments.local_service import LocalService, override, serve_forever
 
     loaded = load_serve_config(config)
@@ -61,11 +68,13 @@ def serve(
         model=model,
         device=device,
         insecure=insecure,
+        observe=console is not None,
         tls=_tls(tls_certificate, tls_key, tls_client_ca),
         api_keys=api_keys,
     )
     service = LocalService(settings, logs=logs)
-    serve_forever(service, report=typer.echo, stop_with_parent=stop_with_parent)
+    with console_beside(settings.service.server, console):
+        serve_forever(service, report=typer.echo, stop_with_parent=stop_with_parent)
 
 
 def _tls(
@@ -103,6 +112,7 @@ def build_app() -> typer.Typer:
     from agent.benchmark_cli import eval_app
     from agent.cli import ground, model_app
     from client.cli import watch
+    from deployments.console.command import console
     from deployments.training_cli import train
 
     app = typer.Typer(
@@ -113,6 +123,7 @@ def build_app() -> typer.Typer:
     app.command()(ground)
     app.command()(watch)
     app.command()(serve)
+    app.command()(console)
     app.command()(key)
     app.command()(demo)
     app.add_typer(eval_app, name="eval")

@@ -38,6 +38,7 @@ from deployments.autoscaling import OPEN_STREAMS
 from deployments.front_door import SERVICE_NAME, open_server
 from deployments.messages import ReceivedFrame
 from deployments.metrics import ServiceMetrics, StageCalls
+from deployments.onlookers import Onlookers
 from deployments.remote_stages import RemoteStages, StageHandles
 from deployments.sharing import Sharing
 from deployments.stage_meter import StageMeters
@@ -75,6 +76,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         self._store = store
         self._quotas = quotas
         self.sharing = Sharing(settings.stream.sharing)
+        self._onlookers = Onlookers(allowed=settings.server.observe)
 
     async def Ground(self, request: pb.GroundRequest, context: Any) -> pb.GroundResponse:
         """One picture, some questions."""
@@ -126,16 +128,17 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         """A stream of pictures against standing queries."""
         tenant = current_tenant()
         quota = self._quotas.of(tenant)
-        stream = WatchStream(
-            context,
-            self._pipeline.for_tenant(tenant),
-            self._settings,
-            self.draining,
-            self._store.for_tenant(tenant),
-            self.sharing,
-            quota,
-        )
-        with self._metrics.stream(lambda: stream.session.own_books):
+        with contextlib.ExitStack() as open_stream:
+            stream = WatchStream(
+                open_stream.enter_context(self._onlookers.watching(context, tenant)),
+                self._pipeline.for_tenant(tenant),
+                self._settings,
+                self.draining,
+                self._store.for_tenant(tenant),
+                self.sharing,
+                quota,
+            )
+            open_stream.enter_context(self._metrics.stream(lambda: stream.session.own_books))
             try:
                 async with quota.stream():
                     await stream.run()
@@ -157,6 +160,26 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
             self._cache.stats,
             self._metrics.meters,
         )
+
+    async def ListStreams(
+        self, _request: pb.ListStreamsRequest, context: Any
+    ) -> pb.ListStreamsResponse:
+        """The streams that the caller may look on at."""
+        try:
+            calls = self._onlookers.of(current_tenant())
+        except Exception as error:
+            await end_with_status(context, failure_of(error))
+        return pb.ListStreamsResponse(streams=[call.description() for call in calls])
+
+    async def Observe(self, request: pb.ObserveRequest, context: Any) -> None:
+        """One of them, as its client sees it."""
+        try:
+            call = self._onlookers.find(current_tenant(), request.number)
+            async with contextlib.aclosing(call.responses()) as responses:
+                async for response in responses:
+                    await context.write(response)
+        except Exception as error:
+            await end_with_status(context, failure_of(error))
 
     async def _ground(self, request: pb.GroundRequest, left_s: float | None) -> pb.FrameResult:
         """The revision that stands when time is up, or when nothing is left to look at."""

@@ -178,12 +178,20 @@ def override(
     model: str | None = None,
     device: str | None = None,
     insecure: bool = False,
+    observe: bool = False,
     tls: TlsSettings | None = None,
     api_keys: Path | None = None,
 ) -> ServeConfig:
     """The settings with those values replaced that were given."""
     old = config.service
-    server = _replaced(old.server, host=host, port=port, insecure=insecure or None, tls=tls)
+    server = _replaced(
+        old.server,
+        host=host,
+        port=port,
+        insecure=insecure or None,
+        observe=observe or None,
+        tls=tls,
+    )
     # The front end may run in another folder than the one the path was typed in.
     keys = None if api_keys is None else str(api_keys.resolve())
     access = _replaced(old.access, api_keys=keys)

@@ -829,3 +829,39 @@ class ServiceStats(_message.Message):
     frames_expired: int
     stages: _containers.RepeatedCompositeFieldContainer[StageLoad]
     def __init__(self, uptime_s: _Optional[float] = ..., open_streams: _Optional[int] = ..., frames_received: _Optional[int] = ..., frames_answered: _Optional[int] = ..., frames_superseded: _Optional[int] = ..., frames_rejected: _Optional[int] = ..., frames_failed: _Optional[int] = ..., frames_abandoned: _Optional[int] = ..., frames_in_flight: _Optional[int] = ..., stage_calls: _Optional[_Union[StageCalls, _Mapping]] = ..., cache: _Optional[_Union[CacheStats, _Mapping]] = ..., frames_tracked_only: _Optional[int] = ..., frames_expired: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageLoad, _Mapping]]] = ...) -> None: ...
+
+class ListStreamsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class OpenStreamInfo(_message.Message):
+    __slots__ = ("number", "age_s", "query_ids", "stats")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    QUERY_IDS_FIELD_NUMBER: _ClassVar[int]
+    STATS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    age_s: float
+    query_ids: _containers.RepeatedScalarFieldContainer[str]
+    stats: StreamStats
+    def __init__(self, number: _Optional[int] = ..., age_s: _Optional[float] = ..., query_ids: _Optional[_Iterable[str]] = ..., stats: _Optional[_Union[StreamStats, _Mapping]] = ...) -> None: ...
+
+class ListStreamsResponse(_message.Message):
+    __slots__ = ("streams",)
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
+    streams: _containers.RepeatedCompositeFieldContainer[OpenStreamInfo]
+    def __init__(self, streams: _Optional[_Iterable[_Union[OpenStreamInfo, _Mapping]]] = ...) -> None: ...
+
+class ObserveRequest(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
+
+class ObserveResponse(_message.Message):
+    __slots__ = ("encoded_image", "result")
+    ENCODED_IMAGE_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    encoded_image: bytes
+    result: FrameResult
+    def __init__(self, encoded_image: _Optional[bytes] = ..., result: _Optional[_Union[FrameResult, _Mapping]] = ...) -> None: ...

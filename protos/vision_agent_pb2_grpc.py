@@ -64,6 +64,16 @@ class VisionAgentStub:
                 request_serializer=protos_dot_vision__agent__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=protos_dot_vision__agent__pb2.ServiceStats.FromString,
                 _registered_method=True)
+        self.ListStreams = channel.unary_unary(
+                '/vision_agent.v1.VisionAgent/ListStreams',
+                request_serializer=protos_dot_vision__agent__pb2.ListStreamsRequest.SerializeToString,
+                response_deserializer=protos_dot_vision__agent__pb2.ListStreamsResponse.FromString,
+                _registered_method=True)
+        self.Observe = channel.unary_stream(
+                '/vision_agent.v1.VisionAgent/Observe',
+                request_serializer=protos_dot_vision__agent__pb2.ObserveRequest.SerializeToString,
+                response_deserializer=protos_dot_vision__agent__pb2.ObserveResponse.FromString,
+                _registered_method=True)
 
 
 class VisionAgentServicer:
@@ -116,6 +126,22 @@ class VisionAgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListStreams(self, request, context):
+        """The caller's tenant's streams that are open at this front-end replica, where the service allows
+        looking on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Observe(self, request, context):
+        """Looks on at one of them until it ends: its newest result with its picture, each time there is a
+        newer one. A slow onlooker skips; the stream does not wait for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VisionAgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -148,6 +174,16 @@ def add_VisionAgentServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=protos_dot_vision__agent__pb2.GetStatsRequest.FromString,
                     response_serializer=protos_dot_vision__agent__pb2.ServiceStats.SerializeToString,
+            ),
+            'ListStreams': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListStreams,
+                    request_deserializer=protos_dot_vision__agent__pb2.ListStreamsRequest.FromString,
+                    response_serializer=protos_dot_vision__agent__pb2.ListStreamsResponse.SerializeToString,
+            ),
+            'Observe': grpc.unary_stream_rpc_method_handler(
+                    servicer.Observe,
+                    request_deserializer=protos_dot_vision__agent__pb2.ObserveRequest.FromString,
+                    response_serializer=protos_dot_vision__agent__pb2.ObserveResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -312,6 +348,60 @@ class VisionAgent:
             '/vision_agent.v1.VisionAgent/GetStats',
             protos_dot_vision__agent__pb2.GetStatsRequest.SerializeToString,
             protos_dot_vision__agent__pb2.ServiceStats.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListStreams(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vision_agent.v1.VisionAgent/ListStreams',
+            protos_dot_vision__agent__pb2.ListStreamsRequest.SerializeToString,
+            protos_dot_vision__agent__pb2.ListStreamsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Observe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vision_agent.v1.VisionAgent/Observe',
+            protos_dot_vision__agent__pb2.ObserveRequest.SerializeToString,
+            protos_dot_vision__agent__pb2.ObserveResponse.FromString,
             options,
             channel_credentials,
             insecure,

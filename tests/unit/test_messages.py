@@ -419,6 +419,8 @@ def test_every_rpc_is_served_and_offered() -> None:
         "Watch": "watch",
         "GetCapabilities": "capabilities",
         "GetStats": "stats",
+        "ListStreams": "streams",
+        "Observe": "observe",
     }
     assert set(rpcs) == set(offered)
     from client.vision_agent_client import VisionAgentClient

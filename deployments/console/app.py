@@ -1,0 +1,294 @@
+"""The console's pages and its small API; a client of the service like any other.
+
+    GET  /                        the page, /static/ its files
+    GET  /api/service             the service in sums, streams open through this console, drafts
+    POST /api/ask?query=&task=    one picture (the body), one question
+    WS   /api/watch?query=        a browser's own stream: pictures in, events out as JSON
+    WS   /api/streams/N/pictures  somebody looks on: answer (text) and its picture (binary)
+    WS   /api/others/N/pictures   the same for a stream of any client, where the service allows it
+
+An error is `{"error": message}` under the status that fits. Knows neither Ray nor the ingress.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from agent.errors import (
+    AgentError,
+    FrameTooLarge,
+    InvalidBoxes,
+    InvalidFrame,
+    InvalidQuery,
+    InvalidRequest,
+    NotAuthenticated,
+    Overloaded,
+    StageUnavailable,
+)
+from client.errors import ServiceError
+from client.events import StreamEvent
+from client.types import Capabilities, Query, TaskKind
+from client.vision_agent_client import VisionAgentClient
+from client.watch_stream import WatchStream
+from deployments.console.board import Board, BoardStream, Shown
+from deployments.console.feeds import BrowserFrames, relay, show_source
+from deployments.console.guard import Guard
+from deployments.console.views import event_view, open_stream_view, result_view, service_view
+
+_STATIC = Path(__file__).parent / "static"
+# Most derived class first: the first match wins.
+_STATUSES: tuple[tuple[type[AgentError], int], ...] = (
+    (FrameTooLarge, 413),
+    (InvalidFrame, 415),
+    (InvalidQuery, 422),
+    (InvalidBoxes, 422),
+    (InvalidRequest, 400),
+    (NotAuthenticated, 502),  # the console's own credentials, not the visitor's
+    (Overloaded, 429),
+    (StageUnavailable, 503),
+    (ServiceError, 502),
+)
+
+
+@dataclass(frozen=True)
+class ConsoleSettings:
+    """What a console shows and takes."""
+
+    sources: Sequence[str] = ()
+    """Cameras and videos of this machine that are streamed while it runs."""
+    queries: Sequence[str] = ()
+    """What is looked for in them."""
+    key: str | None = None
+    """See `Guard`."""
+    hosts: frozenset[str] | None = None
+    max_upload_bytes: int = 16_777_216
+    max_streams: int = 16
+    ask_timeout_s: float = 60.0
+
+
+class Console:
+    """The handlers; everything they need is handed in."""
+
+    def __init__(self, client: VisionAgentClient, settings: ConsoleSettings) -> None:
+        self._client = client
+        self._settings = settings
+        self._board = Board(max_streams=settings.max_streams)
+        self._capabilities: Capabilities | None = None
+
+    async def page(self, _request: Request) -> Response:
+        """The page."""
+        return FileResponse(_STATIC / "index.html")
+
+    async def service(self, _request: Request) -> Response:
+        """What there is to see, but for pictures."""
+        try:
+            if self._capabilities is None:
+                self._capabilities = await self._client.capabilities()
+            service = service_view(self._capabilities, await self._client.stats())
+            others = await self._others()
+        except AgentError as error:
+            # It may come back as another version.
+            self._capabilities = None
+            return _failure(error)
+        drafts = vars(self._board.drafts)
+        return JSONResponse(
+            {
+                "service": service,
+                "drafts": drafts,
+                "streams": self._board.summaries(),
+                "others": others,
+            }
+        )
+
+    async def ask(self, request: Request) -> Response:
+        """One picture, one question."""
+        try:
+            query = _query(request)
+            image = await self._body(request)
+            result = await self._client.ground(
+                image, [query], timeout_s=self._settings.ask_timeout_s
+            )
+        except AgentError as error:
+            return _failure(error)
+        for answer in result.results:
+            self._board.drafts.add(answer)
+        return JSONResponse(result_view(result))
+
+    async def watch(self, socket: WebSocket) -> None:
+        """A browser's own stream."""
+        queries = tuple(text for text in socket.query_params.getlist("query") if text.strip())
+        await socket.accept()
+        try:
+            shown = self._board.open("browser", queries)
+        except Overloaded as error:
+            await _say_and_close(socket, error)
+            return
+        try:
+            await self._relay_browser(socket, shown)
+        except AgentError as error:
+            await _say_and_close(socket, error)
+        finally:
+            self._board.close(shown)
+
+    async def pictures(self, socket: WebSocket) -> None:
+        """Somebody looks on."""
+        await socket.accept()
+        shown = self._board.get(socket.path_params["number"])
+        if shown is None:
+            await socket.close(1008, "no such stream")
+            return
+
+        await _show(socket, shown.pictures())
+
+    async def others_pictures(self, socket: WebSocket) -> None:
+        """Somebody looks on at a stream of any client."""
+        await socket.accept()
+
+        async def pictures() -> AsyncIterator[Shown]:
+            async for seen in self._client.observe(socket.path_params["number"]):
+                yield Shown(seen.encoded, result_view(seen.result))
+
+        try:
+            await _show(socket, pictures())
+        except AgentError as error:
+            await _say_and_close(socket, error)
+
+    @contextlib.asynccontextmanager
+    async def running(self, _app: Starlette) -> AsyncIterator[None]:
+        """Streams the sources that were named; closes the connection in the end."""
+        queries = tuple(self._settings.queries)
+        shown = [self._board.open(source, queries) for source in self._settings.sources]
+        tasks = [asyncio.create_task(show_source(self._client, stream)) for stream in shown]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._client.close()
+
+    async def _others(self) -> list[dict[str, Any]] | None:
+        """Streams at the front end; None: the service lets nobody look on."""
+        try:
+            return [open_stream_view(stream) for stream in await self._client.streams()]
+        except InvalidRequest:
+            return None
+
+    async def _relay_browser(self, socket: WebSocket, shown: BoardStream) -> None:
+        frames = BrowserFrames()
+        streams: asyncio.Future[WatchStream] = asyncio.get_running_loop().create_future()
+
+        async def hear(event: StreamEvent) -> None:
+            view = event_view(event)
+            if view is not None:
+                await socket.send_json(view)
+
+        async def read() -> None:
+            stream = await streams
+            while (message := await socket.receive())["type"] != "websocket.disconnect":
+                if (encoded := message.get("bytes")) is not None:
+                    await frames.put(encoded)
+                elif text := (message.get("text") or "").strip():
+                    # One question replaces those there were.
+                    await stream.set_queries([text])
+                    shown.queries = (text,)
+
+        with contextlib.suppress(WebSocketDisconnect):
+            await _until_the_first_ends(
+                relay(self._client, shown, aiter(frames), opened=streams.set_result, heard=hear),
+                read(),
+            )
+
+    async def _body(self, request: Request) -> bytes:
+        """What was uploaded; reading stops where it is too much."""
+        limit = self._settings.max_upload_bytes
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise FrameTooLarge(f"the picture has more than {limit} bytes; send a smaller one")
+        return bytes(body)
+
+
+def build(client: VisionAgentClient, settings: ConsoleSettings) -> Starlette:
+    """The web application; `client` is closed with it."""
+    console = Console(client, settings)
+    return Starlette(
+        routes=[
+            Route("/", console.page),
+            Route("/api/service", console.service),
+            Route("/api/ask", console.ask, methods=["POST"]),
+            WebSocketRoute("/api/watch", console.watch),
+            WebSocketRoute("/api/streams/{number:int}/pictures", console.pictures),
+            WebSocketRoute("/api/others/{number:int}/pictures", console.others_pictures),
+            Mount("/static", StaticFiles(directory=_STATIC)),
+        ],
+        middleware=[Middleware(Guard, key=settings.key, hosts=settings.hosts)],
+        lifespan=console.running,
+    )
+
+
+def _query(request: Request) -> Query:
+    text = request.query_params.get("query", "")
+    name = request.query_params.get("task", TaskKind.DETECT.value)
+    try:
+        return Query(text, task=TaskKind(name))
+    except ValueError:
+        raise InvalidRequest(f"there is no task {name!r}") from None
+
+
+def _failure(error: AgentError) -> Response:
+    status = next((number for kind, number in _STATUSES if isinstance(error, kind)), 500)
+    return JSONResponse({"error": str(error)}, status)
+
+
+async def _say_and_close(socket: WebSocket, error: AgentError) -> None:
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+        await socket.send_json(
+            {"kind": "error", "code": type(error).__name__, "message": str(error)}
+        )
+        await socket.close(1011)
+
+
+async def _show(socket: WebSocket, pictures: AsyncIterator[Shown]) -> None:
+    """Send pictures until they end or the visitor goes; a slow visitor is sent fewer."""
+
+    async def send() -> None:
+        async for picture in pictures:
+            await socket.send_json(picture.result)
+            await socket.send_bytes(picture.encoded)
+
+    with contextlib.suppress(WebSocketDisconnect):
+        await _until_the_first_ends(send(), _until_gone(socket))
+        await socket.close()
+
+
+async def _until_gone(socket: WebSocket) -> None:
+    while (await socket.receive())["type"] != "websocket.disconnect":
+        pass
+
+
+async def _until_the_first_ends(*work: Any) -> None:
+    """Run side by side; when one ends the others are cancelled, and what it raised is raised."""
+    tasks = [asyncio.ensure_future(piece) for piece in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()

@@ -1,0 +1,71 @@
+"""The `console` command; `deployments/cli.py` registers it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def console(
+    target: Annotated[
+        str, typer.Option(help="The service, host:port; start one with `groundstream serve`.")
+    ] = "127.0.0.1:50051",
+    host: Annotated[str, typer.Option(help="Address to show the page on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Its port.", min=1, max=65535)] = 8080,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Stream this camera or video while it runs; may be said again."),
+    ] = None,
+    query: Annotated[
+        list[str] | None, typer.Option(help="What to look for in it; may be said again.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option(help="Show the page to other machines without encryption.")
+    ] = False,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="Encrypt the page, with this certificate chain (PEM).")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    service_ca: Annotated[
+        Path | None,
+        typer.Option(help="Talk TLS to the service, trusting this authority (PEM)."),
+    ] = None,
+    service_certificate: Annotated[
+        Path | None, typer.Option(help="Our certificate for a service with mutual TLS (PEM).")
+    ] = None,
+    service_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the API key or token; or set GROUNDSTREAM_TOKEN."),
+    ] = None,
+    stop_with_parent: Annotated[
+        bool, typer.Option(help="End when the process that started this one is gone.")
+    ] = False,
+) -> None:
+    """Show a page in the browser: streams, answers, latencies, a box to ask in."""
+    import asyncio
+
+    from agent.server_settings import ServerSettings, TlsSettings
+    from client.channel import TlsOptions, find_token
+    from deployments.console.app import ConsoleSettings
+    from deployments.console.server import ServiceAccess, run_console
+
+    if source and not query:
+        raise typer.BadParameter("say what to look for in --source with --query")
+    tls = None
+    if service_ca is not None or service_certificate is not None:
+        tls = TlsOptions(service_ca, service_certificate, service_key)
+    own_tls = TlsSettings(
+        *(None if path is None else str(path) for path in (tls_certificate, tls_key))
+    )
+    asyncio.run(
+        run_console(
+            ServiceAccess(target, tls, find_token(token_file)),
+            ServerSettings(host=host, port=port, insecure=insecure, tls=own_tls),
+            ConsoleSettings(tuple(source or ()), tuple(query or ())),
+            report=typer.echo,
+            stop_with_parent=stop_with_parent,
+        )
+    )

@@ -1,0 +1,58 @@
+// Draws a picture and the boxes that were found in it. Knows no page and no network.
+
+const SIZES = { line: 1 / 250, font: 1 / 32 };
+
+/** A colour of a label's own, the same in every frame. */
+function hue(label) {
+  let sum = 0;
+  for (const letter of label) sum = (sum * 31 + letter.codePointAt(0)) % 65536;
+  return Math.round(sum * 137.508) % 360; // the golden angle sets neighbours far apart
+}
+
+/** `dog #3`, or `dog 0.87` where nothing is followed. */
+export function nameOf(detection) {
+  const id = detection.track_id;
+  return `${detection.label} ${id == null ? detection.confidence.toFixed(2) : `#${id}`}`;
+}
+
+export function detectionsOf(result) {
+  return result ? result.answers.flatMap((answer) => answer.detections) : [];
+}
+
+/** In words, for those who do not see the canvas. */
+export function inWords(result) {
+  const names = detectionsOf(result).map((detection) => detection.label);
+  if (!names.length) return "nothing found";
+  const counts = new Map();
+  for (const name of names) counts.set(name, (counts.get(name) ?? 0) + 1);
+  return [...counts].map(([name, count]) => (count === 1 ? name : `${count} × ${name}`)).join(", ");
+}
+
+/**
+ * Dashed boxes were followed from an earlier frame, solid ones seen by the model in this one.
+ * Boxes are in pixels of `result.width` x `result.height`.
+ */
+export function draw(canvas, bitmap, result) {
+  canvas.width = result?.width ?? bitmap.width;
+  canvas.height = result?.height ?? bitmap.height;
+  const pen = canvas.getContext("2d");
+  pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  const size = Math.max(canvas.width, canvas.height);
+  pen.lineWidth = Math.max(2, size * SIZES.line);
+  pen.font = `600 ${Math.max(12, size * SIZES.font)}px system-ui, sans-serif`;
+  pen.textBaseline = "bottom";
+  const height = Math.max(12, size * SIZES.font) * 1.2;
+  for (const detection of detectionsOf(result)) {
+    const [x1, y1, x2, y2] = detection.box;
+    pen.strokeStyle = `hsl(${hue(detection.label)} 85% 45%)`;
+    pen.setLineDash(detection.source === "TRACKED" ? [3 * pen.lineWidth, 2 * pen.lineWidth] : []);
+    pen.strokeRect(x1, y1, x2 - x1, y2 - y1);
+    const text = nameOf(detection);
+    const bottom = Math.max(height, y1);
+    const left = Math.min(x1, canvas.width - pen.measureText(text).width - 6);
+    pen.fillStyle = `hsl(${hue(detection.label)} 85% 22%)`;
+    pen.fillRect(left, bottom - height, pen.measureText(text).width + 6, height);
+    pen.fillStyle = "white";
+    pen.fillText(text, left + 3, bottom - 1);
+  }
+}

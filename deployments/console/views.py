@@ -1,0 +1,141 @@
+"""What the page is told, as plain JSON values. Pure functions; knows no HTTP and no gRPC."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+from client.events import (
+    KeyframeAnswer,
+    OpenStreamInfo,
+    StreamError,
+    StreamEvent,
+    StreamStats,
+)
+from client.types import Capabilities, Detection, FrameResult, QueryResult, ServiceStats
+
+_TIMINGS = ("follow", "queue", "cache", "propose", "primary", "auxiliary", "language", "total")
+
+
+def result_view(result: FrameResult) -> dict[str, Any]:
+    """One frame's answers: boxes in pixels of a picture of `width` x `height`, times in ms."""
+    return {
+        "sequence": result.sequence,
+        "width": result.width,
+        "height": result.height,
+        "cache_hit": result.cache_hit,
+        "num_proposals": result.num_proposals,
+        "timings_ms": {name: getattr(result.timings, f"{name}_ms") for name in _TIMINGS},
+        "answers": [_answer(answer) for answer in result.results],
+    }
+
+
+def _answer(answer: QueryResult) -> dict[str, Any]:
+    return {
+        "query": answer.query_id,
+        "status": _name(answer.status),
+        "reply": answer.reply,
+        "thought": answer.thought,
+        "count": answer.count,
+        "source": _name(answer.source),
+        "age_ms": answer.evidence_age_ms,
+        "detections": [_detection(detection) for detection in answer.detections],
+    }
+
+
+def _detection(detection: Detection) -> dict[str, Any]:
+    return {
+        "box": list(detection.box),
+        "label": detection.label,
+        "confidence": detection.confidence,
+        "track_id": detection.track_id,
+        "source": _name(detection.source),
+        "age_ms": detection.evidence_age_ms,
+    }
+
+
+def event_view(event: StreamEvent) -> dict[str, Any] | None:
+    """What happened on a stream; None: nothing the page shows."""
+    match event:
+        case FrameResult():
+            return {"kind": "result", **result_view(event)}
+        case KeyframeAnswer():
+            return {"kind": "keyframe", "reason": event.reason, **result_view(event.result)}
+        case StreamStats():
+            return {"kind": "books", **books_view(event)}
+        case StreamError():
+            return {"kind": "error", "code": event.code, "message": event.message}
+    return None
+
+
+def books_view(stats: StreamStats) -> dict[str, Any]:
+    """Where the frames of a stream went; `received` is the sum of the others."""
+    return {
+        "received": stats.received,
+        "answered": stats.answered,
+        "tracked_only": stats.tracked_only,
+        "superseded": stats.superseded,
+        "expired": stats.expired,
+        "rejected": stats.rejected,
+        "failed": stats.failed,
+        "in_flight": stats.in_flight,
+        "num_keyframes": stats.activity.num_keyframes,
+        "num_tracks": stats.activity.num_tracks,
+    }
+
+
+def service_view(capabilities: Capabilities, stats: ServiceStats) -> dict[str, Any]:
+    """The service in sums; stages in mean milliseconds of a call since the replica started."""
+    cache = stats.cache
+    return {
+        "version": capabilities.service_version,
+        "model": capabilities.model_name,
+        "tasks": [_name(task) for task in capabilities.tasks],
+        "uptime_s": stats.uptime_s,
+        "open_streams": stats.open_streams,
+        "frames": {
+            "received": stats.frames_received,
+            "answered": stats.frames_answered,
+            "tracked_only": stats.frames_tracked_only,
+            "superseded": stats.frames_superseded,
+            "rejected": stats.frames_rejected,
+            "failed": stats.frames_failed,
+        },
+        "stages": [
+            {
+                "name": stage.name,
+                "num_done": stage.num_done,
+                "num_refused": stage.num_refused,
+                "call_ms": _mean(stage.call_ms, stage.num_done),
+                "queue_ms": _mean(stage.queue_ms, stage.num_done),
+                "compute_ms": _mean(stage.compute_ms, stage.num_done),
+            }
+            for stage in stats.stages
+        ],
+        "cache": {
+            "hits": cache.hits,
+            "misses": cache.misses,
+            "hit_share": _mean(cache.hits, cache.hits + cache.misses),
+            "stored": cache.stored,
+            "errors": cache.errors + cache.corrupt,
+        },
+    }
+
+
+def open_stream_view(stream: OpenStreamInfo) -> dict[str, Any]:
+    """A stream of the front end, whoever's client it is."""
+    return {
+        "number": stream.number,
+        "name": f"open for {stream.age_s:.0f} s",
+        "queries": list(stream.query_ids),
+        "books": books_view(stream.stats),
+    }
+
+
+def _mean(total: float, count: int) -> float | None:
+    """None where nothing was counted: that is not zero."""
+    return total / count if count else None
+
+
+def _name(value: Enum | str) -> str:
+    return str(value.value if isinstance(value, Enum) else value)

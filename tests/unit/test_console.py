@@ -1,0 +1,278 @@
+"""The console over a real service with fake stages: real HTTP, real WebSockets, real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+import uvicorn
+from PIL import Image
+
+from agent.errors import Overloaded, SettingsError
+from agent.server_settings import ServerSettings
+from client.events import StreamStats
+from client.vision_agent_client import VisionAgentClient
+from client.watch_stream import WatchStream
+from deployments.console.app import ConsoleSettings, build
+from deployments.console.board import Board
+from deployments.console.server import ServiceAccess, run_console
+from deployments.console.views import books_view, service_view
+from tests.in_process import frames, running_service
+from tests.pictures import encoded_image
+from tests.unit.test_onlookers import OBSERVED
+
+PORT_HOSTS = frozenset({"127.0.0.1"})
+VENDOR = Path(__file__).parents[2] / "deployments" / "console" / "static" / "vendor"
+
+
+@contextlib.asynccontextmanager
+async def running_console(
+    target: str, settings: ConsoleSettings | None = None
+) -> AsyncIterator[str]:
+    """A console of a service; its address."""
+    settings = settings or ConsoleSettings(hosts=PORT_HOSTS)
+    config = uvicorn.Config(
+        build(VisionAgentClient(target), settings),
+        port=0,
+        ws="websockets-sansio",
+        log_level="warning",
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    try:
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await task
+
+
+@contextlib.asynccontextmanager
+async def visiting(settings: ConsoleSettings | None = None) -> AsyncIterator[aiohttp.ClientSession]:
+    """A browser's view of a console that is connected to a fake service."""
+    async with (
+        running_service() as service,
+        running_console(service.target, settings) as url,
+        aiohttp.ClientSession(url) as session,
+    ):
+        yield session
+
+
+def picture(size: tuple[int, int] = (64, 48)) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, (200, 30, 30)).save(out, "PNG")
+    return out.getvalue()
+
+
+async def test_the_page_and_its_files_are_served_under_a_strict_policy() -> None:
+    async with visiting() as browser:
+        async with browser.get("/") as page:
+            assert page.status == 200
+            policy = page.headers["content-security-policy"]
+            text = await page.text()
+        for name in ("console.mjs", "console.css", "vendor/htm-preact-3.1.1.mjs"):
+            async with browser.get(f"/static/{name}") as file:
+                assert file.status == 200
+    assert "script-src 'self'" in policy
+    assert "unsafe" not in policy
+    # The policy would block them, and the page with them.
+    assert "<style" not in text
+    assert "onclick" not in text.lower()
+
+
+async def test_a_question_about_a_picture() -> None:
+    async with visiting() as browser:
+        params = {"query": "dog", "task": "DETECT"}
+        async with browser.post("/api/ask", params=params, data=encoded_image()) as reply:
+            assert reply.status == 200
+            result = await reply.json()
+        async with browser.get("/api/service") as reply:
+            news = await reply.json()
+    answer = result["answers"][0]
+    assert answer["detections"][0]["label"] == "dog"
+    assert len(answer["detections"][0]["box"]) == 4
+    assert news["service"]["model"] == "fake"
+    assert news["service"]["frames"]["received"] == 1
+    assert news["drafts"]["num_answers"] == 1
+
+
+@pytest.mark.parametrize(
+    ("params", "body", "status", "says"),
+    [
+        ({"query": "dog"}, b"no picture", 415, "image"),
+        ({"query": "  "}, picture(), 422, "query"),
+        ({"query": "dog", "task": "FLY"}, picture(), 400, "FLY"),
+        ({"query": "dog"}, b"x" * 200_001, 413, "200000 bytes"),
+    ],
+)
+async def test_a_bad_question_is_told_why(params, body, status, says) -> None:
+    settings = ConsoleSettings(max_upload_bytes=200_000)
+    async with visiting(settings) as browser:
+        async with browser.post("/api/ask", params=params, data=body) as reply:
+            assert reply.status == status
+            assert says in (await reply.json())["error"]
+        async with browser.post("/api/ask", params={"query": "dog"}, data=picture()) as reply:
+            assert reply.status == 200
+
+
+async def test_a_browsers_stream_and_somebody_who_looks_on() -> None:
+    sent = encoded_image(3)
+    async with visiting() as browser:
+        own = await _socket(browser, "/api/watch?query=dog")
+        await own.send_bytes(sent)
+        assert (await _next(own, "keyframe"))["reason"] == "FIRST"
+        async with browser.get("/api/service") as reply:
+            streams = (await reply.json())["streams"]
+        assert [stream["queries"] for stream in streams] == [["dog"]]
+        other = await _socket(browser, f"/api/streams/{streams[0]['number']}/pictures")
+        about = await asyncio.wait_for(other.receive_json(), 10)
+        assert about["sequence"] == 1
+        assert await asyncio.wait_for(other.receive_bytes(), 10) == sent
+
+        await own.send_str("cat")
+        await own.send_bytes(encoded_image(4))
+        answer = (await _next(own, "keyframe"))["answers"][0]
+        assert answer["query"] == "cat"
+        await own.close()
+        async with asyncio.timeout(10):
+            async for _picture in other:  # what was on its way; then it ends
+                pass
+        assert other.closed
+        async with browser.get("/api/service") as reply:
+            assert (await reply.json())["streams"] == []
+
+
+async def test_a_source_of_the_machine_is_streamed(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(encoded_image(number))
+    settings = ConsoleSettings(sources=(str(tmp_path),), queries=("dog",))
+    async with visiting(settings) as browser:
+        other = await _socket(browser, "/api/streams/1/pictures")
+        about = await asyncio.wait_for(other.receive_json(), 10)
+        assert about["answers"][0]["query"] == "dog"
+        await other.close()
+
+
+async def test_streams_of_other_clients_where_the_service_allows_it() -> None:
+    async with (
+        running_service(settings=OBSERVED) as service,
+        running_console(service.target) as url,
+        aiohttp.ClientSession(url) as browser,
+        VisionAgentClient(service.target) as robot,
+        robot.watch(frames(*range(1, 200), every_s=0.05), ["dog"]) as stream,
+    ):
+        reading = asyncio.create_task(_read_all(stream))
+        async with browser.get("/api/service") as reply:
+            (listed,) = (await reply.json())["others"]
+        other = await _socket(browser, f"/api/others/{listed['number']}/pictures")
+        about = await asyncio.wait_for(other.receive_json(), 10)
+        picture = await asyncio.wait_for(other.receive_bytes(), 10)
+        assert picture == encoded_image(about["sequence"])
+        await other.close()
+        missing = await _socket(browser, "/api/others/99/pictures")
+        assert "no open stream 99" in (await missing.receive_json())["message"]
+        reading.cancel()
+
+
+async def test_other_pages_cannot_use_a_visitors_browser() -> None:
+    foreign = {"origin": "https://evil.example"}
+    async with visiting() as browser:
+        async with browser.post("/api/ask", data=picture(), headers=foreign) as reply:
+            assert reply.status == 403
+        async with browser.get("/", headers={"host": "evil.example"}) as reply:
+            assert reply.status == 421
+        for headers in (foreign, {}):
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await browser.ws_connect("/api/watch?query=dog", headers=headers)
+            assert refused.value.status == 403
+
+
+async def test_visitors_from_other_machines_need_the_key() -> None:
+    settings = ConsoleSettings(key="secret")
+    async with visiting(settings) as browser:
+        for path in ("/", "/api/service", "/?key=wrong"):
+            async with browser.get(path) as reply:
+                assert reply.status == 401
+    async with (
+        running_service() as service,
+        running_console(service.target, settings) as url,
+        aiohttp.ClientSession(url, cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser,
+    ):
+        async with browser.get("/?key=secret") as reply:
+            assert reply.status == 200
+            assert reply.url.query_string == ""
+        async with browser.get("/api/service") as reply:
+            assert reply.status == 200
+
+
+async def test_without_a_service_the_page_says_so() -> None:
+    async with (
+        running_console("127.0.0.1:1") as url,
+        aiohttp.ClientSession(url) as browser,
+        browser.get("/api/service") as reply,
+    ):
+        assert reply.status == 502
+        assert "UNAVAILABLE" in (await reply.json())["error"]
+
+
+async def test_no_plain_page_for_other_machines() -> None:
+    with pytest.raises(SettingsError, match="--insecure"):
+        await run_console(
+            ServiceAccess("127.0.0.1:1"),
+            ServerSettings(host="0.0.0.0", port=8080),
+            ConsoleSettings(),
+            report=print,
+        )
+
+
+async def test_no_more_streams_than_allowed() -> None:
+    board = Board(max_streams=1)
+    first = board.open("camera", ("dog",))
+    with pytest.raises(Overloaded, match="1 streams open"):
+        board.open("camera", ("dog",))
+    board.close(first)
+    assert board.open("camera", ("dog",)).number == 2
+
+
+def test_books_add_up_on_the_page_too() -> None:
+    books = books_view(StreamStats(received=9, answered=2, tracked_only=4, superseded=1, failed=2))
+    parts = ("answered", "tracked_only", "superseded", "expired", "rejected", "failed", "in_flight")
+    assert books["received"] == sum(books[part] for part in parts)
+
+
+async def test_what_was_not_counted_is_not_zero() -> None:
+    async with running_service() as service, VisionAgentClient(service.target) as client:
+        view = service_view(await client.capabilities(), await client.stats())
+    assert view["cache"]["hit_share"] is None
+
+
+def test_third_party_files_are_small_and_come_with_their_licences() -> None:
+    files = {path.name: path.stat().st_size for path in VENDOR.iterdir()}
+    code = [size for name, size in files.items() if name.endswith((".mjs", ".css"))]
+    assert sum(code) < 100_000
+    assert {"htm.LICENSE", "pico.LICENSE", "preact.LICENSE"} < set(files)
+
+
+async def _socket(browser: aiohttp.ClientSession, path: str) -> aiohttp.ClientWebSocketResponse:
+    origin = str(browser._base_url).rstrip("/")
+    return await browser.ws_connect(path, headers={"origin": origin})
+
+
+async def _read_all(stream: WatchStream) -> None:
+    async for _event in stream:
+        pass
+
+
+async def _next(socket: aiohttp.ClientWebSocketResponse, kind: str) -> dict:
+    async with asyncio.timeout(10):
+        while (event := await socket.receive_json())["kind"] != kind:
+            assert event["kind"] != "error", event
+    return event

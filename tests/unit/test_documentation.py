@@ -1,0 +1,85 @@
+"""The pages say what the code says: nothing missing, nothing old, no link into nowhere."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from agent import errors
+from client.errors import ServiceError
+from deployments.status import TABLE
+from docs import api_reference, settings_reference
+from protos import vision_agent_pb2 as pb
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+ERRORS = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, errors.AgentError) and kind is not errors.AgentError
+]
+
+
+def test_the_api_page_is_the_proto() -> None:
+    assert api_reference.page() == api_reference.PAGE.read_text(), (
+        "run `python docs/api_reference.py`"
+    )
+
+
+def test_the_api_page_links_to_what_it_has() -> None:
+    page = api_reference.PAGE.read_text()
+    headings = {heading.lower() for heading in re.findall(r"^### (\w+)$", page, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#(\w+)\)", page)) - headings == set()
+    messages = {name.lower() for name in pb.DESCRIPTOR.message_types_by_name}
+    assert messages <= headings
+
+
+def test_the_tuning_page_is_the_settings() -> None:
+    assert settings_reference.page() == settings_reference.PAGE.read_text(), (
+        "run `python docs/settings_reference.py`"
+    )
+
+
+def test_every_key_of_the_shipped_file_is_on_the_tuning_page() -> None:
+    page = settings_reference.PAGE.read_text()
+    known = {setting.key for setting in settings_reference.all_settings()}
+    deployment_keys = set(re.findall(r"`(\w+)`", page.split("## Deployments")[1]))
+    assert settings_reference.keys_of_file() - known - deployment_keys == set()
+    assert [s.key for s in settings_reference.all_settings() if not s.meaning] == []
+
+
+def test_every_option_of_a_deployment_is_on_the_tuning_page() -> None:
+    page = settings_reference.PAGE.read_text().split("## Deployments")[1]
+    fields = settings_reference.DeploymentSettings.__dataclass_fields__
+    assert [name for name in fields if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("kind", [*ERRORS, ServiceError])
+def test_every_error_is_explained(kind: type[errors.AgentError]) -> None:
+    page = (DOCS / "errors.md").read_text()
+    assert f"\n## {kind.__name__}\n" in page
+    rows = [row for row in page.splitlines() if row.startswith(f"| `{kind.__name__}` |")]
+    assert len(rows) == 1
+    for known, code, status in TABLE:
+        if known is kind:
+            assert rows[0].startswith(f"| `{kind.__name__}` | {code} | {status.name} |")
+
+
+def test_every_code_of_the_wire_is_explained() -> None:
+    page = (DOCS / "errors.md").read_text()
+    codes = [name.removeprefix("ERROR_CODE_") for name in pb.ErrorCode.keys()]  # noqa: SIM118
+    assert [code for code in codes if code not in page and code != "UNSPECIFIED"] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_index_leads_to_every_page() -> None:
+    index = (DOCS / "index.md").read_text()
+    assert [page.name for page in PAGES if f"({page.name})" not in index] == ["index.md"]
