@@ -117,8 +117,8 @@ def _probe(
 
 ARMS = {
     "full mixture": MixtureSettings(),
-    "no rejection": MixtureSettings(absent=0.0, detect=0.42),
-    "no general data": MixtureSettings(yes_no=0.0, detect=0.27),
+    "no rejection": MixtureSettings(absent=0.0, detect=0.4),
+    "no general data": MixtureSettings(yes_no=0.0, detect=0.25),
 }
 
 
