@@ -20,7 +20,7 @@ import yaml
 
 from agent.errors import SettingsError
 from agent.frame import FrameLimits
-from agent.server_settings import AccessSettings, ServerSettings
+from agent.server_settings import AccessSettings, ObserveSettings, ServerSettings
 
 T = TypeVar("T")
 
@@ -232,6 +232,7 @@ class ServiceSettings:
     ever share features or sessions."""
     server: ServerSettings = field(default_factory=ServerSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
+    observe: ObserveSettings = field(default_factory=ObserveSettings)
     frame: FrameLimits = field(default_factory=FrameLimits)
     stream: StreamSettings = field(default_factory=StreamSettings)
     cache: CacheSettings = field(default_factory=CacheSettings)

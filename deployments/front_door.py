@@ -25,6 +25,8 @@ from deployments.status import end_with_status, failure_of
 from protos import vision_agent_pb2_grpc as pb_grpc
 
 SERVICE_NAME = "vision_agent.v1.VisionAgent"
+LIVE = "live"
+"""Health of the process alone; under every other name the stages must answer, too."""
 
 _HEALTH = f"/{health.SERVICE_NAME}/"
 _logger = logging.getLogger(__name__)
@@ -134,6 +136,7 @@ class _Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         try:
             return self._access.caller(context.invocation_metadata() or (), context.auth_context())
         except NotAuthenticated as error:
+            self._access.num_refused += 1
             _logger.info("refused a call from %s: %s", context.peer(), error)
             await end_with_status(context, failure_of(error))
 

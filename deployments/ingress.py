@@ -33,15 +33,16 @@ from agent.streaming.session_store import SessionStore, open_session_store
 from agent.urgency import Limits
 from agent.zoom import RegionZoom
 from deployments import messages, zoom_messages
-from deployments.access import current_tenant, open_access
+from deployments.access import Access, current_tenant, open_access
 from deployments.autoscaling import OPEN_STREAMS
-from deployments.front_door import SERVICE_NAME, open_server
+from deployments.front_door import LIVE, SERVICE_NAME, open_server
 from deployments.messages import ReceivedFrame
 from deployments.metrics import ServiceMetrics, StageCalls
+from deployments.metrics_page import MetricsPage, Sources
 from deployments.remote_stages import RemoteStages, StageHandles
 from deployments.sharing import Sharing
 from deployments.stage_meter import StageMeters
-from deployments.status import end_with_status, failure_of
+from deployments.status import Failure, end_with_status, failure_of
 from deployments.watch_stream import WatchStream
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc
@@ -120,6 +121,10 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         failure = failure_of(error)
         fault = failure.is_clients_fault
         self._metrics.count_call(Outcome.REJECTED if fault else Outcome.FAILED)
+        await self._end(context, failure)
+
+    async def _end(self, context: Any, failure: Failure) -> NoReturn:
+        self._metrics.failures[failure.code] += 1
         await end_with_status(context, failure)
 
     async def Watch(self, _requests: Any, context: Any) -> None:
@@ -134,6 +139,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
             self._store.for_tenant(tenant),
             self.sharing,
             quota,
+            self._metrics.failures,
         )
         with self._metrics.stream(lambda: stream.session.own_books):
             try:
@@ -141,7 +147,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
                     await stream.run()
             except Exception as error:
                 # A bug of ours, or a client that went away in the middle of a message.
-                await end_with_status(context, failure_of(error))
+                await self._end(context, failure_of(error))
 
     async def GetCapabilities(
         self, _request: pb.GetCapabilitiesRequest, _context: Any
@@ -230,6 +236,7 @@ class Ingress:
         language: DeploymentHandle[Any],
     ) -> None:
         _share_processors_kindly()
+        self._is_ready = False
         self._settings = settings
         self._handles = StageHandles(proposal, primary_encoder, auxiliary_encoder, language)
         self._metrics = ServiceMetrics()
@@ -247,11 +254,20 @@ class Ingress:
             pipeline, self._cache, settings, self._metrics, capabilities, self._store, self._quotas
         )
         self._health = health.aio.HealthServicer()
+        self._health_names = ("", SERVICE_NAME, model.name)
         access = open_access(settings)
         self._server, _ = open_server(settings.server, access, self._agent, self._health)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        # Alive is who answers at all; the other names wait for the stages.
+        await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
         self._warm_up = asyncio.create_task(self._serve_when_warm())
+        observe = settings.observe
+        self._page = MetricsPage(
+            self._observed(model.name, access),
+            host=observe.metrics_host,
+            port=observe.metrics_port,
+        )
 
     async def wait_until_serving(self) -> None:
         """Return once a frame has gone all the way."""
@@ -265,6 +281,8 @@ class Ingress:
         """Called by Serve before the replica goes: warn the clients, then close."""
         self._warm_up.cancel()
         self._agent.draining.set()
+        # The front end that comes after this one listens at the same port.
+        await self._page.close()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         # One second more than the streams give themselves, so that none is cut.
         await self._server.stop(self._settings.server.drain_grace_s + 1.0)
@@ -272,6 +290,18 @@ class Ingress:
         await self._cache.close()
         await self._store.close()
         await self._quotas.close()
+
+    def _observed(self, model: str, access: Access) -> Sources:
+        return Sources(
+            metrics=self._metrics,
+            cache=lambda: self._cache.stats,
+            strain=lambda: self._agent.sharing.keyframes.strain,
+            num_unauthenticated=lambda: access.num_refused,
+            is_ready=lambda: self._is_ready,
+            is_draining=self._agent.draining.is_set,
+            version=_version(),
+            model=model,
+        )
 
     def _stages(self, calls: StageCalls, meters: StageMeters) -> RemoteStages:
         stream = self._settings.stream
@@ -300,10 +330,11 @@ class Ingress:
                 # Not ready, perhaps never: health stays NOT_SERVING and the log says why.
                 _logger.exception("warm-up failed; trying again in %.0f s", _WARM_UP_PAUSE_S)
                 await asyncio.sleep(_WARM_UP_PAUSE_S)
+        self._is_ready = True
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     async def _set_health(self, status: int) -> None:
-        for name in ("", SERVICE_NAME):
+        for name in self._health_names:
             await self._health.set(name, status)
 
 

@@ -21,6 +21,7 @@ class Proposal(StageReplica):
             Overloaded: the caller would have waited longer than `left_s`.
         """
         ticket = self.line.ticket(Limits.starting_now(left_s, urgency))
-        return await self.line.run_together(
+        served = await self.line.run_together(
             ticket, self.stage.propose, frame, limit=self.max_batch_frames
         )
+        return self.signed(served)

@@ -177,6 +177,7 @@ class RemoteStages:
             self._patient(task),
             session=_prefix_owner(features),
         )
+        self._meters.writing.add(generation)
         return generation
 
     async def write_answer(
@@ -193,6 +194,7 @@ class RemoteStages:
                     yield piece
                 else:
                     served(piece)
+                    self._meters.writing.add(piece.value)
                     yield piece.value
 
     def _check_encoder(self, meter: StageMeter) -> None:

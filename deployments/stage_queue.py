@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 from agent.batching import compute_together
 from agent.errors import Overloaded
 from agent.urgency import Limits
+from deployments.process_memory import ProcessMemory
 from deployments.thread_priority import FORWARD_PASS, give_way
 
 A = TypeVar("A")
@@ -33,6 +34,10 @@ class Served(Generic[T]):
     queue_s: float = 0.0
     """In this line."""
     compute_s: float = 0.0
+    num_together: int = 1
+    """Calls that were computed in one go, this one included."""
+    memory: ProcessMemory | None = None
+    """Of the replica, as it was a moment ago."""
 
 
 @dataclass(frozen=True)
@@ -132,4 +137,6 @@ def _compute(jobs: Sequence[_Job]) -> None:
     values = jobs[0].method([job.item for job in jobs])
     took_s = time.monotonic() - started_s
     for job, value in zip(jobs, values, strict=True):
-        job.future.set_result(Served(value, queue_s=started_s - job.put_s, compute_s=took_s))
+        job.future.set_result(
+            Served(value, queue_s=started_s - job.put_s, compute_s=took_s, num_together=len(jobs))
+        )

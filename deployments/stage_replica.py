@@ -7,16 +7,20 @@ overlap. Plain classes: `deployments/app.py` turns them into deployments.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, TypeVar
 
 from agent.batching import batch_limit
 from agent.detections import Proposals
 from agent.errors import SettingsError
 from agent.frame import Frame
 from agent.urgency import Limits, Urgency
+from deployments.process_memory import MemoryReader
 from deployments.stage_queue import Served, StageQueue
+
+T = TypeVar("T")
 
 
 def load_factory(path: str) -> Any:
@@ -49,6 +53,11 @@ class StageReplica:
         )
         self.max_batch_frames = batch_limit(device, max_batch_frames)
         self.line = StageQueue()
+        self._memory = MemoryReader()
+
+    def signed(self, served: Served[T]) -> Served[T]:
+        """A result with what the replica holds; the front end's metrics page shows it."""
+        return dataclasses.replace(served, memory=self._memory.read())
 
 
 class EncoderReplica(StageReplica):
@@ -79,10 +88,13 @@ class EncoderReplica(StageReplica):
         )
         maps, proposals = await asyncio.gather(started, _wait(pending["proposals"]))
         pooled: Served[Any] = await self.line.run(ticket, self.stage.pool, maps.value, proposals)
-        return Served(
-            pooled.value,
-            queue_s=maps.queue_s + pooled.queue_s,
-            compute_s=maps.compute_s + pooled.compute_s,
+        return self.signed(
+            Served(
+                pooled.value,
+                queue_s=maps.queue_s + pooled.queue_s,
+                compute_s=maps.compute_s + pooled.compute_s,
+                num_together=maps.num_together,
+            )
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
@@ -41,6 +42,7 @@ class WatchStream:
         store: SessionStore,
         sharing: Sharing,
         quota: TenantQuota,
+        failures: Counter[str],
     ) -> None:
         self.session: Session[Arrival] = Session(max_queries=settings.stream.max_queries)
         self._rpc = rpc
@@ -48,7 +50,7 @@ class WatchStream:
         self._draining = draining
         self._store = store
         self._quota = quota
-        self._outlet = Outlet(rpc)
+        self._outlet = Outlet(rpc, failures)
         self._answers = FrameAnswers(self.session, pipeline, settings.stream, self._outlet, sharing)
         self._token: str | None = None
         self._changed = asyncio.Event()
