@@ -8,27 +8,29 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import os
+import platform
 import re
 import shutil
-import socket
 import ssl
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import redis.asyncio
 from cryptography import x509
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from redis.exceptions import RedisError
 
 from agent.errors import AgentError, SettingsError
 from agent.model_directory import find_model
 from agent.settings import ServiceSettings, load_serve_config, with_environment
 from deployments.access import open_access
+from deployments.local_service import check_port_is_free
 
 _LEAST_FREE_BYTES = 2_000_000_000
 _REDIS_TIMEOUT_S = 2.0
@@ -72,7 +74,7 @@ def _with_settings(settings: ServiceSettings) -> Iterator[Finding]:
     yield _device(settings.device)
     server, observe = settings.server, settings.observe
     yield _address(settings)
-    yield _port("port", server.host, server.port, "server.port or --port")
+    yield _port("port", server.host, server.port, "--port")
     if observe.metrics_port is not None:
         key = "observe.metrics_port"
         yield _port("metrics", observe.metrics_host, observe.metrics_port, key)
@@ -82,24 +84,35 @@ def _with_settings(settings: ServiceSettings) -> Iterator[Finding]:
 
 
 def _python() -> Finding:
-    words = sys.version.split()[0]
-    if sys.version_info < (3, 11):
-        return Finding("python", False, f"{words}; install Python 3.11 or later")
-    return Finding("python", True, words)
+    version = platform.python_version()
+    wanted = _metadata().get("Requires-Python", "")
+    if version not in SpecifierSet(wanted):
+        return Finding("python", False, f"{version}, needed is {wanted}; make a new environment")
+    return Finding("python", True, version)
 
 
 def _packages() -> Finding:
-    try:
-        required = importlib.metadata.requires(_DISTRIBUTION) or []
-    except importlib.metadata.PackageNotFoundError:
+    wanted = [Requirement(line) for line in _metadata().get("Requires-Dist", [])]
+    if not wanted:
         words = "groundstream itself is not installed here; `pip install --no-deps --editable .`"
         return Finding("packages", False, words)
-    wanted = [Requirement(line) for line in required]
     wrong = [said for need in wanted if _is_meant(need) and (said := _unmet(need))]
     if wrong:
         words = f"{'; '.join(wrong)}; `pip install -r requirements.lock`"
         return Finding("packages", False, words)
     return Finding("packages", True, f"{len(wanted)} as required")
+
+
+def _metadata() -> dict[str, Any]:
+    """Of the installed package; nothing where a checkout runs uninstalled."""
+    try:
+        found = importlib.metadata.metadata(_DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    return {
+        "Requires-Python": found["Requires-Python"],
+        "Requires-Dist": found.get_all("Requires-Dist", []),
+    }
 
 
 def _is_meant(need: Requirement) -> bool:
@@ -179,16 +192,10 @@ def _address(settings: ServiceSettings) -> Finding:
 
 
 def _port(subject: str, host: str, port: int, key: str) -> Finding:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            words = (
-                f"cannot listen on {host}:{port} ({error.strerror}); is a service running there?"
-            )
-            return Finding(subject, False, f"{words} Choose another with {key}")
+    try:
+        check_port_is_free(host, port, key)
+    except SettingsError as error:
+        return Finding(subject, False, str(error))
     return Finding(subject, True, f"{host}:{port} is free")
 
 
