@@ -181,7 +181,7 @@ class RedisRegionCache:
         if len(self._writes) >= self._settings.max_pending_writes:
             self._stats.skipped += 1
             return
-        if self._door.may_call():
+        if self._door.may_call(writes=True):
             task = asyncio.create_task(self._put(key, features))
             self._writes.add(task)
             task.add_done_callback(self._writes.discard)

@@ -148,6 +148,8 @@ class StreamSettings:
     """Time between two StreamStats messages of a stream."""
     stage_timeout_s: float = 30.0
     """A stage that takes longer is unavailable."""
+    stage_hang_s: float = 120.0
+    """A replica is replaced when one of its forward passes takes longer."""
     window: int = 8
     """Frames that may wait where not the newest wins and the client names no number."""
     max_window: int = 64

@@ -56,6 +56,7 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
             settings.model,
             settings.device,
             getattr(settings.num_threads, name),
+            hang_s=settings.stream.stage_hang_s,
             **options,
         )
 

@@ -11,6 +11,7 @@ from agent.features import FrameFeatures, Generation
 from agent.prompts import Task
 from agent.urgency import Limits
 from agent.written_text import written_in_thread
+from deployments.out_of_memory import memory_errors_typed
 from deployments.stage_queue import Served
 from deployments.stage_replica import StageReplica
 
@@ -58,5 +59,6 @@ class Language(StageReplica):
     async def _written(self, *arguments: object) -> Generation:
         """Begun in the stage's own thread, whose priority the engine's thread inherits."""
         begun = await self.line.run(self.line.ticket(Limits()), self.stage.start, *arguments)
-        generation: Generation = await asyncio.wrap_future(begun.value)
-        return generation
+        with memory_errors_typed():
+            generation: Generation = await asyncio.wrap_future(begun.value)
+            return generation

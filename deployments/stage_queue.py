@@ -70,7 +70,13 @@ class StageQueue:
         self._jobs: list[_Job] = []
         self._changed = threading.Condition()
         self._numbers = itertools.count()
+        self._busy_since_s: float | None = None
         threading.Thread(target=self._loop, name="stage", daemon=True).start()
+
+    def stalled_s(self) -> float:
+        """Seconds for which the thread has been at the jobs it has; zero when it has none."""
+        since_s = self._busy_since_s
+        return 0.0 if since_s is None else time.monotonic() - since_s
 
     def ticket(self, limits: Limits) -> Ticket:
         """A place at the end of its class."""
@@ -108,6 +114,7 @@ class StageQueue:
         while True:
             # In a call of its own, so that no result is kept alive while waiting.
             self._serve(self._next_together())
+            self._busy_since_s = None
 
     def _next_together(self) -> list[_Job]:
         """The first in line, and those behind it that may go with it."""
@@ -122,6 +129,7 @@ class StageQueue:
         return together
 
     def _serve(self, jobs: list[_Job]) -> None:
+        self._busy_since_s = time.monotonic()
         wanted = [job for job in jobs if job.future.set_running_or_notify_cancel()]
         late = [job for job in wanted if job.limits.left_s < 0.0]
         for job in late:
