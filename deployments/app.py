@@ -57,6 +57,7 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
             settings.device,
             getattr(settings.num_threads, name),
             hang_s=settings.stream.stage_hang_s,
+            log_format=settings.observe.log_format,
             **options,
         )
 

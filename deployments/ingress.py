@@ -36,6 +36,7 @@ from deployments import messages, zoom_messages
 from deployments.access import Access, current_tenant, open_access
 from deployments.autoscaling import OPEN_STREAMS
 from deployments.front_door import LIVE, SERVICE_NAME, open_server
+from deployments.logs import configure_logs
 from deployments.messages import ReceivedFrame
 from deployments.metrics import ServiceMetrics, StageCalls
 from deployments.metrics_page import MetricsPage, Sources
@@ -235,6 +236,7 @@ class Ingress:
         auxiliary_encoder: DeploymentHandle[Any],
         language: DeploymentHandle[Any],
     ) -> None:
+        configure_logs(settings.observe.log_format)
         _share_processors_kindly()
         self._is_ready = False
         self._settings = settings

@@ -17,6 +17,7 @@ from agent.detections import Proposals
 from agent.errors import SettingsError, StageUnavailable
 from agent.frame import Frame
 from agent.urgency import Limits, Urgency
+from deployments.logs import configure_logs
 from deployments.out_of_memory import memory_errors_typed
 from deployments.process_memory import MemoryReader
 from deployments.stage_queue import Served, StageQueue
@@ -48,8 +49,10 @@ class StageReplica:
         num_threads: int,
         max_batch_frames: int | None = None,
         hang_s: float = 120.0,
+        log_format: str = "text",
         **options: object,
     ) -> None:
+        configure_logs(log_format)
         self.stage: Any = load_factory(factory).from_pretrained(
             model, device=device, num_threads=num_threads, **options
         )
