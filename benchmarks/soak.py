@@ -52,11 +52,13 @@ _WARM_UP_S = 60.0
 """Of a process's own life."""
 _MOST_GROWTH = 1.0
 """MB a minute."""
-_UNHANDLED = re.compile(
-    r"Traceback \(most recent call last\)|exception was never retrieved|Unhandled exception"
-)
-_EXPECTED = re.compile(r"ActorDiedError|WorkerCrashedError|RayActorError|ActorUnavailableError")
-"""What Ray says of replicas that we killed."""
+_OURS = ("worker-*", "serve/*")
+"""Files of our processes among Ray's logs; the others are of Ray's own housekeeping."""
+_TRACEBACK = "Traceback (most recent call last)"
+_LOST = re.compile(r"exception was never retrieved|Unhandled exception|Fatal Python error")
+_EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*)(?::|$)", re.MULTILINE)
+_HANDLED = re.compile(r"agent\.errors\.|asyncio\.exceptions\.CancelledError|ray\.exceptions\.")
+"""Serve logs what a stage raises, our typed errors too; Ray's tell of replicas that we killed."""
 
 
 @dataclass
@@ -247,20 +249,44 @@ class _Redis:
 
 def unhandled_in(logs: Path) -> list[str]:
     """Every unhandled exception in the logs of the service's processes, one line each."""
+    files = sorted({path for pattern in _OURS for path in logs.glob(f"**/{pattern}")})
     return [
         f"{path.name}: {said}"
-        for path in sorted(logs.rglob("*"))
-        if path.is_file() and path.suffix in (".log", ".err", ".out")
+        for path in files
+        if path.is_file()
         for said in _unhandled(path.read_text(errors="replace"))
     ]
 
 
 def _unhandled(text: str) -> Iterator[str]:
-    for found in _UNHANDLED.finditer(text):
-        after = text[found.start() : found.start() + 20_000]
-        if not _EXPECTED.search(after[:6000]):
-            last = [line for line in after.splitlines()[1:40] if line and not line.startswith(" ")]
-            yield (last[0] if last else after[:200]).strip()
+    for lost in _LOST.finditer(text):
+        yield text[lost.start() : lost.start() + 300].replace("\n", " ")
+    # Serve writes the lines of a traceback as one.
+    lines = text.replace("\\n',)('", "\n").replace("\\n", "\n").splitlines()
+    number = 0
+    while number < len(lines):
+        number += 1
+        if _TRACEBACK not in lines[number - 1]:
+            continue
+        raised, number = _last_raised(lines, number)
+        if not _HANDLED.match(raised):
+            yield raised[:300]
+
+
+def _last_raised(lines: list[str], number: int) -> tuple[str, int]:
+    """The exception at the end of a chain of tracebacks, and the line after it."""
+    raised = ""
+    while number < len(lines):
+        line = lines[number]
+        is_more = line.startswith((" ", "The above", "During handling")) or _TRACEBACK in line
+        if line and not is_more:
+            if raised and not _EXCEPTION.match(line):
+                break
+            if raised and not lines[number - 1].startswith(" "):
+                break  # The next record of the log.
+            raised = line
+        number += 1
+    return raised, number
 
 
 def report(soak: Soak, console: Console) -> bool:

@@ -1,4 +1,4 @@
-"""The clients of a soak: good ones, slow ones, silent ones, killed ones, and those that send rubbish.
+"""The clients of a soak: good, slow, silent and killed ones, and those that send rubbish.
 
 Each kind is a function that lives for some seconds and says what it saw; `benchmarks/soak.py`
 decides how many there are and what is wrong with what they saw.
@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -27,7 +28,7 @@ from benchmarks.driver import is_balanced, with_comment
 from client.events import StreamError, StreamStats
 from client.types import FrameResult, OutgoingFrame, StreamPolicy
 from client.vision_agent_client import VisionAgentClient
-from client.watch_stream import Reconnect
+from client.watch_stream import Reconnect, WatchStream
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc
 
@@ -86,42 +87,44 @@ async def changing_queries(around: Surroundings) -> None:
 
 async def never_acking(around: Surroundings) -> None:
     """Reads all and acknowledges nothing; the service stops sending and goes on counting."""
-    seen, seconds = around.seen, around.dice.uniform(3.0, 8.0)
-    async with grpc.aio.insecure_channel(around.target) as channel:
-        call = pb_grpc.VisionAgentStub(channel).Watch()
-        policy = pb.SetPolicy(policy=pb.StreamPolicy(ack_window=2), change_id=1)
-        queries = pb.SetQueries(queries=[pb.Query(id="q", text="dog")], change_id=2)
+    seen, books = around.seen, None
+    try:
+        async with (
+            asyncio.timeout(_END_S),
+            grpc.aio.insecure_channel(around.target) as channel,
+        ):
+            call = pb_grpc.VisionAgentStub(channel).Watch()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(_write_frames(call, around))
+                async for response in call:
+                    seen.results["mute"] += response.HasField("result")
+                    if response.HasField("stats"):
+                        books = response.stats
+                        if not is_balanced(books):
+                            seen.wrong.append(f"never-acking: books do not balance: {books}")
+    except* grpc.aio.AioRpcError as errors:
+        # Nobody comes back here, so that a killed front end is the end of the stream.
         books = None
-
-        async def write() -> None:
-            await call.write(pb.WatchRequest(set_policy=policy))
-            await call.write(pb.WatchRequest(set_queries=queries))
-            until_s = time.monotonic() + seconds
-            for number in itertools.count():
-                if time.monotonic() > until_s:
-                    break
-                frame = pb.Frame(sequence=number, image=around.pictures[number % 8])
-                await call.write(pb.WatchRequest(frame=frame))
-                await asyncio.sleep(1 / _FPS)
-            await call.done_writing()
-
-        writing = asyncio.create_task(write())
-        try:
-            async for response in call:
-                if response.HasField("stats"):
-                    books = response.stats
-                    if not is_balanced(books):
-                        seen.wrong.append(f"never-acking: books do not balance: {books}")
-                seen.results["mute"] += response.HasField("result")
-        except grpc.aio.AioRpcError as error:
-            # Without a client that comes back, a killed front end ends the stream.
+        for error in errors.exceptions:
+            assert isinstance(error, grpc.aio.AioRpcError)
             _note_status(seen, "never-acking", error)
-            books = None
-        finally:
-            writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
+    except* asyncio.InvalidStateError:
+        books = None  # Written to after it had ended.
     if books is not None and books.in_flight:
         seen.wrong.append(f"never-acking: {books.in_flight} frames in flight at the end")
+
+
+async def _write_frames(call: Any, around: Surroundings) -> None:
+    """A camera without a client library; a call that has ended raises."""
+    policy = pb.SetPolicy(policy=pb.StreamPolicy(ack_window=2), change_id=1)
+    queries = pb.SetQueries(queries=[pb.Query(id="q", text="dog")], change_id=2)
+    await call.write(pb.WatchRequest(set_policy=policy))
+    await call.write(pb.WatchRequest(set_queries=queries))
+    for number in range(round(_FPS * around.dice.uniform(3.0, 8.0))):
+        picture = around.pictures[number % len(around.pictures)]
+        await call.write(pb.WatchRequest(frame=pb.Frame(sequence=number, encoded_image=picture)))
+        await asyncio.sleep(1 / _FPS)
+    await call.done_writing()
 
 
 async def killed_client(around: Surroundings) -> None:
@@ -244,12 +247,12 @@ async def _stream(
 
 @contextlib.asynccontextmanager
 async def _changing(
-    stream: object, around: Surroundings, every_s: float | None
+    stream: WatchStream, around: Surroundings, every_s: float | None
 ) -> AsyncIterator[None]:
     async def change() -> None:
         while every_s is not None:
             await asyncio.sleep(every_s)
-            await stream.set_queries(around.words())  # type: ignore[attr-defined]
+            await stream.set_queries(around.words())
 
     changing = asyncio.create_task(change())
     try:

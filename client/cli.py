@@ -69,10 +69,18 @@ def health(
     name: Annotated[str, typer.Option(help="'' (ready), 'live', or the name of a model.")] = "",
     timeout_s: Annotated[float, typer.Option(help="Wait so long for an answer.", min=0.1)] = 5.0,
     tls_ca: Annotated[
-        Path | None, typer.Option(help="Encrypt, trusting this certificate authority (PEM).")
+        Path | None,
+        typer.Option(
+            help="Encrypt, trusting this certificate authority (PEM).",
+            envvar="GROUNDSTREAM_TLS_CA",
+        ),
     ] = None,
     tls_server_name: Annotated[
-        str | None, typer.Option(help="Name in the certificate, where it is not the target's.")
+        str | None,
+        typer.Option(
+            help="Name in the certificate, where it is not the target's.",
+            envvar="GROUNDSTREAM_TLS_SERVER_NAME",
+        ),
     ] = None,
     tls_certificate: Annotated[
         Path | None, typer.Option(help="Our own certificate, for mutual TLS (PEM).")

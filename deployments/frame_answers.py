@@ -33,6 +33,7 @@ from deployments.outlet import Outlet
 from deployments.sharing import Sharing
 from deployments.status import cause_of, failure_of
 from deployments.stream_looks import Arrival, Look, StreamLooks, ahead_s
+from deployments.tracing import answer_span
 
 
 @dataclass(frozen=True)
@@ -348,13 +349,14 @@ class FrameAnswers:
         if self._session.policy.reuse_features and received.boxes is None:
             found = self._reuse.find(keyframe.sketch)
         limits = Limits.starting_now(self._left_s(received), Urgency.STANDING)
-        grounding = await self._pipeline.within(limits).ground(
-            received.frame,
-            [query.task for query in queries],
-            boxes=received.boxes,
-            reuse=None if found is None else found[0],
-            expected=self.follower.expected(keyframe),
-        )
+        with answer_span("keyframe"):
+            grounding = await self._pipeline.within(limits).ground(
+                received.frame,
+                [query.task for query in queries],
+                boxes=received.boxes,
+                reuse=None if found is None else found[0],
+                expected=self.follower.expected(keyframe),
+            )
         self.activity.num_keyframes += 1
         self.activity.num_answers += len(queries)
         self.activity.num_encoded_frames += not grounding.cache_hit

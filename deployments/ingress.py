@@ -44,6 +44,7 @@ from deployments.remote_stages import RemoteStages, StageHandles
 from deployments.sharing import Sharing
 from deployments.stage_meter import StageMeters
 from deployments.status import Failure, end_with_status, failure_of
+from deployments.tracing import Tracing, answer_span, open_tracing
 from deployments.watch_stream import WatchStream
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc
@@ -66,6 +67,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         capabilities: pb.Capabilities,
         store: SessionStore,
         quotas: Quotas,
+        tracing: Tracing,
     ) -> None:
         self.draining = asyncio.Event()
         """Set it and every open stream tells its client to go elsewhere."""
@@ -76,12 +78,13 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         self._capabilities = capabilities
         self._store = store
         self._quotas = quotas
+        self._tracing = tracing
         self.sharing = Sharing(settings.stream.sharing)
 
     async def Ground(self, request: pb.GroundRequest, context: Any) -> pb.GroundResponse:
         """One picture, some questions."""
         try:
-            with self._one_off():
+            with self._one_off(context, "ground"):
                 result = await self._ground(request, context.time_remaining())
         except Exception as error:
             await self._end_call(context, error)
@@ -91,7 +94,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
     async def GroundAnytime(self, request: pb.GroundAnytimeRequest, context: Any) -> None:
         """The same, at once and then better."""
         try:
-            with self._one_off():
+            with self._one_off(context, "ground"):
                 async for result in self._revisions(request, context.time_remaining()):
                     await context.write(pb.GroundAnytimeResponse(result=result))
         except Exception as error:
@@ -101,7 +104,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
     async def Ask(self, request: pb.AskRequest, context: Any) -> None:
         """One picture, one question, its answer as it is written."""
         try:
-            with self._one_off():
+            with self._one_off(context, "ask"):
                 async for response in self._ask(request, context.time_remaining()):
                     await context.write(response)
         except Exception as error:
@@ -109,12 +112,13 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         self._metrics.count_call(Outcome.ANSWERED)
 
     @contextlib.contextmanager
-    def _one_off(self) -> Iterator[None]:
-        """Streams step back while a one-off call is under way."""
+    def _one_off(self, context: Any, name: str) -> Iterator[None]:
+        """Streams step back while a one-off call is under way; its answer is one span."""
         turns = self.sharing.keyframes
         turns.num_one_offs += 1
         try:
-            yield
+            with self._tracing.call(context.invocation_metadata() or ()), answer_span(name):
+                yield
         finally:
             turns.num_one_offs -= 1
 
@@ -144,8 +148,9 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         )
         with self._metrics.stream(lambda: stream.session.own_books):
             try:
-                async with quota.stream():
-                    await stream.run()
+                with self._tracing.call(context.invocation_metadata() or ()):
+                    async with quota.stream():
+                        await stream.run()
             except Exception as error:
                 # A bug of ours, or a client that went away in the middle of a message.
                 await self._end(context, failure_of(error))
@@ -252,8 +257,16 @@ class Ingress:
         capabilities = messages.capabilities_to_message(settings, model, service_version=_version())
         self._store = open_session_store(settings.cache, ttl_s=settings.stream.session.ttl_s)
         self._quotas = open_quotas(settings.access, settings.cache)
+        self._tracing = open_tracing(settings.observe, version=_version())
         self._agent = VisionAgent(
-            pipeline, self._cache, settings, self._metrics, capabilities, self._store, self._quotas
+            pipeline,
+            self._cache,
+            settings,
+            self._metrics,
+            capabilities,
+            self._store,
+            self._quotas,
+            self._tracing,
         )
         self._health = health.aio.HealthServicer()
         self._health_names = ("", SERVICE_NAME, model.name)
@@ -292,6 +305,8 @@ class Ingress:
         await self._cache.close()
         await self._store.close()
         await self._quotas.close()
+        # It may wait for a collector that does not answer.
+        await asyncio.to_thread(self._tracing.close)
 
     def _observed(self, model: str, access: Access) -> Sources:
         return Sources(
