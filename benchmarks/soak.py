@@ -156,7 +156,7 @@ class Soak:
 
     async def _restart_redis(self, redis: _Redis) -> None:
         while True:
-            await asyncio.sleep(_REDIS_EVERY_S)
+            await asyncio.sleep(min(_REDIS_EVERY_S, self.duration_s / 6))
             redis.off()
             await asyncio.sleep(_REDIS_AWAY_S)
             redis.on()

@@ -1,6 +1,8 @@
 """How our processes log: plain lines, or one JSON object a line with the request's id.
 
-Set up once by whoever owns a process. What clients send is never logged, by nobody.
+Set up once by every replica. Serve puts what replicas write to `sys.stderr` into its own log as
+INFO, which is below the level we ask of Serve; so ours goes to the process's real standard error,
+which Ray keeps as `worker-*.err`. What clients send is never logged, by nobody.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import sys
 
 from deployments.request_context import request_id
 
@@ -33,17 +36,26 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+class TextFormatter(logging.Formatter):
+    """A plain line: time, level, logger, request id where there is one, message."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s%(request)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text, a traceback after it."""
+        current = request_id()
+        record.request = f" [{current}]" if current else ""
+        return super().format(record)
+
+
 def configure_logs(log_format: str) -> None:
-    """Have our own loggers write to standard error in one format; those of libraries stay.
+    """Have our own loggers write to the real standard error; those of libraries stay.
 
     Args:
         log_format: text or json, see `ObserveSettings`.
     """
-    if log_format != "json":
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter())
+    handler = logging.StreamHandler(sys.__stderr__)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     for name in _OURS:
-        logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.propagate = False
+        logging.getLogger(name).handlers = [handler]
