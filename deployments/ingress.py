@@ -292,8 +292,8 @@ class Ingress:
         """Serve does not see our streams; this is how it learns of them."""
         return {OPEN_STREAMS: float(self._metrics.num_open_streams)}
 
-    async def __del__(self) -> None:
-        """Called by Serve before the replica goes: warn the clients, then close."""
+    async def drain(self) -> None:
+        """Take nothing new, warn the clients, and return when their streams have ended."""
         self._warm_up.cancel()
         self._agent.draining.set()
         # The front end that comes after this one listens at the same port.
@@ -301,6 +301,10 @@ class Ingress:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         # One second more than the streams give themselves, so that none is cut.
         await self._server.stop(self._settings.server.drain_grace_s + 1.0)
+
+    async def __del__(self) -> None:
+        """Called by Serve before the replica goes."""
+        await self.drain()
         self._agent.sharing.close()
         await self._cache.close()
         await self._store.close()
