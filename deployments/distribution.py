@@ -25,11 +25,6 @@ class Distribution:
         self._counts[bisect.bisect_left(self._bounds, value)] += 1
         self.total += value
 
-    @property
-    def num(self) -> int:
-        """How many values there were."""
-        return sum(self._counts)
-
     def cumulative(self) -> Iterator[tuple[float, int]]:
         """Each upper bound, infinity last, and how many values do not exceed it."""
         below = 0

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator
 
 import psutil
 import pytest
 
 from agent.errors import Overloaded, StageUnavailable
 from client.events import StreamError, StreamStats
-from client.types import FrameResult, OutgoingFrame, StreamPolicy
+from client.types import FrameResult, StreamPolicy
 from client.vision_agent_client import VisionAgentClient
+from tests.cameras import Camera
 from tests.pictures import encoded_image
 
 _pictures = itertools.count(500_000)
@@ -43,25 +43,15 @@ async def answered_again(client: VisionAgentClient) -> tuple[float, int]:
             return time.monotonic() - started_s, num_failed
 
 
-class Camera:
-    """New pictures until told to stop; every one must be encoded."""
-
-    def __init__(self) -> None:
-        self.num_sent = 0
-        self.is_on = True
-
-    async def frames(self) -> AsyncIterator[OutgoingFrame]:
-        while self.is_on:
-            yield OutgoingFrame(encoded_image(next(_pictures)), self.num_sent)
-            self.num_sent += 1
-            await asyncio.sleep(0.1)
-
-
 @pytest.mark.parametrize(
     "deployment", ["Proposal", "PrimaryEncoder", "AuxiliaryEncoder", "Language"]
 )
 async def test_a_killed_stage_comes_back(client: VisionAgentClient, deployment: str) -> None:
-    camera, errors, results = Camera(), list[StreamError](), list[FrameResult]()
+    camera, errors, results = (
+        Camera(lambda: encoded_image(next(_pictures)), every_s=0.1),
+        list[StreamError](),
+        list[FrameResult](),
+    )
 
     async def break_it() -> tuple[float, int]:
         await asyncio.sleep(0.5)

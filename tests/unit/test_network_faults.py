@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +16,10 @@ import pytest
 from agent.server_settings import TlsSettings
 from client.channel import TlsOptions
 from client.events import StreamError, StreamOpened, StreamStats
-from client.types import FrameResult, OutgoingFrame, StreamPolicy
+from client.types import FrameResult, StreamPolicy
 from client.vision_agent_client import VisionAgentClient
 from client.watch_stream import Reconnect
+from tests.cameras import Camera
 from tests.certificates import Authority
 from tests.fault_proxy import FaultProxy, fault_proxy
 from tests.in_process import SETTINGS, running_service
@@ -29,20 +30,6 @@ _QUICK = Reconnect(max_attempts=200, first_pause_s=0.02, max_pause_s=0.1)
 _EVERY_S = 0.02
 _SETTLED = 15
 """Results before the fault, and again after it."""
-
-
-class Camera:
-    """Sends a still picture until told to stop."""
-
-    def __init__(self) -> None:
-        self.num_sent = 0
-        self.is_on = True
-
-    async def frames(self) -> AsyncIterator[OutgoingFrame]:
-        while self.is_on:
-            yield OutgoingFrame(_PICTURE, self.num_sent, capture_time_ns=time.time_ns())
-            self.num_sent += 1
-            await asyncio.sleep(_EVERY_S)
 
 
 def cut(proxy: FaultProxy) -> float:
@@ -76,7 +63,7 @@ async def test_a_stream_goes_on_and_its_books_close(
         made, tls = authority.sign("service"), TlsOptions(authority.path)
         files = TlsSettings(str(made.chain), str(made.key))
         settings = replace(SETTINGS, server=replace(SETTINGS.server, tls=files))
-    camera, results = Camera(), list[FrameResult]()
+    camera, results = Camera(lambda: _PICTURE, every_s=_EVERY_S), list[FrameResult]()
     broken_s = recovered_s = None
     errors, openings, last = [], [], None
     async with (
