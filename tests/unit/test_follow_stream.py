@@ -477,3 +477,26 @@ async def test_an_unknown_token_opens_a_new_session(client: VisionAgentClient) -
         await answer_of(other, FrameResult)
         assert not other.openings[0].resumed
         assert other.openings[0].resume_token != token
+
+
+@pytest.mark.parametrize("says_end", [True, False])
+async def test_a_session_is_over_only_when_its_client_says_so(
+    service: Service, says_end: bool
+) -> None:
+    async def opened(call: object, token: str) -> object:
+        await call.write(pb.WatchRequest(open=pb.OpenStream(resume_token=token)))
+        return (await call.read()).opened
+
+    async with grpc.aio.insecure_channel(service.target) as channel:
+        stub = pb_grpc.VisionAgentStub(channel)
+        call = stub.Watch()
+        first = await opened(call, "")
+        if says_end:
+            await call.write(pb.WatchRequest(end=pb.End()))
+        # A connection that breaks looks no different from the other side.
+        await call.done_writing()
+        while await call.read() is not grpc.aio.EOF:
+            pass
+        again = stub.Watch()
+        assert (await opened(again, first.resume_token)).resumed is not says_end
+        again.cancel()
