@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test fuzz check format protos baseline serve train bench pages manifests lock clean
+.PHONY: demo test fuzz soak check format protos baseline serve train bench pages manifests lock clean
 
 $(READY): requirements.lock requirements.no-deps.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,9 @@ test: $(READY)  ## Unit, parity and integration tests
 
 fuzz: $(READY)  ## 100,000 made-up inputs for everything that reads what comes from outside
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -m fuzz --timeout 3600 --durations 0
+
+soak: $(READY)  ## Half an hour of every kind of client, Redis restarts and replica kills
+	$(BIN)/python -m benchmarks.soak --minutes 30
 
 check: $(READY)  ## Linters, types, import rules, generated code
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ neither frames nor text: ids, embeddings and positions only.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -129,6 +130,12 @@ class Engine:
         self._jobs: dict[str, _PrefixJob] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._step_since_s: float | None = None
+
+    def stalled_s(self) -> float:
+        """Seconds for which the step under way has run; zero between steps."""
+        since_s = self._step_since_s
+        return 0.0 if since_s is None else time.monotonic() - since_s
 
     def submit(self, request: Request) -> Future[Completion]:
         """The answer to come; cancelling it frees its place at the next step.
@@ -172,6 +179,7 @@ class Engine:
                     return
                 self._waiting += self._inbox
                 self._inbox = []
+            self._step_since_s = time.monotonic()
             try:
                 self._step()
             except Exception as error:
@@ -179,6 +187,8 @@ class Engine:
                 for run in [*self._waiting, *self._running]:
                     _fail(run, error)
                 self._waiting, self._running, self._jobs = [], [], {}
+            finally:
+                self._step_since_s = None
 
     @torch.inference_mode()
     def _step(self) -> None:

@@ -1,8 +1,9 @@
 """A Redis-protocol server that may be slow or gone: every call is bounded and none raises.
 
 After a failed call the server is left alone for a while (doubling up to a limit), so that an
-unreachable one costs its timeout once in a while and not once per frame. Knows no keys and no
-values. The only user of Redis.
+unreachable one costs its timeout once in a while and not once per frame; one that only refuses to
+be written to, being full or a replica, is still read. Knows no keys and no values. The only user
+of Redis.
 """
 
 from __future__ import annotations
@@ -16,13 +17,37 @@ from typing import Any, TypeVar
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 
 from agent.settings import CacheSettings
 
 T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
+
+
+class _Breaker:
+    """For how long a kind of call is not made."""
+
+    def __init__(self, settings: CacheSettings) -> None:
+        self._first_s = settings.retry_after_s
+        self._most_s = settings.max_retry_after_s
+        self._pause_s = self._first_s
+        self._until_s = 0.0
+
+    def is_closed(self, now_s: float) -> bool:
+        """Whether to leave the server alone."""
+        return now_s < self._until_s
+
+    def failed(self, now_s: float) -> float:
+        """Close it; returns for how long."""
+        pause_s, self._until_s = self._pause_s, now_s + self._pause_s
+        self._pause_s = min(2 * self._pause_s, self._most_s)
+        return pause_s
+
+    def succeeded(self) -> None:
+        """The next pause is short again."""
+        self._pause_s = self._first_s
 
 
 class RedisDoor:
@@ -58,8 +83,7 @@ class RedisDoor:
             # The client's own retries would hide an outage behind seconds of waiting.
             retry=Retry(NoBackoff(), 0),
         )
-        self._closed_until_s = 0.0
-        self._pause_s = settings.retry_after_s
+        self._all, self._writes = _Breaker(settings), _Breaker(settings)
 
     async def get(self, key: str) -> bytes | None:
         """The value; None when there is none or nobody answers."""
@@ -69,11 +93,12 @@ class RedisDoor:
     async def set(self, key: str, value: bytes, *, ttl_s: float) -> bool:
         """Whether the value was stored."""
         lifetime_ms = max(1, round(ttl_s * 1000))
-        return await self._call(lambda: self._redis.set(key, value, px=lifetime_ms)) is not None
+        stored = await self._call(lambda: self._redis.set(key, value, px=lifetime_ms), writes=True)
+        return stored is not None
 
     async def delete(self, key: str) -> None:
         """Forget a value."""
-        await self._call(lambda: self._redis.delete(key))
+        await self._call(lambda: self._redis.delete(key), writes=True)
 
     async def run(
         self, script: str, keys: Sequence[str], arguments: Sequence[str | int | float]
@@ -81,40 +106,47 @@ class RedisDoor:
         """What a Lua script returns, run as one step; None when nobody answers."""
         # Sends its digest; the text only to a server that does not know it.
         command = self._redis.register_script(script)
-        return await self._call(lambda: command(keys=list(keys), args=list(arguments)))
+        return await self._call(lambda: command(keys=list(keys), args=list(arguments)), writes=True)
 
-    def may_call(self) -> bool:
+    def may_call(self, *, writes: bool = False) -> bool:
         """Whether the server is worth a call; counts the calls it saved."""
-        if self._clock() >= self._closed_until_s:
-            return True
-        self.num_skipped += 1
-        return False
+        now_s = self._clock()
+        if self._all.is_closed(now_s) or (writes and self._writes.is_closed(now_s)):
+            self.num_skipped += 1
+            return False
+        return True
 
     async def close(self) -> None:
         """Let go of the connection."""
         await self._redis.aclose()
 
-    async def _call(self, command: Callable[[], Awaitable[T]]) -> T | None:
-        if not self.may_call():
+    async def _call(self, command: Callable[[], Awaitable[T]], *, writes: bool = False) -> T | None:
+        if not self.may_call(writes=writes):
             return None
         try:
             async with asyncio.timeout(self._settings.timeout_s):
                 result = await command()
-        except (RedisError, OSError, TimeoutError) as error:
-            self._failed(error)
+        except (OutOfMemoryError, ReadOnlyError) as error:
+            self._failed(error, self._writes)
             return None
-        self._pause_s = self._settings.retry_after_s
+        except (RedisError, OSError, TimeoutError, ValueError) as error:
+            # A ValueError: what answered does not speak the protocol.
+            self._failed(error, self._all)
+            return None
+        self._all.succeeded()
+        if writes:
+            self._writes.succeeded()
         return result
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: Exception, breaker: _Breaker) -> None:
         self.num_errors += 1
-        if self._clock() < self._closed_until_s:
+        now_s = self._clock()
+        if breaker.is_closed(now_s):
             return  # One of several calls under way when the server went; the pause is set.
-        self._closed_until_s = self._clock() + self._pause_s
         _logger.warning(
-            "%s unavailable (%s); answers go on without it, next try in %.1f s",
+            "%s %s (%s); answers go on without it, next try in %.1f s",
             self._purpose,
+            "takes no writes" if breaker is self._writes else "unavailable",
             type(error).__name__,
-            self._pause_s,
+            breaker.failed(now_s),
         )
-        self._pause_s = min(2 * self._pause_s, self._settings.max_retry_after_s)

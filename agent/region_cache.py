@@ -43,6 +43,9 @@ class CacheStats:
     """Entries whose check failed; counted as misses too."""
     skipped: int = 0
     """Calls not made because the cache was down a moment ago, and writes beyond the bound."""
+    read_bytes: int = 0
+    """Of the features that were found; as stored, behind a server."""
+    written_bytes: int = 0
 
 
 class RegionCache(Protocol):
@@ -114,6 +117,7 @@ class MemoryRegionCache:
             return None
         self._entries.move_to_end(key)
         self.stats.hits += 1
+        self.stats.read_bytes += num_bytes(found[0])
         return found[0]
 
     def put_soon(self, key: str, features: FrameFeatures) -> None:
@@ -128,6 +132,7 @@ class MemoryRegionCache:
         while self._held_bytes > self._budget_bytes:
             self._drop(next(iter(self._entries)))
         self.stats.stored += 1
+        self.stats.written_bytes += size
 
     async def settle(self) -> None:
         return None
@@ -169,13 +174,14 @@ class RedisRegionCache:
             self._stats.misses += 1
         else:
             self._stats.hits += 1
+            self._stats.read_bytes += 0 if blob is None else len(blob)
         return features
 
     def put_soon(self, key: str, features: FrameFeatures) -> None:
         if len(self._writes) >= self._settings.max_pending_writes:
             self._stats.skipped += 1
             return
-        if self._door.may_call():
+        if self._door.may_call(writes=True):
             task = asyncio.create_task(self._put(key, features))
             self._writes.add(task)
             task.add_done_callback(self._writes.discard)
@@ -194,6 +200,7 @@ class RedisRegionCache:
         blob = encode_features(features, key)
         stored = await self._door.set(_NAMESPACE + key, blob, ttl_s=self._settings.ttl_s)
         self._stats.stored += stored
+        self._stats.written_bytes += len(blob) if stored else 0
 
     def _checked(self, key: str, blob: bytes) -> FrameFeatures | None:
         try:

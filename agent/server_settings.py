@@ -140,3 +140,24 @@ class AccessSettings:
     """What was not used may be used later, as far as it is worth so many seconds."""
     lease_ttl_s: float = 15.0
     """Streams of a replica that was killed count for this long."""
+
+
+@dataclass(frozen=True)
+class ObserveSettings:
+    """What the service tells those who look after it; never what clients sent."""
+
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = 9464
+    """Page for Prometheus, one per front-end replica; None: none."""
+    log_format: str = "text"
+    """text, or json: one object a line, with the id of the request it is about."""
+    traces: str | None = None
+    """Address of an OpenTelemetry collector (OTLP over gRPC), like http://127.0.0.1:4317."""
+    traced_share: float = 1.0
+    """Share of answers that become a trace where the client brings none of its own."""
+
+    def __post_init__(self) -> None:
+        if self.log_format not in ("text", "json"):
+            raise SettingsError(f"observe.log_format is text or json, not {self.log_format!r}")
+        if not 0.0 <= self.traced_share <= 1.0:
+            raise SettingsError(f"observe.traced_share is 0 to 1, not {self.traced_share:g}")

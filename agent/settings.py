@@ -20,7 +20,7 @@ import yaml
 
 from agent.errors import SettingsError
 from agent.frame import FrameLimits
-from agent.server_settings import AccessSettings, ServerSettings
+from agent.server_settings import AccessSettings, ObserveSettings, ServerSettings
 
 T = TypeVar("T")
 
@@ -152,6 +152,8 @@ class StreamSettings:
     """Time between two StreamStats messages of a stream."""
     stage_timeout_s: float = 30.0
     """A stage that takes longer is unavailable."""
+    stage_hang_s: float = 120.0
+    """A replica is replaced when one of its forward passes takes longer."""
     window: int = 8
     """Frames that may wait where not the newest wins and the client names no number."""
     max_window: int = 64
@@ -242,6 +244,7 @@ class ServiceSettings:
     ever share features or sessions."""
     server: ServerSettings = field(default_factory=ServerSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
+    observe: ObserveSettings = field(default_factory=ObserveSettings)
     frame: FrameLimits = field(default_factory=FrameLimits)
     stream: StreamSettings = field(default_factory=StreamSettings)
     cache: CacheSettings = field(default_factory=CacheSettings)

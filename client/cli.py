@@ -62,3 +62,38 @@ def watch(
             )
 
     asyncio.run(run())
+
+
+def health(
+    target: Annotated[str, typer.Argument(help="The service, host:port.")] = "127.0.0.1:50051",
+    name: Annotated[str, typer.Option(help="'' (ready), 'live', or the name of a model.")] = "",
+    timeout_s: Annotated[float, typer.Option(help="Wait so long for an answer.", min=0.1)] = 5.0,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="Encrypt, trusting this certificate authority (PEM).",
+            envvar="GROUNDSTREAM_TLS_CA",
+        ),
+    ] = None,
+    tls_server_name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name in the certificate, where it is not the target's.",
+            envvar="GROUNDSTREAM_TLS_SERVER_NAME",
+        ),
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="Our own certificate, for mutual TLS (PEM).")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+) -> None:
+    """Ask a service how it is; exit status 0 when it serves, 1 otherwise."""
+    from client.channel import TlsOptions
+    from client.health import health_of
+
+    tls = None
+    if tls_ca is not None or tls_certificate is not None:
+        tls = TlsOptions(tls_ca, tls_certificate, tls_key, tls_server_name)
+    found = asyncio.run(health_of(target, name, tls=tls, timeout_s=timeout_s))
+    typer.echo(found.words)
+    raise typer.Exit(0 if found.is_serving else 1)

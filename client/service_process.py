@@ -76,6 +76,15 @@ class ServiceProcess:
                 count += 1
         return Memory(rss, pss, count)
 
+    def replicas(self) -> dict[int, tuple[str, psutil.Process]]:
+        """Replicas alive now by their process id: the deployment's name and the process."""
+        found = {}
+        for process in self._tree():
+            with contextlib.suppress(psutil.Error):
+                if _is_replica(process):
+                    found[process.pid] = (_short_name(process), process)
+        return found
+
     def rss_by_process(self) -> dict[str, float]:
         """Resident bytes of each kind of process, by how it calls itself."""
         return self._by_process(lambda process: process.memory_info().rss)
@@ -130,8 +139,11 @@ def _short_name(process: psutil.Process) -> str:
     """`Language` for a replica of that name, the program's name for others."""
     title = next(iter(process.cmdline()), "")
     # ray::ServeReplica:<application>:<deployment>, and perhaps .<what it does just now>.
-    is_replica = title.startswith("ray::ServeReplica")
-    return title.split(":")[-1].split(".")[0] if is_replica else str(process.name())
+    return title.split(":")[-1].split(".")[0] if _is_replica(process) else str(process.name())
+
+
+def _is_replica(process: psutil.Process) -> bool:
+    return str(next(iter(process.cmdline()), "")).startswith("ray::ServeReplica")
 
 
 def free_port() -> int:

@@ -72,6 +72,8 @@ class Access:
         Raises:
             SettingsError: a file cannot be read.
         """
+        self.num_refused = 0
+        """Calls that were not let in, as whoever stands at the door counts them."""
         self._anonymous = anonymous
         self._mutual_tls = mutual_tls
         self._api_keys = None

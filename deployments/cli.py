@@ -100,6 +100,21 @@ def key(
     typer.echo(add_api_key(keys, name=name or tenant, tenant=tenant))
 
 
+def doctor(
+    config: Annotated[
+        Path,
+        typer.Option(help="The settings to check with.", show_default="serve_config.yaml"),
+    ] = DEFAULT_CONFIG,
+) -> None:
+    """Check this installation and say what to fix; exit status 1 when something is wrong."""
+    from deployments.doctor import examine
+
+    findings = examine(config)
+    for finding in findings:
+        typer.echo(finding.line)
+    raise typer.Exit(0 if all(finding.is_well for finding in findings) else 1)
+
+
 def demo() -> None:
     """Start the service, stream the shipped videos through it, and show what it answered."""
     from client.demo import run_demo
@@ -111,7 +126,7 @@ def build_app() -> typer.Typer:
     """All commands of the package under one name."""
     from agent.benchmark_cli import eval_app
     from agent.cli import ground, model_app
-    from client.cli import watch
+    from client.cli import health, watch
     from deployments.console.command import console
     from deployments.training_cli import train
 
@@ -124,6 +139,8 @@ def build_app() -> typer.Typer:
     app.command()(watch)
     app.command()(serve)
     app.command()(console)
+    app.command()(health)
+    app.command()(doctor)
     app.command()(key)
     app.command()(demo)
     app.add_typer(eval_app, name="eval")

@@ -33,6 +33,7 @@ from deployments.outlet import Outlet
 from deployments.sharing import Sharing
 from deployments.status import cause_of, failure_of
 from deployments.stream_looks import Arrival, Look, StreamLooks, ahead_s
+from deployments.tracing import answer_span
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class FrameAnswers:
 
     async def answer(self, work: Work[Arrival]) -> None:
         """Answer one frame; in FOLLOW mode its key frame answer may come after this returns."""
-        if self._slow is not None and self._slow.done():
+        if self._slow is not None and not self._is_grounding:
             self._slow.result()  # A bug there must not leave the stream without key frames.
         try:
             look = await self._look_at(work)
@@ -91,7 +92,7 @@ class FrameAnswers:
 
     async def settle(self) -> None:
         """Wait until the language model has nothing more to do."""
-        while self._slow is not None and not self._slow.done():
+        while self._slow is not None and self._is_grounding:
             await asyncio.wait([self._slow])
         if self._slow is not None:
             self._slow.result()
@@ -185,8 +186,17 @@ class FrameAnswers:
         self._waiting = _Waiting(work, self._begin(work, KeyframeReason.REQUESTED))
         return self._waiting.keyframe
 
+    @property
+    def _is_grounding(self) -> bool:
+        """Whether the one task behind the stream lives: it looks, waits for its turn or writes."""
+        return self._slow is not None and not self._slow.done()
+
     def _may_start(self, reason: KeyframeReason) -> bool:
         """Whether it is this stream's turn; a frame that must be seen waits for it instead."""
+        # The selector is free again before that task is: it may still wait for the frame in
+        # `_waiting` to have its turn, and a second task would take both away from it.
+        if self._is_grounding:
+            return False
         if reason is KeyframeReason.REQUESTED or self._holds_turn:
             self._holds_turn = False
             return True
@@ -245,6 +255,8 @@ class FrameAnswers:
 
     async def _answer_in_turn(self, work: Work[Arrival], follow_s: float) -> None:
         """By the model, when it is this stream's turn; while it waits, newer frames may come."""
+        # Turns are by stream: a key frame from before a change to GROUND mode ends first.
+        await self.settle()
         turns = self._sharing.keyframes
         await turns.take(self)
         try:
@@ -337,13 +349,14 @@ class FrameAnswers:
         if self._session.policy.reuse_features and received.boxes is None:
             found = self._reuse.find(keyframe.sketch)
         limits = Limits.starting_now(self._left_s(received), Urgency.STANDING)
-        grounding = await self._pipeline.within(limits).ground(
-            received.frame,
-            [query.task for query in queries],
-            boxes=received.boxes,
-            reuse=None if found is None else found[0],
-            expected=self.follower.expected(keyframe),
-        )
+        with answer_span("keyframe"):
+            grounding = await self._pipeline.within(limits).ground(
+                received.frame,
+                [query.task for query in queries],
+                boxes=received.boxes,
+                reuse=None if found is None else found[0],
+                expected=self.follower.expected(keyframe),
+            )
         self.activity.num_keyframes += 1
         self.activity.num_answers += len(queries)
         self.activity.num_encoded_frames += not grounding.cache_hit

@@ -21,10 +21,13 @@ from grpc_reflection.v1alpha import reflection
 from agent.errors import InvalidRequest, NotAuthenticated, SettingsError
 from agent.server_settings import ServerSettings, TlsSettings
 from deployments.access import Access, Caller, calling
+from deployments.request_context import serving_request
 from deployments.status import end_with_status, failure_of
 from protos import vision_agent_pb2_grpc as pb_grpc
 
 SERVICE_NAME = "vision_agent.v1.VisionAgent"
+LIVE = "live"
+"""Health of the process alone; under every other name the stages must answer, too."""
 
 _HEALTH = f"/{health.SERVICE_NAME}/"
 _logger = logging.getLogger(__name__)
@@ -108,13 +111,18 @@ class _Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _answering(self, method: Any) -> Any:
         async def answer(request: Any, context: Any) -> Any:
-            with calling(await self._let_in(context)):
+            metadata = context.invocation_metadata() or ()
+            with serving_request(metadata), calling(await self._let_in(context)):
                 return await method(await _readable(request, context), context)
 
         return answer
 
     def _streaming(self, method: Any) -> Any:
         async def stream(request: Any, context: Any) -> None:
+            with serving_request(context.invocation_metadata() or ()):
+                await let_stream(request, context)
+
+        async def let_stream(request: Any, context: Any) -> None:
             caller = await self._let_in(context)
             request = await _readable(request, context)
             limit = asyncio.timeout(_left_s(caller))
@@ -134,6 +142,7 @@ class _Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         try:
             return self._access.caller(context.invocation_metadata() or (), context.auth_context())
         except NotAuthenticated as error:
+            self._access.num_refused += 1
             _logger.info("refused a call from %s: %s", context.peer(), error)
             await end_with_status(context, failure_of(error))
 

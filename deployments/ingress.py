@@ -33,16 +33,19 @@ from agent.streaming.session_store import SessionStore, open_session_store
 from agent.urgency import Limits
 from agent.zoom import RegionZoom
 from deployments import messages, zoom_messages
-from deployments.access import current_tenant, open_access
+from deployments.access import Access, current_tenant, open_access
 from deployments.autoscaling import OPEN_STREAMS
-from deployments.front_door import SERVICE_NAME, open_server
+from deployments.front_door import LIVE, SERVICE_NAME, open_server
+from deployments.logs import configure_logs
 from deployments.messages import ReceivedFrame
 from deployments.metrics import ServiceMetrics, StageCalls
+from deployments.metrics_page import MetricsPage, Sources
 from deployments.onlookers import Onlookers
 from deployments.remote_stages import RemoteStages, StageHandles
 from deployments.sharing import Sharing
 from deployments.stage_meter import StageMeters
-from deployments.status import end_with_status, failure_of
+from deployments.status import Failure, end_with_status, failure_of
+from deployments.tracing import Tracing, answer_span, open_tracing
 from deployments.watch_stream import WatchStream
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc
@@ -65,6 +68,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         capabilities: pb.Capabilities,
         store: SessionStore,
         quotas: Quotas,
+        tracing: Tracing,
     ) -> None:
         self.draining = asyncio.Event()
         """Set it and every open stream tells its client to go elsewhere."""
@@ -75,13 +79,14 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         self._capabilities = capabilities
         self._store = store
         self._quotas = quotas
+        self._tracing = tracing
         self.sharing = Sharing(settings.stream.sharing)
         self._onlookers = Onlookers(allowed=settings.server.observe)
 
     async def Ground(self, request: pb.GroundRequest, context: Any) -> pb.GroundResponse:
         """One picture, some questions."""
         try:
-            with self._one_off():
+            with self._one_off(context, "ground"):
                 result = await self._ground(request, context.time_remaining())
         except Exception as error:
             await self._end_call(context, error)
@@ -91,7 +96,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
     async def GroundAnytime(self, request: pb.GroundAnytimeRequest, context: Any) -> None:
         """The same, at once and then better."""
         try:
-            with self._one_off():
+            with self._one_off(context, "ground"):
                 async for result in self._revisions(request, context.time_remaining()):
                     await context.write(pb.GroundAnytimeResponse(result=result))
         except Exception as error:
@@ -101,7 +106,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
     async def Ask(self, request: pb.AskRequest, context: Any) -> None:
         """One picture, one question, its answer as it is written."""
         try:
-            with self._one_off():
+            with self._one_off(context, "ask"):
                 async for response in self._ask(request, context.time_remaining()):
                     await context.write(response)
         except Exception as error:
@@ -109,12 +114,13 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         self._metrics.count_call(Outcome.ANSWERED)
 
     @contextlib.contextmanager
-    def _one_off(self) -> Iterator[None]:
-        """Streams step back while a one-off call is under way."""
+    def _one_off(self, context: Any, name: str) -> Iterator[None]:
+        """Streams step back while a one-off call is under way; its answer is one span."""
         turns = self.sharing.keyframes
         turns.num_one_offs += 1
         try:
-            yield
+            with self._tracing.call(context.invocation_metadata() or ()), answer_span(name):
+                yield
         finally:
             turns.num_one_offs -= 1
 
@@ -122,6 +128,10 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         failure = failure_of(error)
         fault = failure.is_clients_fault
         self._metrics.count_call(Outcome.REJECTED if fault else Outcome.FAILED)
+        await self._end(context, failure)
+
+    async def _end(self, context: Any, failure: Failure) -> NoReturn:
+        self._metrics.failures[failure.code] += 1
         await end_with_status(context, failure)
 
     async def Watch(self, _requests: Any, context: Any) -> None:
@@ -137,14 +147,16 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
                 self._store.for_tenant(tenant),
                 self.sharing,
                 quota,
+                self._metrics.failures,
             )
             open_stream.enter_context(self._metrics.stream(lambda: stream.session.own_books))
             try:
-                async with quota.stream():
-                    await stream.run()
+                with self._tracing.call(context.invocation_metadata() or ()):
+                    async with quota.stream():
+                        await stream.run()
             except Exception as error:
                 # A bug of ours, or a client that went away in the middle of a message.
-                await end_with_status(context, failure_of(error))
+                await self._end(context, failure_of(error))
 
     async def GetCapabilities(
         self, _request: pb.GetCapabilitiesRequest, _context: Any
@@ -252,7 +264,9 @@ class Ingress:
         auxiliary_encoder: DeploymentHandle[Any],
         language: DeploymentHandle[Any],
     ) -> None:
+        configure_logs(settings.observe.log_format)
         _share_processors_kindly()
+        self._is_ready = False
         self._settings = settings
         self._handles = StageHandles(proposal, primary_encoder, auxiliary_encoder, language)
         self._metrics = ServiceMetrics()
@@ -267,15 +281,32 @@ class Ingress:
         capabilities = messages.capabilities_to_message(settings, model, service_version=_version())
         self._store = open_session_store(settings.cache, ttl_s=settings.stream.session.ttl_s)
         self._quotas = open_quotas(settings.access, settings.cache)
+        self._tracing = open_tracing(settings.observe, version=_version())
         self._agent = VisionAgent(
-            pipeline, self._cache, settings, self._metrics, capabilities, self._store, self._quotas
+            pipeline,
+            self._cache,
+            settings,
+            self._metrics,
+            capabilities,
+            self._store,
+            self._quotas,
+            self._tracing,
         )
         self._health = health.aio.HealthServicer()
+        self._health_names = ("", SERVICE_NAME, model.name)
         access = open_access(settings)
         self._server, _ = open_server(settings.server, access, self._agent, self._health)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        # Alive is who answers at all; the other names wait for the stages.
+        await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
         self._warm_up = asyncio.create_task(self._serve_when_warm())
+        observe = settings.observe
+        self._page = MetricsPage(
+            self._observed(model.name, access),
+            host=observe.metrics_host,
+            port=observe.metrics_port,
+        )
 
     async def wait_until_serving(self) -> None:
         """Return once a frame has gone all the way."""
@@ -285,17 +316,37 @@ class Ingress:
         """Serve does not see our streams; this is how it learns of them."""
         return {OPEN_STREAMS: float(self._metrics.num_open_streams)}
 
-    async def __del__(self) -> None:
-        """Called by Serve before the replica goes: warn the clients, then close."""
+    async def drain(self) -> None:
+        """Take nothing new, warn the clients, and return when their streams have ended."""
         self._warm_up.cancel()
         self._agent.draining.set()
+        # The front end that comes after this one listens at the same port.
+        await self._page.close()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         # One second more than the streams give themselves, so that none is cut.
         await self._server.stop(self._settings.server.drain_grace_s + 1.0)
+
+    async def __del__(self) -> None:
+        """Called by Serve before the replica goes."""
+        await self.drain()
         self._agent.sharing.close()
         await self._cache.close()
         await self._store.close()
         await self._quotas.close()
+        # It may wait for a collector that does not answer.
+        await asyncio.to_thread(self._tracing.close)
+
+    def _observed(self, model: str, access: Access) -> Sources:
+        return Sources(
+            metrics=self._metrics,
+            cache=lambda: self._cache.stats,
+            strain=lambda: self._agent.sharing.keyframes.strain,
+            num_unauthenticated=lambda: access.num_refused,
+            is_ready=lambda: self._is_ready,
+            is_draining=self._agent.draining.is_set,
+            version=_version(),
+            model=model,
+        )
 
     def _stages(self, calls: StageCalls, meters: StageMeters) -> RemoteStages:
         stream = self._settings.stream
@@ -324,10 +375,11 @@ class Ingress:
                 # Not ready, perhaps never: health stays NOT_SERVING and the log says why.
                 _logger.exception("warm-up failed; trying again in %.0f s", _WARM_UP_PAUSE_S)
                 await asyncio.sleep(_WARM_UP_PAUSE_S)
+        self._is_ready = True
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     async def _set_health(self, status: int) -> None:
-        for name in ("", SERVICE_NAME):
+        for name in self._health_names:
             await self._health.set(name, status)
 
 

@@ -79,8 +79,13 @@ def start(config: ServeConfig, folder: Path) -> None:
     _wait_until_serving(deadline_s)
 
 
-def stop() -> None:
+def stop(within_s: float) -> None:
     """Let open streams drain, then end Ray; the cache goes with the session."""
+    with contextlib.suppress(Exception):
+        # First, because Serve takes the stages away at the same time as the front end, and what
+        # is under way still needs them.
+        front_end = serve.get_deployment_handle(Ingress.__name__, APPLICATION_NAME)
+        front_end.drain.remote().result(timeout_s=within_s)
     with contextlib.suppress(Exception):
         serve.delete(APPLICATION_NAME)
     ray.shutdown()
@@ -185,7 +190,7 @@ def main() -> None:
     guard.ready = True
     _say(replies, {"ready": True})
     guard.ended.wait()
-    stop()
+    stop(order["stop_within_s"])
     if os.getppid() != parent:
         # Nobody is left to clear away what we used.
         shutil.rmtree(folder, ignore_errors=True)

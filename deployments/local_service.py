@@ -75,7 +75,7 @@ class LocalService:
         service = self._config.service
         service.server.check_address()
         find_model(service.model)
-        _check_port_is_free(service.server.host, service.server.port)
+        check_port_is_free(service.server.host, service.server.port)
         self._folder = Path(tempfile.mkdtemp(prefix="groundstream-"))
         self._leader = subprocess.Popen(
             [sys.executable, "-m", "deployments.local_cluster"],
@@ -217,7 +217,12 @@ def _check_reply(line: str) -> None:
     raise kind(reply["message"])
 
 
-def _check_port_is_free(host: str, port: int) -> None:
+def check_port_is_free(host: str, port: int, option: str = "--port") -> None:
+    """Nobody listens there, and we may.
+
+    Raises:
+        SettingsError: otherwise; names the `option` that chooses another.
+    """
     # Front-end replicas share their port, so a second service would silently share it too.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
@@ -227,5 +232,5 @@ def _check_port_is_free(host: str, port: int) -> None:
         except OSError as error:
             raise SettingsError(
                 f"cannot listen on {host}:{port} ({error.strerror}); is a service running there? "
-                "Choose another with --port"
+                f"Choose another with {option}"
             ) from error

@@ -350,9 +350,15 @@ def stats_to_message(
     return pb.ServiceStats(
         **dataclasses.asdict(totals),
         stage_calls=pb.StageCalls(**dataclasses.asdict(calls)),
-        cache=pb.CacheStats(**dataclasses.asdict(cache)),
+        cache=_cache_to_message(cache),
         stages=[_stage_to_message(meter) for meter in meters],
     )
+
+
+def _cache_to_message(stats: CacheStats) -> pb.CacheStats:
+    """Entries; bytes are on the metrics page alone."""
+    names = pb.CacheStats.DESCRIPTOR.fields_by_name
+    return pb.CacheStats(**{name: getattr(stats, name) for name in names})
 
 
 def _stage_to_message(meter: StageMeter) -> pb.StageLoad:

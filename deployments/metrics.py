@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -59,6 +60,8 @@ class ServiceMetrics:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.stage_calls = StageCalls()
         self.meters = StageMeters()
+        self.failures: Counter[str] = Counter()
+        """Errors told to clients, by the name of their code."""
         self._clock = clock
         self._started_s = clock()
         self._open: dict[int, Callable[[], Books]] = {}

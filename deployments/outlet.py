@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,10 @@ from deployments.status import Failure
 class Outlet:
     """Writes to an open call; several tasks share it."""
 
-    def __init__(self, rpc: Any) -> None:
+    def __init__(self, rpc: Any, failures: Counter[str]) -> None:
+        """`failures`: where errors are counted by the name of their code."""
         self._rpc = rpc
+        self._failures = failures
         self.writing = asyncio.Lock()
         """Whoever holds it decides what goes out next, and may then call `write`."""
 
@@ -30,4 +33,5 @@ class Outlet:
 
     async def send_failure(self, failure: Failure, **about: int) -> None:
         """Report an error about one item; the stream goes on."""
+        self._failures[failure.code] += 1
         await self.send(lambda: stream_messages.failure_response(failure, **about))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from agent.detections import Proposals
 from agent.frame import Frame
 from agent.urgency import Limits, Urgency
+from deployments.out_of_memory import memory_errors_typed
 from deployments.stage_queue import Served
 from deployments.stage_replica import StageReplica
 
@@ -21,6 +22,8 @@ class Proposal(StageReplica):
             Overloaded: the caller would have waited longer than `left_s`.
         """
         ticket = self.line.ticket(Limits.starting_now(left_s, urgency))
-        return await self.line.run_together(
-            ticket, self.stage.propose, frame, limit=self.max_batch_frames
-        )
+        with memory_errors_typed():
+            served = await self.line.run_together(
+                ticket, self.stage.propose, frame, limit=self.max_batch_frames
+            )
+        return self.signed(served)

@@ -34,6 +34,7 @@ from agent.urgency import Limits, Urgency
 from deployments.metrics import StageCalls
 from deployments.stage_meter import StageMeter, StageMeters
 from deployments.stage_queue import Served
+from deployments.tracing import stage_span
 
 _BY_VALUE_LIMIT_BYTES = 500_000
 """Measured: above this the object store is faster than a direct message."""
@@ -177,6 +178,7 @@ class RemoteStages:
             self._patient(task),
             session=_prefix_owner(features),
         )
+        self._meters.writing.add(generation)
         return generation
 
     async def write_answer(
@@ -193,6 +195,7 @@ class RemoteStages:
                     yield piece
                 else:
                     served(piece)
+                    self._meters.writing.add(piece.value)
                     yield piece.value
 
     def _check_encoder(self, meter: StageMeter) -> None:
@@ -265,7 +268,7 @@ class _Waiting:
         """`asyncio.timeout` that says which stage was late, and measures the call."""
         left_s = self.limits.left_s
         try:
-            with meter.call() as served:
+            with stage_span(meter.name), meter.call() as served:
                 async with asyncio.timeout(min(left_s, self.timeout_s)):
                     yield served
         except TimeoutError:

@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from agent.errors import Overloaded
+from agent.features import Generation
 from agent.urgency import Limits
+from deployments.distribution import COUNTS, SECONDS, Distribution
+from deployments.process_memory import ProcessMemory
 from deployments.stage_queue import Served
 
 _NEW_SHARE = 0.2
@@ -24,6 +27,8 @@ _HALF_LIFE_S = 10.0
 refuse all calls for ever."""
 _LEAST_RETRY_S = 0.05
 _MOST_RETRY_S = 30.0
+_FORGET_REPLICA_S = 60.0
+"""A replica that has answered nothing for so long may be gone; its memory is no longer shown."""
 
 
 @dataclass
@@ -45,6 +50,10 @@ class StageMeter:
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
         self.counts = StageCounts()
+        self.queue_times = Distribution(SECONDS)
+        self.compute_times = Distribution(SECONDS)
+        self.batches = Distribution(COUNTS)
+        self._replicas: dict[str, tuple[ProcessMemory, float]] = {}
         self._clock = clock
         self._service_s: float | None = None
         self._gap_s: float | None = None
@@ -86,6 +95,11 @@ class StageMeter:
             retry_after_s=min(max(needed_s - left_s, _LEAST_RETRY_S), _MOST_RETRY_S),
         )
 
+    def replicas(self) -> list[ProcessMemory]:
+        """What each replica that answered lately held when it did."""
+        self._forget_replicas()
+        return [memory for memory, _ in self._replicas.values()]
+
     def refused(self) -> None:
         """A call found the stage's queue full."""
         self.counts.num_refused += 1
@@ -103,6 +117,11 @@ class StageMeter:
             counts.call_s += now_s - started_s
             counts.queue_s += result.queue_s
             counts.compute_s += result.compute_s
+            self.queue_times.add(result.queue_s)
+            self.compute_times.add(result.compute_s)
+            self.batches.add(result.num_together)
+            if result.memory is not None:
+                self._saw_replica(result.memory)
             self._service_s = _mean(self._service_s, result.compute_s)
             if not self._idle:
                 self._gap_s = _mean(self._gap_s, now_s - self._last_done_s)
@@ -115,6 +134,39 @@ class StageMeter:
             counts.in_flight -= 1
             self._idle = self._idle or counts.in_flight == 0
 
+    def _saw_replica(self, memory: ProcessMemory) -> None:
+        if memory.process not in self._replicas:
+            self._forget_replicas()  # Nobody need read a page for old ones to go.
+        self._replicas[memory.process] = memory, self._clock()
+
+    def _forget_replicas(self) -> None:
+        earliest_s = self._clock() - _FORGET_REPLICA_S
+        self._replicas = {
+            name: seen for name, seen in self._replicas.items() if seen[1] >= earliest_s
+        }
+
+
+class WritingMeter:
+    """What the language model's answers cost, and what drafts and shared prefixes saved."""
+
+    def __init__(self) -> None:
+        self.passes = Distribution(COUNTS)
+        self.num_tokens = 0
+        self.num_drafted_tokens = 0
+        """Tokens that a draft had right."""
+        self.num_prompt_tokens = 0
+        self.num_prompt_tokens_reused = 0
+        self.num_truncated = 0
+
+    def add(self, generation: Generation) -> None:
+        """One answer more."""
+        self.passes.add(generation.num_passes)
+        self.num_tokens += len(generation.pieces)
+        self.num_drafted_tokens += generation.num_drafted_tokens
+        self.num_prompt_tokens += generation.num_prompt_tokens
+        self.num_prompt_tokens_reused += generation.num_prefix_tokens_reused
+        self.num_truncated += generation.truncated
+
 
 @dataclass(frozen=True)
 class StageMeters:
@@ -124,6 +176,7 @@ class StageMeters:
     primary_encoder: StageMeter = field(default_factory=lambda: StageMeter("primary_encoder"))
     auxiliary_encoder: StageMeter = field(default_factory=lambda: StageMeter("auxiliary_encoder"))
     language: StageMeter = field(default_factory=lambda: StageMeter("language"))
+    writing: WritingMeter = field(default_factory=WritingMeter)
 
     def __iter__(self) -> Iterator[StageMeter]:
         return iter((self.proposal, self.primary_encoder, self.auxiliary_encoder, self.language))

@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 from agent.batching import compute_together
 from agent.errors import Overloaded
 from agent.urgency import Limits
+from deployments.process_memory import ProcessMemory
 from deployments.thread_priority import FORWARD_PASS, give_way
 
 A = TypeVar("A")
@@ -33,6 +34,10 @@ class Served(Generic[T]):
     queue_s: float = 0.0
     """In this line."""
     compute_s: float = 0.0
+    num_together: int = 1
+    """Calls that were computed in one go, this one included."""
+    memory: ProcessMemory | None = None
+    """Of the replica, as it was a moment ago."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,13 @@ class StageQueue:
         self._jobs: list[_Job] = []
         self._changed = threading.Condition()
         self._numbers = itertools.count()
+        self._busy_since_s: float | None = None
         threading.Thread(target=self._loop, name="stage", daemon=True).start()
+
+    def stalled_s(self) -> float:
+        """Seconds for which the thread has been at the jobs it has; zero when it has none."""
+        since_s = self._busy_since_s
+        return 0.0 if since_s is None else time.monotonic() - since_s
 
     def ticket(self, limits: Limits) -> Ticket:
         """A place at the end of its class."""
@@ -103,6 +114,7 @@ class StageQueue:
         while True:
             # In a call of its own, so that no result is kept alive while waiting.
             self._serve(self._next_together())
+            self._busy_since_s = None
 
     def _next_together(self) -> list[_Job]:
         """The first in line, and those behind it that may go with it."""
@@ -117,6 +129,7 @@ class StageQueue:
         return together
 
     def _serve(self, jobs: list[_Job]) -> None:
+        self._busy_since_s = time.monotonic()
         wanted = [job for job in jobs if job.future.set_running_or_notify_cancel()]
         late = [job for job in wanted if job.limits.left_s < 0.0]
         for job in late:
@@ -132,4 +145,6 @@ def _compute(jobs: Sequence[_Job]) -> None:
     values = jobs[0].method([job.item for job in jobs])
     took_s = time.monotonic() - started_s
     for job, value in zip(jobs, values, strict=True):
-        job.future.set_result(Served(value, queue_s=started_s - job.put_s, compute_s=took_s))
+        job.future.set_result(
+            Served(value, queue_s=started_s - job.put_s, compute_s=took_s, num_together=len(jobs))
+        )

@@ -7,16 +7,22 @@ overlap. Plain classes: `deployments/app.py` turns them into deployments.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, TypeVar
 
 from agent.batching import batch_limit
 from agent.detections import Proposals
-from agent.errors import SettingsError
+from agent.errors import SettingsError, StageUnavailable
 from agent.frame import Frame
 from agent.urgency import Limits, Urgency
+from deployments.logs import configure_logs
+from deployments.out_of_memory import memory_errors_typed
+from deployments.process_memory import MemoryReader
 from deployments.stage_queue import Served, StageQueue
+
+T = TypeVar("T")
 
 
 def load_factory(path: str) -> Any:
@@ -42,13 +48,34 @@ class StageReplica:
         device: str,
         num_threads: int,
         max_batch_frames: int | None = None,
+        hang_s: float = 120.0,
+        log_format: str = "text",
         **options: object,
     ) -> None:
+        configure_logs(log_format)
         self.stage: Any = load_factory(factory).from_pretrained(
             model, device=device, num_threads=num_threads, **options
         )
         self.max_batch_frames = batch_limit(device, max_batch_frames)
         self.line = StageQueue()
+        self._memory = MemoryReader()
+        self._hang_s = hang_s
+
+    def check_health(self) -> None:
+        """Serve asks now and then, and starts another replica in place of one that raises.
+
+        Raises:
+            StageUnavailable: one forward pass has not come to its end for too long.
+        """
+        # A language stage computes in its engine's thread, not in the line's.
+        inside = getattr(self.stage, "stalled_s", None)
+        stalled_s = max(self.line.stalled_s(), 0.0 if inside is None else inside())
+        if stalled_s > self._hang_s:
+            raise StageUnavailable(f"one forward pass has taken {stalled_s:.0f} s and goes on")
+
+    def signed(self, served: Served[T]) -> Served[T]:
+        """A result with what the replica holds; the front end's metrics page shows it."""
+        return dataclasses.replace(served, memory=self._memory.read())
 
 
 class EncoderReplica(StageReplica):
@@ -77,12 +104,17 @@ class EncoderReplica(StageReplica):
         started = self.line.run_together(
             ticket, self.stage.start, frame, limit=self.max_batch_frames
         )
-        maps, proposals = await asyncio.gather(started, _wait(pending["proposals"]))
-        pooled: Served[Any] = await self.line.run(ticket, self.stage.pool, maps.value, proposals)
-        return Served(
-            pooled.value,
-            queue_s=maps.queue_s + pooled.queue_s,
-            compute_s=maps.compute_s + pooled.compute_s,
+        with memory_errors_typed():
+            maps, proposals = await asyncio.gather(started, _wait(pending["proposals"]))
+            pool = self.stage.pool
+            pooled: Served[Any] = await self.line.run(ticket, pool, maps.value, proposals)
+        return self.signed(
+            Served(
+                pooled.value,
+                queue_s=maps.queue_s + pooled.queue_s,
+                compute_s=maps.compute_s + pooled.compute_s,
+                num_together=maps.num_together,
+            )
         )
 
 

@@ -27,6 +27,7 @@ from agent.errors import (
     QuotaExceeded,
     StageUnavailable,
 )
+from deployments.request_context import request_id
 
 ERROR_CODE_KEY = "groundstream-error"
 """Trailing metadata: which entry of the proto's ErrorCode a unary error is."""
@@ -82,10 +83,11 @@ def failure_of(error: BaseException) -> Failure:
         if isinstance(cause, kind):
             retry_after_s = getattr(cause, "retry_after_s", None)
             return Failure(code, status, _shortened(str(cause)), retry_after_s=retry_after_s)
-    request_id = uuid.uuid4().hex
-    _logger.error("request %s failed", request_id, exc_info=error)
-    message = f"internal error; quote request id {request_id} when you report it"
-    return Failure(_INTERNAL, grpc.StatusCode.INTERNAL, message, request_id)
+    # A stream has one id for all its frames; what is outside any call gets one here.
+    quoted = request_id() or uuid.uuid4().hex
+    _logger.error("request %s failed", quoted, exc_info=error)
+    message = f"internal error; quote request id {quoted} when you report it"
+    return Failure(_INTERNAL, grpc.StatusCode.INTERNAL, message, quoted)
 
 
 def _shortened(message: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
@@ -41,6 +42,7 @@ class WatchStream:
         store: SessionStore,
         sharing: Sharing,
         quota: TenantQuota,
+        failures: Counter[str],
     ) -> None:
         self.session: Session[Arrival] = Session(max_queries=settings.stream.max_queries)
         self._rpc = rpc
@@ -48,12 +50,14 @@ class WatchStream:
         self._draining = draining
         self._store = store
         self._quota = quota
-        self._outlet = Outlet(rpc)
+        self._outlet = Outlet(rpc, failures)
         self._answers = FrameAnswers(self.session, pipeline, settings.stream, self._outlet, sharing)
         self._token: str | None = None
         self._changed = asyncio.Event()
         """Set when there is something new for a snapshot."""
         self._is_first = True
+        self._was_ended = False
+        """The client said so; it will not come back."""
         self._path = CameraPath()
 
     async def run(self) -> None:
@@ -89,8 +93,12 @@ class WatchStream:
         try:
             while not self.session.ended:
                 message = await self._rpc.read()
-                # A half-closed stream says nothing more than one that sent End.
-                if message is grpc.aio.EOF or stream_messages.request_kind(message) == "end":
+                # A half-closed stream says nothing more, and so does one whose connection broke:
+                # gRPC tells of that a moment later, if at all.
+                if message is grpc.aio.EOF:
+                    break
+                if stream_messages.request_kind(message) == "end":
+                    self._was_ended = True
                     break
                 await self._accept(message)
                 self._is_first = False
@@ -213,8 +221,8 @@ class WatchStream:
             await self._store.save(self._token, await self._answers.snapshot())
 
     async def _close_session(self) -> None:
-        """A session that its client ended is over; one that the replica ended can be resumed."""
-        if self._draining.is_set():
+        """A session that its client ended is over; one that anything else ended can be resumed."""
+        if self._draining.is_set() or not self._was_ended:
             await self._save()
         elif self._token is not None:
             await self._store.delete(self._token)

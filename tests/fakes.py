@@ -1,8 +1,8 @@
 """Stages without weights: same shape as the real ones, quick, and obedient to their query.
 
-A query that begins with "slow" takes 0.3 s, "crash" raises, "busy" is refused for want of time,
-"absent" finds nothing, anything else finds box 0 (COUNT: all boxes). They decode the frame, so a
-damaged one fails as it should.
+A query that begins with "slow" takes 0.3 s, "crash" raises, "memory" runs out of it, "hang" never
+ends, "busy" is refused for want of time, "absent" finds nothing, anything else finds box 0 (COUNT:
+all boxes). They decode the frame, so a damaged one fails as it should.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from deployments.metrics import StageCalls
 
 NUM_BOXES = 4
 SLOW_S = 0.3
+HANG_S = 600.0
 BUSY_RETRY_S = 0.2
 SECRET = "secret detail of the inside"
 
@@ -85,6 +86,12 @@ class FakeLanguage(FakeStage):
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="fake-language")
+        self._hangs_since_s: float | None = None
+
+    def stalled_s(self) -> float:
+        """As the engine says it."""
+        since_s = self._hangs_since_s
+        return 0.0 if since_s is None else time.monotonic() - since_s
 
     def start(
         self,
@@ -111,6 +118,11 @@ class FakeLanguage(FakeStage):
         query = task.query
         if query.startswith("crash"):
             raise RuntimeError(SECRET)
+        if query.startswith("memory"):
+            raise MemoryError("not enough for this one")
+        if query.startswith("hang"):
+            self._hangs_since_s = time.monotonic()
+            time.sleep(HANG_S)
         if query.startswith("busy"):
             raise Overloaded("too much to do", retry_after_s=BUSY_RETRY_S)
         if query.startswith("slow"):

@@ -35,6 +35,7 @@ from deployments.access import open_access
 from deployments.front_door import open_server
 from deployments.ingress import VisionAgent
 from deployments.metrics import ServiceMetrics
+from deployments.tracing import Tracing
 from protos import vision_agent_pb2 as pb
 from tests.fakes import FakeStages
 from tests.pictures import encoded_image
@@ -67,6 +68,7 @@ async def running_service(
     store: SessionStore | None = None,
     settings: ServiceSettings = SETTINGS,
     stages: Callable[[ServiceMetrics], Stages] | None = None,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[Service]:
     """A fresh service.
 
@@ -75,6 +77,7 @@ async def running_service(
         store: where its sessions are kept; None: with it.
         settings: its numbers.
         stages: makes others than the fakes, which count and measure into what they are given.
+        tracing: records answers; None: nobody does.
     """
     fakes, cache, metrics = FakeStages(), MemoryRegionCache(), ServiceMetrics()
     if stages is None:
@@ -83,7 +86,9 @@ async def running_service(
     capabilities = pb.Capabilities(model_name="fake")
     sessions = store or MemorySessionStore(ttl_s=60.0)
     quotas = open_quotas(settings.access, settings.cache)
-    agent = VisionAgent(pipeline, cache, settings, metrics, capabilities, sessions, quotas)
+    agent = VisionAgent(
+        pipeline, cache, settings, metrics, capabilities, sessions, quotas, tracing or Tracing()
+    )
     at_port = dataclasses.replace(settings.server, port=port)
     server, port = open_server(at_port, open_access(settings), agent, health.aio.HealthServicer())
     await server.start()

@@ -38,7 +38,13 @@ def fake_config(model: Path, cache: CacheSettings) -> ServeConfig:
             stages=FAKES,
             cache=cache,
             server=dataclasses.replace(service.server, port=free_port(), drain_grace_s=1.0),
-            stream=dataclasses.replace(service.stream, stats_interval_s=0.2),
+            stream=dataclasses.replace(
+                service.stream, stats_interval_s=0.2, stage_timeout_s=5.0, stage_hang_s=3.0
+            ),
+            observe=dataclasses.replace(service.observe, metrics_port=None),
+        ),
+        deployments=tuple(
+            dataclasses.replace(entry, health_check_period_s=1.0) for entry in config.deployments
         ),
     )
 
@@ -46,7 +52,9 @@ def fake_config(model: Path, cache: CacheSettings) -> ServeConfig:
 def write_fake_config(model: Path, folder: Path) -> Path:
     """The shipped file with fake stages."""
     loaded = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    loaded["applications"][0]["args"] |= {"model": str(model), "stages": asdict(FAKES)}
+    args = loaded["applications"][0]["args"]
+    args |= {"model": str(model), "stages": asdict(FAKES)}
+    args["observe"]["metrics_port"] = None
     path = folder / "serve_config.yaml"
     path.write_text(yaml.safe_dump(loaded))
     return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 
 import psutil
 import pytest
@@ -15,8 +14,9 @@ from client.events import (
     StreamOpened,
     StreamStats,
 )
-from client.types import FrameResult, OutgoingFrame, StreamPolicy
+from client.types import FrameResult, StreamPolicy
 from client.vision_agent_client import VisionAgentClient
+from tests.cameras import Camera
 from tests.integration.conftest import RedisSwitch
 from tests.pictures import encoded_image
 
@@ -37,22 +37,8 @@ def ingress_processes() -> list[psutil.Process]:
     return [p for p in mine if "ServeReplica:groundstream:Ingress" in " ".join(p.cmdline())]
 
 
-class Camera:
-    """Sends one still picture ten times a second until told to stop."""
-
-    def __init__(self) -> None:
-        self.num_sent = 0
-        self.is_on = True
-
-    async def frames(self) -> AsyncIterator[OutgoingFrame]:
-        while self.is_on:
-            yield OutgoingFrame(_PICTURE, self.num_sent, capture_time_ns=time.time_ns())
-            self.num_sent += 1
-            await asyncio.sleep(0.1)
-
-
 async def test_a_stream_outlives_its_killed_replica(client: VisionAgentClient) -> None:
-    camera, events = Camera(), list[StreamEvent]()
+    camera, events = Camera(lambda: _PICTURE, every_s=0.1), list[StreamEvent]()
     stream = client.watch(camera.frames(), ["dog", "absent cat"], policy=StreamPolicy())
     async with asyncio.timeout(60.0), stream as watched:
         known_since = killed = resumed_at = None

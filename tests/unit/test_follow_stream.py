@@ -21,6 +21,7 @@ from client.events import (
     StreamOpened,
 )
 from client.types import (
+    AnswerMode,
     AnswerSource,
     AnswerStatus,
     DropPolicy,
@@ -167,6 +168,51 @@ async def test_a_frame_that_matters_is_grounded_though_another_is(
     keyframes = [event for event in events if isinstance(event, KeyframeAnswer)]
     assert [(k.result.sequence, k.reason) for k in keyframes] == [(0, "FIRST"), (2, "REQUESTED")]
     assert (talk.stats[-1].answered, talk.stats[-1].tracked_only) == (2, 1)
+
+
+async def test_a_frame_that_matters_takes_the_place_of_one_that_waits_for_its_turn(
+    service: Service, client: VisionAgentClient
+) -> None:
+    turns = service.agent.sharing.keyframes
+    async with conversation(client, "slow dog", policy=FOLLOW) as talk:
+        talk.send_frame(still(0))
+        await asyncio.sleep(0.1)
+        talk.send_frame(still(1, priority=FramePriority.HIGH))
+        # Another stream has the next turn, so that frame 1 waits though frame 0 is answered.
+        await turns.take("another stream", rank=-1)
+        talk.send_frame(still(2, priority=FramePriority.HIGH))
+        while not isinstance(event := await talk.next(), FrameResult) or event.sequence < 2:
+            pass
+        turns.give_back("another stream")
+        talk.end()
+        rest = await talk.rest()
+    assert not [event for event in rest if isinstance(event, StreamError)]
+    keyframes = [event for event in rest if isinstance(event, KeyframeAnswer)]
+    assert [(k.result.sequence, k.reason) for k in keyframes] == [(2, "REQUESTED")]
+    assert (talk.stats[-1].answered, talk.stats[-1].tracked_only) == (2, 1)
+
+
+async def test_a_change_to_ground_mode_waits_for_the_key_frame_under_way() -> None:
+    sharing = dataclasses.replace(SETTINGS.stream.sharing, keyframes_at_once=2)
+    stream = dataclasses.replace(SETTINGS.stream, sharing=sharing)
+    settings = dataclasses.replace(SETTINGS, stream=stream)
+    async with (
+        running_service(settings=settings) as service,
+        VisionAgentClient(service.target) as client,
+        conversation(client, "slow dog", policy=FOLLOW) as talk,
+    ):
+        talk.send_frame(still(0))
+        assert isinstance(await talk.next(), FrameResult)
+        await talk.stream.set_policy(StreamPolicy(mode=AnswerMode.GROUND))
+        talk.send_frame(still(1))
+        talk.end()
+        answered = [
+            event.result.sequence if isinstance(event, KeyframeAnswer) else event.sequence
+            for event in await talk.rest()
+            if isinstance(event, KeyframeAnswer | FrameResult)
+        ]
+    assert answered == [0, 1]
+    assert talk.stats[-1].answered == 2
 
 
 async def test_a_grounding_that_fails_is_reported_and_the_frames_go_on(
@@ -431,3 +477,26 @@ async def test_an_unknown_token_opens_a_new_session(client: VisionAgentClient) -
         await answer_of(other, FrameResult)
         assert not other.openings[0].resumed
         assert other.openings[0].resume_token != token
+
+
+@pytest.mark.parametrize("says_end", [True, False])
+async def test_a_session_is_over_only_when_its_client_says_so(
+    service: Service, says_end: bool
+) -> None:
+    async def opened(call: object, token: str) -> object:
+        await call.write(pb.WatchRequest(open=pb.OpenStream(resume_token=token)))
+        return (await call.read()).opened
+
+    async with grpc.aio.insecure_channel(service.target) as channel:
+        stub = pb_grpc.VisionAgentStub(channel)
+        call = stub.Watch()
+        first = await opened(call, "")
+        if says_end:
+            await call.write(pb.WatchRequest(end=pb.End()))
+        # A connection that breaks looks no different from the other side.
+        await call.done_writing()
+        while await call.read() is not grpc.aio.EOF:
+            pass
+        again = stub.Watch()
+        assert (await opened(again, first.resume_token)).resumed is not says_end
+        again.cancel()
