@@ -68,6 +68,7 @@ def without_gpus(
     }
     application["args"]["server"] |= {"host": "127.0.0.1", "port": port, "tls": tls}
     application["args"]["access"]["api_keys"] = str(keys)
+    application["args"]["observe"] |= {"metrics_host": "127.0.0.1", "metrics_port": 0}
     for deployment in application["deployments"]:
         deployment["ray_actor_options"] = {"num_cpus": 0.1, "num_gpus": 0}
         # One node has one front end.
