@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from agent.detections import Proposals
-from agent.features import FrameFeatures
+from agent.features import FrameFeatures, Generation
 from agent.prompts import Task
 from deployments.autoscaling import OPEN_STREAMS, OpenStreams
 from deployments.metrics import ServiceMetrics
+from deployments.stage_queue import Served
 from tests.handles import Handle, stages_of
 
 
@@ -43,8 +44,8 @@ def test_a_replica_must_hold_something() -> None:
 class Listener:
     """A language replica that says nothing."""
 
-    async def answer(self, *_arguments: object) -> SimpleNamespace:
-        return SimpleNamespace(value="", queue_s=0.0, compute_s=0.0)
+    async def answer(self, *_arguments: object) -> Served[Generation]:
+        return Served(Generation((), (), False, 0, 0, 1))
 
 
 async def test_questions_about_a_frame_name_one_session_whatever_their_page() -> None:
