@@ -344,8 +344,8 @@ def moved(batch: Any, device: torch.device) -> Any:
 
 
 def _num_samples(batch: Any) -> int:
-    """How many pictures or sequences a batch holds: the length of its first tensor."""
-    if isinstance(batch, Tensor):
+    """How many pictures or sequences a batch holds: the length of its first tensor, or its own."""
+    if isinstance(batch, (Tensor, list)):
         return len(batch)
     parts: list[Any] = []
     if isinstance(batch, tuple):
