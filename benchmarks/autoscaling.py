@@ -1,10 +1,10 @@
-"""One stage scaled by Serve while calls come and go: replicas and latency over time, as a picture.
+"""Stages scaled by Serve while calls come and go: replicas and latency over time, as a picture.
 
     python -m benchmarks.autoscaling --picture docs/autoscaling.png
 
 Stand-ins of 20 ms, so that it is not the processors that limit. One caller, then many, then one
-again; the primary encoder may have one or two replicas. Prints a table and, last, one JSON line;
-the picture needs matplotlib (the `train` extra).
+again; the three vision stages may have one or two replicas each. Prints a table and, last, one
+JSON line; the picture needs matplotlib (the `train` extra).
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from benchmarks.standin_stages import changed_config
 from client.service_process import ServiceProcess
 from client.vision_agent_client import VisionAgentClient
 
+_SCALED = ("Proposal", "PrimaryEncoder", "AuxiliaryEncoder")
 _STAGE = "PrimaryEncoder"
+"""The one whose replicas are counted."""
 _READY_S = 120.0
 _SAMPLE_S = 0.5
 _AUTOSCALING = {
@@ -102,13 +104,13 @@ async def watched(service: ServiceProcess, phases: Sequence[Phase]) -> Record:
 
 @contextlib.contextmanager
 def scaled_config() -> Iterator[Path]:
-    """The shipped settings with stand-ins and one stage that scales."""
+    """The shipped settings with stand-ins and stages that scale."""
     with changed_config(
         standin=True, local_cluster={"num_cpus": 8}, stream={"overlap_stages": False}
     ) as path:
         loaded = yaml.safe_load(path.read_text())
         for deployment in loaded["applications"][0]["deployments"]:
-            if deployment["name"] == _STAGE:
+            if deployment["name"] in _SCALED:
                 del deployment["num_replicas"]
                 # A stage that may have more calls than it should have asks for another replica.
                 deployment |= {"autoscaling_config": _AUTOSCALING, "max_ongoing_requests": 4}
