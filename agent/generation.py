@@ -249,19 +249,35 @@ class LanguageStage:
             return embeddings
         image, region = (sequence.slots == kind for kind in (SlotType.IMAGE, SlotType.REGION))
         if image.any():
-            tokens = _tensor(features.image_tokens, device).to(embeddings.dtype)
-            embeddings[image] = model.image_projector(tokens).to(embeddings.dtype)
+            tokens = image_slots(model, features, device=device, dtype=embeddings.dtype)
+            embeddings[image] = tokens.to(embeddings.dtype)
         if region.any():
-            boxes = self._geometry(features).normalised_boxes(
-                features.proposals.xyxy, model.config.region
-            )
-            tokens = model.region_tokens(
-                _tensor(features.primary_regions, device),
-                _tensor(features.auxiliary_regions, device),
-                _tensor(boxes, device),
-            )
+            tokens = region_slots(model, features, device=device)
             embeddings[region] = tokens.to(embeddings.dtype)
         return embeddings
+
+
+def image_slots(
+    model: VLMFO1,
+    features: FrameFeatures,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """(num_image_tokens, hidden): what stands in a frame's image slots."""
+    slots: Tensor = model.image_projector(_tensor(features.image_tokens, device).to(dtype))
+    return slots
+
+
+def region_slots(model: VLMFO1, features: FrameFeatures, *, device: str = "cpu") -> Tensor:
+    """(num_boxes, hidden): what stands in the slots of a frame's regions."""
+    geometry = ImageGeometry.of(features.width, features.height, model.config)
+    boxes = geometry.normalised_boxes(features.proposals.xyxy, model.config.region)
+    return model.region_tokens(
+        _tensor(features.primary_regions, device),
+        _tensor(features.auxiliary_regions, device),
+        _tensor(boxes, device),
+    )
 
 
 def _tensor(array: object, device: str) -> Tensor:

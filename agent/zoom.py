@@ -79,6 +79,16 @@ class _Seen:
         return cls(max(width, height), reduction)
 
 
+def crop_rules(settings: ZoomSettings) -> CropRules:
+    """How crops are cut, as the settings say."""
+    return CropRules(
+        margin=settings.margin,
+        cell_px=settings.cell_px,
+        picture_px=settings.picture_px,
+        max_crops=settings.max_crops,
+    )
+
+
 class RegionZoom:
     """Looks again at regions that VLM-FO1 itself has found on the reduced frame.
 
@@ -97,12 +107,7 @@ class RegionZoom:
         self._pipeline = pipeline
         self._settings = settings or ZoomSettings()
         self._deadline_s = deadline_s
-        self._rules = CropRules(
-            margin=self._settings.margin,
-            cell_px=self._settings.cell_px,
-            picture_px=self._settings.picture_px,
-            max_crops=self._settings.max_crops,
-        )
+        self._rules = crop_rules(self._settings)
 
     async def look(
         self,

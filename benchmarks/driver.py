@@ -21,6 +21,7 @@ import grpc.aio
 
 from agent.frame import frame_from_rgb
 from agent.streaming.video_source import open_source
+from client.events import adds_up
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc
 
@@ -174,23 +175,9 @@ class _Stream:
             case "stats":
                 journal.books = message.stats
                 journal.most_in_flight = max(journal.most_in_flight, message.stats.in_flight)
-                journal.unbalanced += not is_balanced(message.stats)
+                journal.unbalanced += not adds_up(message.stats)
 
     async def _acknowledge(self, acknowledged: Any) -> None:
         # All frames may have been sent by now; a stream that ends needs no acks.
         with contextlib.suppress(asyncio.InvalidStateError):
             await self._write(pb.WatchRequest(ack=acknowledged))
-
-
-def is_balanced(books: Any) -> bool:
-    """Whether every frame of a StreamStats is counted in exactly one place."""
-    return bool(
-        books.received
-        == books.answered
-        + books.tracked_only
-        + books.superseded
-        + books.expired
-        + books.rejected
-        + books.failed
-        + books.in_flight
-    )

@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from agent.interrupts import interruptible
-from benchmarks.driver import Camera, Journal, camera_pictures, drive, is_balanced
+from benchmarks.driver import Camera, Journal, camera_pictures, drive
+from client.events import adds_up
 from client.service_process import ServiceProcess
 from client.types import ServiceStats, StageLoad
 from client.vision_agent_client import VisionAgentClient
@@ -151,7 +152,7 @@ def books_of(
         "errors": errors,
         "every_frame_accounted_for": all(
             j.ended
-            and is_balanced(j.books)
+            and adds_up(j.books)
             and j.books.in_flight == 0
             and j.books.received == j.num_due
             and not j.unbalanced

@@ -24,8 +24,8 @@ import grpc
 import grpc.aio
 
 from agent.errors import AgentError
-from benchmarks.driver import is_balanced, with_comment
-from client.events import StreamError, StreamStats
+from benchmarks.driver import with_comment
+from client.events import StreamError, StreamStats, adds_up
 from client.types import FrameResult, OutgoingFrame, StreamPolicy
 from client.vision_agent_client import VisionAgentClient
 from client.watch_stream import Reconnect, WatchStream
@@ -100,7 +100,7 @@ async def never_acking(around: Surroundings) -> None:
                     seen.results["mute"] += response.HasField("result")
                     if response.HasField("stats"):
                         books = response.stats
-                        if not is_balanced(books):
+                        if not adds_up(books):
                             seen.wrong.append(f"never-acking: books do not balance: {books}")
     except* grpc.aio.AioRpcError as errors:
         # Nobody comes back here, so that a killed front end is the end of the stream.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from client.types import FrameResult, StreamPolicy
 
@@ -48,15 +49,21 @@ class StreamStats:
     @property
     def balanced(self) -> bool:
         """True when no frame was lost or counted twice."""
-        return self.received == (
-            self.answered
-            + self.tracked_only
-            + self.superseded
-            + self.expired
-            + self.rejected
-            + self.failed
-            + self.in_flight
-        )
+        return adds_up(self)
+
+
+def adds_up(books: Any) -> bool:
+    """Whether every frame is counted in exactly one place; of `StreamStats` or its message."""
+    counted = (
+        books.answered
+        + books.tracked_only
+        + books.superseded
+        + books.expired
+        + books.rejected
+        + books.failed
+        + books.in_flight
+    )
+    return bool(books.received == counted)
 
 
 @dataclass(frozen=True)

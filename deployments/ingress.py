@@ -12,7 +12,7 @@ import logging
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, NoReturn
 
 import cv2
@@ -85,44 +85,39 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
 
     async def Ground(self, request: pb.GroundRequest, context: Any) -> pb.GroundResponse:
         """One picture, some questions."""
-        try:
-            with self._one_off(context, "ground"):
-                result = await self._ground(request, context.time_remaining())
-        except Exception as error:
-            await self._end_call(context, error)
-        self._metrics.count_call(Outcome.ANSWERED)
+        async with self._one_off(context, "ground"):
+            result = await self._ground(request, context.time_remaining())
         return pb.GroundResponse(result=result)
 
     async def GroundAnytime(self, request: pb.GroundAnytimeRequest, context: Any) -> None:
         """The same, at once and then better."""
-        try:
-            with self._one_off(context, "ground"):
-                async for result in self._revisions(request, context.time_remaining()):
-                    await context.write(pb.GroundAnytimeResponse(result=result))
-        except Exception as error:
-            await self._end_call(context, error)
-        self._metrics.count_call(Outcome.ANSWERED)
+        async with self._one_off(context, "ground"):
+            async for result in self._revisions(request, context.time_remaining()):
+                await context.write(pb.GroundAnytimeResponse(result=result))
 
     async def Ask(self, request: pb.AskRequest, context: Any) -> None:
         """One picture, one question, its answer as it is written."""
+        async with self._one_off(context, "ask"):
+            async for response in self._ask(request, context.time_remaining()):
+                await context.write(response)
+
+    @contextlib.asynccontextmanager
+    async def _one_off(self, context: Any, name: str) -> AsyncIterator[None]:
+        """Streams step back while a one-off call is under way; its answer is one span.
+
+        Counts the call, and ends it with a status where it fails.
+        """
+        turns = self.sharing.keyframes
         try:
-            with self._one_off(context, "ask"):
-                async for response in self._ask(request, context.time_remaining()):
-                    await context.write(response)
+            turns.num_one_offs += 1
+            try:
+                with self._tracing.call(context.invocation_metadata() or ()), answer_span(name):
+                    yield
+            finally:
+                turns.num_one_offs -= 1
         except Exception as error:
             await self._end_call(context, error)
         self._metrics.count_call(Outcome.ANSWERED)
-
-    @contextlib.contextmanager
-    def _one_off(self, context: Any, name: str) -> Iterator[None]:
-        """Streams step back while a one-off call is under way; its answer is one span."""
-        turns = self.sharing.keyframes
-        turns.num_one_offs += 1
-        try:
-            with self._tracing.call(context.invocation_metadata() or ()), answer_span(name):
-                yield
-        finally:
-            turns.num_one_offs -= 1
 
     async def _end_call(self, context: Any, error: Exception) -> NoReturn:
         failure = failure_of(error)

@@ -18,6 +18,7 @@ from agent.region_cache import MemoryRegionCache
 from agent.settings import ServerSettings, ServiceSettings, StreamSettings
 from agent.streaming.session_store import MemorySessionStore, SessionStore
 from client.events import (
+    KeyframeAnswer,
     QueriesAck,
     StreamEvent,
     StreamOpened,
@@ -25,6 +26,7 @@ from client.events import (
 )
 from client.types import (
     AnswerMode,
+    FrameResult,
     OutgoingFrame,
     Query,
     StreamPolicy,
@@ -48,6 +50,8 @@ SETTINGS = ServiceSettings(
 
 GROUND = StreamPolicy(mode=AnswerMode.GROUND)
 """Every frame that is taken is answered by the (fake) language model."""
+FOLLOW = StreamPolicy(ack_window=0)
+STILL = encoded_image(1)
 NEVER = Reconnect(max_attempts=0)
 
 
@@ -178,3 +182,15 @@ async def conversation(
         if queries:
             assert isinstance(await talk.next(), QueriesAck)
         yield talk
+
+
+def still(number: int, **more: object) -> OutgoingFrame:
+    """A frame in which nothing has moved."""
+    return dataclasses.replace(OutgoingFrame(STILL, number, 10_000_000 * number), **more)
+
+
+async def answer_of(talk: Conversation, kind: type[FrameResult | KeyframeAnswer]) -> object:
+    """The next result or key frame answer, whatever comes before."""
+    while not isinstance(event := await talk.next(), kind):
+        pass
+    return event

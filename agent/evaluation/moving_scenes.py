@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from agent import training
 from agent.evaluation.oracle import OracleSettings, OracleStages, TrueFrame
 from agent.evaluation.tracking import (
     MovingSequence,
@@ -22,7 +21,8 @@ from agent.frame import frame_from_rgb
 from agent.pipeline import Pipeline
 from agent.region_cache import MemoryRegionCache
 from agent.settings import FollowSettings
-from agent.training.artwork import Atlas, concept_ids, load_concepts
+from agent.training.artwork import Atlas, load_concepts
+from agent.training.batches import nano_concepts
 from agent.training.moving import MovingScene, MovingSettings
 
 _NUM_LABELS = 4
@@ -89,7 +89,7 @@ async def measure_tracking(
     """
     atlas = Atlas.load(artwork)
     drawable = np.flatnonzero(atlas.valid.all(axis=0))
-    nano = set(concept_ids(Path(training.__file__).with_name("nano_concepts.json")))
+    nano = set(nano_concepts())
     concepts = tuple(int(concept) for concept in drawable if int(concept) in nano)
     runs: dict[str, list[tuple[MovingSequence, Run]]] = {}
     for seed in range(num):

@@ -17,6 +17,7 @@ import torch
 
 from agent.detections import IntArray
 from agent.engine import Engine
+from agent.generation import image_slots, region_slots
 from agent.generation_request import (
     Completion,
     PrefixInput,
@@ -97,18 +98,18 @@ def rewards_of(question: SheetQuestion, text: str) -> Rewards:
     shown = len(sheet.crops)
     named = {index for found in parse_regions(text).values() for index in found if index < shown}
     well_formed = region_format(text, num_regions=shown)
+    silent = float(not named and not right)
+    # F1, where two empty lists agree.
+    correct = silent or 2 * len(named & right) / (len(named) + len(right))
+    if question.task.kind is TaskKind.COUNT:
+        correct = _count_right(question, text)
     if not named or not right:
-        silent = float(not named and not right)
-        correct = silent if question.task.kind is TaskKind.DETECT else _count_right(question, text)
         return Rewards(silent, silent, correct, well_formed)
     verified = [region_verification(sheet.said_alone[index], question.label) for index in named]
     fits = [
         max(box_adjustment(crop, sheet.size, target=target) for target in question.targets)
         for crop in (sheet.crops[index].tolist() for index in named)
     ]
-    correct = 2 * len(named & right) / (len(named) + len(right))
-    if question.task.kind is TaskKind.COUNT:
-        correct = _count_right(question, text)
     return Rewards(float(np.mean(verified)), float(np.mean(fits)), correct, well_formed)
 
 
@@ -192,18 +193,11 @@ class SheetPrompts:
         self.grids, self.image, self.regions = [], [], []
         for sheet in sheets:
             features = sheet.features
-            geometry = ImageGeometry.of(features.width, features.height, model.config)
-            boxes = geometry.normalised_boxes(features.proposals.xyxy, model.config.region)
             with torch.no_grad():
-                image = model.image_projector(torch.from_numpy(features.image_tokens))
-                regions = model.region_tokens(
-                    torch.from_numpy(features.primary_regions),
-                    torch.from_numpy(features.auxiliary_regions),
-                    torch.from_numpy(boxes),
-                )
+                self.image.append(image_slots(model, features))
+                self.regions.append(region_slots(model, features))
+            geometry = ImageGeometry.of(features.width, features.height, model.config)
             self.grids.append(geometry.merged_grid)
-            self.image.append(image)
-            self.regions.append(regions)
 
     def prefix(self, language: LanguageModel, question: SheetQuestion) -> PrefixInput:
         """What goes before a question."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agent.crops import CropRules, Look, cut, plan_looks
+from agent.crops import Look, cut, plan_looks
 from agent.detections import FloatArray, IntArray, Proposals, box_iou
 from agent.features import FrameFeatures
 from agent.frame import Frame, frame_from_rgb
@@ -26,9 +26,9 @@ from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.settings import ZoomSettings
 from agent.stages import LocalStages
-from agent.training.artwork import concept_ids
+from agent.training.batches import nano_concepts
 from agent.training.scenes import Scene, SceneComposer, SceneSettings, load_composer
-from agent.zoom import RegionZoom
+from agent.zoom import RegionZoom, crop_rules
 from agent.zoom_policy import Arrangement
 
 logger = logging.getLogger(__name__)
@@ -44,9 +44,8 @@ def high_resolution_composer(artwork: Path) -> SceneComposer:
     Args:
         artwork: folder of `groundstream train artwork`.
     """
-    concepts = concept_ids(Path(__file__).with_name("nano_concepts.json"))
     settings = SceneSettings(
-        size=SIZE, num_objects=(6, 12), object_px=(24.0, 48.0), concepts=concepts
+        size=SIZE, num_objects=(6, 12), object_px=(24.0, 48.0), concepts=nano_concepts()
     )
     return load_composer(artwork, settings)
 
@@ -90,12 +89,7 @@ class SheetMaker:
         self._pipeline = pipeline
         self._zoomer = RegionZoom(pipeline)
         self._settings = ZoomSettings()
-        self._rules = CropRules(
-            margin=self._settings.margin,
-            cell_px=self._settings.cell_px,
-            picture_px=self._settings.picture_px,
-            max_crops=self._settings.max_crops,
-        )
+        self._rules = crop_rules(self._settings)
 
     async def sheets(self, scene: Scene) -> list[Sheet]:
         """The sheets of one scene."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 
-import psutil
 import pytest
 
 from client.events import (
@@ -19,6 +18,7 @@ from client.vision_agent_client import VisionAgentClient
 from tests.cameras import Camera
 from tests.integration.conftest import RedisSwitch
 from tests.pictures import encoded_image
+from tests.processes import replicas
 
 _PICTURE = encoded_image(77)
 _SNAPSHOT_S = 1.5
@@ -29,12 +29,6 @@ _SNAPSHOT_S = 1.5
 def redis(redis_switch: RedisSwitch) -> None:
     """Sessions are kept where another replica finds them."""
     redis_switch.on()
-
-
-def ingress_processes() -> list[psutil.Process]:
-    """The front-end replicas of the service this process has started."""
-    mine = psutil.Process().children(recursive=True)
-    return [p for p in mine if "ServeReplica:groundstream:Ingress" in " ".join(p.cmdline())]
 
 
 async def test_a_stream_outlives_its_killed_replica(client: VisionAgentClient) -> None:
@@ -48,14 +42,14 @@ async def test_a_stream_outlives_its_killed_replica(client: VisionAgentClient) -
             if known_since is None and isinstance(event, KeyframeAnswer):
                 known_since = now
             if killed is None and known_since is not None and now - known_since > _SNAPSHOT_S:
-                (killed,) = ingress_processes()
+                (killed,) = replicas("Ingress")
                 killed.kill()
             if isinstance(event, StreamOpened) and event.resumed:
                 resumed_at = len(events)
             num_since = 0 if resumed_at is None else len(answers(events[resumed_at:]))
             camera.is_on = num_since < 10
     assert killed is not None
-    assert killed.pid not in [process.pid for process in ingress_processes()]
+    assert killed.pid not in [process.pid for process in replicas("Ingress")]
     before, after = answers(events[:resumed_at]), answers(events[resumed_at:])
     # The same queries, the same epoch, the same identity.
     assert {result.epoch for result in before + after} == {1}

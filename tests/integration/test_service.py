@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 
@@ -26,6 +27,7 @@ from tests.fakes import NUM_BOXES
 from tests.in_process import GROUND
 from tests.integration.conftest import RedisSwitch
 from tests.pictures import encoded_image
+from tests.processes import named_processes
 
 _pictures = iter(range(1000, 100_000))
 
@@ -170,14 +172,15 @@ async def test_standard_health_and_reflection(service: str) -> None:
 
 
 async def test_only_guarded_ports_of_ray_leave_the_loopback_interface(service: str) -> None:
-    mine = psutil.Process().children(recursive=True)
-    open_ports = [
-        (process.cmdline()[0], connection.laddr)
-        for process in mine
-        for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN
-        and connection.laddr.ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")
-    ]
+    open_ports = []
+    for process, name in named_processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            open_ports += [
+                (name, connection.laddr)
+                for connection in process.net_connections("tcp")
+                if connection.status == psutil.CONN_LISTEN
+                and connection.laddr.ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")
+            ]
     # Ray binds the port by which replicas call each other to all interfaces; it asks for a token.
     assert all("ServeReplica" in name for name, _ in open_ports), open_ports
     for _, address in open_ports:

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import time
 
-import psutil
 import pytest
 
 from agent.errors import Overloaded, StageUnavailable
@@ -15,17 +14,11 @@ from client.types import FrameResult, StreamPolicy
 from client.vision_agent_client import VisionAgentClient
 from tests.cameras import Camera
 from tests.pictures import encoded_image
+from tests.processes import replicas
 
 _pictures = itertools.count(500_000)
 _RECOVERY_S = 90.0
 _TYPED = ("STAGE_UNAVAILABLE", "OVERLOADED")
-
-
-def replicas(deployment: str) -> list[psutil.Process]:
-    """Of the service this process has started."""
-    title = f"ServeReplica:groundstream:{deployment}"
-    mine = psutil.Process().children(recursive=True)
-    return [process for process in mine if title in " ".join(process.cmdline())]
 
 
 async def answered_again(client: VisionAgentClient) -> tuple[float, int]:
