@@ -93,7 +93,9 @@ def eval_tracking(
 def eval_high_resolution(
     artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),
     num: Annotated[int, typer.Option(help="Questions.", min=1)] = 500,
-    first: Annotated[int, typer.Option(help="Number of the first one.", min=0)] = 0,
+    sums: Annotated[
+        Path | None, typer.Option(help="Kept here; a run that was interrupted goes on from them.")
+    ] = None,
     full: Annotated[bool, typer.Option(help="Also the full-resolution pass (slow).")] = True,
     policy: Annotated[ZoomPolicy, typer.Option(help="Of the zoom column.")] = ZoomPolicy.AUTO,
     tokens: Annotated[int | None, typer.Option(help="Vision tokens of second looks.")] = None,
@@ -111,18 +113,18 @@ def eval_high_resolution(
     from agent.training.zoom_scenes import SIZE
 
     async def run(folder: Path) -> dict[str, scenes.WayScores]:
+        kept = folder / "sums.json" if sums is None else sums
         pipeline = pipeline_of(model, device)
         zoom = Zoom(policy, vision_tokens=tokens)
         ways = {"coarse": scenes.coarse(pipeline), "zoom": scenes.zoomed(pipeline, zoom)}
         if full:
             raised = scenes.with_image_limit(model, max(SIZE), folder)
-            ways["full resolution"] = scenes.whole(pipeline_of(str(raised), device))
-        questions = scenes.SceneQuestions(artwork)
-        done = 0
-        async for scores in scenes.compare_ways(questions, ways, num=num, first=first):
-            standing, done = scores, done + 1
+            ways["full resolution"] = scenes.Whole(pipeline_of(str(raised), device))
+        questions, scores = scenes.SceneQuestions(artwork), scenes.read_sums(kept, ways)
+        async for done in scenes.compare_ways(questions, ways, scores, num=num):
+            scenes.write_sums(kept, scores)
             typer.echo(f"\r{done} of {num}", err=True, nl=done == num)
-        return standing
+        return scores
 
     with tempfile.TemporaryDirectory() as folder:
         scores = asyncio.run(run(Path(folder)))

@@ -28,6 +28,7 @@ PREPROCESSING_VERSION = 2
 
 _logger = logging.getLogger(__name__)
 _NAMESPACE = "groundstream:features:"
+_YIELD_S = 0.005
 
 
 @dataclass
@@ -197,6 +198,8 @@ class RedisRegionCache:
         await self._door.close()
 
     async def _put(self, key: str, features: FrameFeatures) -> None:
+        # Whoever waits for these features uses them first: encoding and sending hold the loop.
+        await asyncio.sleep(_YIELD_S)
         blob = encode_features(features, key)
         stored = await self._door.set(_NAMESPACE + key, blob, ttl_s=self._settings.ttl_s)
         self._stats.stored += stored

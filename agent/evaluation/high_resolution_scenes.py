@@ -1,22 +1,25 @@
 """Composed high-resolution questions, and ways of answering them side by side.
 
-Scenes of 2048 x 1536 with 6 to 12 things of 24 to 48 px, never trained on (the test split). A third
-asks what stands in a given box, a third how many there are of something, a third where it is (a
-quarter of these about something absent).
+Scenes of 2048 x 1536 with 6 to 12 things of 24 to 48 px, never trained on (the test split). About
+each scene three questions: what stands in a given box, how many there are of something, where it is
+(a quarter of these about something absent).
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from agent.detections import FloatArray
+from agent.errors import SourceError
 from agent.evaluation.detection import match_count
+from agent.features import FrameFeatures
 from agent.frame import Frame, frame_from_rgb
 from agent.model_directory import find_model
 from agent.parsing import Answer
@@ -41,6 +44,8 @@ class SceneQuestion:
     task: Task
     boxes: FloatArray | None
     """(1, 4) the box a region question is about; None: the model finds its own."""
+    region: FloatArray
+    """(1, 4) the box that the scene's region question is about, whatever this one asks."""
     truth: FloatArray
     """(n, 4) the right boxes; empty where the thing is absent."""
     label: str
@@ -103,7 +108,40 @@ class WayScores:
         }
 
 
-Way = Callable[[SceneQuestion], Awaitable[Revision]]
+def read_sums(path: Path, ways: Iterable[str]) -> dict[str, WayScores]:
+    """The sums a run has left, or those of one that begins.
+
+    Raises:
+        SourceError: the file holds something else, or other ways.
+    """
+    if not path.exists():
+        return {name: WayScores() for name in ways}
+    try:
+        found = {name: WayScores(**sums) for name, sums in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise SourceError(f"{path} holds no sums of such a run: {error}") from None
+    if list(found) != list(ways):
+        raise SourceError(f"{path} is of a run that compared {', '.join(found)}; name another file")
+    return found
+
+
+def write_sums(path: Path, scores: dict[str, WayScores]) -> None:
+    """For `read_sums`; a file that is there is replaced as a whole."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({name: asdict(sums) for name, sums in scores.items()}))
+    partial.replace(path)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The last revision of one question."""
+
+    revision: Revision
+    spared_s: float = 0.0
+    """Longer it would have taken by itself, without what the scene's questions share."""
+
+
+Way = Callable[[SceneQuestion], Awaitable[Reply]]
 """Answers one question."""
 
 
@@ -115,23 +153,29 @@ class SceneQuestions:
         self._labels = [concept.label for concept in load_concepts()]
         self._composer = high_resolution_composer(artwork)
         self._concepts = self._composer.settings.concepts or ()
+        self._scene = functools.lru_cache(maxsize=1)(self._composed)
 
     def question(self, number: int) -> SceneQuestion:
         """One question."""
-        scene = self._composer.compose_split("test", number)
-        rng = np.random.default_rng((41, number))
-        frame = frame_from_rgb(scene.rgb, index=number)
+        scene, frame = self._scene(number // len(_KINDS))
         kind = _KINDS[number % len(_KINDS)]
-        chosen = int(rng.integers(len(scene.concept)))
-        concept = int(scene.concept[chosen])
+        shown = int(np.random.default_rng((43, frame.index)).integers(len(scene.concept)))
+        region = scene.xyxy[shown : shown + 1]
         if kind is TaskKind.REGION_CAPTION:
-            box = scene.xyxy[chosen : chosen + 1]
-            return SceneQuestion(frame, Task.describe_region(0), box, box, self._labels[concept])
+            label = self._labels[int(scene.concept[shown])]
+            return SceneQuestion(frame, Task.describe_region(0), region, region, region, label)
+        rng = np.random.default_rng((41, number))
+        concept = int(rng.choice(scene.concept))
         if kind is TaskKind.DETECT and rng.random() < _ABSENT:
             concept = self._absent(rng, scene)
         label = self._labels[concept]
         task = Task.count(label) if kind is TaskKind.COUNT else Task.detect(label)
-        return SceneQuestion(frame, task, None, scene.xyxy[scene.concept == concept], label)
+        truth = scene.xyxy[scene.concept == concept]
+        return SceneQuestion(frame, task, None, region, truth, label)
+
+    def _composed(self, number: int) -> tuple[Scene, Frame]:
+        scene = self._composer.compose_split("test", number)
+        return scene, frame_from_rgb(scene.rgb, index=number)
 
     def _absent(self, rng: np.random.Generator, scene: Scene) -> int:
         others = sorted(set(self._concepts) - set(scene.concept.tolist()))
@@ -147,43 +191,74 @@ def zoomed(pipeline: Pipeline, zoom: Zoom) -> Way:
     """Region zoom."""
     zoomer = RegionZoom(pipeline)
 
-    async def answer(question: SceneQuestion) -> Revision:
+    async def answer(question: SceneQuestion) -> Reply:
         looks = zoomer.look(question.frame, [question.task], zoom, boxes=question.boxes)
-        return await _last(looks)
+        return Reply(await _last(looks))
 
     return answer
 
 
-def whole(pipeline: Pipeline) -> Way:
+class Whole:
     """One pass over the whole frame, with the proposals that the scout finds in its parts.
 
     Left to itself the proposal network, which sees a square of fixed size, would find as little as
-    on the reduced frame; this is the stronger thing to compare with.
+    on the reduced frame; this is the stronger thing to compare with. A scene is encoded once for
+    its three questions, and each is charged for it.
     """
-    zoomer = RegionZoom(pipeline)
 
-    async def answer(question: SceneQuestion) -> Revision:
-        boxes = question.boxes
-        if boxes is None:
-            boxes = (await zoomer.scout(question.frame, question.frame.rgb())).xyxy
-        grounding = await pipeline.ground(question.frame, [question.task], boxes=boxes)
-        return first_revision(grounding, final=True)
+    def __init__(self, pipeline: Pipeline) -> None:
+        """`pipeline`: of a model whose towers see the frame unreduced."""
+        self._pipeline = pipeline
+        self._zoomer = RegionZoom(pipeline)
+        self._key = ""
+        self._features: FrameFeatures | None = None
+        self._scout_s = self._encode_s = 0.0
 
-    return answer
+    async def __call__(self, question: SceneQuestion) -> Reply:
+        """Answer one question."""
+        is_known = self._features is not None and self._key == question.frame.digest
+        if not is_known:
+            await self._encode(question)
+        assert self._features is not None
+        is_given = question.boxes is not None
+        shown = [0] if is_given else range(1, len(self._features.proposals))
+        # Without a key nothing of the prompt is kept for the scene's next question.
+        features = replace(
+            self._features.select(np.array(shown, dtype=np.int64)), key="", image_key=""
+        )
+        grounding = await self._pipeline.ground(question.frame, [question.task], reuse=features)
+        needed_s = self._encode_s + (0.0 if is_given else self._scout_s)
+        spent_s = 0.0 if is_known else self._scout_s + self._encode_s
+        return Reply(first_revision(grounding, final=True), needed_s - spent_s)
+
+    async def _encode(self, question: SceneQuestion) -> None:
+        frame, started_s = question.frame, time.perf_counter()
+        found = (await self._zoomer.scout(frame, frame.rgb())).xyxy
+        scouted_s = time.perf_counter()
+        boxes = np.concatenate([question.region, found])
+        self._features, _ = await self._pipeline.features(frame, boxes=boxes)
+        self._key = frame.digest
+        self._scout_s, self._encode_s = scouted_s - started_s, time.perf_counter() - scouted_s
 
 
 async def compare_ways(
-    questions: SceneQuestions, ways: dict[str, Way], *, num: int, first: int = 0
-) -> AsyncIterator[dict[str, WayScores]]:
-    """Every question answered every way, in turn; the scores after each question."""
-    scores = {name: WayScores() for name in ways}
-    for number in range(first, first + num):
+    questions: SceneQuestions, ways: dict[str, Way], scores: dict[str, WayScores], *, num: int
+) -> AsyncIterator[int]:
+    """Every question answered every way, in turn; how many after each question.
+
+    Args:
+        questions, ways: what is asked, and how it is answered.
+        scores: sums by way, of the first questions already where a run is gone on with.
+        num: questions in all.
+    """
+    for number in range(min(score.num for score in scores.values()), num):
         question = questions.question(number)
         for name, way in ways.items():
             started = time.perf_counter()
-            revision = await way(question)
-            scores[name].count(question, revision, time.perf_counter() - started)
-        yield scores
+            reply = await way(question)
+            took_s = time.perf_counter() - started + reply.spared_s
+            scores[name].count(question, reply.revision, took_s)
+        yield number + 1
 
 
 def with_image_limit(model: str, max_long_side: int, folder: Path) -> Path:

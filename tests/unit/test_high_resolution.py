@@ -19,10 +19,14 @@ from agent.evaluation.high_resolution import (
     load_vstar,
 )
 from agent.evaluation.high_resolution_scenes import (
+    Reply,
     SceneQuestion,
     WayScores,
+    Whole,
     compare_ways,
+    read_sums,
     with_image_limit,
+    write_sums,
 )
 from agent.frame import read_frame
 from agent.model.configuration import VLMFO1Config
@@ -31,6 +35,7 @@ from agent.parsing import Answer
 from agent.pipeline import Grounding
 from agent.prompts import Task
 from agent.revisions import Revision, first_revision
+from agent.stages import local_pipeline
 from agent.zoom_policy import Zoom
 from tests.pictures import encoded_image
 from tests.unit.tiny_model import write_tiny_model
@@ -208,7 +213,7 @@ BOX = np.array([[10, 10, 40, 40]], dtype=np.float32)
 
 
 def scene_question(task: Task, truth: np.ndarray = BOX) -> SceneQuestion:
-    return SceneQuestion(read_frame(PICTURE), task, None, truth, "dog")
+    return SceneQuestion(read_frame(PICTURE), task, None, BOX, truth, "dog")
 
 
 def answered(task: Task, boxes: np.ndarray, **more: object) -> Answer:
@@ -217,7 +222,7 @@ def answered(task: Task, boxes: np.ndarray, **more: object) -> Answer:
     return Answer(task, "", found, **more)  # type: ignore[arg-type]
 
 
-async def test_what_counts_as_right_and_what_it_costs() -> None:
+async def test_what_counts_as_right_and_what_it_costs(tmp_path: Path) -> None:
     nothing = np.zeros((0, 4), dtype=np.float32)
     detect, count, name = Task.detect("dog"), Task.count("dog"), Task.describe_region(0)
     two = np.concatenate([BOX, BOX + 40])
@@ -234,14 +239,51 @@ async def test_what_counts_as_right_and_what_it_costs() -> None:
         def question(self, number: int) -> SceneQuestion:
             return scene_question(detect)
 
-    async def way(question: SceneQuestion) -> Revision:
-        return first_revision(Grounding((answered(detect, two),), Proposals(), False), final=True)
+    async def way(question: SceneQuestion) -> Reply:
+        grounding = Grounding((answered(detect, two),), Proposals(), False)
+        return Reply(first_revision(grounding, final=True), spared_s=100.0)
 
-    compared = compare_ways(Questions(), {"way": way}, num=3)  # type: ignore[arg-type]
-    figures = [scores["way"].as_dict() async for scores in compared][-1]
+    ways, path = {"way": way}, tmp_path / "sums.json"
+    for num in (2, 3):  # Interrupted after two.
+        scores = read_sums(path, ways)
+        compared = compare_ways(Questions(), ways, scores, num=num)  # type: ignore[arg-type]
+        assert [done async for done in compared][-1] == num
+        write_sums(path, scores)
+    assert scores["way"].num == 3
+    figures = scores["way"].as_dict()
+    assert 100.0 <= figures["seconds"] < 101.0
     assert (figures["accuracy"], figures["accuracy_detect"]) == (0.0, 0.0)
     assert figures["grounding_f1"] == pytest.approx(2 / 3)
     assert WayScores().as_dict()["accuracy"] == 0.0
+    with pytest.raises(SourceError, match="compared way"):
+        read_sums(path, ["coarse"])
+    path.write_text("[]")
+    with pytest.raises(SourceError, match="no sums"):
+        read_sums(path, ways)
+
+
+async def test_the_full_pass_encodes_a_scene_once_and_is_charged_for_it(tmp_path: Path) -> None:
+    pipeline = local_pipeline(str(write_tiny_model(tmp_path / "tiny")))
+    calls = 0
+
+    async def features(*arguments, **more):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        calls += 1
+        return await type(pipeline).features(pipeline, *arguments, **more)
+
+    pipeline.features = features  # type: ignore[method-assign]
+    way, frame = Whole(pipeline), read_frame(PICTURE)
+    about_region = SceneQuestion(frame, Task.describe_region(0), BOX, BOX, BOX, "dog")
+    search = SceneQuestion(frame, Task.detect("dog"), None, BOX, BOX, "dog")
+    first, second = await way(about_region), await way(search)
+    assert calls == 1
+    assert len(first.revision.grounding.proposals) == 1
+    assert len(second.revision.grounding.proposals) > 1
+    # The first scouted for the second; the second was spared encoding and scouting.
+    assert first.spared_s < 0.0 < second.spared_s
+    whole = second.revision.grounding
+    by_itself = await pipeline.ground(frame, [search.task], boxes=whole.proposals.xyxy)
+    assert by_itself.answers[0].text == whole.answers[0].text
 
 
 def test_full_resolution_is_the_same_model_with_another_limit(tmp_path: Path) -> None:
