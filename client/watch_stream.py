@@ -17,7 +17,7 @@ from typing import Any
 import grpc.aio
 
 from client import conversions
-from client.errors import error_of, may_pass
+from client.errors import ServiceError, error_of, may_pass
 from client.events import (
     Drain,
     PolicyAck,
@@ -101,6 +101,9 @@ class WatchStream:
         self._num_settled = 0
         self._last_result: int | None = None
         self._last_sent: int | None = None
+        self._last_read: int | None = None
+        self._ack_due = asyncio.Event()
+        """Set when the service does not know of the last result that was read."""
         self._window = policy.window
         self._settled = asyncio.Event()
         self._is_known = asyncio.Event()
@@ -116,6 +119,7 @@ class WatchStream:
             await self.set_queries(list(self._queries.values()))
         self._open.set()
         self._sender = asyncio.create_task(self._send_frames())
+        self._acknowledger = asyncio.create_task(self._acknowledge())
         return self
 
     async def __aexit__(
@@ -125,14 +129,15 @@ class WatchStream:
         _traceback: TracebackType | None,
     ) -> None:
         self._sender.cancel()
+        self._acknowledger.cancel()
         self._call.cancel()
-        await asyncio.gather(self._sender, return_exceptions=True)
+        await asyncio.gather(self._sender, self._acknowledger, return_exceptions=True)
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
         """Everything the server says, until the frames have ended and are answered.
 
         Raises:
-            ServiceError: the stream broke and could not be opened again.
+            ServiceError: the stream broke and could not be opened again, or was refused then.
             Exception: whatever the frame iterator raised.
         """
         attempt = 0
@@ -145,8 +150,9 @@ class WatchStream:
                         continue
                     await self._note(event)
                     yield event
-                    if isinstance(event, FrameResult):
-                        await self._acknowledge(event.sequence)
+                    if isinstance(event, FrameResult) and self._policy.ack_window:
+                        self._last_read = event.sequence
+                        self._ack_due.set()
                 if not self._is_draining:
                     break
             except grpc.aio.AioRpcError as error:
@@ -210,17 +216,19 @@ class WatchStream:
 
     async def _connect(self) -> None:
         """Open the call; a session that is there is gone on with."""
-        self._call = self._stub.Watch()
-        self._is_draining = False
-        opening = pb.OpenStream(
-            resume_token=self._token,
-            num_sent=self.num_sent,
-            num_results=self._num_results,
-            last_result_sequence=self._last_result,
-            last_sent_sequence=self._last_sent,
-            policy=conversions.policy_to_message(self._policy),
-        )
-        await self._write(pb.WatchRequest(open=opening))
+        # Others may wait to write to the call before: nothing must come before the opening.
+        async with self._writing:
+            self._call = self._stub.Watch()
+            self._is_draining = False
+            opening = pb.OpenStream(
+                resume_token=self._token,
+                num_sent=self.num_sent,
+                num_results=self._num_results,
+                last_result_sequence=self._last_result,
+                last_sent_sequence=self._last_sent,
+                policy=conversions.policy_to_message(self._policy),
+            )
+            await self._write_now(pb.WatchRequest(open=opening))
         # Writing more to a call that is being refused would hide from us why it is.
         answered = asyncio.ensure_future(self._call.initial_metadata())
         await asyncio.wait([answered], timeout=_ANSWER_S)
@@ -248,6 +256,8 @@ class WatchStream:
                 self._settle()
             case StreamError() if event.sequence is not None:
                 self._settle()
+            case StreamError(change_id=0) if not self._open.is_set():
+                raise ServiceError(f"the stream could not be opened again: {event.message}")
             case StreamError() if event.change_id is not None:
                 self._unsettled.pop(event.change_id, None)
             case Drain():
@@ -316,13 +326,10 @@ class WatchStream:
             async for frame in self._frames:
                 if self._policy.drop is DropPolicy.LOSSLESS:
                     await self._wait_for_room()
-                elif not self._open.is_set():
+                    while not await self._send_frame(frame):
+                        await self._open.wait()
+                elif not await self._send_frame(frame):
                     self.num_unsent += 1
-                    continue
-                await self._open.wait()
-                self._last_sent = frame.sequence
-                self.num_sent += 1
-                await self._write(pb.WatchRequest(frame=conversions.frame_to_message(frame)))
         finally:
             # Also when the frames broke off: the server then answers what it has and ends.
             self._is_over = True
@@ -336,15 +343,36 @@ class WatchStream:
             self._settled.clear()
             await self._settled.wait()
 
-    async def _acknowledge(self, sequence: int) -> None:
-        if self._policy.ack_window:
-            await self._write(pb.WatchRequest(ack=pb.Ack(sequence=sequence)))
+    async def _send_frame(self, frame: OutgoingFrame) -> bool:
+        """Count and write it, unless the stream is being opened again."""
+        async with self._writing:
+            if not self._open.is_set():
+                return False
+            self._last_sent = frame.sequence
+            self.num_sent += 1
+            await self._write_now(pb.WatchRequest(frame=conversions.frame_to_message(frame)))
+            return True
+
+    async def _acknowledge(self) -> None:
+        """Tell the service how far we have read.
+
+        Not in the reader's own time: while a large frame is being written it would wait for the
+        service, and the service perhaps for its results to be read.
+        """
+        while True:
+            await self._ack_due.wait()
+            self._ack_due.clear()
+            await self._write(pb.WatchRequest(ack=pb.Ack(sequence=self._last_read)))
 
     async def _end(self) -> None:
         await self._write(pb.WatchRequest(end=pb.End()))
 
     async def _write(self, request: pb.WatchRequest) -> None:
-        """Write to the call; a broken one is noticed and mended by the reader."""
         async with self._writing:
-            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                await self._call.write(request)
+            await self._write_now(request)
+
+    async def _write_now(self, request: pb.WatchRequest) -> None:
+        """Write to the call; a broken one is noticed and mended by the reader."""
+        assert self._writing.locked()
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self._call.write(request)
