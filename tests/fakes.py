@@ -2,7 +2,8 @@
 
 A query that begins with "slow" takes 0.3 s, "crash" raises, "memory" runs out of it, "hang" never
 ends, "busy" is refused for want of time, "absent" finds nothing, anything else finds box 0 (COUNT:
-all boxes). They decode the frame, so a damaged one fails as it should.
+all boxes). In one process a query that begins with "held" waits until it is released. They decode
+the frame, so a damaged one fails as it should.
 """
 
 from __future__ import annotations
@@ -145,6 +146,8 @@ class FakeStages:
     def __init__(self) -> None:
         self.calls = StageCalls()
         self.limits: list[Limits] = []
+        self.released = asyncio.Event()
+        """Set to have "held" queries answered."""
         self._proposer = FakeProposer()
         self._primary = FakePrimaryEncoder()
         self._auxiliary = FakeAuxiliaryEncoder()
@@ -189,7 +192,14 @@ class FakeStages:
     async def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """In a thread, because some queries are slow."""
         self.calls.answer += 1
+        if task.query.startswith("held"):
+            await self.released.wait()
         return await asyncio.to_thread(self._language.answer, features, task)
+
+    async def until_asked(self, num: int = 1) -> None:
+        """Return when so many questions have come."""
+        while self.calls.answer < num:
+            await asyncio.sleep(0.005)
 
     def write_answer(self, features: FrameFeatures, task: Task) -> AsyncIterator[str | Generation]:
         """The same, as it is written."""

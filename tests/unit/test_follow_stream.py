@@ -251,7 +251,7 @@ async def test_too_many_frames_ahead_are_refused_by_name(service: Service) -> No
 
 
 async def test_a_reader_that_stops_is_sent_no_more_than_its_window(
-    client: VisionAgentClient,
+    client: VisionAgentClient, service: Service
 ) -> None:
     policy = StreamPolicy(ack_window=2)
     async with conversation(client, "dog", policy=policy) as talk:
@@ -262,7 +262,8 @@ async def test_a_reader_that_stops_is_sent_no_more_than_its_window(
         for number in range(1, 40):
             talk.send_frame(still(number))
             await asyncio.sleep(0.005)
-        await asyncio.sleep(0.2)
+        while service.metrics.totals().frames_received < 40:
+            await asyncio.sleep(0.005)
         talk.end()
         events = await talk.rest()
     results = [event for event in events if isinstance(event, FrameResult)]

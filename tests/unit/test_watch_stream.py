@@ -22,7 +22,7 @@ from client.types import FrameResult, OutgoingFrame, Query
 from client.vision_agent_client import ServiceError, VisionAgentClient
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc
-from tests.fakes import SECRET, SLOW_S
+from tests.fakes import SECRET
 from tests.in_process import GROUND, SETTINGS, Service, check_books, conversation, frames
 from tests.pictures import encoded_image
 
@@ -57,12 +57,18 @@ async def test_a_stream_answers_and_closes_its_books(client: VisionAgentClient) 
     assert last.in_flight == 0
 
 
-async def test_the_newest_frame_wins_while_one_is_answered(client: VisionAgentClient) -> None:
-    async with conversation(client, "slow") as talk:
+async def test_the_newest_frame_wins_while_one_is_answered(
+    client: VisionAgentClient, service: Service
+) -> None:
+    async with conversation(client, "held") as talk:
         talk.send(0)
-        await asyncio.sleep(SLOW_S / 3)
+        await service.stages.until_asked()
         for number in (1, 2, 3, 4):
             talk.send(number)
+        while service.metrics.totals().frames_received < 5:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.06)
+        service.stages.released.set()
         talk.end()
         results = [event for event in await talk.rest() if isinstance(event, FrameResult)]
     assert [result.sequence for result in results] == [0, 4]
@@ -70,12 +76,15 @@ async def test_the_newest_frame_wins_while_one_is_answered(client: VisionAgentCl
     assert results[1].timings.queue_ms > 50
 
 
-async def test_an_answer_to_a_replaced_query_is_not_delivered(client: VisionAgentClient) -> None:
-    async with conversation(client, Query("slow dog", id="q")) as talk:
+async def test_an_answer_to_a_replaced_query_is_not_delivered(
+    client: VisionAgentClient, service: Service
+) -> None:
+    async with conversation(client, Query("held dog", id="q")) as talk:
         talk.send(0)
-        await asyncio.sleep(SLOW_S / 3)  # Frame 0 is being answered.
+        await service.stages.until_asked()
         await talk.stream.put_query(Query("cat", id="q"))
         assert await talk.next() == QueriesAck(2, 2, ("q",))
+        service.stages.released.set()
         talk.send(1)
         result = await talk.next()
         assert isinstance(result, FrameResult)
@@ -87,13 +96,16 @@ async def test_an_answer_to_a_replaced_query_is_not_delivered(client: VisionAgen
     assert counts(talk.stats[-1]) == StreamStats(2, 1, 1, 0, 0, 0)
 
 
-async def test_the_other_answers_of_that_frame_are(client: VisionAgentClient) -> None:
-    queries = [Query("slow dog", id="changed"), Query("bird", id="kept")]
+async def test_the_other_answers_of_that_frame_are(
+    client: VisionAgentClient, service: Service
+) -> None:
+    queries = [Query("held dog", id="changed"), Query("bird", id="kept")]
     async with conversation(client, *queries) as talk:
         talk.send(0)
-        await asyncio.sleep(SLOW_S / 3)
+        await service.stages.until_asked(2)
         await talk.stream.remove_query("changed")
         assert await talk.next() == QueriesAck(2, 2, ("kept",))
+        service.stages.released.set()
         result = await talk.next()
         assert isinstance(result, FrameResult)
         assert [answer.query_id for answer in result.results] == ["kept"]
@@ -199,9 +211,9 @@ async def test_a_client_that_vanishes_leaves_nothing_behind(
     client: VisionAgentClient, service: Service
 ) -> None:
     tasks_before = len(asyncio.all_tasks())
-    async with conversation(client, "slow") as talk:
+    async with conversation(client, "held") as talk:
         talk.send(0)
-        await asyncio.sleep(SLOW_S / 3)
+        await service.stages.until_asked()
         assert service.metrics.num_open_streams == 1
     # Leaving the context cancelled the call while frame 0 was being answered.
     async with asyncio.timeout(5):
