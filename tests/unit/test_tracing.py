@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 from typing import Any
 
 import grpc
 import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -76,6 +78,41 @@ async def test_a_stream_is_one_span_for_each_key_frame(recorded) -> None:
     for answer in answers:
         own = answer.context.span_id
         assert "language" in [s.name for s in spans if s.parent and s.parent.span_id == own]
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """What OpenTelemetry's own collector listens for."""
+
+    def __init__(self) -> None:
+        self.services: set[str] = set()
+        self.spans: list[str] = []
+
+    async def Export(self, request: Any, _context: Any) -> Any:
+        for resource in request.resource_spans:
+            self.services |= {
+                about.value.string_value
+                for about in resource.resource.attributes
+                if about.key == "service.name"
+            }
+            self.spans += [span.name for scope in resource.scope_spans for span in scope.spans]
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+async def test_spans_reach_a_collector() -> None:
+    server, collector = grpc.aio.server(), Collector()
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    tracing = open_tracing(ObserveSettings(traces=f"http://127.0.0.1:{port}"), version="1")
+    async with (
+        running_service(stages=remote_stages, tracing=tracing) as service,
+        VisionAgentClient(service.target) as client,
+    ):
+        await client.ground(encoded_image(1), ["dog"])
+    await asyncio.to_thread(tracing.close)  # Sends what waits, to this very loop.
+    await server.stop(None)
+    assert set(collector.spans) == {"ground"} | _STAGES
+    assert collector.services == {"groundstream"}
 
 
 def test_without_a_collector_nothing_is_recorded() -> None:
