@@ -194,6 +194,8 @@ class WatchStream:
             resumed, gap = await self._resume(message.resume_token, seen)
         if not resumed:
             self.session.set_policy(policy)
+            # The books of a stream close even when nobody remembers its session.
+            gap = self.session.catch_up(seen)
         # Every stream has a token of its own: one that is still dying cannot overwrite this one.
         token = new_token()
         await self._outlet.send(

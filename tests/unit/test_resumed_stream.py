@@ -119,6 +119,30 @@ async def test_a_stream_survives_its_replica() -> None:
         assert (talk.stats[-1].received, talk.stats[-1].in_flight) == (3, 0)
 
 
+async def test_books_close_when_nobody_remembers_the_session() -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        async with running_service() as first:
+            port = int(first.target.rpartition(":")[2])
+            client = await stack.enter_async_context(VisionAgentClient(first.target))
+            talk = await stack.enter_async_context(
+                conversation(client, "dog", policy=FOLLOW, reconnect=QUICK)
+            )
+            for number in (0, 1):
+                talk.send_frame(still(number))
+                await answer_of(talk, FrameResult)
+        await stack.enter_async_context(running_service(port=port))  # With a store of its own.
+        reader = Reader(talk)
+        opened = await reader.until_opened_again()
+        assert not opened.resumed
+        talk.send_frame(still(2))
+        await reader.until_answered(2)
+        talk.end()
+        await reader.until_ended()
+    books = talk.stats[-1]
+    assert (books.received, books.tracked_only + books.answered) == (3, 3)
+    assert talk.stream.num_sent == 3
+
+
 async def test_a_stream_leaves_a_replica_that_drains() -> None:
     store = MemorySessionStore(ttl_s=60.0)
     async with contextlib.AsyncExitStack() as stack:
