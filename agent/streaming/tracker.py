@@ -327,10 +327,12 @@ class Tracker:
             track.claims = {}
             self._live[track.id] = track
         track.supported_s = self._now_s
-        memory = _APPEARANCE_MEMORY
-        track.appearance = np.asarray(
-            memory * track.appearance + (1.0 - memory) * seen.appearance, dtype=np.float32
-        )
+        if track.appearance.shape == seen.appearance.shape:
+            old = _APPEARANCE_MEMORY * track.appearance
+            new = (1.0 - _APPEARANCE_MEMORY) * seen.appearance
+            track.appearance = np.asarray(old + new, dtype=np.float32)
+        else:
+            track.appearance = seen.appearance
         self._count_misses(track, [q for q in asked if q.id not in seen.claims], keep_live=True)
         track.claims |= seen.claims
         for name in seen.claims:
@@ -369,13 +371,19 @@ class Tracker:
     def _similarity(
         self, tracks: Sequence[Track], observations: Sequence[Observation]
     ) -> FloatArray:
-        if self._mean is None or not tracks or not observations:
-            return np.zeros((len(tracks), len(observations)), dtype=np.float32)
-        return similarity(
-            np.stack([track.appearance for track in tracks]),
-            np.stack([seen.appearance for seen in observations]),
-            self._mean,
-        )
+        found = np.zeros((len(tracks), len(observations)), dtype=np.float32)
+        if self._mean is None or not observations:
+            return found
+        # Those of a resumed stream may have been seen by another model, with other features.
+        shape = self._mean.shape
+        rows = [row for row, track in enumerate(tracks) if track.appearance.shape == shape]
+        if rows:
+            found[rows] = similarity(
+                np.stack([tracks[row].appearance for row in rows]),
+                np.stack([seen.appearance for seen in observations]),
+                self._mean,
+            )
+        return found
 
 
 def _same_question(track: Track, seen: Observation, asked: Collection[StandingQuery]) -> bool:
