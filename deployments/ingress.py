@@ -347,6 +347,7 @@ class Ingress:
         stream = self._settings.stream
         return RemoteStages(
             self._handles,
+            model=self._settings.model_revision,
             calls=calls,
             meters=meters,
             timeout_s=stream.stage_timeout_s,
