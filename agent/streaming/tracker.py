@@ -16,7 +16,7 @@ import numpy as np
 from agent.detections import FloatArray, box_area, clip_boxes
 from agent.settings import TrackerSettings
 from agent.streaming.answers import Claim
-from agent.streaming.association import best_pairs, place_affinity, similarity
+from agent.streaming.association import best_pairs, likeness, place_affinity
 from agent.streaming.box_filter import BoxFilter
 from agent.streaming.motion import Motion
 from agent.streaming.session import StandingQuery
@@ -371,19 +371,11 @@ class Tracker:
     def _similarity(
         self, tracks: Sequence[Track], observations: Sequence[Observation]
     ) -> FloatArray:
-        found = np.zeros((len(tracks), len(observations)), dtype=np.float32)
-        if self._mean is None or not observations:
-            return found
-        # Those of a resumed stream may have been seen by another model, with other features.
-        shape = self._mean.shape
-        rows = [row for row, track in enumerate(tracks) if track.appearance.shape == shape]
-        if rows:
-            found[rows] = similarity(
-                np.stack([tracks[row].appearance for row in rows]),
-                np.stack([seen.appearance for seen in observations]),
-                self._mean,
-            )
-        return found
+        return likeness(
+            [track.appearance for track in tracks],
+            [seen.appearance for seen in observations],
+            self._mean,
+        )
 
 
 def _same_question(track: Track, seen: Observation, asked: Collection[StandingQuery]) -> bool:
