@@ -13,8 +13,8 @@ from pathlib import Path
 from tests.integration.conftest import ROOT
 
 _BIN = Path(sys.executable).parent
-_DEPLOY_S = 60.0
-_START_S = 180.0
+_DEPLOY_S = 120.0
+_START_S = 240.0
 _PAUSE_S = 1.0
 
 
