@@ -34,8 +34,12 @@ def environment() -> dict[str, str]:
 
 
 def ray_start(*arguments: str, folder: Path) -> list[str]:
-    """`ray start` in the foreground, with little of everything."""
+    """`ray start` in the foreground, with little of everything; again where it gives up.
+
+    It waits 30 s for its own parts, and for a head that is starting; a busy machine takes longer.
+    """
     return [
+        "sh", "-c", 'until "$@"; do sleep 1; done', "ray start",
         str(_BIN / "ray"), "start", "--block", "--disable-usage-stats", f"--temp-dir={folder}",
         "--object-store-memory=100000000", *arguments,
     ]  # fmt: skip

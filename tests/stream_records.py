@@ -109,4 +109,5 @@ class StreamRecord:
         gaps = [again.gap.num_frames for again in self.of(StreamOpened) if again.gap is not None]
         errors = self.of(StreamError)
         assert {error.code for error in errors} <= TYPED
-        assert last.failed == sum(gaps) + len(errors)
+        # What a snapshot did not know of yet, the client accounts for by the result that it got.
+        assert sum(gaps) <= last.failed <= sum(gaps) + len(errors)

@@ -31,10 +31,10 @@ from tests.pictures import encoded_image, numbered
 from tests.processes import replicas
 from tests.stream_records import Finished, Seen, StreamRecord
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 _READY_S = 180.0
-_UPDATE_S = 180.0
+_UPDATE_S = 240.0
 _SNAPSHOT_S = 2.0
 """Snapshots are written every second."""
 _STEADY = 5
