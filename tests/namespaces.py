@@ -42,12 +42,6 @@ class Machine:
         """Nothing gets through any more, and nobody is told."""
         _ip("-n", self.name, "link", "set", _CABLE, "down")
 
-    def plug_in(self, other: Machine) -> None:
-        """As it was before `unplug`, or for the first time."""
-        _ip("-n", self.name, "link", "set", _CABLE, "up")
-        # Leads nowhere; without it programs do not find out their own address. Went with the cable.
-        _ip("-n", self.name, "route", "replace", "default", "via", other.address)
-
     def kill(self) -> None:
         """`kill -9` of everything on it, also of what is born meanwhile."""
         deadline_s = time.monotonic() + _KILL_S
@@ -82,7 +76,9 @@ def two_machines() -> Iterator[tuple[Machine, Machine]]:
         for machine, other in ((first, second), (second, first)):
             _ip("-n", machine.name, "link", "set", "lo", "up")
             _ip("-n", machine.name, "address", "add", f"{machine.address}/24", "dev", _CABLE)
-            machine.plug_in(other)
+            _ip("-n", machine.name, "link", "set", _CABLE, "up")
+            # Leads nowhere; without it programs do not find out their own address.
+            _ip("-n", machine.name, "route", "add", "default", "via", other.address)
         yield first, second
 
 
