@@ -14,7 +14,7 @@ from tests.integration.conftest import ROOT
 
 _BIN = Path(sys.executable).parent
 _DEPLOY_S = 120.0
-_START_S = 240.0
+_START_S = 420.0
 _PAUSE_S = 1.0
 
 

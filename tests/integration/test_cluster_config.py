@@ -31,7 +31,7 @@ from tests.pictures import encoded_image, numbered
 from tests.processes import replicas
 from tests.stream_records import Finished, Seen, StreamRecord
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 _READY_S = 180.0
 _UPDATE_S = 240.0

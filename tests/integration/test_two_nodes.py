@@ -54,7 +54,7 @@ _BROKEN = "ServiceError: UNAVAILABLE"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif("TWO_NODES" not in os.environ, reason="takes minutes; TWO_NODES=1 runs it"),
-    pytest.mark.timeout(3 * _READY_S + _RECOVERY_S),
+    pytest.mark.timeout(1200),
 ]
 
 
