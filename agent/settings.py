@@ -252,6 +252,14 @@ class ServiceSettings:
     num_threads: StageThreads = field(default_factory=StageThreads)
     local_cluster: LocalClusterSettings = field(default_factory=LocalClusterSettings)
 
+    @property
+    def model_revision(self) -> str:
+        """The same for those that may use each other's boxes and features.
+
+        Knows names and no contents: files of a folder in use are not to be changed.
+        """
+        return f"{self.model} {self.proposal_network or ''}".strip()
+
 
 @dataclass(frozen=True)
 class DeploymentSettings:

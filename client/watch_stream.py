@@ -267,6 +267,8 @@ class WatchStream:
         self._window = event.policy.window
         self._is_known.set()
         self._token = event.resume_token
+        if self._is_draining:
+            return  # It drained before it was opened; we have ended our side and go on elsewhere.
         if self.num_reconnects:
             # Frames that went down with the old replica are answered by nobody.
             self._num_settled = self.num_sent

@@ -56,6 +56,7 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
             settings.model,
             settings.device,
             getattr(settings.num_threads, name),
+            model_revision=settings.model_revision,
             hang_s=settings.stream.stage_hang_s,
             log_format=settings.observe.log_format,
             **options,

@@ -68,6 +68,16 @@ def open_server(
     return server, server.add_insecure_port(settings.address)
 
 
+async def drain_server(server: Any, draining: asyncio.Event, grace_s: float) -> None:
+    """Take nothing new, then have open streams warn their clients; returns when all have ended."""
+    # One second more than the streams give themselves, so that none is cut.
+    stopped = asyncio.create_task(server.stop(grace_s + 1.0))
+    # A client that was warned first would come back here, by the connection that it has.
+    await asyncio.sleep(0)
+    draining.set()
+    await stopped
+
+
 def _credentials(tls: TlsSettings) -> Any:
     clients = _read(tls.client_authorities)
     return grpc.ssl_server_credentials(

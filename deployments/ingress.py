@@ -35,7 +35,7 @@ from agent.zoom import RegionZoom
 from deployments import messages, zoom_messages
 from deployments.access import Access, current_tenant, open_access
 from deployments.autoscaling import OPEN_STREAMS
-from deployments.front_door import LIVE, SERVICE_NAME, open_server
+from deployments.front_door import LIVE, SERVICE_NAME, drain_server, open_server
 from deployments.logs import configure_logs
 from deployments.messages import ReceivedFrame
 from deployments.metrics import ServiceMetrics, StageCalls
@@ -314,12 +314,12 @@ class Ingress:
     async def drain(self) -> None:
         """Take nothing new, warn the clients, and return when their streams have ended."""
         self._warm_up.cancel()
-        self._agent.draining.set()
-        # The front end that comes after this one listens at the same port.
-        await self._page.close()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        # One second more than the streams give themselves, so that none is cut.
-        await self._server.stop(self._settings.server.drain_grace_s + 1.0)
+        await asyncio.gather(
+            drain_server(self._server, self._agent.draining, self._settings.server.drain_grace_s),
+            # The front end that comes after this one listens at the same port.
+            self._page.close(),
+        )
 
     async def __del__(self) -> None:
         """Called by Serve before the replica goes."""
@@ -347,6 +347,7 @@ class Ingress:
         stream = self._settings.stream
         return RemoteStages(
             self._handles,
+            model=self._settings.model_revision,
             calls=calls,
             meters=meters,
             timeout_s=stream.stage_timeout_s,

@@ -24,16 +24,24 @@ class Language(StageReplica):
 
     _num_under_way = 0
 
-    async def answer(self, features: FrameFeatures | None, task: Task) -> Served[Generation]:
-        """What the model writes about one frame and one question."""
+    async def answer(
+        self, features: FrameFeatures | None, task: Task, model: str = ""
+    ) -> Served[Generation]:
+        """What the model writes about one frame and one question.
+
+        Raises:
+            StageUnavailable: this replica has another `model`.
+        """
+        self.check_model(model)
         with self._under_way() as served:
             generation: Generation = await self._written(features, task)
             return served(generation)
 
     async def write_answer(
-        self, features: FrameFeatures, task: Task
+        self, features: FrameFeatures, task: Task, model: str = ""
     ) -> AsyncIterator[str | Served[Generation]]:
         """The same, its text as it is written."""
+        self.check_model(model)
         written = written_in_thread(lambda on_text: self._written(features, task, on_text))
         with self._under_way() as served:
             async for piece in written:

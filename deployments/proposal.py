@@ -14,13 +14,19 @@ class Proposal(StageReplica):
     """One `agent.proposer.Proposer`."""
 
     async def propose(
-        self, frame: Frame, left_s: float | None = None, urgency: Urgency = Urgency.ONE_OFF
+        self,
+        frame: Frame,
+        left_s: float | None = None,
+        urgency: Urgency = Urgency.ONE_OFF,
+        model: str = "",
     ) -> Served[Proposals]:
         """Class-agnostic boxes of one frame, best first.
 
         Raises:
             Overloaded: the caller would have waited longer than `left_s`.
+            StageUnavailable: this replica has another `model`.
         """
+        self.check_model(model)
         ticket = self.line.ticket(Limits.starting_now(left_s, urgency))
         with memory_errors_typed():
             served = await self.line.run_together(

@@ -102,11 +102,22 @@ class RemoteStages:
         meters: StageMeters,
         timeout_s: float,
         overlap: bool,
+        model: str,
     ) -> None:
+        """Prepare to call.
+
+        Args:
+            handles: of the stages.
+            calls, meters: count and measure.
+            timeout_s: a stage that takes longer is unavailable.
+            overlap: let the encoders start before the boxes are there.
+            model: revision of the one that the stages are to have; others refuse.
+        """
         self._calls = calls
         self._meters = meters
         self._overlap = overlap
         self._waiting = _Waiting(Limits(), timeout_s)
+        self._model = model
         self._proposal_by_reference = handles.proposal
         self._proposal = _Caller(meters.proposal, handles.proposal, "propose")
         self._primary = _Caller(meters.primary_encoder, handles.primary_encoder, "encode")
@@ -126,7 +137,7 @@ class RemoteStages:
         Raises:
             Overloaded: neither the boxes nor what is to be done with them could be had in time.
         """
-        meters, arguments = self._meters, (frame, *self._waiting.told())
+        meters, arguments = self._meters, (frame, *self._told())
         # Whoever has no boxes yet needs all stages; only a spare call is about boxes alone.
         behind_s = 0.0
         if self._waiting.limits.urgency is not Urgency.SPARE:
@@ -176,6 +187,7 @@ class RemoteStages:
             self._waiting,
             features,
             self._patient(task),
+            self._model,
             session=_prefix_owner(features),
         )
         self._meters.writing.add(generation)
@@ -188,7 +200,7 @@ class RemoteStages:
         self._meters.language.check(self._waiting.limits)
         self._calls.answer += 1
         stream = self._language_stream.options(session_id=_prefix_owner(features))
-        pieces = stream.remote(features, self._patient(task))
+        pieces = stream.remote(features, self._patient(task), self._model)
         async with self._waiting.on(self._meters.language) as served:
             async for piece in pieces:
                 if isinstance(piece, str):
@@ -201,6 +213,12 @@ class RemoteStages:
     def _check_encoder(self, meter: StageMeter) -> None:
         meter.check(self._waiting.limits, beside_s=self._meters.language.expected_s())
 
+    def _told(self) -> tuple[float | None, Urgency, str]:
+        """What a vision stage is told besides its work."""
+        limits = self._waiting.limits
+        left_s = limits.left_s
+        return (None if math.isinf(left_s) else left_s), limits.urgency, self._model
+
     def _patient(self, task: Task) -> Task:
         return dataclasses.replace(task, patience_s=self._waiting.limits.patience_s)
 
@@ -208,7 +226,7 @@ class RemoteStages:
         assert isinstance(proposals, (PendingProposals, ProposalsByValue))
         pending = {"proposals": await proposals.reference()}
         size = len(frame.encoded)
-        return await caller.call(size, self._waiting, frame, pending, *self._waiting.told())
+        return await caller.call(size, self._waiting, frame, pending, *self._told())
 
 
 class _Caller:
@@ -257,11 +275,6 @@ class _Waiting:
     limits: Limits
     timeout_s: float
     """Whoever waits, a stage that takes longer is unavailable."""
-
-    def told(self) -> tuple[float | None, Urgency]:
-        """What the stage's replica is told of it."""
-        left_s = self.limits.left_s
-        return (None if math.isinf(left_s) else left_s), self.limits.urgency
 
     @contextlib.asynccontextmanager
     async def on(self, meter: StageMeter) -> AsyncIterator[Callable[[Served[Any]], None]]:

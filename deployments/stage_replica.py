@@ -48,6 +48,7 @@ class StageReplica:
         device: str,
         num_threads: int,
         max_batch_frames: int | None = None,
+        model_revision: str = "",
         hang_s: float = 120.0,
         log_format: str = "text",
         **options: object,
@@ -59,6 +60,7 @@ class StageReplica:
         self.max_batch_frames = batch_limit(device, max_batch_frames)
         self.line = StageQueue()
         self._memory = MemoryReader()
+        self._model_revision = model_revision
         self._hang_s = hang_s
 
     def check_health(self) -> None:
@@ -72,6 +74,18 @@ class StageReplica:
         stalled_s = max(self.line.stalled_s(), 0.0 if inside is None else inside())
         if stalled_s > self._hang_s:
             raise StageUnavailable(f"one forward pass has taken {stalled_s:.0f} s and goes on")
+
+    def check_model(self, wanted: str) -> None:
+        """Let a call pass, unless its front end, and the other stages it uses, have another model.
+
+        While an update goes on, front ends and stages of before and after reach each other. What
+        they would make of each other's features is no answer, and would be cached as one.
+
+        Raises:
+            StageUnavailable: until the update is over.
+        """
+        if wanted != self._model_revision:
+            raise StageUnavailable("the model is being replaced; try again in a few seconds")
 
     def signed(self, served: Served[T]) -> Served[T]:
         """A result with what the replica holds; the front end's metrics page shows it."""
@@ -87,6 +101,7 @@ class EncoderReplica(StageReplica):
         pending: dict[str, Any],
         left_s: float | None = None,
         urgency: Urgency = Urgency.ONE_OFF,
+        model: str = "",
     ) -> Served[Any]:
         """Features of every box.
 
@@ -96,10 +111,13 @@ class EncoderReplica(StageReplica):
                 dict, because Ray would wait for a bare one before it starts this method.
             left_s: the caller waits no longer.
             urgency: of the caller.
+            model: the caller's, see `check_model`.
 
         Raises:
             Overloaded: the caller would have waited longer.
+            StageUnavailable: this replica has another model.
         """
+        self.check_model(model)
         ticket = self.line.ticket(Limits.starting_now(left_s, urgency))
         started = self.line.run_together(
             ticket, self.stage.start, frame, limit=self.max_batch_frames

@@ -9,9 +9,11 @@ the frame, so a damaged one fails as it should.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +27,7 @@ from agent.written_text import written_in_thread
 from deployments.metrics import StageCalls
 
 NUM_BOXES = 4
+COLOURS = 3
 SLOW_S = 0.3
 HANG_S = 600.0
 BUSY_RETRY_S = 0.2
@@ -32,7 +35,10 @@ SECRET = "secret detail of the inside"
 
 
 class FakeStage:
-    """Needs no files."""
+    """Needs no files; a model's `config.json` may say how wide its region features are."""
+
+    def __init__(self, width: int = COLOURS) -> None:
+        self.width = width
 
     @classmethod
     def from_pretrained(
@@ -45,8 +51,10 @@ class FakeStage:
         network: str | None = None,
         compiled: bool = False,
     ) -> FakeStage:
-        """The stage; nothing is read."""
-        return cls()
+        """The stage; of its files only the configuration is read, if there is one."""
+        path = Path(model) / "config.json"
+        config = json.loads(path.read_text()) if path.is_file() else {}
+        return cls(config.get("fake_width", COLOURS))
 
 
 class FakeProposer(FakeStage):
@@ -67,7 +75,7 @@ class FakePrimaryEncoder(FakeStage):
     def pool(self, maps: RGBArray, proposals: Proposals) -> PrimaryFeatures:
         """Four image tokens and one vector per box."""
         tokens = np.full((4, 8), maps[0, 0].mean() / 255, dtype=np.float32)
-        return PrimaryFeatures(tokens, (4, 4), _colours(maps, proposals))
+        return PrimaryFeatures(tokens, (4, 4), _colours(maps, proposals, self.width))
 
 
 class FakeAuxiliaryEncoder(FakeStage):
@@ -79,13 +87,14 @@ class FakeAuxiliaryEncoder(FakeStage):
 
     def pool(self, maps: RGBArray, proposals: Proposals) -> AuxiliaryFeatures:
         """One vector per box."""
-        return AuxiliaryFeatures(_colours(maps, proposals))
+        return AuxiliaryFeatures(_colours(maps, proposals, self.width))
 
 
 class FakeLanguage(FakeStage):
     """Writes what the query asks it to write."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = COLOURS) -> None:
+        super().__init__(width)
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="fake-language")
         self._hangs_since_s: float | None = None
 
@@ -117,6 +126,8 @@ class FakeLanguage(FakeStage):
 
     def _generation(self, features: FrameFeatures | None, task: Task) -> Generation:
         query = task.query
+        if features is not None and features.primary_regions.shape[1] != self.width:
+            raise RuntimeError("these are the features of another model")
         if query.startswith("crash"):
             raise RuntimeError(SECRET)
         if query.startswith("memory"):
@@ -229,7 +240,8 @@ def _quarters(frame: Frame) -> Proposals:
     )
 
 
-def _colours(rgb: RGBArray, proposals: Proposals) -> FloatArray:
-    """The colour at each box's corner."""
+def _colours(rgb: RGBArray, proposals: Proposals, width: int) -> FloatArray:
+    """The colour at each box's corner, over and over until the feature is wide enough."""
     corners = [rgb[int(y), int(x)] for x, y, _, _ in proposals.xyxy]
-    return np.array(corners, dtype=np.float32).reshape(-1, 3) / 255
+    colours = np.array(corners, dtype=np.float32).reshape(-1, COLOURS) / 255
+    return np.asarray(colours[:, np.arange(width) % COLOURS], dtype=np.float32)

@@ -59,12 +59,15 @@ def remote_stages(
     return stages_of(handles, metrics)
 
 
-def stages_of(handles: Sequence[Handle], metrics: ServiceMetrics) -> RemoteStages:
-    """The stages behind four handles, in the order of `StageHandles`."""
+def stages_of(
+    handles: Sequence[Handle], metrics: ServiceMetrics, *, model: str = ""
+) -> RemoteStages:
+    """The stages behind four handles, in the order of `StageHandles`, asked for a model's work."""
     return RemoteStages(
         StageHandles(*handles),  # type: ignore[arg-type]
         calls=metrics.stage_calls,
         meters=metrics.meters,
         timeout_s=30.0,
         overlap=False,
+        model=model,
     )

@@ -34,7 +34,7 @@ from client.types import (
 from client.vision_agent_client import VisionAgentClient, WatchStream
 from client.watch_stream import Reconnect
 from deployments.access import open_access
-from deployments.front_door import open_server
+from deployments.front_door import drain_server, open_server
 from deployments.ingress import VisionAgent
 from deployments.metrics import ServiceMetrics
 from deployments.tracing import Tracing
@@ -63,6 +63,11 @@ class Service:
     agent: VisionAgent
     metrics: ServiceMetrics
     stages: FakeStages
+    server: Any
+
+    async def drain(self) -> None:
+        """As a front end that goes away."""
+        await drain_server(self.server, self.agent.draining, SETTINGS.server.drain_grace_s)
 
 
 @contextlib.asynccontextmanager
@@ -97,7 +102,7 @@ async def running_service(
     server, port = open_server(at_port, open_access(settings), agent, health.aio.HealthServicer())
     await server.start()
     try:
-        yield Service(f"127.0.0.1:{port}", agent, metrics, fakes)
+        yield Service(f"127.0.0.1:{port}", agent, metrics, fakes, server)
     finally:
         await server.stop(None)
         await quotas.close()

@@ -14,3 +14,9 @@ def encoded_image(seed: int = 0, *, width: int = 96, height: int = 64, kind: str
     buffer = io.BytesIO()
     Image.fromarray(colours).resize((width, height), Image.Resampling.NEAREST).save(buffer, kind)
     return buffer.getvalue()
+
+
+def numbered(jpeg: bytes, number: int) -> bytes:
+    """The same picture to the eye, another to the cache: the number stands in a comment."""
+    comment = str(number).encode()
+    return jpeg[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + jpeg[2:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
@@ -38,6 +40,22 @@ def similarity(a: FloatArray, b: FloatArray, mean: FloatArray) -> FloatArray:
     how they differ from the mean of the scene.
     """
     return np.asarray(_unit(a - mean) @ _unit(b - mean).T, dtype=np.float32)
+
+
+def likeness(
+    known: Sequence[FloatArray], new: Sequence[FloatArray], mean: FloatArray | None
+) -> FloatArray:
+    """(n, m) `similarity`; zero where nothing can be said.
+
+    What a resumed stream knows may be features of another model, of another width than the mean's.
+    """
+    found = np.zeros((len(known), len(new)), dtype=np.float32)
+    if mean is None or not new:
+        return found
+    rows = [row for row, features in enumerate(known) if features.shape == mean.shape]
+    if rows:
+        found[rows] = similarity(np.stack([known[row] for row in rows]), np.stack(new), mean)
+    return found
 
 
 def best_pairs(affinity: FloatArray, least: float) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ import numpy as np
 from agent.detections import FloatArray, box_area, clip_boxes
 from agent.settings import TrackerSettings
 from agent.streaming.answers import Claim
-from agent.streaming.association import best_pairs, place_affinity, similarity
+from agent.streaming.association import best_pairs, likeness, place_affinity
 from agent.streaming.box_filter import BoxFilter
 from agent.streaming.motion import Motion
 from agent.streaming.session import StandingQuery
@@ -327,10 +327,12 @@ class Tracker:
             track.claims = {}
             self._live[track.id] = track
         track.supported_s = self._now_s
-        memory = _APPEARANCE_MEMORY
-        track.appearance = np.asarray(
-            memory * track.appearance + (1.0 - memory) * seen.appearance, dtype=np.float32
-        )
+        if track.appearance.shape == seen.appearance.shape:
+            old = _APPEARANCE_MEMORY * track.appearance
+            new = (1.0 - _APPEARANCE_MEMORY) * seen.appearance
+            track.appearance = np.asarray(old + new, dtype=np.float32)
+        else:
+            track.appearance = seen.appearance
         self._count_misses(track, [q for q in asked if q.id not in seen.claims], keep_live=True)
         track.claims |= seen.claims
         for name in seen.claims:
@@ -369,11 +371,9 @@ class Tracker:
     def _similarity(
         self, tracks: Sequence[Track], observations: Sequence[Observation]
     ) -> FloatArray:
-        if self._mean is None or not tracks or not observations:
-            return np.zeros((len(tracks), len(observations)), dtype=np.float32)
-        return similarity(
-            np.stack([track.appearance for track in tracks]),
-            np.stack([seen.appearance for seen in observations]),
+        return likeness(
+            [track.appearance for track in tracks],
+            [seen.appearance for seen in observations],
             self._mean,
         )
 

@@ -49,6 +49,13 @@ def test_ray_and_our_settings_both_accept_the_configuration() -> None:
     assert names == {"Ingress", "Proposal", "PrimaryEncoder", "AuxiliaryEncoder", "Language"}
 
 
+@pytest.mark.parametrize("path", [SERVE_CONFIG, FOLDER.parents[1] / "serve_config.yaml"])
+def test_an_update_finds_room_for_the_new_front_end_beside_the_old(path: Path) -> None:
+    (ingress,) = (d for d in load_serve_config(path).deployments if d.name == "Ingress")
+    assert ingress.max_surge_percent == 100
+    assert ingress.max_replicas_per_node is None or ingress.max_replicas_per_node >= 2
+
+
 def test_the_front_end_scales_by_streams() -> None:
     loaded = yaml.safe_load(SERVE_CONFIG.read_text())
     (ingress,) = (d for d in loaded["applications"][0]["deployments"] if d["name"] == "Ingress")

@@ -14,7 +14,9 @@ from client.events import (
     Drain,
     KeyframeAnswer,
     QueriesAck,
+    StreamEvent,
     StreamOpened,
+    StreamStats,
 )
 from client.types import (
     FrameResult,
@@ -23,6 +25,7 @@ from client.vision_agent_client import VisionAgentClient
 from client.watch_stream import Reconnect
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc
+from tests.cameras import Camera
 from tests.in_process import (
     FOLLOW,
     Conversation,
@@ -32,6 +35,7 @@ from tests.in_process import (
     running_service,
     still,
 )
+from tests.pictures import encoded_image
 
 QUICK = Reconnect(max_attempts=10_000, first_pause_s=0.02, max_pause_s=0.1)
 
@@ -153,13 +157,45 @@ async def test_a_stream_leaves_a_replica_that_drains() -> None:
         )
         talk.send_frame(still(0))
         await answer_of(talk, KeyframeAnswer)
-        first.agent.draining.set()
+        # As in an update: the next one listens at the same port already.
+        port = int(first.target.rpartition(":")[2])
+        await stack.enter_async_context(running_service(port=port, store=store))
+        draining = asyncio.create_task(first.drain())
         reader = Reader(talk)
         opened = await reader.until_opened_again()
         assert opened.resumed
         assert opened.gap is None
-        assert any(isinstance(event, Drain) for event in reader.events)
+        assert sum(isinstance(event, Drain) for event in reader.events) == 1
         await reader.stop()
+        await draining
+
+
+async def test_a_stream_that_is_sent_away_before_it_is_opened_loses_nothing() -> None:
+    store = MemorySessionStore(ttl_s=60.0)
+    camera, events = Camera(lambda: encoded_image(1), every_s=0.02), list[StreamEvent]()
+    async with contextlib.AsyncExitStack() as stack:
+        first = await stack.enter_async_context(running_service(store=store))
+        port = int(first.target.rpartition(":")[2])
+        client = await stack.enter_async_context(VisionAgentClient(first.target))
+        await client.stats()  # From now on there is a connection to the first.
+        await stack.enter_async_context(running_service(port=port, store=store))
+        first.agent.draining.set()
+        await stack.enter_async_context(asyncio.timeout(20.0))
+        stream = await stack.enter_async_context(
+            client.watch(camera.frames(), ["dog"], reconnect=QUICK)
+        )
+        async for event in stream:
+            events.append(event)
+            if isinstance(event, StreamOpened) and not event.resumed:
+                draining = asyncio.create_task(first.drain())
+            camera.is_on = sum(isinstance(seen, FrameResult) for seen in events) < 10
+        await draining
+    kinds = [type(event) for event in events]
+    assert kinds.index(Drain) < kinds.index(StreamOpened)
+    assert {event.gap for event in events if isinstance(event, StreamOpened)} == {None}
+    last = events[-1]
+    assert isinstance(last, StreamStats)
+    assert (last.received, last.failed, last.in_flight) == (stream.num_sent, 0, 0)
 
 
 async def test_an_unknown_token_opens_a_new_session(client: VisionAgentClient) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -252,3 +254,17 @@ def test_likeness_is_measured_from_the_mean_of_the_scene() -> None:
     alike = similarity(a[None], np.stack([a, b]), common)[0]
     assert alike[0] == pytest.approx(1.0)
     assert alike[1] < 0.7
+
+
+def test_a_thing_keeps_its_number_when_another_model_sees_it() -> None:
+    scene = Scene()
+    scene.answer(seen(100, 100))
+    wider = np.ones(20, dtype=np.float32)
+    again = dataclasses.replace(seen(102, 100), appearance=wider)
+    places = scene.tracker.places()
+    for _ in range(2):
+        ids = scene.tracker.update(
+            [again], asked=(DOG,), places=places, since=STILL, mean_appearance=0 * wider
+        )
+        assert ids == [1]
+    assert scene.tracker.tracks[0].appearance.shape == wider.shape
