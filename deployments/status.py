@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
+import grpc.aio
 import ray.exceptions
 import ray.serve.exceptions
 
@@ -37,6 +38,7 @@ RETRY_AFTER_KEY = "grpc-retry-pushback-ms"
 
 _logger = logging.getLogger(__name__)
 _INTERNAL = "INTERNAL"
+_GONE = "CLIENT_GONE"
 _MAX_WRAPPERS = 8
 _RETRY_S = 0.5
 _MAX_MESSAGE_CHARS = 400
@@ -83,6 +85,10 @@ def failure_of(error: BaseException) -> Failure:
         if isinstance(cause, kind):
             retry_after_s = getattr(cause, "retry_after_s", None)
             return Failure(code, status, _shortened(str(cause)), retry_after_s=retry_after_s)
+    if isinstance(cause, grpc.aio.InternalError):
+        # gRPC could not write; mostly it cancels the call first. Nobody is left to tell.
+        _logger.info("the client went away in the middle of a message")
+        return Failure(_GONE, grpc.StatusCode.CANCELLED, "the client went away")
     # A stream has one id for all its frames; what is outside any call gets one here.
     quoted = request_id() or uuid.uuid4().hex
     _logger.error("request %s failed", quoted, exc_info=error)

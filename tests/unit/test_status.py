@@ -6,6 +6,7 @@ import logging
 import pickle
 
 import grpc
+import grpc.aio
 import pytest
 import ray.exceptions
 import ray.serve.exceptions
@@ -82,6 +83,14 @@ def test_a_bug_tells_the_client_nothing_but_an_id_that_is_in_the_log(
     assert failure.request_id in failure.message
     assert failure.request_id in caplog.text
     assert "secret" in caplog.text
+
+
+def test_a_client_that_went_away_in_the_middle_of_a_message_is_no_bug(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failure = status.failure_of(grpc.aio.InternalError("execute_batch"))
+    assert (failure.code, failure.status) == ("CLIENT_GONE", grpc.StatusCode.CANCELLED)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_a_hint_survives_the_way_between_processes() -> None:
