@@ -54,6 +54,8 @@ class Cluster:
     target: str
     tls: TlsOptions
     token: str
+    head: int
+    """Process id of the head; all replicas descend from it."""
 
     def deploy(self) -> None:
         """`serve deploy` of the configuration as it is now."""
@@ -97,6 +99,7 @@ def cluster(
         target=f"127.0.0.1:{port}",
         tls=TlsOptions(authority.path),
         token=made.stdout.strip(),
+        head=head.pid,
     )
     chain = {"certificate_chain": str(own.chain), "private_key": str(own.key)}
     cluster.args["model"] = str(model_of(folder / "first", width=3))
@@ -156,7 +159,7 @@ async def stream_through_update(cluster: Cluster) -> None:
     """A stream is open before an update, is sent elsewhere, and goes on as if nothing had been."""
     camera = Camera(lambda: numbered(_SCENE, time.monotonic_ns()), every_s=0.1)
     record = StreamRecord()
-    (before,) = replicas("Ingress")
+    (before,) = replicas("Ingress", of=cluster.head)
     async with asyncio.timeout(_UPDATE_S), cluster.client() as client:
         await client.wait_until_ready(_READY_S)
         updating = asyncio.create_task(update(cluster, record))
@@ -171,7 +174,7 @@ async def stream_through_update(cluster: Cluster) -> None:
     record.check(_QUERIES[0])
     assert len(record.of(Drain)) == 1
     assert len(record.of(StreamOpened)) == 2
-    (after,) = replicas("Ingress")
+    (after,) = replicas("Ingress", of=cluster.head)
     assert after.pid != before.pid
 
 
