@@ -126,15 +126,22 @@ def _start_ray(settings: ServiceSettings, folder: Path) -> None:
     # run outside an event loop, which the same settings would forbid.
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    ray.init(
-        address="local",
-        num_cpus=settings.local_cluster.num_cpus,
-        object_store_memory=settings.local_cluster.object_store_bytes,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        _temp_dir=str(folder),
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=settings.local_cluster.num_cpus,
+            object_store_memory=settings.local_cluster.object_store_bytes,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            _temp_dir=str(folder),
+        )
+    except Exception as error:
+        # Of no type of its own, after half a minute that cannot be set.
+        raise StageUnavailable(
+            f"Ray did not start ({error}); try again when the machine has less to do, and see "
+            "`groundstream doctor`"
+        ) from error
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
 
 
