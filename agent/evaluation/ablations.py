@@ -29,6 +29,7 @@ ARMS = {
     "no rejection": MixtureSettings(absent=0.0, detect=0.4),
     "no general data": MixtureSettings(yes_no=0.0, detect=0.25),
 }
+_BASE = "the base itself"
 Rows = dict[str, Mapping[str, Spread | Estimate]]
 
 
@@ -96,10 +97,8 @@ async def compare_stages(start: ExperimentStart, data: CocoFolder, *, num_seeds:
         "after stage 1": over_seeds([await _aligned_figures(start, data, s) for s in seeds]),
         "after stage 2": over_seeds([await _tuned_figures(start, data, FULL, s) for s in seeds]),
     }
-    base = start.setup.pretrained.model
-    if base is not None:
-        shipped = await kept_figures(str(base), data, start.home / "base")
-        rows["the base itself"] = over_seeds([shipped])
+    if start.base is not None:
+        rows[_BASE] = over_seeds([await _base_figures(start.base, data, start)])
     return rows
 
 
@@ -107,7 +106,8 @@ async def compare_mixtures(start: ExperimentStart, data: CocoFolder, *, num_seed
     """What rejection samples and general data do, and what stage 2 makes the language model forget.
 
     Before alignment there are no figures about pictures; alignment leaves the language model as
-    it was. Each arm is tuned from the same aligned models.
+    it was. Each arm is tuned from the same aligned models. Beside them, where the start is a model
+    directory, that model as it is.
     """
     seeds = range(num_seeds)
     before = over_seeds([symbolic_figures(start.setup)])
@@ -117,7 +117,15 @@ async def compare_mixtures(start: ExperimentStart, data: CocoFolder, *, num_seed
         tallies = [await _tuned_figures(start, data, arm, seed) for seed in seeds]
         abilities = [symbolic_figures(_tuned(start, arm, seed)) for seed in seeds]
         rows[arm] = {**over_seeds(tallies), **over_seeds(abilities)}
+    if start.base is not None:
+        shipped = await _base_figures(start.base, data, start)
+        rows[_BASE] = {**over_seeds([shipped]), **over_seeds([symbolic_figures(start.base)])}
     return rows
+
+
+async def _base_figures(base: GroundingSetup, data: CocoFolder, start: ExperimentStart) -> Tally:
+    # Asked from its own directory: what is written for an arm would be rounded once more.
+    return await kept_figures(str(base.pretrained.model), data, start.home / "base")
 
 
 async def _aligned_figures(start: ExperimentStart, data: CocoFolder, seed: int) -> Tally:

@@ -40,6 +40,8 @@ class ExperimentStart:
     recipe: Recipe
     home: Path
     """Everything that is trained is kept here, and not trained again."""
+    base: GroundingSetup | None = None
+    """The model directory's model as it is, where the start was made from one."""
 
     @classmethod
     def load(cls, training: NanoTraining) -> ExperimentStart:
@@ -54,10 +56,12 @@ class ExperimentStart:
         setup = GroundingSetup.load(training.artwork, training.pretrained, recipe.instruct)
         cache = home / f"regions-{recipe.regions.batches}.pt"
         pool = setup.region_pool(cache, recipe.regions)
+        base = None
         if training.base is not None:
             read_name_map(setup.module, pool)
+            base = replace(setup, module=copy.deepcopy(setup.module))
             back_to_symbols(setup.module, home / "language", recipe.language)
-        return cls(setup, pool, recipe, home)
+        return cls(setup, pool, recipe, home, base)
 
     @property
     def trained(self) -> Tensor:

@@ -99,6 +99,7 @@ class Recorded:
     def __init__(self, base: Path | None) -> None:
         self.home = Path("nowhere")
         self.setup = GroundingStub(Pretrained(Path("a"), Path("b"), Path("c"), base))
+        self.base = None if base is None else self.setup
 
     def aligned(self, seed: int) -> str:
         return f"aligned {seed}"
@@ -150,6 +151,9 @@ async def test_the_base_stands_beside_its_own_stages(asked: list[str]) -> None:
     assert asked == ["aligned 0", "aligned 1", f"{FULL} 0", f"{FULL} 1", "nano"]
     without = await compare_stages(Recorded(None), None, num_seeds=2)  # type: ignore[arg-type]
     assert "the base itself" not in without
+    mixed = await compare_mixtures(Recorded(Path("nano")), None, num_seeds=1)  # type: ignore[arg-type]
+    assert list(mixed)[-1] == "the base itself"
+    assert set(mixed["the base itself"]) == {"f1", "copying"}
 
 
 def test_arms_differ_in_one_kind_of_question() -> None:

@@ -26,8 +26,9 @@ from agent.training.grounding import GroundingSetup
 from agent.training.grounding_model import GroundingTraining, Pretrained
 from agent.training.language import SymbolicCurriculum, build_tokenizer
 from agent.training.mixture import grounded
+from agent.training.nano import NanoTraining
 from agent.training.recipe import load_recipe
-from agent.training.region_features import RegionPool
+from agent.training.region_features import RegionPool, RegionsRecipe
 from agent.training.scenes import SceneSettings
 
 CONCEPTS = nano_concepts()
@@ -106,6 +107,34 @@ def test_tuning_goes_on_from_alignment_and_is_kept(start: ExperimentStart) -> No
     )
     assert (start.folder("an arm", 0) / "log.jsonl").is_file()
     assert kept > 0
+
+
+def test_the_base_stands_beside_the_start_as_it_was(
+    start: ExperimentStart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Path] = []
+
+    def pool(_: GroundingSetup, cache: Path, recipe: RegionsRecipe) -> RegionPool:
+        asked.append(cache)
+        return start.pool
+
+    monkeypatch.setattr(GroundingSetup, "load", lambda *_: start.setup)
+    monkeypatch.setattr(GroundingSetup, "region_pool", pool)
+    language = start.recipe.language
+    language = replace(language, loop=replace(language.loop, steps=1), copy_batch=1)
+    recipe = replace(start.recipe, language=language)
+    before = {n: p.clone() for n, p in start.setup.module.model.named_parameters()}
+    loaded = ExperimentStart.load(NanoTraining(NOWHERE, tmp_path, recipe, base="nano"))
+    assert asked == [tmp_path / "experiments" / f"regions-{recipe.regions.batches}.pt"]
+    assert loaded.base is not None
+    base, changed = loaded.base.module.model, loaded.setup.module.model
+    assert all(torch.equal(p, before[n]) for n, p in base.named_parameters())
+    parts = {
+        n.split(".")[0] for n, p in changed.named_parameters() if not torch.equal(p, before[n])
+    }
+    assert parts == {"language_model"}
+    own = ExperimentStart.load(NanoTraining(NOWHERE, tmp_path, recipe))
+    assert own.base is None
 
 
 def test_the_name_map_is_read_off_the_region_tokens(module: GroundingTraining) -> None:
