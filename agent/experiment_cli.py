@@ -122,7 +122,8 @@ def eval_mixtures(
     if outputs:
         rows = asyncio.run(compare_outputs(start, data, num_seeds=seeds))
         shown: tuple[str, ...] = (
-            "precision", "recall", "f1", "false_positives", "passes", "language_ms", "vision_ms",
+            "precision", "recall", "f1", "false_positives", "passes", "language_ms",
+            "primary_ms", "proposals_ms", "auxiliary_ms", "regions_ms",
         )  # fmt: skip
     else:
         rows = asyncio.run(compare_mixtures(start, data, num_seeds=seeds))

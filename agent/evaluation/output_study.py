@@ -57,7 +57,8 @@ async def compare_outputs(start: ExperimentStart, data: CocoFolder, *, num_seeds
             tallies.append(await measure_output(local_pipeline(str(home / "model")), data, boxes))
         for tally in tallies:
             for image, cost in costs.items():
-                tally.add(image, "vision_ms", cost.total_ms(regions=arm != FROM_PICTURE))
+                for part, spent_ms in cost.parts(regions=arm != FROM_PICTURE).items():
+                    tally.add(image, part, spent_ms)
         name = "region tokens" if arm == FULL else arm
         rows[name] = over_seeds(tallies)
     return rows
@@ -152,10 +153,10 @@ class VisionCost:
     regions: float
     """Pyramid and pooling of both encoders."""
 
-    def total_ms(self, *, regions: bool) -> float:
-        """With region tokens, or of a model that sees the picture alone."""
-        extra = self.proposals + self.auxiliary + self.regions
-        return self.primary + (extra if regions else 0.0)
+    def parts(self, *, regions: bool) -> dict[str, float]:
+        """What is needed for region tokens, or by a model that sees the picture alone."""
+        needed = vars(self) if regions else {"primary": self.primary}
+        return {f"{part}_ms": spent_ms for part, spent_ms in needed.items()}
 
 
 def vision_costs(start: ExperimentStart, data: CocoFolder) -> dict[str, VisionCost]:

@@ -59,7 +59,7 @@ def test_options_reach_the_recipe(
     ("options", "module", "function", "shown"),
     [
         ((), ablations, "compare_mixtures", "false_positives | recall"),
-        (("--outputs",), output_study, "compare_outputs", "language_ms | vision_ms"),
+        (("--outputs",), output_study, "compare_outputs", "language_ms | primary_ms"),
     ],
 )
 def test_both_experiments_of_mixtures_print_their_columns(

@@ -126,5 +126,6 @@ async def test_printed_answers_are_counted_like_boxes(data: CocoFolder) -> None:
 def test_every_stage_of_vision_costs_time(data: CocoFolder, tmp_path: Path) -> None:
     (cost,) = stage_costs(write_tiny_model(tmp_path / "model"), data).values()
     assert all(part > 0.0 for part in vars(cost).values())
-    assert VisionCost(8.0, 1.0, 4.0, 2.0).total_ms(regions=False) == 1.0
-    assert VisionCost(8.0, 1.0, 4.0, 2.0).total_ms(regions=True) == 15.0
+    parts = VisionCost(proposals=8.0, primary=1.0, auxiliary=4.0, regions=2.0).parts
+    assert parts(regions=False) == {"primary_ms": 1.0}
+    assert sum(parts(regions=True).values()) == 15.0
