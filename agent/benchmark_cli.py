@@ -314,7 +314,10 @@ def eval_proposals(
                 for name, source in sources.items()}  # fmt: skip
 
     found = asyncio.run(measure())
-    shown = ("proposal_recall", "recall", "precision", "f1", "AP", "AP50", "false_positives")
+    shown = (
+        "boxes", "box_precision", "proposal_recall", "recall", "precision", "f1", "AP50",
+        "false_positives",
+    )  # fmt: skip
     rows = {name: {key: figures.get(key) for key in shown} for name, figures in found.items()}
     print_columns(f"{num} scenes, {model}", rows, as_json=as_json, markdown=markdown)
 

@@ -124,8 +124,8 @@ def demo() -> None:
 
 def build_app() -> typer.Typer:
     """All commands of the package under one name."""
-    from agent.benchmark_cli import eval_app
     from agent.cli import ground, model_app
+    from agent.experiment_cli import eval_app
     from client.cli import health, watch
     from deployments.console.command import console
     from deployments.training_cli import train

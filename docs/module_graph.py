@@ -24,7 +24,7 @@ PARTS = {
     "tokenizer",
     "zoom": "crops zoom zoom_policy revisions ergo_protocol ergo",
     "other VLMs": "attached families",
-    "command line": "cli evaluation_cli benchmark_cli inspection",
+    "command line": "cli evaluation_cli benchmark_cli experiment_cli inspection",
 }
 """Modules of `agent` by part; packages inside it are parts of their own."""
 

@@ -1,59 +1,46 @@
 """The paper's experiments that need training, at nano scale; each returns a table of figures.
 
-Knows how to vary the recipe and what to measure; the recipe itself is `agent/training/`.
+Knows which arms there are and how the recipe differs between them; the recipe itself is
+`agent/training/`, what an arm is asked `agent/evaluation/arm_figures.py`.
 """
 
 from __future__ import annotations
 
-import copy
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from agent.detections import FloatArray
+from agent.evaluation.arm_figures import kept_figures, picture_figures, symbolic_figures
 from agent.evaluation.coco_folder import CocoFolder
-from agent.evaluation.detection import evaluate_detection, match_count
-from agent.frame import load_frame
-from agent.prompts import REGION_TOKEN, Task
-from agent.stages import local_pipeline
+from agent.evaluation.experiment_start import ExperimentStart
+from agent.evaluation.seeds import Spread, over_seeds
+from agent.evaluation.tally import Estimate, Tally
 from agent.training.batches import PADDING, SceneBatch
-from agent.training.grounding import GroundingSetup, batches_from, freeze_for, save_grounding
-from agent.training.language import (
-    IGNORED,
-    LanguagePretraining,
-    SymbolicCurriculum,
-    forward_packed,
-)
-from agent.training.mixture import MixtureSettings, Turn
-from agent.training.packing import PackedBatch
-from agent.training.region_features import RegionPool, fused_regions
-from agent.training.rehearsal import RehearsalSettings, Speller, rehearse
+from agent.training.grounding import GroundingSetup, batches_from
+from agent.training.mixture import MixtureSettings
+from agent.training.region_features import fused_regions
+from agent.training.region_probe import fit_probe
 
-_HIDDEN = 256
-_PROBE_BATCH = 1024
-_PRINTED = re.compile(r"\[(\d+),(\d+),(\d+),(\d+)\]")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A figure over several seeds."""
-
-    mean: float
-    deviation: float
-    """Standard deviation over seeds (n - 1)."""
-
-    @classmethod
-    def of(cls, values: list[float]) -> Spread:
-        return cls(float(np.mean(values)), float(np.std(values, ddof=1)))
+FULL = "full mixture"
+ARMS = {
+    FULL: MixtureSettings(),
+    "no rejection": MixtureSettings(absent=0.0, detect=0.4),
+    "no general data": MixtureSettings(yes_no=0.0, detect=0.25),
+}
+_BASE = "the base itself"
+Rows = dict[str, Mapping[str, Spread | Estimate]]
 
 
 def compare_encoders(
-    setup: GroundingSetup, *, num_train: int, num_val: int, num_seeds: int = 3, steps: int = 1500
+    setup: GroundingSetup,
+    *,
+    num_train: int,
+    num_val: int,
+    num_seeds: int = 3,
+    steps: int = 1500,
+    precision: str = "bfloat16",
 ) -> dict[str, Spread]:
     """Region classification from hybrid, primary-only and auxiliary-only features (paper, table 6).
 
@@ -63,8 +50,8 @@ def compare_encoders(
     Args:
         num_train, num_val: batches of pictures whose regions are used.
     """
-    train_x, train_y = _regions(setup, _wild(setup, "train"), num_train)
-    val_x, val_y = _regions(setup, _wild(setup, "val"), num_val)
+    train_x, train_y = _regions(setup, _wild(setup, "train"), num_train, precision)
+    val_x, val_y = _regions(setup, _wild(setup, "val"), num_val, precision)
     config = setup.module.model.config
     auxiliary = config.auxiliary_region_width
     columns = {
@@ -74,8 +61,14 @@ def compare_encoders(
     }
     figures = {}
     for name, part in columns.items():
-        known = (train_x[:, part], train_y, val_x[:, part], val_y, len(setup.concepts))
-        figures[name] = Spread.of([_probe(*known, seed, steps) for seed in range(num_seeds)])
+        right = []
+        for seed in range(num_seeds):
+            probe = fit_probe(
+                train_x[:, part], train_y, len(setup.concepts), seed=seed, steps=steps
+            )
+            with torch.inference_mode():
+                right.append(float((probe(val_x[:, part]).argmax(-1) == val_y).float().mean()))
+        figures[name] = Spread.of(right)
     return figures
 
 
@@ -87,191 +80,61 @@ def _wild(setup: GroundingSetup, split: str) -> Iterator[SceneBatch]:
 
 
 def _regions(
-    setup: GroundingSetup, batches: Iterator[SceneBatch], count: int
+    setup: GroundingSetup, batches: Iterator[SceneBatch], count: int, precision: str
 ) -> tuple[Tensor, Tensor]:
-    features, classes, _ = fused_regions(setup.module, batches, count)
+    features, classes, _ = fused_regions(setup.module, batches, count, precision)
     known = classes > PADDING
     return features[known], classes[known]
 
 
-def _probe(
-    x: Tensor, y: Tensor, val_x: Tensor, val_y: Tensor, num_classes: int, seed: int, steps: int
-) -> float:
-    """Top-1 of a fresh two-layer classifier."""
-    torch.manual_seed(seed)
-    probe = nn.Sequential(
-        nn.Linear(x.shape[1], _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, num_classes)
-    )
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=2e-3, weight_decay=0.05)
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * (1.0 - step / steps)
-        rows = torch.randint(len(x), (_PROBE_BATCH,))
-        loss = nn.functional.cross_entropy(probe(x[rows]), y[rows], label_smoothing=0.05)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    with torch.inference_mode():
-        return float((probe(val_x).argmax(-1) == val_y).float().mean())
+async def compare_stages(start: ExperimentStart, data: CocoFolder, *, num_seeds: int) -> Rows:
+    """What a region token says after alignment alone, and after both stages.
 
-
-ARMS = {
-    "full mixture": MixtureSettings(),
-    "no rejection": MixtureSettings(absent=0.0, detect=0.4),
-    "no general data": MixtureSettings(yes_no=0.0, detect=0.25),
-}
-
-
-async def compare_mixtures(
-    setup: GroundingSetup,
-    pool: RegionPool,
-    data: CocoFolder,
-    folder: Path,
-    rehearsal: RehearsalSettings,
-    *,
-    steps: int,
-) -> dict[str, dict[str, float]]:
-    """What rejection samples and general data do: each arm is tuned from the same aligned model.
-
-    Returns figures by arm, and of the aligned model itself: detection on `data`, and what the
-    language model alone still can (`symbolic_abilities`).
+    Beside them, where the start is a model directory, that model as it is.
     """
-    rows = {"aligned only": await _measure(setup, data, folder / "aligned")}
-    for name, mixture in ARMS.items():
-        where = folder / name.replace(" ", "_")
-        tuned = _tuned(setup, pool, rehearsal, where / "tuning", steps=steps, mixture=mixture)
-        rows[name] = await _measure(tuned, data, where)
+    seeds = range(num_seeds)
+    rows: Rows = {
+        "after stage 1": over_seeds([await _aligned_figures(start, data, s) for s in seeds]),
+        "after stage 2": over_seeds([await _tuned_figures(start, data, FULL, s) for s in seeds]),
+    }
+    if start.base is not None:
+        rows[_BASE] = over_seeds([await _base_figures(start.base, data, start)])
     return rows
 
 
-def _tuned(
-    setup: GroundingSetup,
-    pool: RegionPool,
-    rehearsal: RehearsalSettings,
-    directory: Path,
-    *,
-    steps: int,
-    mixture: MixtureSettings | None = None,
-    spell: Speller | None = None,
-) -> GroundingSetup:
-    """A copy of the setup after so many steps of stage 2."""
-    module = copy.deepcopy(setup.module)
-    freeze_for(module, "instruct")
-    rehearse(
-        module, setup.builder, pool, setup.names, setup.vocabulary, torch.tensor(setup.concepts),
-        replace(rehearsal, loop=replace(rehearsal.loop, steps=steps)), directory,
-        mixture=mixture, spell=spell,
-    )  # fmt: skip
-    return replace(setup, module=module)
+async def compare_mixtures(start: ExperimentStart, data: CocoFolder, *, num_seeds: int) -> Rows:
+    """What rejection samples and general data do, and what stage 2 makes the language model forget.
 
-
-async def compare_outputs(
-    setup: GroundingSetup,
-    pool: RegionPool,
-    data: CocoFolder,
-    folder: Path,
-    rehearsal: RehearsalSettings,
-    *,
-    steps: int,
-) -> dict[str, dict[str, float]]:
-    """Region tokens against boxes printed as numbers, by the same model from the same data.
-
-    Both see the same region tokens; only the answers' words differ. A box is printed as
-    hundredths of the picture: `[x1,y1,x2,y2]`.
+    Before alignment there are no figures about pictures; alignment leaves the language model as
+    it was. Each arm is tuned from the same aligned models. Beside them, where the start is a model
+    directory, that model as it is.
     """
-    rows = {}
-    for name, spell in (("region tokens", None), ("printed boxes", printed)):
-        where = folder / name.replace(" ", "_")
-        tuned = _tuned(setup, pool, rehearsal, where / "tuning", steps=steps, spell=spell)
-        save_grounding(tuned.module, setup.builder.tokenizer, setup.pretrained, where)
-        rows[name] = await _measure_output(str(where), data)
+    seeds = range(num_seeds)
+    before = over_seeds([symbolic_figures(start.setup)])
+    aligned = [await _aligned_figures(start, data, seed) for seed in seeds]
+    rows: Rows = {"before": before, "after stage 1": {**over_seeds(aligned), **before}}
+    for arm in ARMS:
+        tallies = [await _tuned_figures(start, data, arm, seed) for seed in seeds]
+        abilities = [symbolic_figures(_tuned(start, arm, seed)) for seed in seeds]
+        rows[arm] = {**over_seeds(tallies), **over_seeds(abilities)}
+    if start.base is not None:
+        shipped = await _base_figures(start.base, data, start)
+        rows[_BASE] = {**over_seeds([shipped]), **over_seeds([symbolic_figures(start.base)])}
     return rows
 
 
-def printed(turn: Turn, boxes: FloatArray) -> Turn:
-    """The same turn with each region of its answer printed as numbers."""
-
-    def numbers(match: re.Match[str]) -> str:
-        box = np.clip(np.round(boxes[int(match.group(1))] * 100), 0, 99).astype(int)
-        return "[" + ",".join(map(str, box)) + "]"
-
-    return replace(turn, answer=REGION_TOKEN.sub(numbers, turn.answer))
+async def _base_figures(base: GroundingSetup, data: CocoFolder, start: ExperimentStart) -> Tally:
+    # Asked from its own directory: what is written for an arm would be rounded once more.
+    return await kept_figures(str(base.pretrained.model), data, start.home / "base")
 
 
-def printed_boxes(text: str, *, width: int, height: int) -> FloatArray:
-    """(n, 4) pixels of the boxes that an answer prints, at the middle of each hundredth."""
-    found = [[int(number) for number in box] for box in _PRINTED.findall(text)]
-    size = np.array([width, height, width, height], dtype=np.float32)
-    return np.asarray((np.array(found).reshape(-1, 4) + 0.5) / 100 * size, dtype=np.float32)
+async def _aligned_figures(start: ExperimentStart, data: CocoFolder, seed: int) -> Tally:
+    return await picture_figures(start.aligned(seed), data, start.home / f"aligned-{seed}")
 
 
-async def _measure_output(model: str, data: CocoFolder) -> dict[str, float]:
-    """Detection of present labels at IoU 0.5, and what an answer costs."""
-    pipeline = local_pipeline(model)
-    hits = answered = objects = passes = asked = 0
-    seconds = 0.0
-    for image in data.images:
-        frame, category = load_frame(image.path), np.array(image.category)
-        for label in sorted(set(image.category)):
-            truth = image.xyxy[category == label]
-            grounding = await pipeline.ground(frame, [Task.detect(data.categories[label])])
-            (answer,) = grounding.answers
-            boxes = answer.detections.xyxy
-            if not len(boxes):
-                boxes = printed_boxes(answer.text, width=frame.width, height=frame.height)
-            hits += match_count(boxes, -np.arange(len(boxes), dtype=np.float32), truth)
-            answered, objects = answered + len(boxes), objects + len(truth)
-            passes, asked = passes + answer.num_passes, asked + 1
-            seconds += grounding.timings.language_s
-    return {
-        "precision": hits / max(1, answered),
-        "recall": hits / max(1, objects),
-        "f1": 2 * hits / max(1, answered + objects),
-        "passes_per_answer": passes / max(1, asked),
-        "language_ms_per_answer": 1e3 * seconds / max(1, asked),
-    }
+async def _tuned_figures(start: ExperimentStart, data: CocoFolder, arm: str, seed: int) -> Tally:
+    return await picture_figures(_tuned(start, arm, seed), data, start.folder(arm, seed))
 
 
-async def _measure(setup: GroundingSetup, data: CocoFolder, folder: Path) -> dict[str, float]:
-    save_grounding(setup.module, setup.builder.tokenizer, setup.pretrained, folder)
-    scores = await evaluate_detection(local_pipeline(str(folder)), data)
-    return {
-        "f1": scores.f1,
-        "region_top1": scores.region_top1,
-        "absent_false_positive_rate": scores.absent_false_positive_rate,
-        **symbolic_abilities(setup),
-    }
-
-
-@torch.inference_mode()
-def symbolic_abilities(setup: GroundingSetup, *, num_batches: int = 6) -> dict[str, float]:
-    """What the language model can without eyes: shares of its answers' tokens that are right.
-
-    Symbolic scenes, as in its pretraining: copying text, pointing, naming, yes or no.
-    """
-    language = LanguagePretraining(setup.builder.tokenizer, setup.names).eval()
-    trained = setup.module.model.language_model
-    assert trained is not None
-    language.language_model.load_state_dict(trained.state_dict())
-    language.slots.load_state_dict(setup.module.slots.state_dict())
-    torch.manual_seed(0)
-    curriculum = SymbolicCurriculum(setup.builder.tokenizer, seed=99)
-    curriculum.most_regions = 30
-    kinds = {
-        "copying": lambda: curriculum.copying(16),
-        "pointing": lambda: curriculum.dense(8),
-        "naming": lambda: curriculum.chat(4, curriculum.naming),
-        "yes_no": lambda: curriculum.chat(4, curriculum.yes_or_no),
-    }
-    return {
-        name: float(np.mean([_accuracy(language, draw()) for _ in range(num_batches)]))
-        for name, draw in kinds.items()
-    }
-
-
-def _accuracy(language: LanguagePretraining, batch: PackedBatch) -> float:
-    """Share of answer tokens right."""
-    logits, _ = forward_packed(language, batch, noise=0.35)
-    wanted = batch.labels[:, 1:]
-    counted = wanted != IGNORED
-    return float((logits[:, :-1].argmax(-1) == wanted)[counted].float().mean())
+def _tuned(start: ExperimentStart, arm: str, seed: int) -> GroundingSetup:
+    return start.tuned(arm, seed, mixture=ARMS[arm])

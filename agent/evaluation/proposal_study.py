@@ -105,7 +105,8 @@ def _contours(
 async def measure_source(
     source: Source, data: CocoFolder, *, title: str, num_resamples: int = 100
 ) -> dict[str, Estimate]:
-    """Recall of the boxes themselves, and what the model makes of them."""
+    """The boxes themselves (recall, how many an image, which share of them holds something), and
+    what the model makes of them."""
     images = {str(image.image_id): image for image in data.images}
     rng = np.random.default_rng(0)
     asked = {name: AskedLabels.draw(image, data, rng) for name, image in images.items()}
@@ -120,10 +121,20 @@ async def measure_source(
         answered.add(picture.name)
         counts.add(images[picture.name], asked[picture.name], grounding.answers)
         counts.add_proposals(images[picture.name], grounding.proposals)
+        _count_boxes(counts, images[picture.name], grounding.proposals)
     for name in images.keys() - answered:
         counts.add_proposals(images[name], Proposals())
+        _count_boxes(counts, images[name], Proposals())
         counts.tally.add(name, "recall", 0, len(images[name].xyxy))
         counts.tally.add(name, "f1", 0, len(images[name].xyxy))
     truth = only_images(data.raw, {image.image_id for image in data.images})
     precision = resampled_precision(truth, counts.detections, num_resamples=num_resamples)
     return {**counts.tally.estimates(), **precision}
+
+
+def _count_boxes(counts: DetectionCounts, image: CocoImage, proposals: Proposals) -> None:
+    name, holding = str(image.image_id), 0
+    if len(image.xyxy) and len(proposals):
+        holding = int((box_iou(proposals.xyxy, image.xyxy).max(axis=1) >= 0.5).sum())
+    counts.tally.add(name, "boxes", len(proposals))
+    counts.tally.add(name, "box_precision", holding, len(proposals))

@@ -38,12 +38,12 @@ def print_figures(title: str, figures: Mapping[str, float | Estimate], *, as_jso
 
 def print_columns(
     title: str,
-    rows: Mapping[str, Mapping[str, float | Estimate | None]],
+    rows: Mapping[str, Mapping[str, object]],
     *,
     as_json: bool,
     markdown: bool,
 ) -> None:
-    """Figures by row and column; "-" where there is none."""
+    """Figures by row and column: numbers, or what says its interval; "-" where there is none."""
     if as_json:
         print(json.dumps(plain(rows)))
         return
@@ -62,7 +62,7 @@ def print_columns(
     Console().print(table)
 
 
-def _shown(value: float | Estimate | None) -> str:
+def _shown(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)

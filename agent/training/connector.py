@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from agent.training.grounding_model import GroundingTraining
-from agent.training.loop import moved
+from agent.training.loop import autocast, moved
 from agent.training.region_features import RegionPool
 from agent.training.vision import likeness
 
@@ -19,7 +19,12 @@ logger = logging.getLogger(__name__)
 
 
 def warm_up_connector(
-    module: GroundingTraining, pool: RegionPool, trained: Tensor, *, steps: int
+    module: GroundingTraining,
+    pool: RegionPool,
+    trained: Tensor,
+    *,
+    steps: int,
+    precision: str = "bfloat16",
 ) -> None:
     """Train the connector on fused features that are computed once, from the towers' classifier.
 
@@ -30,6 +35,7 @@ def warm_up_connector(
 
     Args:
         trained: (num_concepts,) ids in the order of the classifier's classes.
+        precision: of the connector's products, as `LoopSettings.precision`.
     """
     connector = module.model.region_projector
     device = next(connector.parameters()).device
@@ -49,7 +55,7 @@ def warm_up_connector(
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * (1.0 - step / steps)
         rows = torch.randint(split, (1024,), device=device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device, precision):
             tokens = connector(features[rows]).float()
         similarity = likeness(tokens - places[rows], names[trained])
         doubts = believed[rows, :-1]

@@ -61,9 +61,11 @@ from agent.training.packing import PackedBatch, PackedScene, collate_packed
 from agent.training.region_features import (
     RegionPool,
     RegionsRecipe,
+    classify,
     proposed_boxes,
     region_pool,
 )
+from agent.training.region_probe import held_out_beliefs
 from agent.training.rehearsal import RehearsalSettings, rehearse
 from agent.training.workers import Figures, Workers
 
@@ -181,18 +183,28 @@ class GroundingSetup:
         with Workers.current().leader_first():
             if cache.is_file():
                 return RegionPool.load(cache)
-            settings = recipe.pictures.composed(self.settings.artwork, self.concepts)
             device = next(self.module.parameters()).device
             pool = region_pool(
                 self.module,
-                batches_from(settings, 2_000_000),
+                self.pool_batches(recipe),
                 self.pretrained.network().to(device),
                 self.concept_of,
-                load_module_state(self.pretrained.vision),
-                recipe.batches,
+                self._believe,
+                recipe,
             )
             pool.save(cache)
             return pool
+
+    def pool_batches(self, recipe: RegionsRecipe) -> Iterator[SceneBatch]:
+        """The pictures that the pool of regions is made of."""
+        settings = recipe.pictures.composed(self.settings.artwork, self.concepts)
+        return batches_from(settings, 2_000_000)
+
+    def _believe(self, features: Tensor, classes: Tensor) -> Tensor:
+        """What the vision stage's classifier thinks; a model directory has none, so one is fit."""
+        if self.pretrained.model is not None:
+            return held_out_beliefs(features, classes, len(self.concepts))
+        return classify(features, load_module_state(self.pretrained.vision))
 
 
 @dataclass(frozen=True)
@@ -341,7 +353,10 @@ def _learn_from_pool(
     trained, cache = torch.tensor(setup.concepts), directory.parent / "regions.pt"
     if isinstance(recipe, AlignRecipe) and recipe.warm_up_steps:
         pool = setup.region_pool(cache, regions)
-        warm_up_connector(setup.module, pool, trained, steps=recipe.warm_up_steps)
+        warm_up_connector(
+            setup.module, pool, trained, steps=recipe.warm_up_steps,
+            precision=recipe.loop.precision,
+        )  # fmt: skip
     if isinstance(recipe, InstructRecipe) and recipe.rehearsal.loop.steps:
         pool = setup.region_pool(cache, regions)
         rehearse(

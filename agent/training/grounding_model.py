@@ -81,20 +81,25 @@ class GroundingTraining(nn.Module):
             self._load_model(pretrained.model)
             return
         vision = load_module_state(pretrained.vision)
-        language = load_module_state(pretrained.language)
-        state = {k.removeprefix("model."): v for k, v in vision.items() if k.startswith("model.")}
-        state |= {k: v for k, v in language.items() if k.startswith("language_model.")}
-        missing, unexpected = self.model.load_state_dict(state, strict=False)
+        missing, unexpected = self.model.load_state_dict(_part(vision, "model."), strict=False)
         assert not unexpected, unexpected
-        assert all(name.startswith("region_projector.") for name in missing), missing
-        slots = {k.removeprefix("slots."): v for k, v in language.items() if k.startswith("slots.")}
-        self.slots.load_state_dict(slots)
+        elsewhere = ("region_projector.", "language_model.")
+        assert all(name.startswith(elsewhere) for name in missing), missing
+        self.load_language(pretrained.language)
         # The connector has learned beside the towers; a fresh one would learn the few thousand
         # regions of alignment by heart.
-        connector = {k: v for k, v in vision.items() if k.startswith("connector.")}
-        self.model.region_projector.load_state_dict(
-            {k.removeprefix("connector."): v for k, v in connector.items()}
-        )
+        self.model.region_projector.load_state_dict(_part(vision, "connector."))
+
+    def load_language(self, directory: Path) -> None:
+        """Take over the language model, and what it expects of names, from a language stage.
+
+        Raises:
+            SourceError: the stage has not been run.
+        """
+        language = load_module_state(directory)
+        assert self.model.language_model is not None
+        self.model.language_model.load_state_dict(_part(language, "language_model."))
+        self.slots.load_state_dict(_part(language, "slots."))
 
     def _load_model(self, directory: Path) -> None:
         """A model directory has no name map: `slots.map` stays the identity it begins as."""
@@ -165,6 +170,11 @@ class GroundingTraining(nn.Module):
         """
         closeness = likeness(regions, self.name_vectors()[concepts])
         return nn.functional.cross_entropy(closeness, target)
+
+
+def _part(state: dict[str, Tensor], beginning: str) -> dict[str, Tensor]:
+    """What of a state is called `beginning`..., by the rest of its names."""
+    return {k.removeprefix(beginning): v for k, v in state.items() if k.startswith(beginning)}
 
 
 def load_proposals(directory: Path) -> ProposalNetwork:

@@ -31,7 +31,14 @@ from agent.training.loop import (
     numpy_draws,
     train,
 )
-from agent.training.mixture import Turn, corpus, draw_turns, naming_turns, yes_no_turns
+from agent.training.mixture import (
+    MixtureSettings,
+    Turn,
+    corpus,
+    draw_turns,
+    naming_turns,
+    yes_no_turns,
+)
 from agent.training.packing import PackedBatch, PackedScene, collate_packed
 from agent.training.workers import Figures
 
@@ -187,16 +194,34 @@ class LanguageRecipe:
     pointing: float
     naming: float
     """Weights of the attention losses."""
+    rejection: bool
+    """Whether things are searched for that are not there (experiments leave that out)."""
+    first_regions: int
+    """Regions of the largest scenes in the beginning; more as the model learns."""
+    copying_first: float
+    """Share of the batches that is plain copying until that goes well; then it is 0.08."""
+
+
+_NOTHING_ABSENT = MixtureSettings(absent=0.0, detect=0.4, yes_no=0.0)
 
 
 class SymbolicCurriculum:
     """Draws symbolic batches; grows the scenes as the model learns (`loop.Curriculum`)."""
 
-    def __init__(self, tokenizer: PromptTokenizer, seed: int = 0) -> None:
+    def __init__(
+        self,
+        tokenizer: PromptTokenizer,
+        seed: int = 0,
+        *,
+        rejection: bool = True,
+        first_regions: int = 3,
+    ) -> None:
+        """`rejection` and `first_regions` as in `LanguageRecipe`."""
         self.tokenizer = tokenizer
+        self.rejection = rejection
         self.names = [concept.label for concept in load_concepts()]
         self.builder = SequenceBuilder(tokenizer)
-        self.most_regions = 3
+        self.most_regions = first_regions
         self.steps = 0
         self._ids = [tokenizer.encode(name) for name in self.names]
         self._accuracy = 0.0
@@ -239,7 +264,7 @@ class SymbolicCurriculum:
         while True:
             self._rng = numpy_draws()
             # Pointing is copying with a detour: it is not learned before copying is.
-            copying = 0.9 if self.copying_accuracy < 0.8 else 0.08
+            copying = recipe.copying_first if self.copying_accuracy < 0.8 else 0.08
             draw = self._rng.random()
             if draw < copying:
                 yield "copy", self.copying(recipe.copy_batch)
@@ -268,7 +293,7 @@ class SymbolicCurriculum:
         return np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
 
     def dense(self, batch_size: int) -> PackedBatch:
-        """Scenes followed by every present name and two absent ones, pointed at in turn."""
+        """Scenes followed by every present name and, with rejection, two absent ones."""
         return collate_packed([self._dense_scene() for _ in range(batch_size)])
 
     def _dense_scene(self) -> PackedScene:
@@ -282,7 +307,8 @@ class SymbolicCurriculum:
             slots += [SlotType.TEXT, SlotType.REGION]
         labels = [IGNORED] * len(ids)
         asked = sorted({int(c) for c in concepts if c >= 0})
-        asked += [int(c) for c in rng.choice(len(self.names), 2) if c not in asked]
+        if self.rejection:
+            asked += [int(c) for c in rng.choice(len(self.names), 2) if c not in asked]
         rng.shuffle(asked)
         opening, middle = tokenizer.control("<ground>"), tokenizer.control("</ground>")
         objects, closing = tokenizer.control("<objects>"), tokenizer.control("</objects>")
@@ -325,8 +351,11 @@ class SymbolicCurriculum:
     def mixture(
         self, names: list[str | None], boxes: FloatArray, rng: np.random.Generator
     ) -> list[Turn]:
-        """Questions of every kind."""
-        return draw_turns(names, self.names, 6, rng, boxes)
+        """Questions of every kind; without rejection, only yes or no is asked of absent things."""
+        if self.rejection:
+            return draw_turns(names, self.names, 6, rng, boxes)
+        searches = draw_turns(names, self.names, 4, rng, boxes, _NOTHING_ABSENT)
+        return searches + yes_no_turns(names, self.names, 2, rng)
 
     def naming(
         self, names: list[str | None], _boxes: FloatArray, rng: np.random.Generator
@@ -341,13 +370,28 @@ class SymbolicCurriculum:
         return yes_no_turns(names, self.names, 6, rng)
 
 
-def run(directory: Path, recipe: LanguageRecipe, *, device: torch.device = CPU) -> None:
-    """Train, or go on training, the language model into `directory`."""
+def run(
+    directory: Path,
+    recipe: LanguageRecipe,
+    *,
+    device: torch.device = CPU,
+    begin: Callable[[LanguagePretraining], None] | None = None,
+) -> None:
+    """Train, or go on training, the language model into `directory`.
+
+    Args:
+        begin: gives a new model other weights than it starts with.
+    """
     torch.manual_seed(recipe.loop.seed)
     tokenizer = build_tokenizer()
     tokenizer.save(directory)
-    curriculum = SymbolicCurriculum(tokenizer)
-    module = LanguagePretraining(tokenizer, curriculum.names).to(device)
+    curriculum = SymbolicCurriculum(
+        tokenizer, rejection=recipe.rejection, first_regions=recipe.first_regions
+    )
+    module = LanguagePretraining(tokenizer, curriculum.names)
+    if begin is not None:
+        begin(module)
+    module.to(device)
 
     def losses(named: tuple[str, PackedBatch]) -> tuple[Terms, Figures]:
         kind, batch = named

@@ -59,18 +59,26 @@ class LoopSettings:
     save_every: int = 100
 
     def __post_init__(self) -> None:
-        if self.precision not in _PRECISIONS:
-            raise SettingsError(
-                f"precision {self.precision!r} is unknown; use {' or '.join(_PRECISIONS)}"
-            )
+        check_precision(self.precision)
         for name in ("accumulate", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}")
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context a stage computes its losses in."""
-        dtype = _PRECISIONS[self.precision]
-        return torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
+        return autocast(device, self.precision)
+
+
+def check_precision(name: str) -> None:
+    """Raises SettingsError unless there is such a precision."""
+    if name not in _PRECISIONS:
+        raise SettingsError(f"precision {name!r} is unknown; use {' or '.join(_PRECISIONS)}")
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a model's products have that precision."""
+    dtype = _PRECISIONS[precision]
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
 
 
 class Curriculum(Protocol):

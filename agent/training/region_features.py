@@ -6,7 +6,7 @@ used many times.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from agent.detections import box_iou, centred_to_corners, select_proposals
 from agent.model.proposal_network import ProposalNetwork
 from agent.training.batches import PictureSettings, SceneBatch
 from agent.training.grounding_model import GroundingTraining
-from agent.training.loop import moved
+from agent.training.loop import autocast, check_precision, moved
 from agent.training.vision import IMAGENET, normalise_batch
 
 
@@ -28,8 +28,11 @@ class RegionsRecipe:
 
     batches: int
     pictures: PictureSettings
+    precision: str
+    """Of the towers' products, as `LoopSettings.precision`."""
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
         self.pictures.require_multiples_of(28)
 
 
@@ -78,12 +81,12 @@ def proposed_boxes(
 
 @torch.no_grad()
 def fused_regions(
-    module: GroundingTraining, batches: Iterator[SceneBatch], count: int
+    module: GroundingTraining, batches: Iterator[SceneBatch], count: int, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fused features (regions, region_width), classes and relative boxes of `count` batches."""
     device = next(module.parameters()).device
     fused, classes, boxes = [], [], []
-    with torch.autocast(device.type, torch.bfloat16):
+    with autocast(device, precision):
         for _ in range(count):
             batch = moved(next(batches), device)
             joined, _ = module.fused(batch.rgb, batch.boxes)
@@ -106,8 +109,8 @@ class RegionPool:
     boxes: Tensor
     """(regions, 4) xyxy relative to the picture each comes from."""
     believed: Tensor
-    """(regions, trained concepts + 1) what the vision stage's classifier thinks; background is
-    last."""
+    """(regions, trained concepts + 1) what a classifier of the features thinks, the vision
+    stage's where there is one; background is last."""
 
     def save(self, path: Path) -> None:
         """Keep the pool for the next stage."""
@@ -119,19 +122,21 @@ class RegionPool:
         return cls(**torch.load(path, weights_only=True))
 
 
-@torch.no_grad()
 def region_pool(
     module: GroundingTraining,
     batches: Iterator[SceneBatch],
     network: ProposalNetwork,
     concept_of: Tensor,
-    vision: dict[str, Tensor],
-    num_batches: int,
+    believe: Callable[[Tensor, Tensor], Tensor],
+    recipe: RegionsRecipe,
 ) -> RegionPool:
     """Regions around true boxes and, every other batch, around what the OPN proposes.
 
     A proposal that covers an object badly counts as background, so that the model learns to
     leave it out.
+
+    Args:
+        believe: probabilities of the classes, from features and true classes.
     """
 
     device = next(network.parameters()).device
@@ -144,8 +149,10 @@ def region_pool(
                 batch = replace(batch, boxes=boxes, classes=classes)
             yield batch
 
-    features, classes, boxes = fused_regions(module, proposed(batches), num_batches)
-    return RegionPool(features, concept_of[classes], boxes, classify(features, vision))
+    features, classes, boxes = fused_regions(
+        module, proposed(batches), recipe.batches, recipe.precision
+    )
+    return RegionPool(features, concept_of[classes], boxes, believe(features, classes))
 
 
 @torch.no_grad()

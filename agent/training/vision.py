@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from agent.model.configuration import nano_config
+from agent.model.primary_encoder import PrimaryMaps
 from agent.model.projector import build_projector
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.processor import patchify
@@ -100,19 +101,24 @@ class VisionPretraining(nn.Module):
 
 def encode_batch(model: VLMFO1, rgb: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Pooled primary and auxiliary region vectors and image tokens of a batch of one size."""
-    assert model.primary_encoder is not None
     assert model.auxiliary_encoder is not None
-    batch, height, width = rgb.shape[:3]
-    patch = model.config.vision.patch_size
-    grid = torch.tensor([[1, height // patch, width // patch]], device=rgb.device)
-    grid = grid.repeat(batch, 1)
-    patches = patchify(normalise_batch(rgb, CLIP), patch)
-    maps = model.primary_encoder(patches.flatten(0, 1), grid)
+    maps = primary_maps(model, rgb)
     last = torch.cat([m.levels[-1] for m in maps])
     primary = model.region_encoder.pool_primary((last,), boxes)
     levels = model.auxiliary_encoder(normalise_batch(rgb, IMAGENET))
     auxiliary = model.region_encoder.pool_auxiliary(levels, boxes)
     return primary, auxiliary, torch.stack([m.image_tokens for m in maps])
+
+
+def primary_maps(model: VLMFO1, rgb: Tensor) -> list[PrimaryMaps]:
+    """What the ViT makes of each picture of a batch of one size."""
+    assert model.primary_encoder is not None
+    batch, height, width = rgb.shape[:3]
+    patch = model.config.vision.patch_size
+    grid = torch.tensor([[1, height // patch, width // patch]], device=rgb.device)
+    patches = patchify(normalise_batch(rgb, CLIP), patch)
+    maps: list[PrimaryMaps] = model.primary_encoder(patches.flatten(0, 1), grid.repeat(batch, 1))
+    return maps
 
 
 def token_classes(batch: SceneBatch, cell: int, background: int) -> Tensor:

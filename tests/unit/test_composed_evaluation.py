@@ -236,12 +236,15 @@ async def test_boxes_from_elsewhere(data):
     assert true["proposal_recall"].value == true["recall"].value == 1.0
     rough = await measure_source(Source(pipeline, jittered(0.3)), data, title="", num_resamples=3)
     assert rough["proposal_recall"].value < 0.7
+    assert true["boxes"].value == rough["boxes"].value
+    assert true["box_precision"].value == 1.0 > rough["box_precision"].value > 0.0
     # The answers of the truth are exact boxes, so what is lost is what was not shown.
     assert rough["recall"].value == pytest.approx(rough["proposal_recall"].value, abs=0.02)
     nothing = await measure_source(
         Source(pipeline, lambda image: image.xyxy[:0]), data, title="", num_resamples=3
     )
-    assert nothing["recall"].value == nothing["AP"].value == 0.0
+    assert nothing["recall"].value == nothing["AP"].value == nothing["boxes"].value == 0.0
+    assert "box_precision" not in nothing
 
 
 def test_a_detector_that_learned_nothing_finds_plain_shapes(tmp_path):

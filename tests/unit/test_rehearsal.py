@@ -26,7 +26,9 @@ from agent.training.vision import likeness
 CONCEPTS = nano_concepts()
 NAMES = [concept.label for concept in load_concepts()]
 SETTINGS = RehearsalSettings(
-    LoopSettings(steps=1, learning_rate=1e-3, log_every=1), scenes=2, num_turns=3
+    LoopSettings(steps=1, learning_rate=1e-3, log_every=1, precision="float32"),
+    scenes=2,
+    num_turns=3,
 )
 
 
@@ -94,7 +96,7 @@ def test_warming_up_brings_regions_to_their_names_and_places(
     believed[torch.arange(len(classes)), classes] = 1.0
     trained = torch.tensor(CONCEPTS)
     sure = RegionPool(features, trained[classes], pool.boxes, believed)
-    warm_up_connector(module, sure, trained, steps=120)
+    warm_up_connector(module, sure, trained, steps=120, precision="float32")
     with torch.inference_mode():
         tokens = module.model.region_projector(features)
         likest = likeness(tokens - module.place_vectors(pool.boxes), module.name_vectors())
