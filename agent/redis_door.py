@@ -124,8 +124,7 @@ class RedisDoor:
         if not self.may_call(writes=writes):
             return None
         try:
-            async with asyncio.timeout(self._settings.timeout_s):
-                result = await command()
+            result = await self._bounded(command())
         except (OutOfMemoryError, ReadOnlyError) as error:
             self._failed(error, self._writes)
             return None
@@ -137,6 +136,22 @@ class RedisDoor:
         if writes:
             self._writes.succeeded()
         return result
+
+    async def _bounded(self, work: Awaitable[T]) -> T:
+        """The result of a command, within the timeout.
+
+        In a task of its own, because the Redis client loses cancellations while its connection
+        fails: a caller that was cancelled in its code would go on for ever.
+        """
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(_forget_error)
+        try:
+            await asyncio.wait([task], timeout=self._settings.timeout_s)
+        finally:
+            task.cancel()
+        if not task.done():
+            raise TimeoutError
+        return task.result()
 
     def _failed(self, error: Exception, breaker: _Breaker) -> None:
         self.num_errors += 1
@@ -150,3 +165,9 @@ class RedisDoor:
             type(error).__name__,
             breaker.failed(now_s),
         )
+
+
+def _forget_error(task: asyncio.Future[Any]) -> None:
+    """Of a command nobody waits for any more it is not to be reported as lost."""
+    if not task.cancelled():
+        task.exception()

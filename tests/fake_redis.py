@@ -15,6 +15,7 @@ class Illness(Enum):
     GARBAGE = "bytes that are no reply"
     WRONG_VALUES = "a value of random bytes, whatever was asked"
     SILENT = "no reply at all"
+    HANGS_UP = "the connection is closed"
 
 
 @contextlib.asynccontextmanager
@@ -24,7 +25,7 @@ async def ill_redis(port: int, illness: Illness) -> AsyncIterator[None]:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
-            while await reader.read(65_536):
+            while await reader.read(65_536) and illness is not Illness.HANGS_UP:
                 if illness is Illness.GARBAGE:
                     writer.write(dice.randbytes(40) + b"\r\n")
                 elif illness is Illness.WRONG_VALUES:
