@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test fuzz soak check format protos baseline serve train bench pages manifests lock clean
+.PHONY: demo test test-long fuzz soak check format protos baseline serve train bench pages manifests lock clean
 
 $(READY): requirements.lock requirements.no-deps.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,10 @@ demo: $(READY)  ## Start the service, stream two videos through it, show the ans
 
 test: $(READY)  ## Unit, parity and integration tests
 	$(BIN)/python -m pytest
+
+test-long: $(READY)  ## What takes minutes: updates under open streams, three minutes of every kind of client
+	UPDATES=1 SOAK_MINUTES=3 $(BIN)/python -m pytest \
+		tests/integration/test_cluster_config.py tests/integration/test_soak.py
 
 fuzz: $(READY)  ## 100,000 made-up inputs for everything that reads what comes from outside
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -m fuzz --timeout 3600 --durations 0

@@ -1,10 +1,11 @@
 """The cluster's configuration under a real `serve deploy`, its GPUs overridden to none: it answers
-over TLS, and goes through updates under an open stream."""
+over TLS, and goes through updates under an open stream (`make test-long`)."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -32,6 +33,9 @@ from tests.processes import replicas
 from tests.stream_records import Finished, Seen, StreamRecord
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+takes_minutes = pytest.mark.skipif(
+    "UPDATES" not in os.environ, reason="takes a minute; UPDATES=1 runs it"
+)
 
 _READY_S = 180.0
 _UPDATE_S = 240.0
@@ -141,6 +145,7 @@ async def test_it_deploys_and_answers_over_tls(cluster: Cluster) -> None:
         assert (await client.ground(encoded_image(1), ["dog"]))["dog"].detections
 
 
+@takes_minutes
 async def test_changed_settings_under_an_open_stream(cluster: Cluster) -> None:
     cluster.args["stream"]["max_queries"] = 5
     await stream_through_update(cluster)
@@ -148,6 +153,7 @@ async def test_changed_settings_under_an_open_stream(cluster: Cluster) -> None:
         assert (await client.capabilities()).max_queries == 5
 
 
+@takes_minutes
 async def test_another_model_under_an_open_stream(cluster: Cluster, tmp_path: Path) -> None:
     cluster.args["model"] = str(model_of(tmp_path / "second", width=5))
     await stream_through_update(cluster)

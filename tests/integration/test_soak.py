@@ -1,7 +1,6 @@
 """The soak in short, with fake stages: the command a developer types, its checks and its JSON.
 
-Runs where SOAK_MINUTES says for how long; not in the gate until the stream that sometimes does not
-end (docs/faults.md) is understood.
+Runs where SOAK_MINUTES says for how long (`make test-long`: three).
 """
 
 from __future__ import annotations
