@@ -21,7 +21,6 @@ from agent.drafting import DraftTree
 from agent.errors import Overloaded
 from agent.generation_request import (
     Completion,
-    EngineSettings,
     PrefixInput,
     PrefixSource,
     Request,
@@ -37,6 +36,7 @@ from agent.model.ragged_attention import (
     UnfinishedPrefix,
 )
 from agent.prefix_cache import PrefixCache
+from agent.stage_settings import EngineSettings
 
 _PRIVATE = "private "
 

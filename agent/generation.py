@@ -20,7 +20,6 @@ from agent.errors import InvalidQuery
 from agent.features import FrameFeatures, Generation
 from agent.generation_request import (
     Completion,
-    EngineSettings,
     PrefixInput,
     PrefixSource,
     QuestionInput,
@@ -31,11 +30,12 @@ from agent.model.checkpoint import load_model, weight_type
 from agent.model.language_model import LanguageModel, SlotType
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.model_directory import find_model
-from agent.prefix_cache import DEFAULT_PREFIX_BYTES, PrefixCache
+from agent.prefix_cache import PrefixCache
 from agent.processor import ImageGeometry
 from agent.prompts import MAX_REGIONS, Task, TaskKind
 from agent.sequence import Sequence as PromptSequence
 from agent.sequence import SequenceBuilder
+from agent.stage_settings import EngineSettings
 from agent.tokenizer import PromptTokenizer
 
 _TEXT_ONLY = "text only"
@@ -52,7 +52,6 @@ class LanguageStage:
         tokenizer: PromptTokenizer,
         *,
         device: str = "cpu",
-        prefix_bytes: int = DEFAULT_PREFIX_BYTES,
         engine: EngineSettings | None = None,
     ) -> None:
         assert model.language_model is not None
@@ -62,8 +61,9 @@ class LanguageStage:
         self._builder = SequenceBuilder(tokenizer)
         self._device = device
         self._tokens = AnswerTokens.of(tokenizer, num_regions=MAX_REGIONS)
-        self.prefixes = PrefixCache(prefix_bytes)
-        self.engine = Engine(self._language, self.prefixes, engine, device=device)
+        settings = engine or EngineSettings()
+        self.prefixes = PrefixCache(settings.prefix_bytes)
+        self.engine = Engine(self._language, self.prefixes, settings, device=device)
 
     @classmethod
     def from_pretrained(
@@ -73,7 +73,6 @@ class LanguageStage:
         device: str = "cpu",
         num_threads: int | None = None,
         dtype: str = "auto",
-        prefix_bytes: int = DEFAULT_PREFIX_BYTES,
         engine: EngineSettings | None = None,
     ) -> LanguageStage:
         """The language part of a model directory.
@@ -91,7 +90,7 @@ class LanguageStage:
             dtype=weight_type(dtype, device),
         )
         tokenizer = PromptTokenizer.from_directory(directory)
-        return cls(loaded, tokenizer, device=device, prefix_bytes=prefix_bytes, engine=engine)
+        return cls(loaded, tokenizer, device=device, engine=engine)
 
     def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """Greedy decoding of one question; safe to call from several threads.

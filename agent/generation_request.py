@@ -12,26 +12,6 @@ from agent.grammar import AnswerGrammar
 
 
 @dataclass(frozen=True)
-class EngineSettings:
-    """Bounds of the engine."""
-
-    max_step_tokens: int = 768
-    """About how many tokens one forward pass takes; a longer prefix is computed in chunks beside
-    the decoding."""
-    max_running: int = 64
-    """Answers decoded together; more wait, earliest deadline first."""
-    max_waiting: int = 512
-    """Requests that may wait; beyond, they are refused."""
-    max_draft_tokens: int = 32
-    """Guessed tokens of one answer verified in one pass; 0 decodes plainly."""
-    max_pass_draft_tokens: int | None = None
-    """Guessed tokens of one pass, shared out among its answers; each verifies its likeliest guess
-    at least. None: 64 on a CPU, where every token costs time, else 1024."""
-    num_leading_regions: int = 8
-    """So many of the best proposals are guessed as the whole or the next of a search's answer."""
-
-
-@dataclass(frozen=True)
 class PrefixInput:
     """What has to be run to get a prefix's keys and values."""
 

@@ -9,13 +9,11 @@ from collections import OrderedDict
 
 from agent.model.ragged_attention import Prefix
 
-DEFAULT_PREFIX_BYTES = 256 * 1024 * 1024
-
 
 class PrefixCache:
     """Key to prefix; one larger than the budget is not kept."""
 
-    def __init__(self, budget_bytes: int = DEFAULT_PREFIX_BYTES) -> None:
+    def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self.num_bytes = 0
         self.hits = 0

@@ -21,6 +21,7 @@ import yaml
 from agent.errors import SettingsError
 from agent.frame import FrameLimits
 from agent.server_settings import AccessSettings, ObserveSettings, ServerSettings
+from agent.stage_settings import EngineSettings, StageFactories, StageThreads
 
 T = TypeVar("T")
 
@@ -189,26 +190,6 @@ class CacheSettings:
 
 
 @dataclass(frozen=True)
-class StageFactories:
-    """Which class each stage runs, as `module:Class`; tests put fakes here."""
-
-    proposal: str = "agent.proposer:Proposer"
-    primary_encoder: str = "agent.encoders:PrimaryEncoderStage"
-    auxiliary_encoder: str = "agent.encoders:AuxiliaryEncoderStage"
-    language: str = "agent.generation:LanguageStage"
-
-
-@dataclass(frozen=True)
-class StageThreads:
-    """Torch threads of each stage's replicas."""
-
-    proposal: int = 1
-    primary_encoder: int = 1
-    auxiliary_encoder: int = 1
-    language: int = 1
-
-
-@dataclass(frozen=True)
 class LocalClusterSettings:
     """The Ray cluster that `groundstream serve` starts; a deployed service ignores it."""
 
@@ -248,6 +229,7 @@ class ServiceSettings:
     frame: FrameLimits = field(default_factory=FrameLimits)
     stream: StreamSettings = field(default_factory=StreamSettings)
     cache: CacheSettings = field(default_factory=CacheSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
     stages: StageFactories = field(default_factory=StageFactories)
     num_threads: StageThreads = field(default_factory=StageThreads)
     local_cluster: LocalClusterSettings = field(default_factory=LocalClusterSettings)

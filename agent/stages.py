@@ -17,12 +17,12 @@ from agent.encoders import AuxiliaryEncoderStage, PrimaryEncoderStage
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame
 from agent.generation import LanguageStage
-from agent.generation_request import EngineSettings
 from agent.model_directory import find_model
 from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.proposer import Proposer
 from agent.region_cache import MemoryRegionCache, RegionCache
+from agent.stage_settings import EngineSettings
 from agent.urgency import Limits
 from agent.written_text import written_in_thread
 

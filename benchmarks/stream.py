@@ -27,12 +27,12 @@ from agent.detections import FloatArray
 from agent.evaluation.moving_scenes import moving_sequence
 from agent.features import FrameFeatures
 from agent.frame import Frame, frame_from_rgb
-from agent.generation_request import EngineSettings
 from agent.model_directory import find_model
 from agent.pipeline import Grounding, Pipeline
 from agent.prompts import Task
 from agent.region_cache import MemoryRegionCache
 from agent.settings import FollowSettings
+from agent.stage_settings import EngineSettings
 from agent.stages import LocalStages
 from agent.streaming.answers import Evidence
 from agent.streaming.follower import Follower, Keyframe

@@ -71,7 +71,7 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
         proposal=stage(Proposal, "proposal", network=settings.proposal_network, **batches),
         primary_encoder=stage(PrimaryEncoder, "primary_encoder", **encoder),
         auxiliary_encoder=stage(AuxiliaryEncoder, "auxiliary_encoder", **encoder),
-        language=stage(Language, "language", **weights),
+        language=stage(Language, "language", engine=settings.engine, **weights),
     )
     if options:
         raise SettingsError(f"deployments that do not exist: {', '.join(options)}")

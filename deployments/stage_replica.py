@@ -17,6 +17,7 @@ from agent.detections import Proposals
 from agent.errors import SettingsError, StageUnavailable
 from agent.frame import Frame
 from agent.urgency import Limits, Urgency
+from deployments.freed_memory import FreedMemory
 from deployments.logs import configure_logs
 from deployments.out_of_memory import memory_errors_typed
 from deployments.process_memory import MemoryReader
@@ -60,6 +61,7 @@ class StageReplica:
         self.max_batch_frames = batch_limit(device, max_batch_frames)
         self.line = StageQueue()
         self._memory = MemoryReader()
+        self._freed = FreedMemory()
         self._model_revision = model_revision
         self._hang_s = hang_s
 

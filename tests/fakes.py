@@ -22,6 +22,7 @@ from agent.errors import Overloaded
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame, RGBArray
 from agent.prompts import Task, TaskKind
+from agent.stage_settings import EngineSettings
 from agent.urgency import Limits
 from agent.written_text import written_in_thread
 from deployments.metrics import StageCalls
@@ -50,6 +51,7 @@ class FakeStage:
         dtype: str = "auto",
         network: str | None = None,
         compiled: bool = False,
+        engine: EngineSettings | None = None,
     ) -> FakeStage:
         """The stage; of its files only the configuration is read, if there is one."""
         path = Path(model) / "config.json"

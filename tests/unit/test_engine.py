@@ -17,7 +17,6 @@ from agent.drafting import Drafter, DraftTree
 from agent.engine import Engine
 from agent.errors import InvalidQuery, Overloaded
 from agent.generation_request import (
-    EngineSettings,
     PrefixInput,
     PrefixSource,
     QuestionInput,
@@ -27,11 +26,14 @@ from agent.generation_request import (
 from agent.grammar import AnswerGrammar, AnswerTokens, Place
 from agent.model.language_model import LanguageModel
 from agent.prefix_cache import PrefixCache
+from agent.stage_settings import EngineSettings
 from tests.unit.tiny_model import tiny_config, tiny_tokenizer
 
 END = 2
 WARM = 6.0
 """A temperature at which this peaked model says more than one thing."""
+
+BUDGET = 2**28
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def language():
 
 @pytest.fixture
 def engine(language):
-    made = Engine(language, PrefixCache())
+    made = Engine(language, PrefixCache(BUDGET))
     yield made
     made.close()
 
@@ -154,7 +156,7 @@ def test_a_right_guess_takes_one_pass(language, engine):
 
 def test_chunks_of_a_long_prefix_change_nothing(language):
     asked = request(language, 7, [5, 6], prefix=source(language, 7, length=150))
-    small = Engine(language, PrefixCache(), EngineSettings(max_step_tokens=40))
+    small = Engine(language, PrefixCache(BUDGET), EngineSettings(max_step_tokens=40))
     try:
         done = small.submit(asked).result(60)
         assert done.ids == plain(language, asked)
@@ -210,7 +212,7 @@ def test_cancelling_frees_the_place(language, engine):
 
 
 def test_who_waits_least_goes_first(language):
-    narrow = Engine(language, PrefixCache(), EngineSettings(max_running=1))
+    narrow = Engine(language, PrefixCache(BUDGET), EngineSettings(max_running=1))
     order = []
     try:
         gate, begun = threading.Event(), threading.Event()
@@ -247,7 +249,11 @@ def test_a_question_that_fails_harms_no_other(language, engine):
 
 
 def test_a_full_queue_refuses(language):
-    narrow = Engine(language, PrefixCache(), EngineSettings(max_running=1, max_waiting=2))
+    narrow = Engine(
+        language,
+        PrefixCache(BUDGET),
+        EngineSettings(max_running=1, max_waiting=2),
+    )
     gate = threading.Event()
 
     def held(start):
@@ -325,7 +331,11 @@ def test_a_question_that_fails_in_the_pass_of_its_prefix(language, engine):
 @pytest.mark.parametrize(("count", "guessed"), [(1, 13), (6, 30)])
 def test_guesses_are_shared_out_among_the_answers(language, count, guessed):
     """Alone an answer verifies all its guesses, in company the likeliest."""
-    narrow = Engine(language, PrefixCache(), EngineSettings(max_pass_draft_tokens=30))
+    narrow = Engine(
+        language,
+        PrefixCache(BUDGET),
+        EngineSettings(max_pass_draft_tokens=30),
+    )
     tokens = AnswerTokens.of(tiny_tokenizer(), num_regions=4)
     # The opening and the end are five tokens, four regions with their ends eight more.
     drafter = Drafter(tokens, label=[77], num_leading=4)
