@@ -59,6 +59,7 @@ class Proposer:
         num_threads: int | None = None,
         network: str | None = None,
         max_boxes: int | None = None,
+        score_threshold: float | None = None,
     ) -> Proposer:
         """The proposer of a model directory.
 
@@ -66,6 +67,7 @@ class Proposer:
             model: name or folder of the model.
             network: use this proposal network (folder, hub name or "none"), not the model's own.
             max_boxes: most proposals of a frame, instead of the model's own limit.
+            score_threshold: least objectness of a proposal, instead of the model's own.
 
         Raises:
             CheckpointMismatch: files are missing or do not fit.
@@ -78,6 +80,8 @@ class Proposer:
             config = replace(config, network=network)
         if max_boxes is not None:
             config = replace(config, max_boxes=max_boxes)
+        if score_threshold is not None:
+            config = replace(config, score_threshold=score_threshold)
         folder = find_network(path, config.network)
         if folder is None:
             logger.warning("%s has no proposal network; every request must bring boxes", path)

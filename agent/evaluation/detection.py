@@ -113,12 +113,14 @@ class DetectionCounts:
             self.tally.add(name, "recall", right, len(truth))
             self.tally.add(name, "f1", 2 * right, len(found) + len(truth))
 
-    def add_proposals(self, image: CocoImage, proposals: Proposals) -> None:
-        """Count `proposal_recall`: objects that some proposal overlaps by at least half."""
+    def add_proposals(
+        self, image: CocoImage, proposals: Proposals, figure: str = "proposal_recall"
+    ) -> None:
+        """Count `figure`: objects that some proposal overlaps by at least half."""
         hit = 0
         if len(image.xyxy) and len(proposals):
             hit = int((box_iou(image.xyxy, proposals.xyxy).max(axis=1) >= _IOU).sum())
-        self.tally.add(str(image.image_id), "proposal_recall", hit, len(image.xyxy))
+        self.tally.add(str(image.image_id), figure, hit, len(image.xyxy))
 
 
 async def evaluate_detection(

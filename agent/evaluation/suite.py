@@ -8,12 +8,14 @@ interrupted run goes on where it was. Knows no file format but its own.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from agent.detections import Proposals
 from agent.evaluation.asking import Picture, ask_all
 from agent.evaluation.average_precision import only_images, resampled_precision
 from agent.evaluation.coco_folder import CocoFolder, CocoImage
@@ -24,16 +26,18 @@ from agent.evaluation.pope import is_right
 from agent.evaluation.refcoco import is_hit
 from agent.evaluation.scene_formats import write_cocotext
 from agent.evaluation.tally import Estimate, Tally
+from agent.frame import Frame, load_frame
 from agent.pipeline import Grounding, Pipeline
 from agent.prompts import MAX_REGIONS, Task
 from agent.training.mixture import yes_no_turns
 from agent.training.referring import refer_to
 
-SUITE_VERSION = 1
+SUITE_VERSION = 2
 """Part of every result file's name: raise it whenever other questions are asked."""
 
 FIGURES = {
     "proposal_recall": "proposal recall at 100, IoU 0.5",
+    "shown_recall": "objects with a box among those it is shown",
     "AP": "COCO mAP",
     "AP50": "COCO AP50",
     "region_top1": "region top-1, true boxes given",
@@ -50,6 +54,11 @@ FIGURES = {
     "counting_several": "counting accuracy, two and more",
 }
 """Figure to what the table calls it, in the table's order."""
+
+
+Propose = Callable[[Frame], Proposals]
+"""The best boxes of a frame, however sure the network is of them: recall is measured on these, not
+on the few that are worth showing to the language model."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +124,15 @@ class Questions:
             *(Task.chat(question) for question, _ in self.yes_no),
         ]
 
-    def count(self, image: CocoImage, grounding: Grounding) -> DetectionCounts:
-        """What the answers amount to."""
+    def count(self, image: CocoImage, grounding: Grounding, best: Proposals) -> DetectionCounts:
+        """What the answers amount to.
+
+        Args:
+            best: the proposal network's best boxes, however sure it is of them.
+        """
         counts, name = DetectionCounts(), str(image.image_id)
-        counts.add_proposals(image, grounding.proposals.top(MAX_REGIONS))
+        counts.add_proposals(image, best.top(MAX_REGIONS))
+        counts.add_proposals(image, grounding.proposals.top(MAX_REGIONS), "shown_recall")
         answers = iter(grounding.answers)
         counts.add(image, self.labels, [next(answers) for _ in self.labels.categories])
         tally = counts.tally
@@ -138,7 +152,13 @@ class Questions:
 
 
 async def ask_set(
-    pipeline: Pipeline, data: CocoFolder, results: Path, settings: SuiteSettings, *, title: str
+    pipeline: Pipeline,
+    propose: Propose,
+    data: CocoFolder,
+    results: Path,
+    settings: SuiteSettings,
+    *,
+    title: str,
 ) -> list[dict[str, Any]]:
     """The results of every image, one dictionary each; those already in the file are not asked."""
     done = _read(results)
@@ -156,7 +176,8 @@ async def ask_set(
     with results.open("a", encoding="utf-8") as file:
         async for picture, grounding in ask_all(pipeline, pictures, title=title):
             image = images[picture.name]
-            counts = questions[picture.name].count(image, grounding)
+            best = propose(load_frame(image.path))
+            counts = questions[picture.name].count(image, grounding, best)
             if len(image.xyxy):
                 await count_names(counts.tally, pipeline, image, data, most=settings.most_regions)
             line = json.dumps(
@@ -202,6 +223,7 @@ def summarise(
 
 async def measure_set(
     pipeline: Pipeline,
+    propose: Propose,
     data: CocoFolder,
     results: Path,
     settings: SuiteSettings,
@@ -210,7 +232,7 @@ async def measure_set(
     ocr: bool,
 ) -> dict[str, Estimate]:
     """All figures of one set; reading printed words only where the model has learned to."""
-    rows = await ask_set(pipeline, data, results, settings, title=title)
+    rows = await ask_set(pipeline, propose, data, results, settings, title=title)
     figures = summarise(rows, data)
     if ocr:
         figures["ocr"] = await _reading(pipeline, data, results.parent / "cocotext", settings)
