@@ -13,7 +13,8 @@ def train(
         str,
         typer.Argument(
             help="artwork, proposals, language, vision, align, instruct, export, or all; "
-            "or reinforce: practise where to look; or plot: draw the curves of what has run."
+            "refine: a trained model's eyes go on learning; reinforce: practise where to look; "
+            "plot: draw the curves of what has run."
         ),
     ] = "all",
     artwork: Annotated[Path, typer.Option(help="Cache of rendered artwork.")] = Path(".artwork"),
@@ -34,7 +35,9 @@ def train(
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(help="Start align or instruct from a model: 'nano' or a model directory."),
+        typer.Option(
+            help="Start refine, align or instruct from a model: 'nano' or a model directory."
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Of this stage.", min=1)] = None,
     output: Annotated[

@@ -82,7 +82,7 @@ def _wild(setup: GroundingSetup, split: str) -> Iterator[SceneBatch]:
 def _regions(
     setup: GroundingSetup, batches: Iterator[SceneBatch], count: int, precision: str
 ) -> tuple[Tensor, Tensor]:
-    features, classes, _ = fused_regions(setup.module, batches, count, precision)
+    features, classes, _, _ = fused_regions(setup.module, batches, count, precision)
     known = classes > PADDING
     return features[known], classes[known]
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from agent.model.projector import build_projector
 from agent.training import language
-from agent.training.connector import warm_up_connector
+from agent.training.connector import read_name_map, warm_up_connector
 from agent.training.grounding import GroundingSetup, freeze_for
 from agent.training.grounding_model import GroundingTraining
-from agent.training.language import LanguagePretraining, NameSlots
+from agent.training.language import LanguagePretraining
 from agent.training.mixture import MixtureSettings
 from agent.training.nano import NanoTraining
 from agent.training.recipe import Recipe
@@ -28,7 +28,6 @@ from agent.training.region_features import RegionPool
 from agent.training.rehearsal import RehearsalSettings, Speller, rehearse
 
 EXPERIMENTS_RECIPE = Path(language.__file__).parent / "experiments.yaml"
-_RIDGE = 0.1
 
 
 @dataclass(frozen=True)
@@ -137,36 +136,3 @@ def back_to_symbols(
 
     language.run(directory, recipe, begin=begin)
     module.load_language(directory)
-
-
-@torch.no_grad()
-def read_name_map(module: GroundingTraining, pool: RegionPool) -> None:
-    """Set the map from names to slots to what the connector's region tokens say it is.
-
-    The map is no part of a model directory. Least squares over the names in the pool, each its
-    mean token, towards the identity where they say little.
-    """
-    language_model = module.model.language_model
-    assert language_model is not None
-    embeddings = language_model.model.embed_tokens
-    named = pool.concepts >= 0
-    tokens = module.model.region_projector(pool.features[named])
-    tokens -= module.place_vectors(pool.boxes[named])
-    known, name = pool.concepts[named].unique(return_inverse=True)
-    sums = torch.zeros(len(known), tokens.shape[1]).index_add(0, name, tokens)
-    counts = name.bincount()[:, None]
-    words = _unmapped(module.slots, embeddings, known)
-    square = words.T @ (counts * words)
-    square += _RIDGE * square.diagonal().mean() * torch.eye(len(square))
-    change = torch.linalg.solve(square, words.T @ (sums - counts * words))
-    module.slots.map.weight.copy_(torch.eye(len(square)) + change.T)
-    module.slots.map.bias.zero_()
-
-
-def _unmapped(slots: NameSlots, embeddings: torch.nn.Embedding, concepts: Tensor) -> Tensor:
-    """What names are before the map."""
-    plain = copy.deepcopy(slots)
-    torch.nn.init.eye_(plain.map.weight)
-    torch.nn.init.zeros_(plain.map.bias)
-    vectors: Tensor = plain(embeddings, concepts)
-    return vectors

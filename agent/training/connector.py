@@ -1,21 +1,25 @@
 """The connector's first lessons: from fused region features to what the language model expects.
 
-Distils the vision stage's classifier into the language model's own name vectors.
+Distils the vision stage's classifier into the language model's own name vectors; of a connector
+that has learned, says what those vectors are.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import torch
 from torch import Tensor, nn
 
 from agent.training.grounding_model import GroundingTraining
+from agent.training.language import NameSlots
 from agent.training.loop import autocast, moved
 from agent.training.region_features import RegionPool
 from agent.training.vision import likeness
 
 logger = logging.getLogger(__name__)
+_RIDGE = 0.1
 
 
 def warm_up_connector(
@@ -76,3 +80,47 @@ def warm_up_connector(
                 "%.3f of a name's length",
                 step, float(contrast.detach()), float(right), len(names), float(off.std() / length),
             )  # fmt: skip
+
+
+@torch.no_grad()
+def read_name_map(module: GroundingTraining, pool: RegionPool) -> None:
+    """Set the map from names to slots to what the connector's region tokens say it is.
+
+    The map is no part of a model directory. Least squares over the names in the pool, each its
+    mean token, towards the identity where they say little.
+    """
+    language_model = module.model.language_model
+    assert language_model is not None
+    embeddings = language_model.model.embed_tokens
+    named = pool.concepts >= 0
+    tokens = module.model.region_projector(pool.features[named])
+    tokens -= module.place_vectors(pool.boxes[named])
+    known, name = pool.concepts[named].unique(return_inverse=True)
+    sums = torch.zeros(len(known), tokens.shape[1]).index_add(0, name, tokens)
+    counts = name.bincount()[:, None]
+    words = _unmapped(module.slots, embeddings, known)
+    square = words.T @ (counts * words)
+    square += _RIDGE * square.diagonal().mean() * torch.eye(len(square))
+    change = torch.linalg.solve(square, words.T @ (sums - counts * words))
+    module.slots.map.weight.copy_(torch.eye(len(square)) + change.T)
+    module.slots.map.bias.zero_()
+
+
+def _unmapped(slots: NameSlots, embeddings: nn.Embedding, concepts: Tensor) -> Tensor:
+    """What names are before the map."""
+    plain = copy.deepcopy(slots)
+    nn.init.eye_(plain.map.weight)
+    nn.init.zeros_(plain.map.bias)
+    vectors: Tensor = plain(embeddings, concepts)
+    return vectors
+
+
+@torch.no_grad()
+def own_beliefs(module: GroundingTraining, pool: RegionPool, trained: Tensor) -> Tensor:
+    """(regions, num_concepts + 1) what the connector's tokens say, by the names' vectors.
+
+    Background, which is last, is believed in nowhere: tokens are told apart by names alone.
+    """
+    tokens = module.model.region_projector(pool.features) - module.place_vectors(pool.boxes)
+    believed = likeness(tokens, module.name_vectors()[trained]).softmax(-1)
+    return nn.functional.pad(believed, (0, 1))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from agent.training.batches import (
     batch_loader,
     nano_concepts,
 )
-from agent.training.connector import warm_up_connector
+from agent.training.connector import own_beliefs, read_name_map, warm_up_connector
 from agent.training.grounding_model import GroundingTraining, Pretrained
 from agent.training.language import (
     answer_counts,
@@ -195,6 +195,14 @@ class GroundingSetup:
             pool.save(cache)
             return pool
 
+    def as_it_is_read(self, pool: RegionPool) -> RegionPool:
+        """A pool with the doubts of the model's own connector, which knows more than a probe.
+
+        Sets the module's map from names to slots, which is no part of a model directory.
+        """
+        read_name_map(self.module, pool)
+        return replace(pool, believed=own_beliefs(self.module, pool, torch.tensor(self.concepts)))
+
     def pool_batches(self, recipe: RegionsRecipe) -> Iterator[SceneBatch]:
         """The pictures that the pool of regions is made of."""
         settings = recipe.pictures.composed(self.settings.artwork, self.concepts)
@@ -321,8 +329,7 @@ def run(
     torch.manual_seed(recipe.loop.seed)
     setup = GroundingSetup.load(artwork, pretrained, recipe, start_from, device=device)
     freeze_for(setup.module, stage)
-    from_scratch = not recipe.data and pretrained.model is None
-    if from_scratch and not (directory / CHECKPOINT).is_file():
+    if not recipe.data and not (directory / CHECKPOINT).is_file():
         _learn_from_pool(setup, recipe, regions, directory)
     network = pretrained.network().to(device) if recipe.proposed else None
     train(setup.module, GroundingStage(setup, recipe, network).objective(), recipe.loop, directory)
@@ -351,7 +358,8 @@ def _learn_from_pool(
 ) -> None:
     """The quick part of a stage: on features that are computed once."""
     trained, cache = torch.tensor(setup.concepts), directory.parent / "regions.pt"
-    if isinstance(recipe, AlignRecipe) and recipe.warm_up_steps:
+    knows = setup.pretrained.model is not None
+    if isinstance(recipe, AlignRecipe) and recipe.warm_up_steps and not knows:
         pool = setup.region_pool(cache, regions)
         warm_up_connector(
             setup.module, pool, trained, steps=recipe.warm_up_steps,
@@ -359,6 +367,8 @@ def _learn_from_pool(
         )  # fmt: skip
     if isinstance(recipe, InstructRecipe) and recipe.rehearsal.loop.steps:
         pool = setup.region_pool(cache, regions)
+        if knows:
+            pool = setup.as_it_is_read(pool)
         rehearse(
             setup.module, setup.builder, pool, setup.names, setup.vocabulary, trained,
             recipe.rehearsal, directory / "rehearsal", mixture=recipe.mixture,

@@ -14,7 +14,7 @@ import torch
 
 from agent.errors import SettingsError
 from agent.model_directory import NANO, find_model
-from agent.training import grounding, language, proposals, reinforcement, vision
+from agent.training import grounding, language, proposals, refinement, reinforcement, vision
 from agent.training.annotations import DataSource
 from agent.training.artwork import build_atlas, build_backgrounds
 from agent.training.curves import draw_curve
@@ -67,16 +67,14 @@ class NanoTraining:
         }
 
     def run(self, stage: str) -> None:
-        """Run one stage, `all` of them, `reinforce`, or `plot` the curves of those that have run.
+        """Run one stage, `all` of them, `refine`, `reinforce`, or `plot` the curves there are.
 
         Raises:
             SettingsError: no such stage.
         """
-        if stage == "plot":
-            self.plot()
-            return
-        if stage == "reinforce":
-            self.reinforce()
+        others = {"plot": self.plot, "refine": self.refine, "reinforce": self.reinforce}
+        if stage in others:
+            others[stage]()
             return
         check_stage(stage)
         torch.set_num_threads(self.num_threads)
@@ -89,6 +87,20 @@ class NanoTraining:
         """Draw a picture of the curve of every stage that has logged one."""
         for log in sorted(self.directory.glob("**/log.jsonl")):
             logger.info("drew %s", draw_curve(log.parent))
+
+    def refine(self) -> None:
+        """Let the eyes of a trained model go on learning; `instruct` goes on from there.
+
+        Raises:
+            SettingsError: no model to start from.
+        """
+        if self.base is None:
+            raise SettingsError("say which model is to be refined: --base nano, or a folder")
+        torch.set_num_threads(self.num_threads)
+        refinement.run(
+            self.artwork, self.directory / "refine", self.pretrained, self.recipe.instruct,
+            self.recipe.regions, self.recipe.refine, device=torch.device(self.device),
+        )  # fmt: skip
 
     def reinforce(self) -> None:
         """Go on from a trained model by reinforcement; writes another model directory.
@@ -115,7 +127,10 @@ class NanoTraining:
         if self.base is not None and self.output == WEIGHTS:
             raise SettingsError("say where the model is to be written: --output DIR")
         if Workers.current().leads:
-            grounding.export(self.directory / "instruct", self.pretrained, self.output)
+            last = self.directory / "instruct"
+            if self.base is not None and not (last / CHECKPOINT).is_file():
+                last = self._stage_before("instruct") or last
+            grounding.export(last, self.pretrained, self.output)
 
     def artwork_stage(self) -> None:
         """Render the artwork and cut the photographs, unless they are there."""
@@ -132,18 +147,24 @@ class NanoTraining:
         return Pretrained(at / "vision", at / "language", at / "proposals", model)
 
     def _ground(self, stage: str, recipe: AlignRecipe | InstructRecipe) -> None:
-        aligned = self.directory / "align"
-        # A base has been aligned before; alignment to one's own pictures may come between.
-        skips = self.base is not None and not (aligned / CHECKPOINT).is_file()
         grounding.run(
             self.artwork,
             self.directory / stage,
             self.pretrained,
             recipe,
             self.recipe.regions,
-            start_from=None if stage == "align" or skips else aligned,
+            start_from=self._stage_before(stage),
             device=torch.device(self.device),
         )
+
+    def _stage_before(self, stage: str) -> Path | None:
+        """What a stage of the paper goes on from; None for what comes before both."""
+        aligned, refined = self.directory / "align", self.directory / "refine"
+        if self.base is None:
+            return aligned if stage == "instruct" else None
+        # A base has been through both: whatever was done to it here may be left out.
+        before = [aligned, refined] if stage == "instruct" else [refined]
+        return next((home for home in before if (home / CHECKPOINT).is_file()), None)
 
 
 _STAGES = ("artwork", "proposals", "language", "vision", "align", "instruct", "export")
@@ -153,7 +174,7 @@ def check_stage(stage: str) -> None:
     """Raises SettingsError unless `stage` is one, or `all`."""
     if stage not in (*_STAGES, "all"):
         raise SettingsError(
-            f"no stage {stage!r}; stages: {', '.join(_STAGES)}, all, reinforce, plot"
+            f"no stage {stage!r}; stages: {', '.join(_STAGES)}, all, refine, reinforce, plot"
         )
 
 

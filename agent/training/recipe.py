@@ -17,6 +17,7 @@ from agent.settings import from_mapping
 from agent.training.grounding import AlignRecipe, InstructRecipe
 from agent.training.language import LanguageRecipe
 from agent.training.proposals import ProposalsRecipe
+from agent.training.refinement import RefineRecipe
 from agent.training.region_features import RegionsRecipe
 from agent.training.reinforcement import ReinforcementSettings
 from agent.training.vision import VisionRecipe
@@ -34,6 +35,7 @@ class Recipe:
     regions: RegionsRecipe
     align: AlignRecipe
     instruct: InstructRecipe
+    refine: RefineRecipe
     reinforce: ReinforcementSettings
 
 

@@ -82,10 +82,14 @@ def proposed_boxes(
 @torch.no_grad()
 def fused_regions(
     module: GroundingTraining, batches: Iterator[SceneBatch], count: int, precision: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Fused features (regions, region_width), classes and relative boxes of `count` batches."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Fused features (regions, region_width), classes, relative boxes and picture of each region.
+
+    Of `count` batches; pictures are numbered in order, and so are regions.
+    """
     device = next(module.parameters()).device
-    fused, classes, boxes = [], [], []
+    fused, classes, boxes, pictures = [], [], [], []
+    num_pictures = 0
     with autocast(device, precision):
         for _ in range(count):
             batch = moved(next(batches), device)
@@ -95,7 +99,9 @@ def fused_regions(
             classes.append(batch.classes[real].cpu())
             height, width = batch.rgb.shape[1:3]
             boxes.append(batch.boxes[real].cpu() / torch.tensor([width, height] * 2))
-    return torch.cat(fused), torch.cat(classes), torch.cat(boxes)
+            pictures.append(real.nonzero()[:, 0].cpu() + num_pictures)
+            num_pictures += len(batch.rgb)
+    return torch.cat(fused), torch.cat(classes), torch.cat(boxes), torch.cat(pictures)
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,8 @@ class RegionPool:
     believed: Tensor
     """(regions, trained concepts + 1) what a classifier of the features thinks, the vision
     stage's where there is one; background is last."""
+    pictures: Tensor
+    """(regions,) number of the picture each comes from; regions of one stand together."""
 
     def save(self, path: Path) -> None:
         """Keep the pool for the next stage."""
@@ -149,10 +157,10 @@ def region_pool(
                 batch = replace(batch, boxes=boxes, classes=classes)
             yield batch
 
-    features, classes, boxes = fused_regions(
+    features, classes, boxes, pictures = fused_regions(
         module, proposed(batches), recipe.batches, recipe.precision
     )
-    return RegionPool(features, concept_of[classes], boxes, believe(features, classes))
+    return RegionPool(features, concept_of[classes], boxes, believe(features, classes), pictures)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from agent.detections import FloatArray
 from agent.model.language_model import SlotType
+from agent.prompts import MAX_REGIONS
 from agent.sequence import SequenceBuilder
 from agent.training.grounding_model import GroundingTraining
 from agent.training.language import (
@@ -47,6 +48,8 @@ class RehearsalSettings:
     """Of the scenes, with fewer than 24 regions."""
     most_regions: int = 88
     """Of the others; an eighth more stand there twice, and a prompt names 100."""
+    whole_share: float = 0.0
+    """Of the scenes, that are the regions of one picture as they were found there."""
     background_share: tuple[float, float] = (0.1, 0.6)
     """Range of the share of a scene's regions that hold nothing."""
     contrast: float = 0.5
@@ -139,17 +142,13 @@ def rehearsal_batch(
     """Questions about scenes of regions drawn from rows `first` to `last`, and those rows."""
     known = pool.concepts[first:last] >= 0
     things, background = (np.flatnonzero(which) + first for which in (known, ~known))
+    pictures = pool.pictures[first:last].numpy()
     scenes, chosen = [], []
     for _ in range(settings.scenes):
-        most = 24 if rng.random() < settings.small_share else settings.most_regions
-        count = int(rng.integers(3, most))
-        # Proposal networks find much that is nothing; how much depends on the picture.
-        num_empty = int(rng.uniform(*settings.background_share) * count) if len(background) else 0
-        rows = np.concatenate(
-            [rng.choice(things, size=count - num_empty), rng.choice(background, size=num_empty)]
-        )
-        # Some concepts stand there twice.
-        rows = np.concatenate([rows, rng.choice(rows, size=len(rows) // 8)])
+        if rng.random() < settings.whole_share:
+            rows = _whole_picture(pictures, first, rng)
+        else:
+            rows = _handful(things, background, settings, rng)
         rng.shuffle(rows)
         here = pool.concepts[torch.from_numpy(rows)].numpy()
         boxes = pool.boxes[torch.from_numpy(rows)].numpy()
@@ -161,3 +160,28 @@ def rehearsal_batch(
         scenes.append(PackedScene.questions(builder, here, turns, grid, boxes))
         chosen.append(torch.from_numpy(rows))
     return collate_packed(scenes), torch.cat(chosen)
+
+
+def _whole_picture(pictures: np.ndarray, first: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of all regions of one picture; what overlaps there overlaps here."""
+    chosen = pictures[int(rng.integers(len(pictures)))]
+    rows = np.flatnonzero(pictures == chosen) + first
+    return rng.permutation(rows)[:MAX_REGIONS]
+
+
+def _handful(
+    things: np.ndarray,
+    background: np.ndarray,
+    settings: RehearsalSettings,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Rows of regions of many pictures."""
+    most = 24 if rng.random() < settings.small_share else settings.most_regions
+    count = int(rng.integers(3, most))
+    # Proposal networks find much that is nothing; how much depends on the picture.
+    num_empty = int(rng.uniform(*settings.background_share) * count) if len(background) else 0
+    rows = np.concatenate(
+        [rng.choice(things, size=count - num_empty), rng.choice(background, size=num_empty)]
+    )
+    # Some concepts stand there twice.
+    return np.concatenate([rows, rng.choice(rows, size=len(rows) // 8)])

@@ -15,13 +15,13 @@ from agent.evaluation.experiment_start import (
     EXPERIMENTS_RECIPE,
     ExperimentStart,
     back_to_symbols,
-    read_name_map,
 )
 from agent.model_directory import find_model
 from agent.sequence import SequenceBuilder
 from agent.tokenizer import PromptTokenizer
 from agent.training.artwork import load_concepts
 from agent.training.batches import BatchSettings, nano_concepts
+from agent.training.connector import read_name_map
 from agent.training.grounding import GroundingSetup
 from agent.training.grounding_model import GroundingTraining, Pretrained
 from agent.training.language import SymbolicCurriculum, build_tokenizer
@@ -55,6 +55,7 @@ def pool_of(features: torch.Tensor) -> RegionPool:
         torch.tensor(CONCEPTS)[torch.arange(count) % len(CONCEPTS)],
         torch.cat([corner, corner + 0.2], dim=1),
         torch.rand(count, len(CONCEPTS) + 1).softmax(-1),
+        torch.arange(count) // 10,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,7 @@ def pool(module: GroundingTraining) -> RegionPool:
         concepts=concepts,
         boxes=torch.cat([corner, corner + 0.05 + torch.rand(count, 2) * 0.25], dim=1),
         believed=torch.rand(count, len(CONCEPTS) + 1).softmax(-1),
+        pictures=torch.arange(count) // 10,
     )
 
 
@@ -65,6 +67,20 @@ def test_a_batch_holds_the_regions_it_was_made_of(pool: RegionPool) -> None:
     assert int(rows.max()) < 300
     torch.testing.assert_close(packed.boxes, pool.boxes[rows])
     assert packed.concepts[packed.concepts > -2].tolist() == pool.concepts[rows].tolist()
+
+
+def test_whole_pictures_stay_together(pool: RegionPool) -> None:
+    whole = replace(SETTINGS, whole_share=1.0, scenes=6)
+    packed, rows = rehearsal_batch(
+        SequenceBuilder(tokenizer()), pool, NAMES, [NAMES[c] for c in CONCEPTS],
+        np.random.default_rng(0), 100, 300, MixtureSettings(), whole,
+    )  # fmt: skip
+    scenes = rows.view(6, 10)
+    assert all(len(pool.pictures[scene].unique()) == 1 for scene in scenes)
+    assert all(len(scene.unique()) == 10 for scene in scenes)
+    assert int(rows.min()) >= 100
+    assert int(rows.max()) < 300
+    torch.testing.assert_close(packed.boxes, pool.boxes[rows])
 
 
 def test_rehearsing_trains_language_model_and_connector_and_nothing_else(
@@ -95,7 +111,7 @@ def test_warming_up_brings_regions_to_their_names_and_places(
     believed = torch.zeros_like(pool.believed)
     believed[torch.arange(len(classes)), classes] = 1.0
     trained = torch.tensor(CONCEPTS)
-    sure = RegionPool(features, trained[classes], pool.boxes, believed)
+    sure = RegionPool(features, trained[classes], pool.boxes, believed, pool.pictures)
     warm_up_connector(module, sure, trained, steps=120, precision="float32")
     with torch.inference_mode():
         tokens = module.model.region_projector(features)
