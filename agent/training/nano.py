@@ -171,8 +171,8 @@ _STAGES = ("artwork", "proposals", "language", "vision", "align", "instruct", "e
 
 
 def check_stage(stage: str) -> None:
-    """Raises SettingsError unless `stage` is one, or `all`."""
-    if stage not in (*_STAGES, "all"):
+    """Raises SettingsError unless `stage` is one of those that workers share, or `all`."""
+    if stage not in (*_STAGES, "all", "refine"):
         raise SettingsError(
             f"no stage {stage!r}; stages: {', '.join(_STAGES)}, all, refine, reinforce, plot"
         )
