@@ -62,6 +62,7 @@ from agent.training.region_features import (
     RegionPool,
     RegionsRecipe,
     classify,
+    no_beliefs,
     proposed_boxes,
     region_pool,
 )
@@ -175,10 +176,15 @@ class GroundingSetup:
         ranks = {name: rank for rank, name in enumerate(self.own.names)}
         return iter(picture_loader(self.own, ranks, self.settings, first=first, stride=stride))
 
-    def region_pool(self, cache: Path, recipe: RegionsRecipe) -> RegionPool:
+    def region_pool(
+        self, cache: Path, recipe: RegionsRecipe, *, with_beliefs: bool = True
+    ) -> RegionPool:
         """Regions of pictures as they will be asked about: larger, with every camera fault.
 
         Both stages learn from the same; computed once, then read from `cache`.
+
+        Args:
+            with_beliefs: let a classifier judge them; not needed where the model does so itself.
         """
         with Workers.current().leader_first():
             if cache.is_file():
@@ -189,7 +195,7 @@ class GroundingSetup:
                 self.pool_batches(recipe),
                 self.pretrained.network().to(device),
                 self.concept_of,
-                self._believe,
+                self._believe if with_beliefs else no_beliefs,
                 recipe,
             )
             pool.save(cache)
@@ -366,7 +372,7 @@ def _learn_from_pool(
             precision=recipe.loop.precision,
         )  # fmt: skip
     if isinstance(recipe, InstructRecipe) and recipe.rehearsal.loop.steps:
-        pool = setup.region_pool(cache, regions)
+        pool = setup.region_pool(cache, regions, with_beliefs=not knows)
         if knows:
             pool = setup.as_it_is_read(pool)
         rehearse(

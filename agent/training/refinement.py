@@ -85,7 +85,8 @@ def run(
     setup = GroundingSetup.load(artwork, pretrained, asked, device=device)
     directory.mkdir(parents=True, exist_ok=True)
     few = replace(regions, batches=recipe.vocabulary_batches)
-    refine(setup, setup.region_pool(directory / "regions.pt", few), recipe, directory)
+    pool = setup.region_pool(directory / "regions.pt", few, with_beliefs=False)
+    refine(setup, pool, recipe, directory)
 
 
 def refine(setup: GroundingSetup, pool: RegionPool, recipe: RefineRecipe, directory: Path) -> None:

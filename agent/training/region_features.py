@@ -163,6 +163,11 @@ def region_pool(
     return RegionPool(features, concept_of[classes], boxes, believe(features, classes), pictures)
 
 
+def no_beliefs(features: Tensor, _classes: Tensor) -> Tensor:
+    """(regions, 0): nobody has judged them."""
+    return features.new_zeros(len(features), 0)
+
+
 @torch.no_grad()
 def classify(features: Tensor, vision: dict[str, Tensor]) -> Tensor:
     """(regions, classes + 1) probabilities by the classifier of the vision stage."""

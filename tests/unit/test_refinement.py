@@ -171,3 +171,23 @@ def test_a_base_is_believed_rather_than_a_probe(setup: GroundingSetup, pool: Reg
     torch.testing.assert_close(believed.sum(-1), torch.ones(len(believed)))
     assert not believed[:, -1].any()
     assert float((believed[named].argmax(-1) == rank).float().mean()) > 0.95
+
+
+def test_rehearsal_from_a_base_needs_no_classifier(
+    setup: GroundingSetup, pool: RegionPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rehearsed: list[RegionPool] = []
+
+    def region_pool(*_: object, with_beliefs: bool) -> RegionPool:
+        assert not with_beliefs
+        return replace(pool, believed=torch.zeros(len(pool.features), 0))
+
+    monkeypatch.setattr(GroundingSetup, "load", lambda *_, **__: setup)
+    monkeypatch.setattr(GroundingSetup, "region_pool", region_pool)
+    monkeypatch.setattr(
+        grounding, "rehearse", lambda *arguments, **_: rehearsed.append(arguments[2])
+    )
+    recipe = load_recipe()
+    assert recipe.instruct.loop.steps == 0
+    grounding.run(NOWHERE, tmp_path / "instruct", setup.pretrained, recipe.instruct, recipe.regions)
+    assert [pool.believed.shape[1] for pool in rehearsed] == [len(CONCEPTS) + 1]
