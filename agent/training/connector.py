@@ -83,6 +83,13 @@ def warm_up_connector(
 
 
 @torch.no_grad()
+def said_of_things(module: GroundingTraining, pool: RegionPool) -> Tensor:
+    """(regions, hidden): the connector's tokens of a pool, less what they say of places."""
+    tokens: Tensor = module.model.region_projector(pool.features)
+    return tokens - module.place_vectors(pool.boxes)
+
+
+@torch.no_grad()
 def read_name_map(module: GroundingTraining, pool: RegionPool) -> None:
     """Set the map from names to slots to what the connector's region tokens say it is.
 
@@ -93,8 +100,7 @@ def read_name_map(module: GroundingTraining, pool: RegionPool) -> None:
     assert language_model is not None
     embeddings = language_model.model.embed_tokens
     named = pool.concepts >= 0
-    tokens = module.model.region_projector(pool.features[named])
-    tokens -= module.place_vectors(pool.boxes[named])
+    tokens = said_of_things(module, pool)[named]
     known, name = pool.concepts[named].unique(return_inverse=True)
     sums = torch.zeros(len(known), tokens.shape[1]).index_add(0, name, tokens)
     counts = name.bincount()[:, None]
@@ -121,6 +127,5 @@ def own_beliefs(module: GroundingTraining, pool: RegionPool, trained: Tensor) ->
 
     Background, which is last, is believed in nowhere: tokens are told apart by names alone.
     """
-    tokens = module.model.region_projector(pool.features) - module.place_vectors(pool.boxes)
-    believed = likeness(tokens, module.name_vectors()[trained]).softmax(-1)
+    believed = likeness(said_of_things(module, pool), module.name_vectors()[trained]).softmax(-1)
     return nn.functional.pad(believed, (0, 1))

@@ -363,8 +363,10 @@ def _learn_from_pool(
     directory: Path,
 ) -> None:
     """The quick part of a stage: on features that are computed once."""
-    trained, cache = torch.tensor(setup.concepts), directory.parent / "regions.pt"
+    trained = torch.tensor(setup.concepts)
     knows = setup.pretrained.model is not None
+    # A base's regions are no other training's, whose stages share theirs.
+    cache = (directory if knows else directory.parent) / "regions.pt"
     if isinstance(recipe, AlignRecipe) and recipe.warm_up_steps and not knows:
         pool = setup.region_pool(cache, regions)
         warm_up_connector(

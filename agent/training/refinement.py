@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from agent.training.batches import BACKGROUND, PADDING, PictureSettings, SceneBatch
-from agent.training.connector import read_name_map
+from agent.training.connector import read_name_map, said_of_things
 from agent.training.grounding import GroundingRecipe, GroundingSetup, batches_from
 from agent.training.grounding_model import GroundingTraining, Pretrained
 from agent.training.loop import CPU, LoopSettings, Objective, Terms, train
@@ -63,7 +63,7 @@ class Vocabulary:
         """
         module = setup.module
         read_name_map(module, pool)
-        tokens = module.model.region_projector(pool.features) - module.place_vectors(pool.boxes)
+        tokens = said_of_things(module, pool)
         named = pool.concepts >= 0
         names = module.name_vectors()[list(setup.concepts)]
         lengths = torch.stack([tokens[some].norm(dim=-1).mean() for some in (named, ~named)])

@@ -150,6 +150,7 @@ def rehearsal_batch(
         else:
             rows = _handful(things, background, settings, rng)
         rng.shuffle(rows)
+        rows = rows[:MAX_REGIONS]
         here = pool.concepts[torch.from_numpy(rows)].numpy()
         boxes = pool.boxes[torch.from_numpy(rows)].numpy()
         called = [names[c] if c >= 0 else None for c in here]
@@ -165,8 +166,7 @@ def rehearsal_batch(
 def _whole_picture(pictures: np.ndarray, first: int, rng: np.random.Generator) -> np.ndarray:
     """Rows of all regions of one picture; what overlaps there overlaps here."""
     chosen = pictures[int(rng.integers(len(pictures)))]
-    rows = np.flatnonzero(pictures == chosen) + first
-    return rng.permutation(rows)[:MAX_REGIONS]
+    return np.flatnonzero(pictures == chosen) + first
 
 
 def _handful(
