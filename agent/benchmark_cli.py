@@ -20,9 +20,7 @@ from agent.model_directory import NANO, find_model
 from agent.prompts import NANO_TASKS, TaskKind
 
 if TYPE_CHECKING:
-    from agent.detections import Proposals
     from agent.evaluation.tally import Estimate
-    from agent.frame import Frame
 
 ImagesOption = Annotated[Path, typer.Option(help="Folder of the pictures.")]
 LimitOption = Annotated[int | None, typer.Option(help="Only the first pictures.", min=1)]
@@ -268,25 +266,18 @@ def eval_suite(
 ) -> None:
     """Every ability on seen artwork, unseen artwork and novel classes; goes on where it was."""
     from agent.evaluation.composed_sets import evaluation_sets
-    from agent.evaluation.suite import FIGURES, SUITE_VERSION, SuiteSettings, measure_set
+    from agent.evaluation.suite import FIGURES, SUITE_VERSION, Suite
     from agent.proposer import Proposer
 
     asked_ocr = TaskKind.REGION_OCR in NANO_TASKS if ocr is None else ocr
-    pipeline, digest = pipeline_of(model, device), find_model(model).digest[:12]
+    digest = find_model(model).digest[:12]
     proposer = Proposer.from_pretrained(model, device=device, score_threshold=0.0)
+    suite = Suite(pipeline_of(model, device), lambda frame: proposer.propose([frame])[0])
     columns: dict[str, dict[str, Estimate]] = {}
-
-    def propose(frame: Frame) -> Proposals:
-        return proposer.propose([frame])[0]
-
     for one in evaluation_sets():
         data = one.load(cache, artwork, num)
         results = one.folder(cache, num) / f"suite{SUITE_VERSION}-{digest}.jsonl"
-        columns[one.name] = asyncio.run(
-            measure_set(
-                pipeline, propose, data, results, SuiteSettings(), title=one.name, ocr=asked_ocr
-            )
-        )
+        columns[one.name] = asyncio.run(suite.measure(data, results, title=one.name, ocr=asked_ocr))
     rows = {title: {name: found.get(key) for name, found in columns.items()}
             for key, title in FIGURES.items()}  # fmt: skip
     summary = cache / f"suite{SUITE_VERSION}-{num}-{digest}.json"

@@ -130,14 +130,14 @@ class LanguageStage:
 
     def _teller(self, on_text: Callable[[str], None]) -> Callable[[Sequence[int]], None]:
         """Turns the ids so far into the text that is new; half a character waits for the rest."""
-        written = ""
+        step, num_told = self._tokenizer.stepwise(), 0
 
         def tell(ids: Sequence[int]) -> None:
-            nonlocal written
-            text = self._tokenizer.decode(ids)
-            if not text.endswith("\ufffd") and len(text) > len(written):
-                on_text(text[len(written) :])
-                written = text
+            nonlocal num_told
+            text = "".join(step(token_id) for token_id in ids[num_told:])
+            num_told = len(ids)
+            if text:
+                on_text(text)
 
         return tell
 
@@ -160,7 +160,7 @@ class LanguageStage:
         completion = done.result()
         to.set_result(
             Generation(
-                pieces=self._tokenizer.pieces(list(completion.ids)),
+                pieces=self._tokenizer.pieces(completion.ids),
                 probabilities=completion.probabilities,
                 truncated=completion.truncated,
                 num_prompt_tokens=completion.num_prompt_tokens,

@@ -6,10 +6,11 @@ its tokens here. Knows no prompt templates and no model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.decoders import DecodeStream
 
 from agent.errors import CheckpointMismatch, InvalidQuery
 from agent.prompts import MAX_REGIONS, region_token
@@ -109,15 +110,15 @@ class PromptTokenizer:
             token = self.decode([min(spoken)])
             raise InvalidQuery(f"the query contains the control token {token!r}; remove it")
 
-    def pieces(self, token_ids: list[int]) -> tuple[str, ...]:
+    def pieces(self, token_ids: Iterable[int]) -> tuple[str, ...]:
         """Text of each token; a character whose bytes span tokens belongs to the last of them."""
-        pieces, written = [], ""
-        for count in range(1, len(token_ids) + 1):
-            text = self.decode(token_ids[:count])
-            complete = "" if text.endswith("�") else text[len(written) :]
-            pieces.append(complete)
-            written += complete
-        return tuple(pieces)
+        step = self.stepwise()
+        return tuple(step(token_id) for token_id in token_ids)
+
+    def stepwise(self) -> Callable[[int], str]:
+        """A decoder that is fed one token after the other: the text that each completes."""
+        stream = DecodeStream(skip_special_tokens=False)
+        return lambda token_id: stream.step(self._tokenizer, token_id) or ""
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of several tokens (bytes of one character may span tokens)."""

@@ -11,6 +11,26 @@ import threading
 from collections.abc import Callable
 
 INTERVAL_S = 30.0
+LARGE_BYTES = 1 << 20
+_M_MMAP_THRESHOLD = -3
+"""Of the C library's `mallopt`."""
+
+
+def return_large_at_once(least_bytes: int = LARGE_BYTES) -> bool:
+    """From now on this process's large blocks are the system's own and go back when freed.
+
+    For processes that hold a large message now and then. By itself glibc takes the first freed one
+    as a reason to keep such blocks from then on, up to 32 MB each in every thread's arena. Each
+    large block costs its page faults again, so this is not for those that compute on tensors.
+
+    Returns:
+        Whether the C library does so.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
+    return bool(mallopt(_M_MMAP_THRESHOLD, least_bytes))
 
 
 class FreedMemory:

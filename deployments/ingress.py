@@ -35,7 +35,7 @@ from agent.zoom import RegionZoom
 from deployments import messages, zoom_messages
 from deployments.access import Access, current_tenant, open_access
 from deployments.autoscaling import OPEN_STREAMS
-from deployments.freed_memory import FreedMemory
+from deployments.freed_memory import FreedMemory, return_large_at_once
 from deployments.front_door import LIVE, SERVICE_NAME, drain_server, open_server
 from deployments.logs import configure_logs
 from deployments.messages import ReceivedFrame
@@ -263,6 +263,7 @@ class Ingress:
         configure_logs(settings.observe.log_format)
         _share_processors_kindly()
         self._is_ready = False
+        return_large_at_once()
         self._freed = FreedMemory()
         self._settings = settings
         self._handles = StageHandles(proposal, primary_encoder, auxiliary_encoder, language)

@@ -43,6 +43,8 @@ ENVIRONMENT = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
     # The default of 4 MB is less than what one frame may have.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 1024 * 1024),
+    # A frame of 100 KB goes along with its call, not through the object store: 1.3 ms less.
+    "RAY_max_direct_call_object_size": "500000",
     # Ray gives its workers nice 15, so beside any other busy process the replicas starve.
     "RAY_worker_niceness": "0",
     # Half of what an idle service costs is spent on these.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,46 +151,73 @@ class Questions:
         return counts
 
 
-async def ask_set(
-    pipeline: Pipeline,
-    propose: Propose,
-    data: CocoFolder,
-    results: Path,
-    settings: SuiteSettings,
-    *,
-    title: str,
-) -> list[dict[str, Any]]:
-    """The results of every image, one dictionary each; those already in the file are not asked."""
-    done = _read(results)
-    images = {str(image.image_id): image for image in data.images}
-    questions = {
-        name: Questions.draw(image, data, settings)
-        for name, image in images.items()
-        if name not in done
-    }
-    pictures = [
-        Picture(name, images[name].path, tuple(asked.tasks(data)))
-        for name, asked in questions.items()
-    ]
-    results.parent.mkdir(parents=True, exist_ok=True)
-    with results.open("a", encoding="utf-8") as file:
-        async for picture, grounding in ask_all(pipeline, pictures, title=title):
-            image = images[picture.name]
-            best = propose(load_frame(image.path))
-            counts = questions[picture.name].count(image, grounding, best)
-            if len(image.xyxy):
-                await count_names(counts.tally, pipeline, image, data, most=settings.most_regions)
-            line = json.dumps(
-                {
-                    "image": picture.name,
-                    "parts": counts.tally.images[picture.name],
-                    "detections": counts.detections,
-                }
-            )
-            file.write(line + "\n")
-            file.flush()
-            done[picture.name] = json.loads(line)
-    return [done[name] for name in images if name in done]
+@dataclass(frozen=True)
+class Suite:
+    """Who is examined, and how thoroughly."""
+
+    pipeline: Pipeline
+    propose: Propose
+    settings: SuiteSettings = field(default_factory=SuiteSettings)
+
+    async def measure(
+        self, data: CocoFolder, results: Path, *, title: str, ocr: bool
+    ) -> dict[str, Estimate]:
+        """All figures of one set; with `ocr` also of words printed on its first pictures.
+
+        Args:
+            data: the set.
+            results: file of what each image gave; the other formats are written beside it.
+            title: of the bar on the terminal.
+            ocr: whether printed words are read.
+        """
+        figures = summarise(await self.ask(data, results, title=title), data)
+        if ocr:
+            figures["ocr"] = await self._reading(data, results.parent / "cocotext")
+        return figures
+
+    async def ask(self, data: CocoFolder, results: Path, *, title: str) -> list[dict[str, Any]]:
+        """The results of every image, one dictionary each; those in the file are not asked."""
+        done = _read(results)
+        images = {str(image.image_id): image for image in data.images}
+        questions = {
+            name: Questions.draw(image, data, self.settings)
+            for name, image in images.items()
+            if name not in done
+        }
+        pictures = [
+            Picture(name, images[name].path, tuple(asked.tasks(data)))
+            for name, asked in questions.items()
+        ]
+        results.parent.mkdir(parents=True, exist_ok=True)
+        with results.open("a", encoding="utf-8") as file:
+            async for picture, grounding in ask_all(self.pipeline, pictures, title=title):
+                asked, image = questions[picture.name], images[picture.name]
+                line = json.dumps(await self._counted(asked, image, grounding, data))
+                file.write(line + "\n")
+                file.flush()
+                done[picture.name] = json.loads(line)
+        return [done[name] for name in images if name in done]
+
+    async def _counted(
+        self, asked: Questions, image: CocoImage, grounding: Grounding, data: CocoFolder
+    ) -> dict[str, Any]:
+        counts = asked.count(image, grounding, self.propose(load_frame(image.path)))
+        if len(image.xyxy):
+            most = self.settings.most_regions
+            await count_names(counts.tally, self.pipeline, image, data, most=most)
+        name = str(image.image_id)
+        return {
+            "image": name,
+            "parts": counts.tally.images[name],
+            "detections": counts.detections,
+        }
+
+    async def _reading(self, data: CocoFolder, folder: Path) -> Estimate:
+        """Exact matches of words printed on the first pictures of a set."""
+        if not (folder / "cocotext.v2.json").is_file():
+            write_cocotext(replace(data, images=data.images[: self.settings.most_read]), folder)
+        written = load_cocotext(folder / "cocotext.v2.json", folder)
+        return (await evaluate_cocotext(self.pipeline, written)).estimates()["exact"]
 
 
 def _read(results: Path) -> dict[str, dict[str, Any]]:
@@ -219,31 +246,3 @@ def summarise(
         **tally.estimates(),
         **resampled_precision(truth, detections, num_resamples=num_resamples),
     }
-
-
-async def measure_set(
-    pipeline: Pipeline,
-    propose: Propose,
-    data: CocoFolder,
-    results: Path,
-    settings: SuiteSettings,
-    *,
-    title: str,
-    ocr: bool,
-) -> dict[str, Estimate]:
-    """All figures of one set; reading printed words only where the model has learned to."""
-    rows = await ask_set(pipeline, propose, data, results, settings, title=title)
-    figures = summarise(rows, data)
-    if ocr:
-        figures["ocr"] = await _reading(pipeline, data, results.parent / "cocotext", settings)
-    return figures
-
-
-async def _reading(
-    pipeline: Pipeline, data: CocoFolder, folder: Path, settings: SuiteSettings
-) -> Estimate:
-    """Exact matches of words printed on the first pictures of a set."""
-    if not (folder / "cocotext.v2.json").is_file():
-        write_cocotext(replace(data, images=data.images[: settings.most_read]), folder)
-    written = load_cocotext(folder / "cocotext.v2.json", folder)
-    return (await evaluate_cocotext(pipeline, written)).estimates()["exact"]

@@ -25,7 +25,7 @@ from agent.evaluation.proposal_study import Source, closed_contours, jittered, m
 from agent.evaluation.refcoco import evaluate_refcoco, load_refcoco
 from agent.evaluation.region_names import evaluate_named_regions, load_named_regions
 from agent.evaluation.scene_formats import write_formats
-from agent.evaluation.suite import SuiteSettings, ask_set, measure_set, summarise
+from agent.evaluation.suite import Suite, summarise
 from agent.parsing import Answer
 from agent.pipeline import Grounding
 from agent.prompts import TaskKind
@@ -206,8 +206,7 @@ async def test_printed_words_are_read_where_they_stand(tmp_path, data):
 async def test_the_suite_from_the_truth_and_resumed(tmp_path, data):
     results = tmp_path / "suite.jsonl"
     pipeline = Truthful(data)
-    settings = SuiteSettings()
-    first = await ask_set(pipeline, all_but_last(data), data, results, settings, title="")
+    first = await Suite(pipeline, all_but_last(data)).ask(data, results, title="")
     figures = summarise(first, data, num_resamples=3)
     perfect = {"shown_recall", "AP", "AP50", "region_top1", "referring", "counting", "yes_no",
                "counting_several", "recall", "precision", "f1"}  # fmt: skip
@@ -223,7 +222,7 @@ async def test_the_suite_from_the_truth_and_resumed(tmp_path, data):
     text = results.read_text()
     results.write_text(text[: text.rstrip("\n").rfind("\n") + 40])
     again = Truthful(data)
-    assert await ask_set(again, all_but_last(data), data, results, settings, title="") == first
+    assert await Suite(again, all_but_last(data)).ask(data, results, title="") == first
     assert again.calls == 2  # its questions, and the names of its true boxes
     assert len(results.read_text().splitlines()) == NUM
 
@@ -232,16 +231,15 @@ async def test_the_suite_reads_words_when_told_to(tmp_path, data):
     folder = tmp_path / "set"
     pipeline = Truthful(data)
     results = folder / "suite.jsonl"
-    await ask_set(pipeline, all_but_last(data), data, results, SuiteSettings(), title="")
+    suite = Suite(pipeline, all_but_last(data))
+    await suite.ask(data, results, title="")
     write = write_formats(data, tmp_path / "formats")["cocotext"]
     (folder / "cocotext").symlink_to(write)
     written = load_cocotext(write / "cocotext.v2.json", write)
     pipeline.words = {tuple(box.tolist()): "wrong" for image in written for box in image.boxes}
     box, word = written[0].boxes[0], written[0].words[0]
     pipeline.words[tuple(box.tolist())] = word
-    figures = await measure_set(
-        pipeline, all_but_last(data), data, results, SuiteSettings(), title="", ocr=True
-    )
+    figures = await suite.measure(data, results, title="", ocr=True)
     assert figures["ocr"].value == pytest.approx(1 / (3 * NUM))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
 import sys
 import threading
 
@@ -14,6 +15,34 @@ from deployments.freed_memory import FreedMemory
 SIZE = 40_000
 """Below the size from which glibc asks the system for single pieces."""
 COUNT = 4_000
+LARGE_MESSAGES = """
+import ctypes, sys, threading
+import psutil
+from deployments.freed_memory import return_large_at_once
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+if sys.argv[1] == "at once":
+    assert return_large_at_once()
+
+def receive():
+    # Twice, because the first block freed decides what becomes of the next ones. What is in use
+    # behind them keeps an arena from being cut off there.
+    for _ in range(2):
+        large = [libc.malloc(17_000_000) for _ in range(3)]
+        kept = libc.malloc(1000)
+        for block in large:
+            ctypes.memset(block, 1, 17_000_000)
+            libc.free(block)
+
+before = psutil.Process().memory_info().rss
+threads = [threading.Thread(target=receive) for _ in range(3)]
+for thread in threads:
+    thread.start()
+    thread.join()
+print(psutil.Process().memory_info().rss - before)
+"""
 
 
 def test_it_is_done_again_and_again_until_it_is_closed() -> None:
@@ -60,3 +89,13 @@ def test_what_lies_between_pieces_in_use_is_given_back() -> None:
     for piece in pieces[::10]:
         libc.free(piece)
     assert before - after > 0.5 * 0.9 * SIZE * COUNT
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_large_messages_leave_nothing_behind() -> None:
+    def grown(how: str) -> int:
+        command = [sys.executable, "-c", LARGE_MESSAGES, how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert grown("later") > 17_000_000
+    assert grown("at once") < 2_000_000
