@@ -25,7 +25,10 @@ test-long: $(READY)  ## What takes minutes: updates under open streams, three mi
 		tests/integration/test_cluster_config.py tests/integration/test_soak.py
 
 fuzz: $(READY)  ## 100,000 made-up inputs for everything that reads what comes from outside
-	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -m fuzz --timeout 3600 --durations 0
+	for seed in 1 2 3 4 5 6 7 8 9 10; do \
+		HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -m fuzz --timeout 3600 --durations 0 \
+			--hypothesis-seed=$$seed || exit 1; \
+	done
 
 soak: $(READY)  ## Half an hour of every kind of client, Redis restarts and replica kills
 	$(BIN)/python -m benchmarks.soak --minutes 30

@@ -22,14 +22,9 @@ from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.stages import local_pipeline
 from agent.training.grounding import GroundingSetup, save_grounding
-from agent.training.language import (
-    IGNORED,
-    LanguagePretraining,
-    SymbolicCurriculum,
-    forward_packed,
-)
+from agent.training.language import LanguagePretraining, SymbolicCurriculum, forward_packed
 from agent.training.mixture import yes_no_turns
-from agent.training.packing import PackedBatch
+from agent.training.packing import IGNORED, PackedBatch
 
 _MOST_LABELS = 4
 _MOST_NAMES = 12

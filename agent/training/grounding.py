@@ -25,6 +25,13 @@ from agent.sequence import SequenceBuilder
 from agent.tokenizer import PromptTokenizer
 from agent.training.annotated_turns import AnnotatedRegions, annotated_turns
 from agent.training.annotations import AnnotatedPictures, DataSource, load_pictures
+from agent.training.answer_losses import (
+    answer_counts,
+    lm_loss,
+    naming_loss,
+    pointing_loss,
+    token_accuracy,
+)
 from agent.training.artwork import load_concepts
 from agent.training.batches import (
     BACKGROUND,
@@ -37,13 +44,6 @@ from agent.training.batches import (
 )
 from agent.training.connector import own_beliefs, read_name_map, warm_up_connector
 from agent.training.grounding_model import GroundingTraining, Pretrained
-from agent.training.language import (
-    answer_counts,
-    lm_loss,
-    naming_loss,
-    pointing_loss,
-    token_accuracy,
-)
 from agent.training.loop import (
     CHECKPOINT,
     CPU,

@@ -20,6 +20,14 @@ from agent.model.configuration import nano_config
 from agent.model.language_model import LanguageModel, SlotType
 from agent.sequence import SequenceBuilder
 from agent.tokenizer import PromptTokenizer, train_tokenizer
+from agent.training.answer_losses import (
+    POINTER_LAYER,
+    answer_counts,
+    lm_loss,
+    naming_loss,
+    pointing_loss,
+    token_accuracy,
+)
 from agent.training.artwork import load_concepts
 from agent.training.initialisation import initialise
 from agent.training.loop import (
@@ -39,17 +47,10 @@ from agent.training.mixture import (
     naming_turns,
     yes_no_turns,
 )
-from agent.training.packing import PackedBatch, PackedScene, collate_packed
+from agent.training.packing import IGNORED, PackedBatch, PackedScene, collate_packed
 from agent.training.workers import Figures
 
 VOCAB_SIZE = 3072
-POINTER_LAYER = 2
-POINTER_HEADS = 4
-"""Heads whose attention is taught to look at the region that is pointed at next."""
-NAMING_HEADS = slice(POINTER_HEADS, 2 * POINTER_HEADS)
-"""Heads taught, while a region is described, to look where the question names it: one layer
-earlier the copying heads have brought that region's slot there."""
-IGNORED = -100
 
 
 def build_tokenizer() -> PromptTokenizer:
@@ -146,31 +147,6 @@ class LanguagePretraining(nn.Module):
         strength = torch.where(concepts >= 0, noise, 1.0)[..., None]
         placed = values + self.slots.places(self.language_model.model.embed_tokens, boxes)
         return placed + torch.randn_like(values) * scale * strength
-
-
-def lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Next-token cross entropy; positions labelled IGNORED do not count, and none costs nothing."""
-    wanted = labels[:, 1:].flatten()
-    summed = nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum"
-    )
-    return summed / (wanted != IGNORED).sum().clamp(min=1)
-
-
-def answer_counts(batch: PackedBatch) -> Figures:
-    """What each loss of packed questions is a mean over (`loop.Objective.counts`)."""
-    return {
-        "lm": float((batch.labels[:, 1:] != IGNORED).sum()),
-        "pointing": float((batch.pointers >= 0).sum()),
-        "naming": float((batch.asked >= 0).sum()),
-    }
-
-
-def token_accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of counted positions predicted right."""
-    counted = labels[:, 1:] != IGNORED
-    right = logits[:, :-1].argmax(-1) == labels[:, 1:]
-    return float(right[counted].float().mean())
 
 
 Asker = Callable[[list[str | None], FloatArray, np.random.Generator], list[Turn]]
@@ -444,29 +420,3 @@ def attended_logits(
         output_attentions=True,
     )
     return language.logits(output.last_hidden_state), output.attentions[POINTER_LAYER]
-
-
-def pointing_loss(attention: Tensor, batch: PackedBatch) -> Tensor:
-    """How little the pointer heads look at the slot of the region that comes next.
-
-    The language model loss alone finds this circuit too, but takes ten times the steps.
-    """
-    return attention_loss(attention[:, :POINTER_HEADS], batch.pointers)
-
-
-def naming_loss(attention: Tensor, batch: PackedBatch) -> Tensor:
-    """How little the naming heads look at the region token of the question being answered."""
-    return attention_loss(attention[:, NAMING_HEADS], batch.asked)
-
-
-def attention_loss(attention: Tensor, target: Tensor) -> Tensor:
-    """Mean negative log attention paid to `target` (batch, length), where it is not -1.
-
-    Args:
-        attention: (batch, heads, length, length).
-    """
-    row, position = torch.nonzero(target >= 0, as_tuple=True)
-    if not len(row):
-        return attention.new_zeros(())
-    looked = attention[row, :, position, target[row, position]]
-    return -looked.float().clamp(min=1e-6).log().mean()

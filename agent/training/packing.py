@@ -18,7 +18,8 @@ from agent.model.language_model import SlotType
 from agent.sequence import SequenceBuilder
 from agent.training.mixture import Turn
 
-_IGNORED = -100
+IGNORED = -100
+"""Label of a position whose token is not learned."""
 _NO_REGION = -2
 
 
@@ -77,7 +78,7 @@ class PackedScene:
         `written`: the answers' ids as a model wrote them, for answers that are no plain text.
         """
         prefix = builder.prefix(merged_grid, len(concepts))
-        parts, labels = [prefix], [torch.full((len(prefix),), _IGNORED)]
+        parts, labels = [prefix], [torch.full((len(prefix),), IGNORED)]
         segments = [torch.zeros(len(prefix), dtype=torch.long)]
         asked = [torch.full((len(prefix),), -1)]
         for number, turn in enumerate(turns, start=1):
@@ -85,7 +86,7 @@ class PackedScene:
             ids = None if written is None else written[number - 1]
             answer = builder.answer(turn.answer, ids, start=question.next_position)
             parts += [question, answer]
-            labels += [torch.full((len(question),), _IGNORED), answer.ids]
+            labels += [torch.full((len(question),), IGNORED), answer.ids]
             begun = sum(map(len, asked))
             length = len(question) + len(answer)
             segments.append(torch.full((length,), number))
@@ -132,7 +133,7 @@ def slot_pointers(ids: Tensor, slots: Tensor, labels: Tensor) -> Tensor:
     """(length,) for each position the slot of the region that its next label names, or -1."""
     places = torch.nonzero(slots == SlotType.REGION).flatten()
     named = ids[places - 1]
-    following = torch.cat([labels[1:], labels.new_full((1,), _IGNORED)])
+    following = torch.cat([labels[1:], labels.new_full((1,), IGNORED)])
     same = following[:, None] == named[None, :]
     index = same.float().argmax(dim=1) if len(places) else torch.zeros_like(following)
     found = same.any(dim=1)
@@ -155,7 +156,7 @@ def collate_packed(scenes: list[PackedScene]) -> PackedBatch:
     return PackedBatch(
         ids=torch.stack([padded(scene.ids, 0, length) for scene in scenes]),
         slots=torch.stack([padded(scene.slots, 0, length) for scene in scenes]),
-        labels=torch.stack([padded(scene.labels, _IGNORED, length) for scene in scenes]),
+        labels=torch.stack([padded(scene.labels, IGNORED, length) for scene in scenes]),
         positions=torch.stack([padded(scene.positions, 0, length) for scene in scenes], dim=1),
         mask=mask[:, None],
         concepts=torch.stack([padded(scene.concepts, _NO_REGION, most) for scene in scenes]),

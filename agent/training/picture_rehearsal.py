@@ -16,9 +16,9 @@ from torch import Tensor
 
 from agent.detections import FloatArray
 from agent.sequence import SequenceBuilder
+from agent.training.answer_losses import answer_counts, lm_loss, token_accuracy
 from agent.training.batches import SceneBatch
 from agent.training.grounding_model import GroundingTraining
-from agent.training.language import answer_counts, lm_loss, token_accuracy
 from agent.training.loop import Objective, Terms, autocast, numpy_draws, train
 from agent.training.mixture import MixtureSettings, draw_turns
 from agent.training.packing import PackedBatch, PackedScene, collate_packed

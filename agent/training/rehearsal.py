@@ -17,14 +17,14 @@ from agent.detections import FloatArray
 from agent.model.language_model import SlotType
 from agent.prompts import MAX_REGIONS
 from agent.sequence import SequenceBuilder
-from agent.training.grounding_model import GroundingTraining
-from agent.training.language import (
+from agent.training.answer_losses import (
     answer_counts,
     lm_loss,
     naming_loss,
     pointing_loss,
     token_accuracy,
 )
+from agent.training.grounding_model import GroundingTraining
 from agent.training.loop import LoopSettings, Objective, Terms, moved, numpy_draws, train
 from agent.training.mixture import MixtureSettings, Turn, draw_turns
 from agent.training.packing import PackedBatch, PackedScene, collate_packed

@@ -33,10 +33,9 @@ from agent.region_cache import MemoryRegionCache
 from agent.stages import LocalStages
 from agent.tokenizer import PromptTokenizer
 from agent.training.artwork import load_concepts
-from agent.training.language import IGNORED
 from agent.training.loop import LoopSettings, Objective, Terms, train
 from agent.training.mixture import Turn
-from agent.training.packing import PackedBatch, PackedScene, collate_packed
+from agent.training.packing import IGNORED, PackedBatch, PackedScene, collate_packed
 from agent.training.rewards import Rewards, RewardWeights
 from agent.training.rollouts import Actor, Drawing, Rollouts, SheetPrompts, SheetQuestions
 from agent.training.scenes import SceneComposer

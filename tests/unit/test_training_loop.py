@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from agent.errors import SettingsError, SourceError
 from agent.model.language_model import LanguageModel
 from agent.sequence import SequenceBuilder
+from agent.training.answer_losses import answer_counts, lm_loss, pointing_loss
 from agent.training.curves import draw_curve, read_log
-from agent.training.language import IGNORED, answer_counts, lm_loss, pointing_loss
 from agent.training.loop import (
     LoopSettings,
     Objective,
@@ -28,7 +28,7 @@ from agent.training.loop import (
     train,
 )
 from agent.training.mixture import draw_turns
-from agent.training.packing import PackedBatch, PackedScene, collate_packed
+from agent.training.packing import IGNORED, PackedBatch, PackedScene, collate_packed
 from agent.training.workers import Figures, means
 from tests.unit.tiny_model import NAMES, tiny_config, tiny_tokenizer
 
