@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -65,19 +66,17 @@ async def measure(cache: RegionCache, stages: LocalStages, frames: list[Frame]) 
     for frame in frames:
         # The same question: answers of different lengths cost differently, and no answer is kept.
         ask = [Task.detect("dog")]
-        await timings.of("miss", lambda: cache.get("nothing is stored here"))
-        await timings.of("cold", lambda frame=frame, ask=ask: pipeline.ground(frame, ask))
+        await timings.of("miss", partial(cache.get, "nothing is stored here"))
+        await timings.of("cold", partial(pipeline.ground, frame, ask))
         await cache.settle()
         before = {name: stages.calls[name] for name in _VISION}
         features, hit = await pipeline.features(frame)
         assert hit
         size = num_bytes(features)
-        await timings.of("hit", lambda features=features: cache.get(features.key))
-        await timings.of("one_more", lambda frame=frame, ask=ask: pipeline.ground(frame, ask))
+        await timings.of("hit", partial(cache.get, features.key))
+        await timings.of("one_more", partial(pipeline.ground, frame, ask))
         stages.language.prefixes.clear()
-        await timings.of(
-            "one_more_elsewhere", lambda frame=frame, ask=ask: pipeline.ground(frame, ask)
-        )
+        await timings.of("one_more_elsewhere", partial(pipeline.ground, frame, ask))
         assert before == {name: stages.calls[name] for name in _VISION}, "vision ran for a hit"
     medians = timings.medians_ms()
     return {

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -88,6 +89,9 @@ class Aims:
     """Of the key frames, whose features are worth keeping; 0 where no frame comes twice."""
 
 
+Numbers = TypeVar("Numbers", Workload, Aims)
+
+
 def needed(streams: int, workload: Workload, profile: Profile, aims: Aims) -> dict[str, float]:
     """Replicas by stage, processors, GPUs, Redis memory and network of one cluster."""
     keyframes = streams * workload.keyframes_per_s
@@ -133,10 +137,11 @@ def main() -> None:
     profile = PROFILES[options.profile]
     changed = {name: float(ms) for name, ms in (pair.split("=") for pair in options.service_ms)}
     profile = dataclasses.replace(profile, service_ms=profile.service_ms | changed)
-    workload, aims = (
-        kind(**{field.name: given[field.name] for field in dataclasses.fields(kind)})
-        for kind in (Workload, Aims)
-    )
+
+    def chosen(kind: type[Numbers]) -> Numbers:
+        return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind)})
+
+    workload, aims = chosen(Workload), chosen(Aims)
     rows = {streams: needed(streams, workload, profile, aims) for streams in options.streams}
     table = Table("needed", *(f"{streams} streams" for streams in rows), title=options.profile)
     for name in next(iter(rows.values())):

@@ -84,7 +84,7 @@ async def drive(
 ) -> list[Journal]:
     """All cameras of a fleet, their first frames spread over one frame period."""
     async with grpc.aio.insecure_channel(target) as channel:
-        stub = pb_grpc.VisionAgentStub(channel)
+        stub = pb_grpc.VisionAgentStub(channel)  # type: ignore[no-untyped-call]
         return await asyncio.gather(
             *(
                 _Stream(stub, camera, pictures, number, number / num_streams / camera.fps).run()

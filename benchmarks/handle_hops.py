@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from multiprocessing import shared_memory
 from typing import Any
 
@@ -54,9 +55,8 @@ class Receiver:
 
     async def attach(self, name: str, shape: tuple[int, int, int]) -> int:
         """An array in shared memory, read where it lies."""
-        block = shared_memory.SharedMemory(name=name, track=False) if _CAN_LEAVE_TRACKING else (
-            shared_memory.SharedMemory(name=name)
-        )  # fmt: skip
+        untracked: dict[str, Any] = {"track": False} if _CAN_LEAVE_TRACKING else {}
+        block = shared_memory.SharedMemory(name=name, **untracked)
         try:
             return len(np.ndarray(shape, dtype=np.uint8, buffer=block.buf))
         finally:
@@ -80,8 +80,7 @@ class Sender:
             "by reference": first.options(method_name="take"),
         }
         return {
-            way: await _timed(lambda handle=handle: handle.remote(payload), num)
-            for way, handle in ways.items()
+            way: await _timed(partial(handle.remote, payload), num) for way, handle in ways.items()
         }
 
     async def frames(self, width: int, height: int, num: int) -> dict[str, list[float]]:

@@ -118,7 +118,8 @@ async def measure(frame: Frame, *, model: str, device: str, rounds: int) -> list
 async def cached_question(frame: Frame, *, model: str, device: str) -> dict[str, float]:
     """One more question about a frame that is known, against a cold one."""
     stages = LocalStages.from_pretrained(model, device=device)
-    cold_s, warm_s = [], []
+    cold_s: list[float] = []
+    warm_s: list[float] = []
     for round_number in range(9):
         pipeline = Pipeline(
             stages, MemoryRegionCache(budget_bytes=_CACHE_BYTES),

@@ -69,7 +69,7 @@ async def measure(bench: Bench, *, rounds: int) -> list[dict[str, object]]:
 
     Processor time stands beside wall time: on a machine with neighbours it is the steadier one.
     """
-    rows = []
+    rows: list[dict[str, object]] = []
     for count in _COUNTS:
         tasks = [Task.detect(label) for label in LABELS[:count]]
         plainly = tasks[:_MEASURED_PLAINLY]

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -167,8 +168,7 @@ class Measurement:
         primary, auxiliary, proposals = self.primary, self.auxiliary, features.proposals
         model, network = self.model, self.proposer.network
         assert network is not None
-        rows = []
-        for name, run, modules in (
+        stages: tuple[tuple[str, Callable[[list[Frame]], object], list[nn.Module | None]], ...] = (
             ("proposals", self.proposer.propose, [network]),
             ("primary encoder",
              lambda frames: [primary.pool(one, proposals) for one in primary.start(frames)],
@@ -176,11 +176,15 @@ class Measurement:
             ("auxiliary encoder",
              lambda frames: [auxiliary.pool(one, proposals) for one in auxiliary.start(frames)],
              [model.auxiliary_encoder]),
-        ):  # fmt: skip
-            row = self._row(name, lambda run=run: run([self.frame]), modules)
+        )  # fmt: skip
+        rows = []
+        for name, run, modules in stages:
+            present = [module for module in modules if module is not None]
+            row = self._row(name, partial(run, [self.frame]), present)
             many = [self.frame] * self.shape.batch
-            batch_s = seconds(lambda run=run, many=many: run(many), device=self.shape.device,
-                              rounds=self.shape.rounds)  # fmt: skip
+            batch_s = seconds(
+                partial(run, many), device=self.shape.device, rounds=self.shape.rounds
+            )
             row["ms_per_frame_in_batch"] = 1e3 * batch_s / self.shape.batch
             rows.append(row)
         return rows + self._language_rows(features)
@@ -254,7 +258,7 @@ class Measurement:
 
     async def question_rows(self) -> list[dict[str, object]]:
         """n questions about a cold frame: engine, guesses all right, the published way, digits."""
-        rows = []
+        rows: list[dict[str, object]] = []
         for count in (1, 10):
             tasks = [self.task(label) for label in LABELS[:count]]
             times: dict[str, list[float]] = {}
@@ -313,11 +317,13 @@ class Measurement:
     def decoding_rows(self, features: FrameFeatures) -> list[dict[str, object]]:
         """Tokens a second about one known frame, no guess right: plain, and many together."""
         length = 4 * self.shape.answer_tokens
-        rows = []
+        rows: list[dict[str, object]] = []
         for count in (1, 8, 32):
             tasks = [self.task(LABELS[n % len(LABELS)], num_tokens=length) for n in range(count)]
-            taken = seconds(lambda tasks=tasks: self.engine_answers(features, tasks, None),
-                            device=self.shape.device, rounds=self.shape.rounds)  # fmt: skip
+            taken = seconds(
+                partial(self.engine_answers, features, tasks, None),
+                device=self.shape.device, rounds=self.shape.rounds,
+            )  # fmt: skip
             rows.append({"answers_together": count, "tokens_per_s": count * length / taken})
         return rows
 

@@ -93,7 +93,7 @@ async def never_acking(around: Surroundings) -> None:
             asyncio.timeout(_END_S),
             grpc.aio.insecure_channel(around.target) as channel,
         ):
-            call = pb_grpc.VisionAgentStub(channel).Watch()
+            call = pb_grpc.VisionAgentStub(channel).Watch()  # type: ignore[no-untyped-call]
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(_write_frames(call, around))
                 async for response in call:

@@ -21,7 +21,7 @@ from agent.detections import Proposals
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame
 from agent.prompts import Task
-from agent.settings import StageFactories
+from agent.stage_settings import StageFactories
 
 STAGE_S = 0.020
 """What every stage takes."""

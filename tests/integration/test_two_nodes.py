@@ -2,7 +2,8 @@
 
 The nodes are network namespaces of this machine, for which root and iproute2 are needed. The first
 holds the head, Redis and the clients; the second holds half of the replicas until it goes. Killed,
-its connections end at once; unplugged, nobody is told.
+its connections end at once; unplugged, nobody is told. A killed node that is started again gets
+its replicas back.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +60,19 @@ pytestmark = [
 ]
 
 
+@dataclass(frozen=True)
+class Nodes:
+    """Two nodes of one cluster."""
+
+    first: Machine
+    second: Machine
+    start_second: Callable[[], None]
+    """Ray on the second, which joins the cluster."""
+
+
 @pytest.fixture
-def nodes(empty_model: Path) -> Iterator[tuple[Machine, Machine]]:
-    """Two nodes of one cluster, each with a replica of everything."""
+def nodes(empty_model: Path) -> Iterator[Nodes]:
+    """Each with a replica of everything."""
     with contextlib.ExitStack() as stack:
         try:
             first, second = stack.enter_context(two_machines())
@@ -73,12 +85,16 @@ def nodes(empty_model: Path) -> Iterator[tuple[Machine, Machine]]:
             first, sys.executable, "-c", _REDIS, first.address, str(_REDIS_PORT), str(folder)
         )
         start.node(first, "--head", f"--port={_GCS_PORT}", "--dashboard-host=127.0.0.1")
-        start.node(second, f"--address={first.address}:{_GCS_PORT}")
+
+        def start_second() -> None:
+            start.node(second, f"--address={first.address}:{_GCS_PORT}")
+
+        start_second()
         config = write_cluster_config(empty_model, folder, first)
         dashboard = f"http://127.0.0.1:{_DASHBOARD_PORT}"
         ray_commands.deploy(config, dashboard, start.environment, prefix=first.command())
         wait_until(lambda: replicas(first) == replicas(second) == _DEPLOYMENTS, _READY_S)
-        yield first, second
+        yield Nodes(first, second, start_second)
 
 
 class Starter:
@@ -140,10 +156,8 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
 
 
 @pytest.mark.parametrize("goes", [Machine.kill, Machine.unplug])
-async def test_streams_outlive_a_node(
-    nodes: tuple[Machine, Machine], goes: Callable[[Machine], None]
-) -> None:
-    first, second = nodes
+async def test_streams_outlive_a_node(nodes: Nodes, goes: Callable[[Machine], None]) -> None:
+    first, second = nodes.first, nodes.second
     here, there = f"{first.address}:{_PORT}", f"{second.address}:{_PORT}"
     async with RemoteStream(first, here) as staying, RemoteStream(first, there, here) as moving:
         streams = [staying, moving]
@@ -163,6 +177,34 @@ async def test_streams_outlive_a_node(
     # Single calls fail by type, too; those whose connection is gone have nobody to tell them one.
     assert all(failed.startswith(_TYPED) for failed in failures(staying.record))
     assert all(failed.startswith((*_TYPED, _BROKEN)) for failed in failures(moving.record))
+
+
+async def test_a_node_that_comes_back_serves_again(nodes: Nodes) -> None:
+    first, second = nodes.first, nodes.second
+    here, there = f"{first.address}:{_PORT}", f"{second.address}:{_PORT}"
+    async with RemoteStream(first, here) as staying:
+        await wait_for([staying], lambda record: is_steady(record, 0.0, 0), _READY_S)
+        second.kill()
+        started_s = time.monotonic()
+        nodes.start_second()
+        await asyncio.to_thread(wait_until, lambda: replicas(second) == _DEPLOYMENTS, _READY_S)
+        back_s, back_ns = time.monotonic(), time.time_ns()
+        async with RemoteStream(first, there) as anew:
+            both = [staying, anew]
+            await wait_for(both, lambda record: is_steady(record, back_s, back_ns), _RECOVERY_S)
+            well_s = time.monotonic()
+            await anew.end()
+        await staying.end()
+    print(
+        f"a killed node that comes back: replicas after {back_s - started_s:.1f} s, a stream of "
+        f"its own and single calls are well {well_s - back_s:.1f} s later; single calls failed: "
+        f"{Counter(failures(staying.record))}; {staying.record.of(Finished)}"
+    )
+    staying.record.check(QUERIES[0])
+    anew.record.check(QUERIES[0])
+    assert len(staying.record.of(StreamOpened)) == len(anew.record.of(StreamOpened)) == 1
+    assert all(failed.startswith(_TYPED) for failed in failures(staying.record))
+    assert not [asked for asked in staying.record.of(Asked, well_s) if asked.error]
 
 
 def is_steady(record: StreamRecord, since_s: float, since_ns: int) -> bool:
