@@ -17,7 +17,6 @@ from agent.cli import DeviceOption, ModelOption, pipeline_of
 from agent.evaluation.report import plain, print_columns, print_figures
 from agent.evaluation_cli import eval_app as eval_app
 from agent.model_directory import NANO, find_model
-from agent.prompts import NANO_TASKS, TaskKind
 
 if TYPE_CHECKING:
     from agent.evaluation.tally import Estimate
@@ -258,9 +257,6 @@ def eval_suite(
     cache: CacheOption = _CACHE,
     model: ModelOption = NANO,
     device: DeviceOption = "cpu",
-    ocr: Annotated[
-        bool | None, typer.Option(help="Read printed words too; default: if nano learned to.")
-    ] = None,
     as_json: JsonOption = False,
     markdown: MarkdownOption = False,
 ) -> None:
@@ -269,7 +265,6 @@ def eval_suite(
     from agent.evaluation.suite import FIGURES, SUITE_VERSION, Suite
     from agent.proposer import Proposer
 
-    asked_ocr = TaskKind.REGION_OCR in NANO_TASKS if ocr is None else ocr
     digest = find_model(model).digest[:12]
     proposer = Proposer.from_pretrained(model, device=device, score_threshold=0.0)
     suite = Suite(pipeline_of(model, device), lambda frame: proposer.propose([frame])[0])
@@ -277,7 +272,7 @@ def eval_suite(
     for one in evaluation_sets():
         data = one.load(cache, artwork, num)
         results = one.folder(cache, num) / f"suite{SUITE_VERSION}-{digest}.jsonl"
-        columns[one.name] = asyncio.run(suite.measure(data, results, title=one.name, ocr=asked_ocr))
+        columns[one.name] = asyncio.run(suite.measure(data, results, title=one.name))
     rows = {title: {name: found.get(key) for name, found in columns.items()}
             for key, title in FIGURES.items()}  # fmt: skip
     summary = cache / f"suite{SUITE_VERSION}-{num}-{digest}.json"

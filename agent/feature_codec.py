@@ -22,6 +22,7 @@ _MAGIC = b"GSFF"
 _VERSION = 1
 _PREFIX = struct.Struct("<4sHI")
 _CHECKSUM_BYTES = 32
+_MAX_SIDE = 2**31 - 1
 _DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 
 _DIMENSIONS = {
@@ -98,9 +99,10 @@ def _features(header: dict[str, Any], buffers: memoryview, key: str) -> FrameFea
     if header["key"] != key:
         raise CorruptFeatures("entry belongs to another key")
     arrays = _split(header["arrays"], buffers)
-    width, height, rows, columns = (int(n) for n in (*header["size"], *header["grid"]))
-    if min(width, height, rows, columns) < 1:
-        raise CorruptFeatures("a side is not positive")
+    width, height, rows, columns = _sides([*header["size"], *header["grid"]], least=1)
+    regions = (arrays["xyxy"], arrays["objectness"], arrays["primary_regions"])
+    if any(len(array) != len(arrays["auxiliary_regions"]) for array in regions):
+        raise CorruptFeatures("not every box has its features")
     return FrameFeatures(
         width=width,
         height=height,
@@ -118,16 +120,23 @@ def _split(entries: list[tuple[str, str, list[int]]], buffers: memoryview) -> di
         raise CorruptFeatures("arrays are missing or unknown")
     arrays: dict[str, Any] = {}
     offset = 0
-    for name, dtype_name, shape in entries:
-        dtype = _DTYPES[dtype_name]
+    for name, dtype_name, sides in entries:
+        dtype, shape = _DTYPES[dtype_name], _sides(sides, least=0)
+        if len(shape) != _DIMENSIONS[name] or (name == "xyxy" and shape[1] != 4):
+            raise CorruptFeatures(f"{name} has {len(shape)} dimensions")
         count = math.prod(shape)
-        if len(shape) != _DIMENSIONS[name] or min(shape) < 0 or (name == "xyxy" and shape[1] != 4):
-            raise CorruptFeatures(f"{name} has the shape {shape}")
         flat = np.frombuffer(buffers, dtype=dtype, count=count, offset=offset)
         # A copy, because torch refuses to share read-only memory without a warning.
         arrays[name] = flat.reshape(shape).copy()
         offset += count * dtype.itemsize
     return arrays
+
+
+def _sides(numbers: list[int], *, least: int) -> list[int]:
+    """Whole numbers and nothing that merely multiplies like one, which a text does at length."""
+    if not all(type(number) is int and least <= number <= _MAX_SIDE for number in numbers):
+        raise CorruptFeatures("a side is no length")
+    return numbers
 
 
 def _checksum(prefix: bytes, body: bytes | memoryview) -> bytes:

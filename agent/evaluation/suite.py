@@ -159,21 +159,16 @@ class Suite:
     propose: Propose
     settings: SuiteSettings = field(default_factory=SuiteSettings)
 
-    async def measure(
-        self, data: CocoFolder, results: Path, *, title: str, ocr: bool
-    ) -> dict[str, Estimate]:
-        """All figures of one set; with `ocr` also of words printed on its first pictures.
+    async def measure(self, data: CocoFolder, results: Path, *, title: str) -> dict[str, Estimate]:
+        """All figures of one set.
 
         Args:
             data: the set.
-            results: file of what each image gave; the other formats are written beside it.
+            results: file of what each image gave; pictures with words are written beside it.
             title: of the bar on the terminal.
-            ocr: whether printed words are read.
         """
         figures = summarise(await self.ask(data, results, title=title), data)
-        if ocr:
-            figures["ocr"] = await self._reading(data, results.parent / "cocotext")
-        return figures
+        return figures | {"ocr": await self._reading(data, results.parent / "cocotext")}
 
     async def ask(self, data: CocoFolder, results: Path, *, title: str) -> list[dict[str, Any]]:
         """The results of every image, one dictionary each; those in the file are not asked."""

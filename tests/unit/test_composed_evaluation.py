@@ -227,7 +227,7 @@ async def test_the_suite_from_the_truth_and_resumed(tmp_path, data):
     assert len(results.read_text().splitlines()) == NUM
 
 
-async def test_the_suite_reads_words_when_told_to(tmp_path, data):
+async def test_the_suite_reads_words(tmp_path, data):
     folder = tmp_path / "set"
     pipeline = Truthful(data)
     results = folder / "suite.jsonl"
@@ -239,7 +239,7 @@ async def test_the_suite_reads_words_when_told_to(tmp_path, data):
     pipeline.words = {tuple(box.tolist()): "wrong" for image in written for box in image.boxes}
     box, word = written[0].boxes[0], written[0].words[0]
     pipeline.words[tuple(box.tolist())] = word
-    figures = await suite.measure(data, results, title="", ocr=True)
+    figures = await suite.measure(data, results, title="")
     assert figures["ocr"].value == pytest.approx(1 / (3 * NUM))
 
 

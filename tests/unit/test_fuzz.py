@@ -331,6 +331,16 @@ def signed(header: bytes, buffers: bytes) -> bytes:
     return prefix + hashlib.blake2b(prefix + body, digest_size=32).digest() + body
 
 
+def forged(arrays: int | None = None, shape: object = None, **changed: object) -> bytes:
+    """The entry with something else in its header, or another shape of one of its arrays."""
+    header_length = _PREFIX.unpack_from(ENTRY)[2]
+    start = _PREFIX.size + 32
+    header = json.loads(ENTRY[start : start + header_length]) | changed
+    if arrays is not None:
+        header["arrays"][arrays][2] = shape
+    return signed(json.dumps(header).encode(), ENTRY[start + header_length :])
+
+
 @st.composite
 def forged_entries(draw: st.DrawFn) -> bytes:
     """Entries whose checksum is right and whose header is not."""
@@ -355,13 +365,19 @@ def forged_entries(draw: st.DrawFn) -> bytes:
     )
 )
 @example(blob=signed(b"[" * 100_000, b""))
+@example(blob=forged(arrays=1, shape=[1_745_509_011, "000"]))
+@example(blob=forged(arrays=1, shape=[0]))
+@example(blob=forged(arrays=4, shape=[1, 2]))
+@example(blob=forged(size=[10**400, 48]))
 def test_cache_entries(blob: bytes) -> None:
     try:
         features = decode_features(blob, KEY)
     except CorruptFeatures:
         return
     assert features.key == KEY
-    assert features.proposals.xyxy.shape == (len(features.proposals), 4)
+    num_boxes = len(features.proposals)
+    assert features.proposals.xyxy.shape == (num_boxes, 4)
+    assert len(features.primary_regions) == len(features.auxiliary_regions) == num_boxes
     assert features.image_tokens.ndim == features.primary_regions.ndim == 2
     assert min(features.width, features.height, *features.grid) >= 1
     assert all(math.isfinite(side) for side in features.grid)

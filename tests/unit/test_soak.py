@@ -1,12 +1,13 @@
-"""What a soak takes for an unhandled exception in the service's logs, and what not."""
+"""What a soak takes for an unhandled exception in the service's logs, and what for a leak."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks.soak import unhandled_in
+from benchmarks.soak import Growth, unhandled_in
 
 _HEAD = 'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    g()\n'
 
@@ -45,3 +46,24 @@ def test_what_counts(tmp_path: Path, text: str, found: list[str]) -> None:
     (tmp_path / "serve" / "replica.log").write_text(text)
     (tmp_path / "dashboard_agent.log").write_text(f"{_HEAD}KeyError: of Ray's own housekeeping\n")
     assert unhandled_in(tmp_path) == [f"replica.log: {one}" for one in found]
+
+
+@pytest.mark.parametrize("leak", [0.0, 2.0])
+def test_growth_is_told_from_messages_that_come_and_go(leak: float) -> None:
+    """MB a minute, under large messages that are there for a while, a third of the time."""
+    rng = np.random.default_rng(0)
+    growth = Growth(names={7: "Ingress"})
+    starting = [(float(at), 100.0 + 5.0 * at) for at in range(0, 60, 5)]
+    growth.series[7] = starting + [
+        (60.0 + at, 400.0 + leak * at / 60.0 + 80.0 * float(rng.random() < 0.33))
+        for at in range(0, 900, 5)
+    ]
+    ((name, (slope, seconds)),) = growth.slopes(0.0).items()
+    assert name == "Ingress 7"
+    assert slope == pytest.approx(leak, abs=0.05)
+    assert seconds > 800.0
+
+
+def test_a_process_that_lived_too_short_is_not_judged() -> None:
+    growth = Growth(names={7: "Ingress"}, series={7: [(float(at), 100.0) for at in range(200)]})
+    assert growth.slopes(0.0) == {}
