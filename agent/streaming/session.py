@@ -333,8 +333,10 @@ class Session(Generic[T]):
         self._last_delivered = seen.last_result_sequence
         if not num_lost or seen.last_sent_sequence is None:
             return None
+        last = seen.last_sent_sequence
         first = 0 if seen.last_result_sequence is None else seen.last_result_sequence + 1
-        return Gap(num_lost, min(first, seen.last_sent_sequence), seen.last_sent_sequence)
+        # Frames given up before the last result may be among them: the range has room for all.
+        return Gap(num_lost, max(0, min(first, last + 1 - num_lost)), last)
 
     def _has_room(self) -> bool:
         window = self._policy.ack_window

@@ -218,9 +218,14 @@ def test_every_answer_belongs_to_exactly_one_epoch_of_one_query(
                 assert not (query.id in changed and history.session.stands(query))
 
 
-@given(st.lists(STEPS, max_size=60), st.integers(0, 40), st.integers(0, 40))
+@given(
+    st.lists(STEPS, max_size=60),
+    st.integers(0, 40),
+    st.integers(0, 40),
+    st.none() | st.integers(0, 100),
+)
 def test_the_books_close_over_a_crash(
-    steps: list[tuple[object, ...]], more_sent: int, more_results: int
+    steps: list[tuple[object, ...]], more_sent: int, more_results: int, last_result: int | None
 ) -> None:
     history = History()
     for number, step in enumerate(steps):
@@ -231,11 +236,16 @@ def test_the_books_close_over_a_crash(
     num_sent = snapshot.received + more_sent
     more_results = min(more_results, more_sent)
     last_sent = num_sent if num_sent else None
-    gap = after.catch_up(Seen(num_sent, num_results + more_results, None, last_sent))
+    if last_result is not None:
+        last_result = min(last_result, num_sent) if num_sent else None
+    gap = after.catch_up(Seen(num_sent, num_results + more_results, last_result, last_sent))
     assert after.books.balanced
     assert after.books.received == num_sent
     assert after.books.in_flight == 0
     lost = 0 if gap is None else gap.num_frames
+    if gap is not None:
+        assert 0 <= gap.first_sequence <= gap.last_sequence == last_sent
+        assert gap.last_sequence - gap.first_sequence + 1 >= lost
     assert after.books.failed - snapshot.failed == lost
     assert lost <= snapshot.in_flight + more_sent
     assert after.queries == history.session.queries
