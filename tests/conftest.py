@@ -15,7 +15,7 @@ from tests.pictures import encoded_image
 
 # How long an example takes says more about the machine's neighbours than about the code. The gate
 # tries the same examples every time; `HYPOTHESIS_PROFILE=search` draws new ones, `fuzz` many. Not
-# all of `make fuzz` at once: Hypothesis remembers what it drew, and 100,000 inputs take 16 GB.
+# all of `make fuzz` at once: Hypothesis remembers what it drew.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None, max_examples=1000)
 settings.register_profile("fuzz", deadline=None, max_examples=10_000, database=None)
