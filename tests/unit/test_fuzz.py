@@ -325,6 +325,13 @@ _JSON = st.recursive(
 )  # fmt: skip
 
 
+def opened() -> tuple[dict[str, Any], bytes]:
+    """The entry's header and what follows it."""
+    header_length = _PREFIX.unpack_from(ENTRY)[2]
+    start = _PREFIX.size + 32
+    return json.loads(ENTRY[start : start + header_length]), ENTRY[start + header_length :]
+
+
 def signed(header: bytes, buffers: bytes) -> bytes:
     """An entry by somebody who knows how to compute the checksum."""
     prefix, body = _PREFIX.pack(b"GSFF", 1, len(header)), header + buffers
@@ -333,21 +340,16 @@ def signed(header: bytes, buffers: bytes) -> bytes:
 
 def forged(arrays: int | None = None, shape: object = None, **changed: object) -> bytes:
     """The entry with something else in its header, or another shape of one of its arrays."""
-    header_length = _PREFIX.unpack_from(ENTRY)[2]
-    start = _PREFIX.size + 32
-    header = json.loads(ENTRY[start : start + header_length]) | changed
+    header, buffers = opened()
     if arrays is not None:
         header["arrays"][arrays][2] = shape
-    return signed(json.dumps(header).encode(), ENTRY[start + header_length :])
+    return signed(json.dumps(header | changed).encode(), buffers)
 
 
 @st.composite
 def forged_entries(draw: st.DrawFn) -> bytes:
     """Entries whose checksum is right and whose header is not."""
-    header_length = _PREFIX.unpack_from(ENTRY)[2]
-    start = _PREFIX.size + 32
-    header = json.loads(ENTRY[start : start + header_length])
-    buffers = ENTRY[start + header_length :]
+    header, buffers = opened()
     for name in draw(st.lists(st.sampled_from(["key", "size", "grid", "arrays"]), max_size=2)):
         header[name] = draw(_JSON)
     if isinstance(header["arrays"], list) and draw(st.booleans()):
