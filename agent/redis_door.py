@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 
 from agent.settings import CacheSettings
+from agent.started_tasks import started
 
 T = TypeVar("T")
 
@@ -143,8 +144,7 @@ class RedisDoor:
         In a task of its own, because the Redis client loses cancellations while its connection
         fails: a caller that was cancelled in its code would go on for ever.
         """
-        task = asyncio.ensure_future(work)
-        task.add_done_callback(_forget_error)
+        task = started(work)
         try:
             await asyncio.wait([task], timeout=self._settings.timeout_s)
         finally:
@@ -165,9 +165,3 @@ class RedisDoor:
             type(error).__name__,
             breaker.failed(now_s),
         )
-
-
-def _forget_error(task: asyncio.Future[Any]) -> None:
-    """Of a command nobody waits for any more it is not to be reported as lost."""
-    if not task.cancelled():
-        task.exception()

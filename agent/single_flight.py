@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from agent.started_tasks import started
+
 T = TypeVar("T")
 
 
@@ -16,7 +18,7 @@ class SingleFlight(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._flights: dict[str, asyncio.Task[T]] = {}
+        self._flights: dict[str, asyncio.Future[T]] = {}
         self._num_waiting: dict[str, int] = {}
 
     async def run(self, key: str, work: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
@@ -24,7 +26,7 @@ class SingleFlight(Generic[T]):
         flight = self._flights.get(key)
         joined = flight is not None
         if flight is None:
-            flight = asyncio.ensure_future(_coroutine(work))
+            flight = started(work())
             self._flights[key] = flight
             flight.add_done_callback(lambda done: self._landed(key, done))
         self._num_waiting[key] = self._num_waiting.get(key, 0) + 1
@@ -38,13 +40,6 @@ class SingleFlight(Generic[T]):
                 self._landed(key, flight)
                 flight.cancel()
 
-    def _landed(self, key: str, flight: asyncio.Task[T]) -> None:
+    def _landed(self, key: str, flight: asyncio.Future[T]) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
-        # An error nobody waits for any more is not to be reported as lost.
-        if flight.done() and not flight.cancelled():
-            flight.exception()
-
-
-async def _coroutine(work: Callable[[], Awaitable[T]]) -> T:
-    return await work()

@@ -30,6 +30,7 @@ from agent.feature_codec import num_bytes
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame
 from agent.prompts import Task
+from agent.started_tasks import started
 from agent.urgency import Limits, Urgency
 from deployments.metrics import StageCalls
 from deployments.stage_meter import StageMeter, StageMeters
@@ -59,8 +60,8 @@ class PendingProposals:
         self._waiting = waiting
         self._meter = meter
         # The developer API that lets a stage start before its argument is there.
-        self._reference = _started(response._to_object_ref())
-        self._proposals = _started(self._fetch())
+        self._reference = started(response._to_object_ref())
+        self._proposals = started(self._fetch())
 
     async def reference(self) -> ray.ObjectRef[Served[Proposals]]:
         """A reference that a stage can await inside its own method."""
@@ -147,7 +148,7 @@ class RemoteStages:
         self._calls.propose += 1
         if not self._overlap:
             call = self._proposal.call(len(frame.encoded), self._waiting, *arguments)
-            return ProposalsByValue(_started(call))
+            return ProposalsByValue(started(call))
         response = self._proposal_by_reference.propose.remote(*arguments)
         assert isinstance(response, DeploymentResponse)
         return PendingProposals(response, self._waiting, meters.proposal)
@@ -306,10 +307,3 @@ class _Waiting:
 def _prefix_owner(features: FrameFeatures | None) -> str:
     """Questions with one of these share a prefix, all pages of a frame among them."""
     return "" if features is None else features.image_key or features.key
-
-
-def _started(work: Any) -> asyncio.Task[Any]:
-    """A task whose error is not reported as lost when every waiter has gone away."""
-    task: asyncio.Task[Any] = asyncio.ensure_future(work)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return task
