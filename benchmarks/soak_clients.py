@@ -40,6 +40,10 @@ _END_S = 90.0
 _METHOD = "/vision_agent.v1.VisionAgent/Ground"
 
 
+_LOST_WHILE_WRITING = "Internal error from Core"
+"""What grpc's own client says where a call ends while it writes: no status of a server's."""
+
+
 @dataclass
 class Seen:
     """What all clients together saw."""
@@ -289,6 +293,9 @@ def _note_error(seen: Seen, kind: str, error: BaseException) -> None:
 
 
 def _note_status(seen: Seen, kind: str, error: grpc.aio.AioRpcError) -> None:
+    if error.details() == _LOST_WHILE_WRITING:
+        seen.errors["lost while writing"] += 1
+        return
     seen.errors[error.code().name] += 1
     if error.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
         seen.wrong.append(f"{kind}: {error.code().name}: {error.details()}")
