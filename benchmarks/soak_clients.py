@@ -38,8 +38,6 @@ _WORDS = ("dog", "automobile", "cat", "house", "tree")
 _END_S = 90.0
 """A stream whose stage was just killed ends when the next replica has answered."""
 _METHOD = "/vision_agent.v1.VisionAgent/Ground"
-
-
 _LOST_WHILE_WRITING = "Internal error from Core"
 """What grpc's own client says where a call ends while it writes: no status of a server's."""
 
