@@ -147,7 +147,7 @@ def draw(record: Record, phases: Sequence[Phase], path: Path) -> None:
         2, sharex=True, figsize=(9, 5), height_ratios=(1, 2), layout="constrained"
     )
     above.step(*zip(*record.replicas, strict=True), where="post", color="tab:blue")
-    above.set(ylabel=f"{_STAGE} replicas", yticks=(1, 2), ylim=(0.5, 2.5))
+    above.set(title=_STAGE, ylabel="replicas", yticks=(1, 2), ylim=(0.5, 2.5))
     below.scatter([at for at, _ in record.calls], [1e3 * took for _, took in record.calls], s=3,
                   color="tab:orange", alpha=0.4)  # fmt: skip
     below.set(xlabel="seconds", ylabel="latency of a call, ms", ylim=(0, None))
