@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable
+from typing import Any
 
 INTERVAL_S = 30.0
 LARGE_BYTES = 1 << 20
@@ -26,11 +27,8 @@ def return_large_at_once(least_bytes: int = LARGE_BYTES) -> bool:
     Returns:
         Whether the C library does so.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
-    return bool(mallopt(_M_MMAP_THRESHOLD, least_bytes))
+    mallopt = _of_c_library("mallopt", ctypes.c_int, ctypes.c_int)
+    return mallopt is not None and bool(mallopt(_M_MMAP_THRESHOLD, least_bytes))
 
 
 class FreedMemory:
@@ -46,7 +44,7 @@ class FreedMemory:
         """
         self._interval_s = interval_s
         self._closed = threading.Event()
-        self._trim = trim or _malloc_trim()
+        self._trim = trim or _of_c_library("malloc_trim", ctypes.c_size_t)
         self._thread: threading.Thread | None = None
         if self._trim is not None:
             self._thread = threading.Thread(target=self._run, name="freed-memory", daemon=True)
@@ -65,8 +63,9 @@ class FreedMemory:
             self._trim(0)
 
 
-def _malloc_trim() -> Callable[[int], int] | None:
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
-    return trim
+def _of_c_library(name: str, *arguments: Any) -> Callable[..., int] | None:
+    """Its function of this name; None where it is not glibc."""
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function is not None:
+        function.argtypes, function.restype = arguments, ctypes.c_int
+    return function

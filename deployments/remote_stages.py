@@ -37,7 +37,7 @@ from deployments.stage_meter import StageMeter, StageMeters
 from deployments.stage_queue import Served
 from deployments.tracing import stage_span
 
-_BY_VALUE_LIMIT_BYTES = 500_000
+BY_VALUE_LIMIT_BYTES = 500_000
 """Measured: above this the object store is faster than a direct message."""
 
 
@@ -259,7 +259,7 @@ class _Caller:
             StageUnavailable: not within the stage's own time.
             Overloaded: not before the caller's deadline, or the stage's queue is full.
         """
-        small = max(request_bytes, self._response_bytes) < _BY_VALUE_LIMIT_BYTES
+        small = max(request_bytes, self._response_bytes) < BY_VALUE_LIMIT_BYTES
         handle = self._by_value if small else self._by_reference
         if session:
             handle = handle.options(session_id=session)

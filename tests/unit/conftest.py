@@ -1,13 +1,26 @@
-"""Fixtures of the unit tests: a service in this process, without Ray."""
+"""Fixtures of the unit tests: a service in this process, without Ray, and tokenizers."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
+from agent.model_directory import find_model
+from agent.tokenizer import PromptTokenizer
 from client.vision_agent_client import VisionAgentClient
 from tests.in_process import Service, running_service
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
+
+
+@pytest.fixture(scope="module", params=["nano", "published"])
+def tokenizer(request: pytest.FixtureRequest) -> PromptTokenizer:
+    """The embedded model's, and one in the published layout."""
+    if request.param == "nano":
+        return PromptTokenizer.from_directory(find_model("nano").path)
+    return PromptTokenizer.from_directory(GOLDEN)
 
 
 @pytest.fixture

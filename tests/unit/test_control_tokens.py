@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,20 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
 from agent.errors import InvalidQuery
-from agent.model_directory import find_model
 from agent.prompts import MAX_REGIONS, Exchange, Task, clean_query, region_token
 from agent.sequence import SequenceBuilder
 from agent.tokenizer import PromptTokenizer
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
-
-
-@pytest.fixture(scope="module", params=["nano", "published"])
-def tokenizer(request: pytest.FixtureRequest) -> PromptTokenizer:
-    """The embedded model's, and one in the published layout."""
-    if request.param == "nano":
-        return PromptTokenizer.from_directory(find_model("nano").path)
-    return PromptTokenizer.from_directory(GOLDEN)
 
 
 def control_ids(tokenizer: PromptTokenizer) -> dict[int, str]:

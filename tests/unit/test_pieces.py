@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.model_directory import find_model
 from agent.tokenizer import PromptTokenizer
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
 _UNFINISHED = "�"
-
-
-@pytest.fixture(scope="module", params=["nano", "published"])
-def tokenizer(request: pytest.FixtureRequest) -> PromptTokenizer:
-    """The embedded model's, and one in the published layout."""
-    if request.param == "nano":
-        return PromptTokenizer.from_directory(find_model("nano").path)
-    return PromptTokenizer.from_directory(GOLDEN)
 
 
 def test_a_character_belongs_to_the_token_that_completes_it(tokenizer: PromptTokenizer) -> None:
