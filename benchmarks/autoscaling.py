@@ -37,9 +37,13 @@ _STAGE = "PrimaryEncoder"
 _READY_S = 120.0
 _SAMPLE_S = 0.5
 _AUTOSCALING = {
-    "min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1.5,
+    "min_replicas": 1, "max_replicas": 2,
     "upscale_delay_s": 2.0, "downscale_delay_s": 8.0, "metrics_interval_s": 1.0,
     "look_back_period_s": 4.0,
+    "policy": {
+        "policy_function": "deployments.autoscaling:CallsUnderWay",
+        "policy_kwargs": {"calls_per_replica": 1.5},
+    },
 }  # fmt: skip
 
 
@@ -112,8 +116,7 @@ def scaled_config() -> Iterator[Path]:
         for deployment in loaded["applications"][0]["deployments"]:
             if deployment["name"] in _SCALED:
                 del deployment["num_replicas"]
-                # A stage that may have more calls than it should have asks for another replica.
-                deployment |= {"autoscaling_config": _AUTOSCALING, "max_ongoing_requests": 4}
+                deployment |= {"autoscaling_config": _AUTOSCALING}
         path.write_text(yaml.safe_dump(loaded))
         yield path
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 from agent.errors import SettingsError
 from agent.settings import (
@@ -26,6 +27,7 @@ from deployments.ingress import Ingress
 from deployments.language import Language
 from deployments.primary_encoder import PrimaryEncoder
 from deployments.proposal import Proposal
+from deployments.replica_roster import RosterRouter
 
 APPLICATION_NAME = "groundstream"
 
@@ -50,16 +52,22 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
         plain: Any = serve.deployment(cls)
         return plain.options(**options.pop(cls.__name__, {}))
 
+    router = RequestRouterConfig(request_router_class=RosterRouter)
+
     def stage(cls: type[Any], name: str, **options: object) -> Any:
-        return deployment(cls).bind(
-            getattr(settings.stages, name),
-            settings.model,
-            settings.device,
-            getattr(settings.num_threads, name),
-            model_revision=settings.model_revision,
-            hang_s=settings.stream.stage_hang_s,
-            log_format=settings.observe.log_format,
-            **options,
+        return (
+            deployment(cls)
+            .options(request_router_config=router)
+            .bind(
+                getattr(settings.stages, name),
+                settings.model,
+                settings.device,
+                getattr(settings.num_threads, name),
+                model_revision=settings.model_revision,
+                hang_s=settings.stream.stage_hang_s,
+                log_format=settings.observe.log_format,
+                **options,
+            )
         )
 
     batches = {"max_batch_frames": settings.max_batch_frames}

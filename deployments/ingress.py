@@ -42,7 +42,7 @@ from deployments.messages import ReceivedFrame
 from deployments.metrics import ServiceMetrics, StageCalls
 from deployments.metrics_page import MetricsPage, Sources
 from deployments.onlookers import Onlookers
-from deployments.remote_stages import RemoteStages, StageHandles
+from deployments.remote_stages import RemoteStages, StageChannels
 from deployments.sharing import Sharing
 from deployments.stage_meter import StageMeters
 from deployments.status import Failure, end_with_status, failure_of
@@ -266,7 +266,7 @@ class Ingress:
         return_large_at_once()
         self._freed = FreedMemory()
         self._settings = settings
-        self._handles = StageHandles(proposal, primary_encoder, auxiliary_encoder, language)
+        self._channels = StageChannels.over(proposal, primary_encoder, auxiliary_encoder, language)
         self._metrics = ServiceMetrics()
         self._cache = open_cache(settings.cache)
         model = find_model(settings.model, proposal_network=settings.proposal_network)
@@ -332,6 +332,7 @@ class Ingress:
         await self._cache.close()
         await self._store.close()
         await self._quotas.close()
+        await self._channels.close()
         # It may wait for a collector that does not answer.
         await asyncio.to_thread(self._tracing.close)
 
@@ -350,7 +351,7 @@ class Ingress:
     def _stages(self, calls: StageCalls, meters: StageMeters) -> RemoteStages:
         stream = self._settings.stream
         return RemoteStages(
-            self._handles,
+            self._channels,
             model=self._settings.model_revision,
             calls=calls,
             meters=meters,

@@ -31,7 +31,6 @@ from agent.settings import ServeConfig, ServiceSettings, serve_config
 from deployments import process_session
 from deployments.app import APPLICATION_NAME, bind
 from deployments.ingress import Ingress
-from deployments.remote_stages import BY_VALUE_LIMIT_BYTES
 
 _POLL_S = 0.05
 _AUTH_NOTICE_LOGGER = "ray._private.authentication.authentication_token_setup"
@@ -42,10 +41,6 @@ ENVIRONMENT = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
-    # The default of 4 MB is less than what one frame may have.
-    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 1024 * 1024),
-    # A frame of 100 KB goes along with its call, not through the object store: 1.3 ms less.
-    "RAY_max_direct_call_object_size": str(BY_VALUE_LIMIT_BYTES),
     # Ray gives its workers nice 15, so beside any other busy process the replicas starve.
     "RAY_worker_niceness": "0",
     # Half of what an idle service costs is spent on these.

@@ -1,12 +1,8 @@
-"""The pipeline's stages behind deployment handles; the same protocol as in one process.
+"""The pipeline's stages in other processes; the same protocol as in one process.
 
-How a call travels is decided here and nowhere else. Small calls go straight to the replica
-(`_by_reference=False`, about 1.6 ms); large ones through the object store. To let the encoders
-start before the boxes are there, the proposal call goes by reference and its pending result is
-handed on; that costs more processor time than it saves where all stages share a few cores.
-
-Each call carries the time that its asker still waits, and is refused at once where the meters of
-the stages that it needs say that this is not enough.
+Each call goes straight to a replica (`deployments/stage_channel.py`), carries the time that its
+asker still waits, and is refused at once where the meters of the stages that it needs say that
+this is not enough. The encoders may have the frame before there are boxes.
 """
 
 from __future__ import annotations
@@ -20,84 +16,72 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-from ray.serve.exceptions import BackPressureError
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle
 
 from agent.detections import Proposals
 from agent.errors import Overloaded, StageUnavailable
-from agent.feature_codec import num_bytes
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame
 from agent.prompts import Task
 from agent.started_tasks import started
 from agent.urgency import Limits, Urgency
 from deployments.metrics import StageCalls
+from deployments.stage_channel import StageChannel
+from deployments.stage_door import StageFull
 from deployments.stage_meter import StageMeter, StageMeters
 from deployments.stage_queue import Served
 from deployments.tracing import stage_span
 
-BY_VALUE_LIMIT_BYTES = 500_000
-"""Measured: above this the object store is faster than a direct message."""
-
 
 @dataclass(frozen=True)
-class StageHandles:
-    """The four stages as Serve knows them."""
+class StageChannels:
+    """Ways to the four stages; one set for all that a front end asks."""
 
-    proposal: DeploymentHandle[Any]
-    primary_encoder: DeploymentHandle[Any]
-    auxiliary_encoder: DeploymentHandle[Any]
-    language: DeploymentHandle[Any]
+    proposal: StageChannel
+    primary_encoder: StageChannel
+    auxiliary_encoder: StageChannel
+    language: StageChannel
+
+    @classmethod
+    def over(
+        cls,
+        proposal: DeploymentHandle[Any],
+        primary_encoder: DeploymentHandle[Any],
+        auxiliary_encoder: DeploymentHandle[Any],
+        language: DeploymentHandle[Any],
+    ) -> StageChannels:
+        """To the deployments behind these handles."""
+        handles = (proposal, primary_encoder, auxiliary_encoder, language)
+        return cls(*(StageChannel(handle) for handle in handles))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        channels = (self.proposal, self.primary_encoder, self.auxiliary_encoder, self.language)
+        await asyncio.gather(*(channel.close() for channel in channels))
 
 
 class PendingProposals:
-    """The result of a proposal call that may not be there yet; may be awaited many times."""
-
-    def __init__(
-        self, response: DeploymentResponse[Any], waiting: _Waiting, meter: StageMeter
-    ) -> None:
-        self._waiting = waiting
-        self._meter = meter
-        # The developer API that lets a stage start before its argument is there.
-        self._reference = started(response._to_object_ref())
-        self._proposals = started(self._fetch())
-
-    async def reference(self) -> ray.ObjectRef[Served[Proposals]]:
-        """A reference that a stage can await inside its own method."""
-        reference: ray.ObjectRef[Served[Proposals]] = await asyncio.shield(self._reference)
-        return reference
-
-    def __await__(self) -> Generator[Any, None, Proposals]:
-        return asyncio.shield(self._proposals).__await__()
-
-    async def _fetch(self) -> Proposals:
-        async with self._waiting.on(self._meter) as served:
-            done: Served[Proposals] = await (await self.reference())
-            served(done)
-            return done.value
-
-
-class ProposalsByValue:
-    """Boxes that travel as they are: known already, or fetched here before the encoders start."""
+    """Boxes that may not be there yet; may be awaited many times."""
 
     def __init__(self, proposals: asyncio.Future[Proposals]) -> None:
         self._proposals = proposals
 
-    async def reference(self) -> Proposals:
-        """The boxes themselves; a stage takes either."""
-        return await self
+    @property
+    def are_there(self) -> bool:
+        """Whether awaiting them takes no time."""
+        return self._proposals.done()
 
     def __await__(self) -> Generator[Any, None, Proposals]:
+        # One of the waiters may go away while the others wait on.
         return asyncio.shield(self._proposals).__await__()
 
 
 class RemoteStages:
-    """Implements `agent.features.Stages` over deployment handles and counts its calls."""
+    """Implements `agent.features.Stages` over channels and counts its calls."""
 
     def __init__(
         self,
-        handles: StageHandles,
+        channels: StageChannels,
         *,
         calls: StageCalls,
         meters: StageMeters,
@@ -108,7 +92,7 @@ class RemoteStages:
         """Prepare to call.
 
         Args:
-            handles: of the stages.
+            channels: to the stages.
             calls, meters: count and measure.
             timeout_s: a stage that takes longer is unavailable.
             overlap: let the encoders start before the boxes are there.
@@ -119,12 +103,7 @@ class RemoteStages:
         self._overlap = overlap
         self._waiting = _Waiting(Limits(), timeout_s)
         self._model = model
-        self._proposal_by_reference = handles.proposal
-        self._proposal = _Caller(meters.proposal, handles.proposal, "propose")
-        self._primary = _Caller(meters.primary_encoder, handles.primary_encoder, "encode")
-        self._auxiliary = _Caller(meters.auxiliary_encoder, handles.auxiliary_encoder, "encode")
-        self._language = _Caller(meters.language, handles.language, "answer")
-        self._language_stream = handles.language.options(method_name="write_answer", stream=True)
+        self._channels = channels
 
     def within(self, limits: Limits) -> RemoteStages:
         """The same stages, handles and meters for one call."""
@@ -132,13 +111,13 @@ class RemoteStages:
         bound._waiting = dataclasses.replace(self._waiting, limits=limits)
         return bound
 
-    def propose(self, frame: Frame) -> PendingProposals | ProposalsByValue:
+    def propose(self, frame: Frame) -> PendingProposals:
         """Start the proposal network on a frame.
 
         Raises:
             Overloaded: neither the boxes nor what is to be done with them could be had in time.
         """
-        meters, arguments = self._meters, (frame, *self._told())
+        meters = self._meters
         # Whoever has no boxes yet needs all stages; only a spare call is about boxes alone.
         behind_s = 0.0
         if self._waiting.limits.urgency is not Urgency.SPARE:
@@ -146,18 +125,14 @@ class RemoteStages:
             behind_s = encoding_s + meters.language.expected_s()
         meters.proposal.check(self._waiting.limits, beside_s=behind_s)
         self._calls.propose += 1
-        if not self._overlap:
-            call = self._proposal.call(len(frame.encoded), self._waiting, *arguments)
-            return ProposalsByValue(started(call))
-        response = self._proposal_by_reference.propose.remote(*arguments)
-        assert isinstance(response, DeploymentResponse)
-        return PendingProposals(response, self._waiting, meters.proposal)
+        call = self._channels.proposal.call("propose", frame, *self._told())
+        return PendingProposals(started(self._waiting.served(meters.proposal, call)))
 
-    def resolved(self, proposals: Proposals) -> ProposalsByValue:
+    def resolved(self, proposals: Proposals) -> PendingProposals:
         """Boxes that the client sent."""
         known: asyncio.Future[Proposals] = asyncio.get_running_loop().create_future()
         known.set_result(proposals)
-        return ProposalsByValue(known)
+        return PendingProposals(known)
 
     async def encode_primary(
         self, frame: Frame, proposals: Awaitable[Proposals]
@@ -165,8 +140,9 @@ class RemoteStages:
         """Image tokens and region features of the primary encoder."""
         self._check_encoder(self._meters.primary_encoder)
         self._calls.encode_primary += 1
-        features: PrimaryFeatures = await self._encode(self._primary, frame, proposals)
-        self._primary.saw_response(features.image_tokens.nbytes + features.regions.nbytes)
+        features: PrimaryFeatures = await self._encode(
+            self._channels.primary_encoder, self._meters.primary_encoder, frame, proposals
+        )
         return features
 
     async def encode_auxiliary(
@@ -175,22 +151,19 @@ class RemoteStages:
         """Region features of the auxiliary encoder."""
         self._check_encoder(self._meters.auxiliary_encoder)
         self._calls.encode_auxiliary += 1
-        features: AuxiliaryFeatures = await self._encode(self._auxiliary, frame, proposals)
-        self._auxiliary.saw_response(features.regions.nbytes)
+        features: AuxiliaryFeatures = await self._encode(
+            self._channels.auxiliary_encoder, self._meters.auxiliary_encoder, frame, proposals
+        )
         return features
 
     async def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """What the language model writes."""
         self._meters.language.check(self._waiting.limits)
         self._calls.answer += 1
-        generation: Generation = await self._language.call(
-            0 if features is None else num_bytes(features),
-            self._waiting,
-            features,
-            self._patient(task),
-            self._model,
-            session=_prefix_owner(features),
-        )
+        asked = (features, self._patient(task), self._model)
+        session = _prefix_owner(features)
+        call = self._channels.language.call("answer", *asked, session=session)
+        generation: Generation = await self._waiting.served(self._meters.language, call)
         self._meters.writing.add(generation)
         return generation
 
@@ -200,8 +173,9 @@ class RemoteStages:
         """What the language model writes, as it writes."""
         self._meters.language.check(self._waiting.limits)
         self._calls.answer += 1
-        stream = self._language_stream.options(session_id=_prefix_owner(features))
-        pieces = stream.remote(features, self._patient(task), self._model)
+        asked = (features, self._patient(task), self._model)
+        session = _prefix_owner(features)
+        pieces = self._channels.language.stream("write_answer", *asked, session=session)
         async with self._waiting.on(self._meters.language) as served:
             async for piece in pieces:
                 if isinstance(piece, str):
@@ -223,50 +197,20 @@ class RemoteStages:
     def _patient(self, task: Task) -> Task:
         return dataclasses.replace(task, patience_s=self._waiting.limits.patience_s)
 
-    async def _encode(self, caller: _Caller, frame: Frame, proposals: Awaitable[Proposals]) -> Any:
-        assert isinstance(proposals, (PendingProposals, ProposalsByValue))
-        pending = {"proposals": await proposals.reference()}
-        size = len(frame.encoded)
-        return await caller.call(size, self._waiting, frame, pending, *self._told())
-
-
-class _Caller:
-    """One method of one stage, called by value or by reference as its sizes demand."""
-
-    def __init__(self, meter: StageMeter, handle: DeploymentHandle[Any], method: str) -> None:
-        self._meter = meter
-        self._by_reference = handle.options(method_name=method)
-        self._by_value = handle.options(method_name=method, _by_reference=False)
-        self._response_bytes = 0
-
-    def saw_response(self, size_bytes: int) -> None:
-        """Responses of a stage are about as large as its last one."""
-        self._response_bytes = size_bytes
-
-    async def call(
-        self, request_bytes: int, waiting: _Waiting, *arguments: object, session: str = ""
+    async def _encode(
+        self,
+        channel: StageChannel,
+        meter: StageMeter,
+        frame: Frame,
+        proposals: Awaitable[Proposals],
     ) -> Any:
-        """The stage's result.
-
-        Args:
-            request_bytes: size of the largest argument.
-            waiting: how long.
-            arguments: of the stage's method.
-            session: calls of one session go to one replica, where the deployment's router heeds
-                sessions (serve_config.production.yaml).
-
-        Raises:
-            StageUnavailable: not within the stage's own time.
-            Overloaded: not before the caller's deadline, or the stage's queue is full.
-        """
-        small = max(request_bytes, self._response_bytes) < BY_VALUE_LIMIT_BYTES
-        handle = self._by_value if small else self._by_reference
-        if session:
-            handle = handle.options(session_id=session)
-        async with waiting.on(self._meter) as served:
-            done: Served[Any] = await handle.remote(*arguments)
-            served(done)
-            return done.value
+        assert isinstance(proposals, PendingProposals)
+        asked = (frame, *self._told())
+        if self._overlap and not proposals.are_there:
+            call = channel.call_in_parts("encode", *asked, last=proposals)
+        else:
+            call = channel.call("encode", *asked, await proposals)
+        return await self._waiting.served(meter, call)
 
 
 @dataclass(frozen=True)
@@ -276,6 +220,13 @@ class _Waiting:
     limits: Limits
     timeout_s: float
     """Whoever waits, a stage that takes longer is unavailable."""
+
+    async def served(self, meter: StageMeter, call: Awaitable[Served[Any]]) -> Any:
+        """The call's result, waited for and measured."""
+        async with self.on(meter) as served:
+            done = await call
+            served(done)
+            return done.value
 
     @contextlib.asynccontextmanager
     async def on(self, meter: StageMeter) -> AsyncIterator[Callable[[Served[Any]], None]]:
@@ -296,7 +247,7 @@ class _Waiting:
                 f"the {meter.name} stage did not answer within {self.timeout_s:g} s; try again "
                 "later"
             ) from None
-        except BackPressureError:
+        except StageFull:
             meter.refused()
             raise Overloaded(
                 f"the {meter.name} stage's queue is full; send less or try again later",

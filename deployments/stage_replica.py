@@ -1,4 +1,4 @@
-"""What every stage replica has: one agent object and a line before the thread that runs it.
+"""What every stage replica has: a door for calls, a line, and one agent object behind it.
 
 The event loop stays free while a model computes, and forward passes of one replica never
 overlap. Plain classes: `deployments/app.py` turns them into deployments.
@@ -9,21 +9,31 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import importlib
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any, TypeVar
+
+import ray
 
 from agent.batching import batch_limit
 from agent.detections import Proposals
 from agent.errors import SettingsError, StageUnavailable
 from agent.frame import Frame
+from agent.settings import from_mapping
+from agent.stage_settings import StageLimits
 from agent.urgency import Limits, Urgency
+from deployments.autoscaling import CALLS_UNDER_WAY
 from deployments.freed_memory import FreedMemory
 from deployments.logs import configure_logs
 from deployments.out_of_memory import memory_errors_typed
 from deployments.process_memory import MemoryReader
+from deployments.stage_door import StageDoor
 from deployments.stage_queue import Served, StageQueue
 
 T = TypeVar("T")
+
+_DRAIN_S = 60.0
+"""For calls under way when a replica goes; Serve itself ends it `graceful_shutdown_timeout_s` after
+it told it to go."""
 
 
 def load_factory(path: str) -> Any:
@@ -40,7 +50,7 @@ def load_factory(path: str) -> Any:
 
 
 class StageReplica:
-    """Holds the stage and the line before it."""
+    """Holds the stage, the line before it and the door through which calls come in."""
 
     def __init__(
         self,
@@ -64,6 +74,28 @@ class StageReplica:
         self._freed = FreedMemory()
         self._model_revision = model_revision
         self._hang_s = hang_s
+        self._door = StageDoor(self)
+
+    async def record_replica_metadata(self) -> dict[str, str]:
+        """Open for calls; Serve tells the front ends how to get in."""
+        return await self._door.open(ray.util.get_node_ip_address())
+
+    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Serve hands over `user_config` at the start, and when it changes.
+
+        Raises:
+            SettingsError: it holds something else than `max_calls`.
+        """
+        self._door.max_calls = from_mapping(StageLimits, user_config, "user_config").max_calls
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve does not see the calls that come in by our own door; so it learns of them."""
+        return {CALLS_UNDER_WAY: self._door.load.take_mean()}
+
+    def __del__(self) -> Awaitable[None] | None:
+        """Called by Serve before the replica goes, when nobody is sent here any more."""
+        door = getattr(self, "_door", None)
+        return door.close(_DRAIN_S) if door is not None and door.is_open else None
 
     def check_health(self) -> None:
         """Serve asks now and then, and starts another replica in place of one that raises.
@@ -100,20 +132,19 @@ class EncoderReplica(StageReplica):
     async def encode(
         self,
         frame: Frame,
-        pending: dict[str, Any],
-        left_s: float | None = None,
-        urgency: Urgency = Urgency.ONE_OFF,
-        model: str = "",
+        left_s: float | None,
+        urgency: Urgency,
+        model: str,
+        proposals: Proposals | Awaitable[Proposals],
     ) -> Served[Any]:
         """Features of every box.
 
         Args:
             frame: the picture.
-            pending: the boxes under "proposals", as a result that may not be there yet. In a
-                dict, because Ray would wait for a bare one before it starts this method.
             left_s: the caller waits no longer.
             urgency: of the caller.
             model: the caller's, see `check_model`.
+            proposals: the boxes, which may not be there yet.
 
         Raises:
             Overloaded: the caller would have waited longer.
@@ -125,7 +156,7 @@ class EncoderReplica(StageReplica):
             ticket, self.stage.start, frame, limit=self.max_batch_frames
         )
         with memory_errors_typed():
-            maps, proposals = await asyncio.gather(started, _wait(pending["proposals"]))
+            maps, proposals = await asyncio.gather(started, _waited(proposals))
             pool = self.stage.pool
             pooled: Served[Any] = await self.line.run(ticket, pool, maps.value, proposals)
         return self.signed(
@@ -138,6 +169,5 @@ class EncoderReplica(StageReplica):
         )
 
 
-async def _wait(pending: Proposals | Awaitable[Served[Proposals]]) -> Proposals:
-    # Boxes that the client sent are there already.
-    return pending if isinstance(pending, Proposals) else (await pending).value
+async def _waited(proposals: Proposals | Awaitable[Proposals]) -> Proposals:
+    return proposals if isinstance(proposals, Proposals) else await proposals

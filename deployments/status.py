@@ -1,7 +1,7 @@
 """Errors to gRPC: one table, one door. What is not in the table is a bug of ours.
 
 A bug is answered by INTERNAL and a request id; its traceback goes to the log, never to the
-client. Ray's wrappers are taken off first, so an error raised inside a stage keeps its type.
+client.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
-import ray.exceptions
 import ray.serve.exceptions
 
 from agent.errors import (
@@ -39,8 +38,6 @@ RETRY_AFTER_KEY = "grpc-retry-pushback-ms"
 _logger = logging.getLogger(__name__)
 _INTERNAL = "INTERNAL"
 _GONE = "CLIENT_GONE"
-_MAX_WRAPPERS = 8
-_RETRY_S = 0.5
 _MAX_MESSAGE_CHARS = 400
 """A status travels in headers of 8 KiB, where a character may take twelve bytes; clients lose
 the whole status of a call when it is longer."""
@@ -115,18 +112,7 @@ async def end_with_status(context: Any, failure: Failure) -> NoReturn:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """The error a stage raised, or the AgentError that Ray's own errors amount to."""
-    for _ in range(_MAX_WRAPPERS):
-        cause = getattr(error, "cause", None)
-        if not isinstance(error, ray.exceptions.RayTaskError) or cause is None:
-            break
-        error = cause
-    if isinstance(error, ray.serve.exceptions.BackPressureError):
-        return Overloaded(
-            "a stage's queue is full; send less or try again later", retry_after_s=_RETRY_S
-        )
-    if isinstance(
-        error, (ray.exceptions.RayActorError, ray.serve.exceptions.DeploymentUnavailableError)
-    ):
+    """The error itself, or the AgentError that an error of Serve's amounts to."""
+    if isinstance(error, ray.serve.exceptions.DeploymentUnavailableError):
         return StageUnavailable("a stage is restarting; try again in a few seconds")
     return error

@@ -1,41 +1,65 @@
-"""Deployment handles without Serve: the real replicas' methods, called in this process."""
+"""Deployment handles without Serve: the real replicas behind their real doors, in this process."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
-from typing import Any
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Self
 
+from agent.started_tasks import started
 from deployments.auxiliary_encoder import AuxiliaryEncoder
 from deployments.language import Language
 from deployments.metrics import ServiceMetrics
 from deployments.primary_encoder import PrimaryEncoder
 from deployments.proposal import Proposal
-from deployments.remote_stages import RemoteStages, StageHandles
+from deployments.remote_stages import RemoteStages, StageChannels
+from deployments.stage_door import StageDoor
 
 
 class Handle:
-    """As much of a `DeploymentHandle` as the remote stages use."""
+    """As much of a `DeploymentHandle` as the channels use."""
 
-    def __init__(
-        self, replica: Any, method: str = "", sessions: list[str] | None = None, session: str = ""
-    ) -> None:
-        self._replica = replica
-        self._method = method
-        self._session = session
-        self.sessions: list[str] = [] if sessions is None else sessions
-        """What each call named as its session, in order; shared by all handles of a replica."""
+    def __init__(self, *replicas: Any) -> None:
+        self.doors = {f"replica{n}": StageDoor(replica) for n, replica in enumerate(replicas)}
+        self.gone: set[str] = set()
+        """Replicas that Serve no longer knows."""
+        self._metadata: dict[str, asyncio.Future[dict[str, str]]] = {}
 
-    def options(self, *, method_name: str = "", session_id: str = "", **_how: object) -> Handle:
-        """A handle for one method; how it travels makes no difference here."""
-        return Handle(
-            self._replica, method_name or self._method, self.sessions, session_id or self._session
-        )
+    @contextlib.asynccontextmanager
+    async def choose_replica(
+        self, roster: dict[str, Any], *, _reserve: bool
+    ) -> AsyncIterator[None]:
+        """Fills in the roster, as the router of the real one does."""
+        assert not _reserve
+        for name, door in self.doors.items():
+            if name not in self._metadata:
+                self._metadata[name] = started(door.open("127.0.0.1"))
+            if name not in self.gone:
+                roster[name] = await self._metadata[name]
+        yield
 
-    def remote(self, *arguments: object) -> Awaitable[Any]:
-        """Calls the replica."""
-        self.sessions.append(self._session)
-        called: Awaitable[Any] = getattr(self._replica, self._method)(*arguments)
-        return called
+    async def close(self) -> None:
+        """All its replicas' doors."""
+        for name in self._metadata:
+            await self.doors[name].close(0.0)
+
+
+class StagesHere(RemoteStages):
+    """The remote stages with the replicas that they call; to be left before the loop ends."""
+
+    def __init__(self, handles: Sequence[Handle], **options: Any) -> None:
+        self.handles = handles
+        self._to_them = StageChannels.over(*handles)  # type: ignore[arg-type]
+        super().__init__(self._to_them, timeout_s=30.0, **options)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self._to_them.close()
+        for handle in self.handles:
+            await handle.close()
 
 
 def remote_stages(
@@ -43,8 +67,8 @@ def remote_stages(
     *,
     proposer: str = "tests.fakes:FakeProposer",
     primary_encoder: str = "tests.fakes:FakePrimaryEncoder",
-    language: Any = None,
-) -> RemoteStages:
+    overlap: bool = False,
+) -> StagesHere:
     """The service's own stages over the fakes, everything but Serve."""
     fakes = "tests.fakes"
     handles = [
@@ -53,21 +77,16 @@ def remote_stages(
             Proposal(proposer, "", "cpu", 1),
             PrimaryEncoder(primary_encoder, "", "cpu", 1),
             AuxiliaryEncoder(f"{fakes}:FakeAuxiliaryEncoder", "", "cpu", 1),
-            language or Language(f"{fakes}:FakeLanguage", "", "cpu", 1),
+            Language(f"{fakes}:FakeLanguage", "", "cpu", 1),
         )
     ]
-    return stages_of(handles, metrics)
+    return stages_of(handles, metrics, overlap=overlap)
 
 
 def stages_of(
-    handles: Sequence[Handle], metrics: ServiceMetrics, *, model: str = ""
-) -> RemoteStages:
-    """The stages behind four handles, in the order of `StageHandles`, asked for a model's work."""
-    return RemoteStages(
-        StageHandles(*handles),  # type: ignore[arg-type]
-        calls=metrics.stage_calls,
-        meters=metrics.meters,
-        timeout_s=30.0,
-        overlap=False,
-        model=model,
+    handles: Sequence[Handle], metrics: ServiceMetrics, *, model: str = "", overlap: bool = False
+) -> StagesHere:
+    """The stages behind four handles, in the order of `StageChannels`, asked for a model's work."""
+    return StagesHere(
+        handles, calls=metrics.stage_calls, meters=metrics.meters, overlap=overlap, model=model
     )

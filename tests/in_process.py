@@ -91,7 +91,8 @@ async def running_service(
     fakes, cache, metrics = FakeStages(), MemoryRegionCache(), ServiceMetrics()
     if stages is None:
         metrics.stage_calls = fakes.calls
-    pipeline = Pipeline(fakes if stages is None else stages(metrics), cache, model_digest="m")
+    used: Stages = fakes if stages is None else stages(metrics)
+    pipeline = Pipeline(used, cache, model_digest="m")
     capabilities = pb.Capabilities(model_name="fake")
     sessions = store or MemorySessionStore(ttl_s=60.0)
     quotas = open_quotas(settings.access, settings.cache)
@@ -106,6 +107,8 @@ async def running_service(
     finally:
         await server.stop(None)
         await quotas.close()
+        if isinstance(used, contextlib.AbstractAsyncContextManager):
+            await used.__aexit__(None, None, None)
 
 
 async def frames(*numbers: int, every_s: float = 0.0) -> AsyncIterator[OutgoingFrame]:

@@ -8,7 +8,6 @@ import time
 
 import grpc
 import pytest
-from ray.serve.exceptions import BackPressureError
 
 from agent.errors import Overloaded
 from agent.settings import KeyframeSettings, ServiceSettings, SharingSettings
@@ -16,10 +15,11 @@ from agent.urgency import Urgency
 from client.events import StreamError
 from client.types import FramePriority, FrameResult, StreamPolicy
 from client.vision_agent_client import VisionAgentClient
+from deployments.metrics import ServiceMetrics
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc
 from tests.fakes import BUSY_RETRY_S, SLOW_S, FakePrimaryEncoder
-from tests.handles import remote_stages
+from tests.handles import StagesHere, remote_stages
 from tests.in_process import GROUND, SETTINGS, conversation, running_service
 from tests.pictures import encoded_image
 
@@ -35,19 +35,17 @@ class SlowEncoder(FakePrimaryEncoder):
         return super().start(frame)
 
 
-class FullLanguage:
-    """A stage whose queue has no room."""
-
-    async def answer(self, *_arguments: object) -> None:
-        """What Serve raises at its caller."""
-        raise BackPressureError(num_queued_requests=3, max_queued_requests=3)
-
-    write_answer = answer
+def full_language(metrics: ServiceMetrics) -> StagesHere:
+    """Stages of which the last one takes no calls."""
+    stages = remote_stages(metrics)
+    (door,) = stages.handles[-1].doors.values()
+    door.max_calls = 0
+    return stages
 
 
 async def test_a_full_queue_is_overloaded_with_a_hint_and_never_internal() -> None:
     async with (
-        running_service(stages=lambda m: remote_stages(m, language=FullLanguage())) as service,
+        running_service(stages=full_language) as service,
         grpc.aio.insecure_channel(service.target) as channel,
         VisionAgentClient(service.target) as client,
     ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -30,30 +32,32 @@ _FRAME = read_frame(encoded_image())
 _DOG = Task.detect("dog")
 
 
-def pipeline(*models: str) -> Pipeline:
+@contextlib.asynccontextmanager
+async def pipeline(*models: str) -> AsyncIterator[Pipeline]:
     """A front end of the new model over four stages, each of its own."""
     handles = [
         Handle(stage(f"tests.fakes:{fake}", "", "cpu", 1, model_revision=model))
         for (stage, fake), model in zip(_STAGES, models, strict=True)
     ]
-    stages = stages_of(handles, ServiceMetrics(), model="new")
-    return Pipeline(stages, MemoryRegionCache(), model_digest="new")
+    async with stages_of(handles, ServiceMetrics(), model="new") as stages:
+        yield Pipeline(stages, MemoryRegionCache(), model_digest="new")
 
 
 @pytest.mark.parametrize("number", range(len(_STAGES)))
 async def test_a_stage_of_another_model_refuses_by_type(number: int) -> None:
     models = ["new"] * len(_STAGES)
     models[number] = "old"
-    with pytest.raises(StageUnavailable, match="being replaced"):
-        await pipeline(*models).ground(_FRAME, [_DOG])
-    with pytest.raises(StageUnavailable, match="being replaced"):
-        [piece async for piece in pipeline(*models).ask(_FRAME, _DOG)]
+    async with pipeline(*models) as front_end:
+        with pytest.raises(StageUnavailable, match="being replaced"):
+            await front_end.ground(_FRAME, [_DOG])
+        with pytest.raises(StageUnavailable, match="being replaced"):
+            [piece async for piece in front_end.ask(_FRAME, _DOG)]
 
 
 async def test_stages_of_one_model_work_together() -> None:
-    together = pipeline(*["new"] * len(_STAGES))
-    assert (await together.ground(_FRAME, [_DOG])).answers[0].detections
-    assert [piece async for piece in together.ask(_FRAME, _DOG)]
+    async with pipeline(*["new"] * len(_STAGES)) as together:
+        assert (await together.ground(_FRAME, [_DOG])).answers[0].detections
+        assert [piece async for piece in together.ask(_FRAME, _DOG)]
 
 
 def test_whatever_changes_features_is_another_model() -> None:
