@@ -11,7 +11,7 @@ import math
 import pickle
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +43,12 @@ _PAUSE_S = 0.1
 _UNUSED_S = 60.0
 """Connections that nobody used for so long are closed: the replica may be gone."""
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_GONE_MESSAGE = "a stage went away while it was at work; try again in a few seconds"
 _ERRORS = (AgentError, StageFull, StageBug)
+
+
+class _ReplicaGone(StageUnavailable):
+    """With a call inside."""
 
 
 @dataclass
@@ -90,29 +95,37 @@ class StageChannel:
 
         Raises:
             AgentError: the method's own.
-            StageUnavailable: the replica went away while it was at it.
+            StageUnavailable: two replicas went away while they were at it.
             StageFull: it takes no more calls.
             StageBug: anything else it raised.
         """
-        async with self._door(session) as door:
+        message = _packed(arguments)
+
+        async def called(door: _Door) -> Any:
             send = door.channel.unary_unary(f"/{CALL}/{method}")
-            return _value(await send(_packed(arguments), metadata=door.metadata))
+            return _value(await send(message, metadata=door.metadata))
+
+        return await self._twice(called, session)
 
     async def call_in_parts(self, method: str, *arguments: object, last: Awaitable[object]) -> Any:
         """As `call`; the replica has the other arguments before the last one is known.
 
-        Raises what `last` raises, too.
+        Raises what `last` raises, too, which may be awaited twice.
         """
-        async with self._door("") as door:
+        message = _packed(arguments)
+
+        async def called(door: _Door) -> Any:
             call = door.channel.stream_unary(f"/{CALL_IN_PARTS}/{method}")(metadata=door.metadata)
             try:
-                await call.write(_packed(arguments))
+                await call.write(message)
                 value = await last
+                # The door reads two messages; to tell it that no third comes takes a round more.
                 await call.write(_packed(value))
-                await call.done_writing()
                 return _value(await call)
             finally:
                 call.cancel()
+
+        return await self._twice(called, "")
 
     async def stream(
         self, method: str, *arguments: object, session: str = ""
@@ -133,6 +146,17 @@ class StageChannel:
         doors, self._doors = list(self._doors.values()), {}
         await asyncio.gather(*(door.channel.close() for door in doors))
 
+    async def _twice(self, called: Callable[[_Door], Awaitable[Any]], session: str) -> Any:
+        """Once more where a replica goes: calls change nothing, so nobody need hear of it.
+
+        Not a third time: it may be the call that kills them.
+        """
+        with contextlib.suppress(_ReplicaGone):
+            async with self._door(session) as door:
+                return await called(door)
+        async with self._door(session) as door:
+            return await called(door)
+
     @contextlib.asynccontextmanager
     async def _door(self, session: str) -> AsyncIterator[_Door]:
         """An open door; waits for one while there is none."""
@@ -140,12 +164,20 @@ class StageChannel:
             door = await self._chosen(session)
             with self._counted(door.replica):
                 if await door.is_open():
-                    with _gone_typed():
+                    try:
                         yield door
+                    except grpc.aio.AioRpcError as error:
+                        if error.code() not in _GONE:
+                            raise
+                        self._shun(door)
+                        raise _ReplicaGone(_GONE_MESSAGE) from error
                     return
-            self._shunned[door.replica] = time.monotonic() + _SHUN_S
-            self._asked_s = -math.inf
+            self._shun(door)
             await asyncio.sleep(_PAUSE_S)
+
+    def _shun(self, door: _Door) -> None:
+        self._shunned[door.replica] = time.monotonic() + _SHUN_S
+        self._asked_s = -math.inf
 
     async def _chosen(self, session: str) -> _Door:
         now_s = time.monotonic()
@@ -186,18 +218,6 @@ class StageChannel:
         for door in unused:
             del self._doors[door.replica]
         await asyncio.gather(*(door.channel.close() for door in unused))
-
-
-@contextlib.contextmanager
-def _gone_typed() -> Iterator[None]:
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        if error.code() not in _GONE:
-            raise
-        raise StageUnavailable(
-            "a stage went away while it was at work; try again in a few seconds"
-        ) from error
 
 
 def _channel(address: str) -> Any:

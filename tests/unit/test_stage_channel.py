@@ -58,7 +58,10 @@ class Replica:
         if frame == "refused":
             raise Overloaded("not now", retry_after_s=0.5)
         try:
-            return f"{frame} with {await boxes}"
+            both = f"{frame} with {await boxes}"
+            if frame == "slow":
+                await self.may_end.wait()
+            return both
         except asyncio.CancelledError:
             self.num_cancelled += 1
             raise
@@ -235,14 +238,58 @@ async def test_where_there_is_none_a_call_waits_for_one() -> None:
         assert replica.num_calls == 1
 
 
-async def test_a_replica_that_goes_while_at_work_is_unavailable() -> None:
-    replica = Replica()
-    async with channel_to(replica) as (channel, handle):
-        call = asyncio.create_task(channel.call("propose"))
-        await asyncio.wait_for(replica.has_begun.wait(), 10)
-        await handle.doors["replica0"].close(0.0)
+async def goes(handle: Handle) -> None:
+    """The replica that is at work, before Serve notices."""
+
+    def at_work() -> list[str]:
+        doors = handle.doors.items()
+        return [name for name, door in doors if door.load.now and name not in handle.gone]
+
+    await until(at_work)
+    (name,) = at_work()
+    handle.gone.add(name)
+    await handle.doors[name].close(0.0)
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+async def test_a_call_outlives_one_replica_but_not_two(in_parts: bool) -> None:
+    replicas = [Replica() for _ in range(4)]
+    boxes: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    boxes.set_result("boxes")
+
+    async def called() -> Any:
+        if in_parts:
+            return await channel.call_in_parts("encode", "slow", last=boxes)
+        return await channel.call("propose")
+
+    async with channel_to(*replicas) as (channel, handle):
+        call = asyncio.create_task(called())
+        await goes(handle)
+        await goes(handle)
         with pytest.raises(StageUnavailable, match="went away"):
             await call
+        call = asyncio.create_task(called())
+        await goes(handle)
+        for replica in replicas:
+            replica.may_end.set()
+        assert await call in ("done", "slow with boxes")
+
+
+async def test_pieces_that_were_written_are_not_written_again() -> None:
+    class Slow(Replica):
+        async def write_answer(self, num: int) -> AsyncIterator[str]:
+            self.num_calls += 1
+            yield "first piece"
+            await asyncio.sleep(60)
+
+    replicas = [Slow() for _ in range(2)]
+    async with channel_to(*replicas) as (channel, handle):
+        pieces = channel.stream("write_answer", 2)
+        assert await anext(pieces) == "first piece"
+        await goes(handle)
+        with pytest.raises(StageUnavailable, match="went away"):
+            await anext(pieces)
+        assert sum(replica.num_calls for replica in replicas) == 1
 
 
 async def test_a_replica_that_is_told_to_go_ends_its_calls_first() -> None:
