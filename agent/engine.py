@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agent.drafting import DraftTree
 from agent.errors import Overloaded
@@ -26,6 +26,7 @@ from agent.generation_request import (
     Request,
 )
 from agent.grammar import AnswerGrammar
+from agent.model.compilation import compile_layers, pass_size
 from agent.model.language_model import LanguageModel
 from agent.model.ragged_attention import (
     RAGGED,
@@ -123,6 +124,7 @@ class Engine:
         self._num_answers = 0
         self._num_layers = int(language.config.num_hidden_layers)
         self._device = device
+        self._compiled = False
         self._work = threading.Condition()
         self._inbox: list[_Run] = []
         self._waiting: list[_Run] = []
@@ -131,6 +133,11 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._step_since_s: float | None = None
+
+    def compile(self, *, backend: str = "inductor") -> None:
+        """Run short passes compiled, in fixed sizes; to be called while there are no requests."""
+        compile_layers(self._language, backend=backend)
+        self._compiled = True
 
     def stalled_s(self) -> float:
         """Seconds for which the step under way has run; zero between steps."""
@@ -364,9 +371,14 @@ class Engine:
     def _forward(self, embeddings: Tensor, positions: Tensor, segments: list[Segment]) -> Tensor:
         """(tokens, hidden) of one packed pass."""
         batch = RaggedBatch(segments)
+        size = pass_size(len(embeddings)) if self._compiled else None
+        filling = 0 if size is None else size - len(embeddings)
+        if self._compiled:
+            # What an earlier pass left in its graphs' memory is no longer needed.
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         output = self._language.model(
-            inputs_embeds=embeddings[None],
-            position_ids=positions[:, None].to(self._device),
+            inputs_embeds=nn.functional.pad(embeddings, (0, 0, 0, filling))[None],
+            position_ids=nn.functional.pad(positions, (0, filling))[:, None].to(self._device),
             attention_mask={"full_attention": None, "sliding_attention": None},
             use_cache=False,
             ragged=batch,

@@ -64,6 +64,8 @@ class LanguageStage:
         settings = engine or EngineSettings()
         self.prefixes = PrefixCache(settings.prefix_bytes)
         self.engine = Engine(self._language, self.prefixes, settings, device=device)
+        if settings.compiled and device != "cpu":
+            self.engine.compile()
 
     @classmethod
     def from_pretrained(

@@ -29,6 +29,9 @@ class EngineSettings:
     prefix_bytes: int = 268_435_456
     """Keys and values kept of frames that were asked about, for further questions; least recently
     used out first."""
+    compiled: bool = False
+    """Compile the decoder layers for passes of 8, 32, 128 and 512 tokens, started as CUDA graphs;
+    on a GPU alone. Not measured on one yet (docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True)

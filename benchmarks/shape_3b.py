@@ -5,7 +5,8 @@ show that the command works. Random weights write nonsense, so answers have a fi
 guesses are shown at both ends: none right, and all right. Beside the engine stand the same modules
 used the published way (each question recomputes everything, one token a pass), and a stock
 Qwen2.5-VL of the same shape, which has one encoder and no regions and prints its boxes as digits.
-Prints tables and one JSON line.
+Answers are measured twice, the second time with compiled decoder layers. Prints tables and one JSON
+line.
 """
 
 from __future__ import annotations
@@ -352,6 +353,9 @@ async def measure(shape: Shape) -> dict[str, object]:
     result["frames_per_s_in_batches"] = 1e3 / batched
     result["decoding"] = measurement.decoding_rows(features)
     result["questions"] = await measurement.question_rows()
+    measurement.language.engine.compile(backend="eager" if shape.is_smoke else "inductor")
+    result["decoding_compiled"] = measurement.decoding_rows(features)
+    result["questions_compiled"] = await measurement.question_rows()
     result["peak_gib"] = torch.cuda.max_memory_allocated() / _GIB if on_gpu else None
     measurement.stages.close()
     result["seconds"] = time.perf_counter() - started
@@ -378,9 +382,12 @@ def main() -> None:
     shape = Shape.smoke() if options.smoke else Shape.published(options.device)
     result = asyncio.run(measure(shape))
     console = Console()
-    for name in ("stages", "decoding", "questions"):
+    for name in (
+        "stages", "decoding", "questions", "decoding_compiled", "questions_compiled",
+    ):  # fmt: skip
         rows = result[name]
         assert isinstance(rows, list)
+        console.print(name)
         show(rows, console)
     print(json.dumps({"benchmark": "shape_3b", **result}))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import pickle
 import time
@@ -42,9 +43,18 @@ _PAUSE_S = 0.1
 """Before the next look for a replica where none can be reached."""
 _UNUSED_S = 60.0
 """Connections that nobody used for so long are closed: the replica may be gone."""
-_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_BUGS = (
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+)
+"""Said by a door that is there; all else is what gRPC makes of a connection that ends, UNAVAILABLE
+mostly, CANCELLED, UNKNOWN or INTERNAL depending on what was under way."""
 _GONE_MESSAGE = "a stage went away while it was at work; try again in a few seconds"
 _ERRORS = (AgentError, StageFull, StageBug)
+
+
+_logger = logging.getLogger(__name__)
 
 
 class _ReplicaGone(StageUnavailable):
@@ -120,7 +130,9 @@ class StageChannel:
                 await call.write(message)
                 value = await last
                 # The door reads two messages; to tell it that no third comes takes a round more.
-                await call.write(_packed(value))
+                # Nothing can be written into a call that has ended; how it ended says the call.
+                with contextlib.suppress(asyncio.InvalidStateError):
+                    await call.write(_packed(value))
                 return _value(await call)
             finally:
                 call.cancel()
@@ -167,8 +179,9 @@ class StageChannel:
                     try:
                         yield door
                     except grpc.aio.AioRpcError as error:
-                        if error.code() not in _GONE:
+                        if error.code() in _BUGS:
                             raise
+                        _logger.warning("a call was cut off: %s", error.details())
                         self._shun(door)
                         raise _ReplicaGone(_GONE_MESSAGE) from error
                     return

@@ -191,6 +191,7 @@ class RaggedBatch:
             segment.past.advance(segment.stop - segment.start)
 
 
+@torch.compiler.disable
 def ragged_attention(
     module: nn.Module,
     query: Tensor,
@@ -206,7 +207,7 @@ def ragged_attention(
     Args:
         module: the attention layer (its `layer_idx` says which).
         query: (1, heads, tokens, width); key, value: (1, kv_heads, tokens, width).
-        ragged: the segments of this pass.
+        ragged: the segments of this pass; tokens behind the last are filling.
 
     Returns:
         (1, tokens, heads, width) and None.
@@ -219,6 +220,8 @@ def ragged_attention(
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = torch.empty_like(query)
+    # Filling gets numbers, too: there is no telling what lies in fresh memory.
+    output[:, :, max(segment.stop for segment in ragged.segments) :] = 0.0
     for group in ragged.groups:
         first = group.segments[0]
         if len(group.segments) == 1 and first.stop - first.start > _LONG:

@@ -7,8 +7,12 @@ import torch
 from transformers.models.florence2.modeling_florence2 import Florence2VisionMLP
 
 from agent.encoders import AuxiliaryEncoderStage, PrimaryEncoderStage
-from agent.model.compilation import compile_blocks
-from tests.unit.tiny_model import write_tiny_model
+from agent.engine import Engine
+from agent.model.compilation import compile_blocks, pass_size
+from agent.model.language_model import LanguageModel
+from agent.prefix_cache import PrefixCache
+from tests.unit.test_engine import request
+from tests.unit.tiny_model import tiny_config, tiny_tokenizer, write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +52,47 @@ def _first(model):
         return model.primary_encoder.tower.blocks[0].mlp
     blocks = model.auxiliary_encoder.tower.blocks
     return next(module for module in blocks.modules() if isinstance(module, Florence2VisionMLP))
+
+
+def test_compiled_layers_write_the_same_in_a_few_fixed_sizes():
+    def language(num_layers):
+        torch.manual_seed(3)
+        text = tiny_config(tiny_tokenizer().vocab_size).text
+        text.num_hidden_layers = num_layers
+        text.layer_types = ["full_attention"] * num_layers
+        made = LanguageModel(text, tie_word_embeddings=True).eval()
+        torch.nn.init.normal_(made.model.embed_tokens.weight, std=0.5)
+        return made
+
+    def written(engine, model, counts):
+        asked = [
+            request(model, number, [5, 9 + number], count=4)
+            for count in counts
+            for number in range(count)
+        ]
+        return [future.result(60).ids for future in [engine.submit(one) for one in asked]]
+
+    num_graphs = []
+    for num_layers in (1, 3):
+        plain, traced = (Engine(language(num_layers), PrefixCache(2**24)) for _ in range(2))
+        torch._dynamo.reset()
+        started = num_traced()
+        traced.compile(backend="eager")
+        try:
+            for counts in [(1,), (3,), (2, 5), (1, 1)]:
+                ours = written(traced, traced._language, counts)
+                assert ours == written(plain, plain._language, counts)
+            num_graphs.append(num_traced() - started)
+            written(traced, traced._language, (4, 2))
+            assert num_traced() - started == num_graphs[-1], "no size is traced twice"
+        finally:
+            plain.close()
+            traced.close()
+    assert num_graphs[0] == num_graphs[1] > 0, "layers share their graphs"
+
+
+def test_a_pass_is_filled_up_or_left_alone():
+    assert [pass_size(count) for count in (1, 8, 9, 512, 513)] == [8, 8, 32, 512, None]
 
 
 def test_a_cpu_compiles_nothing(directory):

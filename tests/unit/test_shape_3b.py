@@ -22,11 +22,12 @@ async def test_smoke():
         assert row["gflop"] > 0, row
         assert row["gb"] > 0, row
         assert row["times_floor"] == pytest.approx(row["ms"] / row["floor_ms"])
-    for row in result["questions"]:
+    for row in result["questions"] + result["questions_compiled"]:
         assert row["equal_answers"] == 1.0
         assert row["guesses_change_nothing"]
         assert all(row[f"{way}, ms"] > 0 for way in ("engine", "reference", "printed digits"))
-    assert [row["answers_together"] for row in result["decoding"]] == [1, 8, 32]
+    for name in ("decoding", "decoding_compiled"):
+        assert [row["answers_together"] for row in result[name]] == [1, 8, 32]
 
 
 def test_operations_and_weights_are_counted():

@@ -275,6 +275,18 @@ async def test_a_call_outlives_one_replica_but_not_two(in_parts: bool) -> None:
         assert await call in ("done", "slow with boxes")
 
 
+async def test_a_replica_may_go_before_the_last_argument_is_there() -> None:
+    boxes: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    async with channel_to(Replica(), Replica()) as (channel, handle):
+        call = asyncio.create_task(
+            channel.call_in_parts("encode", "frame", last=asyncio.shield(boxes))
+        )
+        await goes(handle)
+        await asyncio.sleep(0.1)
+        boxes.set_result("boxes")
+        assert await call == "frame with boxes"
+
+
 async def test_pieces_that_were_written_are_not_written_again() -> None:
     class Slow(Replica):
         async def write_answer(self, num: int) -> AsyncIterator[str]:
