@@ -154,13 +154,31 @@ class Segment:
         return self._among
 
 
-@dataclass(frozen=True)
+@dataclass
 class SegmentGroup:
     """Segments that are attended together."""
 
     segments: list[Segment]
     rows: Tensor
     """(tokens,) their places in the packed row."""
+    _hidden: Tensor | None = field(default=None, init=False)
+
+    def hidden(self, device: torch.device) -> Tensor:
+        """(tokens, longest) True where a token may not look at its segment's tokens, past and new.
+
+        Made once for all layers.
+        """
+        if self._hidden is None:
+            longest = max(s.past.length + s.stop - s.start for s in self.segments)
+            hidden = torch.ones(len(self.rows), longest, dtype=torch.bool)
+            first = 0
+            for segment in self.segments:
+                new, old = segment.stop - segment.start, segment.past.length
+                hidden[first : first + new, :old] = False
+                hidden[first : first + new, old : old + new] = ~segment.among(hidden.device)
+                first += new
+            self._hidden = hidden.to(device)
+        return self._hidden
 
     @classmethod
     def of(cls, segments: list[Segment]) -> SegmentGroup:
@@ -256,41 +274,42 @@ def _attend_group(
     output: Tensor, query: Tensor, key: Tensor, value: Tensor,
     layer: int, group: SegmentGroup, scale: float,
 ) -> None:  # fmt: skip
-    """Short continuations of one prefix: the shared part is one product for all of them."""
+    """Short continuations of one prefix: what they share is one product for all of them.
+
+    Scores of all stand in one table, those of each continuation's own tokens behind the shared
+    ones, filled up to the longest: one softmax serves the group.
+    """
     rows = group.rows.to(query.device)
     kv_heads, width = key.shape[1], query.shape[-1]
     repeat = query.shape[1] // kv_heads
     # (kv_heads, repeat, tokens, width): query heads beside the key head they read.
-    asked = query[0, :, rows].view(kv_heads, repeat, len(rows), width)
+    asked = (query[0, :, rows] * scale).view(kv_heads, repeat, len(rows), width)
     prefix = group.segments[0].prefix
     shared = None if prefix is None else prefix.at(layer)
-    shared_scores = None
-    if shared is not None:
-        shared_scores = (asked.flatten(1, 2) @ shared[0].transpose(1, 2)).view(
-            kv_heads, repeat, len(rows), -1
-        )
-    shared_weights, mixed, first = [], [], 0
+    hidden = group.hidden(query.device)
+    own = query.new_empty(kv_heads, repeat, *hidden.shape)
+    parts, first = [], 0
     for segment in group.segments:
-        new = segment.stop - segment.start
-        mine = slice(first, first + new)
         here = slice(segment.start, segment.stop)
+        mine = slice(first, first + segment.stop - segment.start)
         keys, values = segment.past.append(layer, key[0, :, here], value[0, :, here])
-        scores = asked[:, :, mine] @ keys.transpose(1, 2)[:, None]
-        old = keys.shape[1] - new
-        among = segment.among(query.device)
-        scores[..., old:] = scores[..., old:].masked_fill(~among, -torch.inf)
-        num_shared = 0
-        if shared_scores is not None:
-            num_shared = shared_scores.shape[-1]
-            scores = torch.cat([shared_scores[:, :, mine], scores], dim=-1)
-        weights = (scores.float() * scale).softmax(-1).to(values.dtype)
-        shared_weights.append(weights[..., :num_shared])
-        mixed.append(weights[..., num_shared:] @ values[:, None])
-        first += new
+        own[:, :, mine, : keys.shape[1]] = asked[:, :, mine] @ keys.transpose(1, 2)[:, None]
+        parts.append((mine, values))
+        first = mine.stop
+    scores, num_shared = own.masked_fill_(hidden, -torch.inf), 0
+    if shared is not None:
+        num_shared = shared[0].shape[1]
+        of_shared = asked.flatten(1, 2) @ shared[0].transpose(1, 2)
+        scores = torch.cat([of_shared.view(kv_heads, repeat, len(rows), -1), own], dim=-1)
+    weights = scores.float().softmax(-1).to(value.dtype)
+    mixed = [
+        weights[:, :, mine, num_shared : num_shared + values.shape[1]] @ values[:, None]
+        for mine, values in parts
+    ]
     result = torch.cat(mixed, dim=2)
     if shared is not None:
-        weights = torch.cat(shared_weights, dim=2).flatten(1, 2)
-        result = result + (weights @ shared[1]).view_as(result)
+        of_shared = weights[..., :num_shared].flatten(1, 2) @ shared[1]
+        result = result + of_shared.view_as(result)
     output[0, :, rows] = result.flatten(0, 1)
 
 
