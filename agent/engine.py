@@ -371,14 +371,15 @@ class Engine:
     def _forward(self, embeddings: Tensor, positions: Tensor, segments: list[Segment]) -> Tensor:
         """(tokens, hidden) of one packed pass."""
         batch = RaggedBatch(segments)
-        size = pass_size(len(embeddings)) if self._compiled else None
-        filling = 0 if size is None else size - len(embeddings)
-        if self._compiled:
+        if self._compiled and (size := pass_size(len(embeddings))) is not None:
+            filling = size - len(embeddings)
+            embeddings = nn.functional.pad(embeddings, (0, 0, 0, filling))
+            positions = nn.functional.pad(positions, (0, filling))
             # What an earlier pass left in its graphs' memory is no longer needed.
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         output = self._language.model(
-            inputs_embeds=nn.functional.pad(embeddings, (0, 0, 0, filling))[None],
-            position_ids=nn.functional.pad(positions, (0, filling))[:, None].to(self._device),
+            inputs_embeds=embeddings[None],
+            position_ids=positions[:, None].to(self._device),
             attention_mask={"full_attention": None, "sliding_attention": None},
             use_cache=False,
             ragged=batch,

@@ -32,6 +32,7 @@ from deployments.stage_door import (
     STREAM,
     StageBug,
     StageFull,
+    packed,
 )
 
 _ROSTER_S = 1.0
@@ -43,6 +44,7 @@ _PAUSE_S = 0.1
 """Before the next look for a replica where none can be reached."""
 _UNUSED_S = 60.0
 """Connections that nobody used for so long are closed: the replica may be gone."""
+_SETTLED = (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE)
 _BUGS = (
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.UNIMPLEMENTED,
@@ -72,15 +74,11 @@ class _Door:
 
     async def is_open(self) -> bool:
         """Whether calls can go there; connects where need be."""
-        state = self.channel.get_state(try_to_connect=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CONNECT_S):
-                while state is not grpc.ChannelConnectivity.READY:
-                    if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                        return False
+                while (state := self.channel.get_state(try_to_connect=True)) not in _SETTLED:
                     await self.channel.wait_for_state_change(state)
-                    state = self.channel.get_state(try_to_connect=True)
-                return True
+                return state is grpc.ChannelConnectivity.READY
         return False
 
 
@@ -109,7 +107,7 @@ class StageChannel:
             StageFull: it takes no more calls.
             StageBug: anything else it raised.
         """
-        message = _packed(arguments)
+        message = packed(arguments)
 
         async def called(door: _Door) -> Any:
             send = door.channel.unary_unary(f"/{CALL}/{method}")
@@ -122,7 +120,7 @@ class StageChannel:
 
         Raises what `last` raises, too, which may be awaited twice.
         """
-        message = _packed(arguments)
+        message = packed(arguments)
 
         async def called(door: _Door) -> Any:
             call = door.channel.stream_unary(f"/{CALL_IN_PARTS}/{method}")(metadata=door.metadata)
@@ -132,7 +130,7 @@ class StageChannel:
                 # The door reads two messages; to tell it that no third comes takes a round more.
                 # Nothing can be written into a call that has ended; how it ended says the call.
                 with contextlib.suppress(asyncio.InvalidStateError):
-                    await call.write(_packed(value))
+                    await call.write(packed(value))
                 return _value(await call)
             finally:
                 call.cancel()
@@ -145,7 +143,7 @@ class StageChannel:
         """What a replica's method yields; raises as `call`."""
         async with self._door(session) as door:
             open_stream = door.channel.unary_stream(f"/{STREAM}/{method}")
-            call = open_stream(_packed(arguments), metadata=door.metadata)
+            call = open_stream(packed(arguments), metadata=door.metadata)
             try:
                 async for message in call:
                     if (piece := _value(message)) is not None:
@@ -247,10 +245,6 @@ def _channel(address: str) -> Any:
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=options)
     return grpc.aio.secure_channel(address, credentials, options=options)
-
-
-def _packed(value: object) -> bytes:
-    return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
 
 
 def _value(message: bytes) -> Any:

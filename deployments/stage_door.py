@@ -9,13 +9,14 @@ ends are one release of one service. Knows no stage.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import pickle
 import secrets
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -69,13 +70,14 @@ class StageDoor:
             ]
         )
         self._server.add_generic_rpc_handlers((_Methods(self),))
-        address, credentials = f"{host}:0", server_credentials()
+        name = f"[{host}]" if ":" in host else host
+        credentials = server_credentials()
         if credentials is None:
-            port = self._server.add_insecure_port(address)
+            port = self._server.add_insecure_port(f"{name}:0")
         else:
-            port = self._server.add_secure_port(address, credentials)
+            port = self._server.add_secure_port(f"{name}:0", credentials)
         await self._server.start()
-        return {"address": f"{host}:{port}", "key": self._key}
+        return {"address": f"{name}:{port}", "key": self._key}
 
     @property
     def is_open(self) -> bool:
@@ -107,11 +109,12 @@ class StageDoor:
     async def stream(self, name: str, request: bytes, context: Any) -> None:
         """One method that yields."""
         await self._check(context)
-        pieces: AsyncIterator[Any] = self._method(name)(*pickle.loads(request))
 
         async def write_all() -> None:
-            async for piece in pieces:
-                await context.write(_packed(piece))
+            # Closed at once when the caller goes, so that what it began ends, too.
+            async with contextlib.aclosing(self._method(name)(*pickle.loads(request))) as pieces:
+                async for piece in pieces:
+                    await context.write(packed(piece))
 
         last = await self._reply(write_all)
         await context.write(last)
@@ -128,15 +131,15 @@ class StageDoor:
     async def _reply(self, work: Callable[[], Awaitable[Any]]) -> bytes:
         """The result or the error, packed; counts the call while it is inside."""
         if self.load.now >= self.max_calls:
-            return _packed(StageFull())
+            return packed(StageFull())
         self.load.change(1)
         try:
-            return _packed(await work())
+            return packed(await work())
         except AgentError as error:
-            return _packed(error)
+            return packed(error)
         except Exception:
             _logger.exception("a call failed")
-            return _packed(StageBug(traceback.format_exc()))
+            return packed(StageBug(traceback.format_exc()))
         finally:
             self.load.change(-1)
 
@@ -190,7 +193,8 @@ class MeanLoad:
         self._changed_s = now_s
 
 
-def _packed(value: object) -> bytes:
+def packed(value: object) -> bytes:
+    """As it travels."""
     return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
 
 

@@ -117,6 +117,27 @@ async def test_pieces_come_as_they_are_written() -> None:
             [piece async for piece in channel.stream("write_answer", 0)]
 
 
+async def test_whoever_reads_no_further_ends_the_writing() -> None:
+    ended = asyncio.Event()
+
+    class Endless(Replica):
+        async def write_answer(self, num: int) -> AsyncIterator[str]:
+            try:
+                while True:
+                    yield "piece"
+                    await asyncio.sleep(0.001)
+            finally:
+                ended.set()
+
+    async with channel_to(Endless()) as (channel, handle):
+        pieces = channel.stream("write_answer", 0)
+        assert await anext(pieces) == "piece"
+        await pieces.aclose()
+        (door,) = handle.doors.values()
+        await asyncio.wait_for(ended.wait(), 10)
+        await until(lambda: door.load.now == 0)
+
+
 async def test_a_replica_begins_before_the_last_argument_is_there() -> None:
     boxes: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     replica = Replica()
