@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
@@ -95,7 +94,7 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_results_and_errors_come_back_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+async def test_results_and_errors_come_back_as_they_are() -> None:
     large = bytes(20 * 2**20)
     async with channel_to(Replica()) as (channel, _):
         assert await channel.call("answer", {"a": (1, 2.5)}) == {"a": (1, 2.5)}
@@ -104,9 +103,8 @@ async def test_results_and_errors_come_back_as_they_are(caplog: pytest.LogCaptur
         with pytest.raises(Overloaded, match="later") as raised:
             await channel.call("answer", Overloaded("later", retry_after_s=0.25))
         assert raised.value.retry_after_s == 0.25
-        with caplog.at_level(logging.ERROR), pytest.raises(StageBug, match="ValueError: a bug"):
+        with pytest.raises(StageBug, match=r"in answer(.|\n)*ValueError: a bug"):
             await channel.call("answer", ValueError("a bug"))
-    assert "a bug" in caplog.text
 
 
 async def test_pieces_come_as_they_are_written() -> None:
