@@ -12,9 +12,9 @@ import math
 import pickle
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -74,6 +74,8 @@ class _Door:
 
     async def is_open(self) -> bool:
         """Whether calls can go there; connects where need be."""
+        if self.channel.get_state() is grpc.ChannelConnectivity.READY:
+            return True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CONNECT_S):
                 while (state := self.channel.get_state(try_to_connect=True)) not in _SETTLED:
@@ -141,15 +143,18 @@ class StageChannel:
         self, method: str, *arguments: object, session: str = ""
     ) -> AsyncIterator[Any]:
         """What a replica's method yields; raises as `call`."""
-        async with self._door(session) as door:
-            open_stream = door.channel.unary_stream(f"/{STREAM}/{method}")
-            call = open_stream(packed(arguments), metadata=door.metadata)
-            try:
-                async for message in call:
-                    if (piece := _value(message)) is not None:
-                        yield piece
-            finally:
-                call.cancel()
+        message = packed(arguments)
+        door = await self._enter(session)
+        call = door.channel.unary_stream(f"/{STREAM}/{method}")(message, metadata=door.metadata)
+        try:
+            async for reply in call:
+                if (piece := _value(reply)) is not None:
+                    yield piece
+        except grpc.aio.AioRpcError as error:
+            self._raise_as_ours(door, error)
+        finally:
+            call.cancel()
+            self._leave(door)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -162,29 +167,46 @@ class StageChannel:
         Not a third time: it may be the call that kills them.
         """
         with contextlib.suppress(_ReplicaGone):
-            async with self._door(session) as door:
-                return await called(door)
-        async with self._door(session) as door:
-            return await called(door)
+            return await self._once(called, session)
+        return await self._once(called, session)
 
-    @contextlib.asynccontextmanager
-    async def _door(self, session: str) -> AsyncIterator[_Door]:
-        """An open door; waits for one while there is none."""
+    async def _once(self, called: Callable[[_Door], Awaitable[Any]], session: str) -> Any:
+        door = await self._enter(session)
+        try:
+            return await called(door)
+        except grpc.aio.AioRpcError as error:
+            self._raise_as_ours(door, error)
+        finally:
+            self._leave(door)
+
+    async def _enter(self, session: str) -> _Door:
+        """An open door; waits for one while there is none. Who enters leaves."""
         while True:
             door = await self._chosen(session)
-            with self._counted(door.replica):
-                if await door.is_open():
-                    try:
-                        yield door
-                    except grpc.aio.AioRpcError as error:
-                        if error.code() in _BUGS:
-                            raise
-                        _logger.warning("a call was cut off: %s", error.details())
-                        self._shun(door)
-                        raise _ReplicaGone(_GONE_MESSAGE) from error
-                    return
+            # Counted before it is open: of many calls at once not all are to go there.
+            self._in_flight[door.replica] += 1
+            is_open = False
+            try:
+                is_open = await door.is_open()
+            finally:
+                if not is_open:
+                    self._leave(door)
+            if is_open:
+                return door
             self._shun(door)
             await asyncio.sleep(_PAUSE_S)
+
+    def _leave(self, door: _Door) -> None:
+        self._in_flight[door.replica] -= 1
+        if not self._in_flight[door.replica]:
+            del self._in_flight[door.replica]
+
+    def _raise_as_ours(self, door: _Door, error: grpc.aio.AioRpcError) -> NoReturn:
+        if error.code() in _BUGS:
+            raise error
+        _logger.warning("a call was cut off: %s", error.details())
+        self._shun(door)
+        raise _ReplicaGone(_GONE_MESSAGE) from error
 
     def _shun(self, door: _Door) -> None:
         self._shunned[door.replica] = time.monotonic() + _SHUN_S
@@ -209,16 +231,6 @@ class StageChannel:
             door = self._doors[replica] = _Door(replica, _channel(metadata["address"]), key)
         door.used_s = now_s
         return door
-
-    @contextlib.contextmanager
-    def _counted(self, replica: str) -> Iterator[None]:
-        self._in_flight[replica] += 1
-        try:
-            yield
-        finally:
-            self._in_flight[replica] -= 1
-            if not self._in_flight[replica]:
-                del self._in_flight[replica]
 
     async def _close_unused(self, now_s: float) -> None:
         unused = [
