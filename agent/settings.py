@@ -165,7 +165,7 @@ class StreamSettings:
     zoom: ZoomSettings = field(default_factory=ZoomSettings)
     overlap_stages: bool = True
     """Encoders start while the boxes are still being proposed. Faster where each stage has its
-    own device, slower where all share a few cores: it costs about 5 ms more per frame."""
+    own device; no difference where all share two cores."""
 
 
 @dataclass(frozen=True)
