@@ -60,8 +60,7 @@ class ServerSettings:
     @property
     def address(self) -> str:
         """host:port, an IPv6 host in brackets."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        return joined_address(self.host, self.port)
 
     @property
     def is_local(self) -> bool:
@@ -161,3 +160,8 @@ class ObserveSettings:
             raise SettingsError(f"observe.log_format is text or json, not {self.log_format!r}")
         if not 0.0 <= self.traced_share <= 1.0:
             raise SettingsError(f"observe.traced_share is 0 to 1, not {self.traced_share:g}")
+
+
+def joined_address(host: str, port: int) -> str:
+    """host:port, an IPv6 host in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -196,7 +196,7 @@ class LocalClusterSettings:
     num_cpus: int = 4
     """Logical processors, only counted against the deployments' `num_cpus`."""
     object_store_bytes: int = 209_715_200
-    """Shared memory of Ray, through which arrays go from stage to stage."""
+    """Shared memory that Ray sets aside; frames and features do not go through it."""
     start_timeout_s: float = 180.0
     """A service that has not answered a frame by then has failed to start."""
 

@@ -106,7 +106,7 @@ class RemoteStages:
         self._channels = channels
 
     def within(self, limits: Limits) -> RemoteStages:
-        """The same stages, handles and meters for one call."""
+        """The same stages, channels and meters for one call."""
         bound = copy.copy(self)
         bound._waiting = dataclasses.replace(self._waiting, limits=limits)
         return bound

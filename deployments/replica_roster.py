@@ -30,13 +30,13 @@ class RosterRouter(RequestRouter):  # type: ignore[misc]
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """Any of them; those who bring a roster find all in it."""
+        """All as they come, for nothing is sent; those who bring a roster find all in it."""
         for argument in pending_request.args if pending_request is not None else ():
             # A plain dict: Serve sends this class by value, so it would not know one of ours.
             if isinstance(argument, dict):
                 for replica in candidate_replicas:
                     argument[replica.replica_id.unique_id] = replica.replica_metadata
-        return [random.sample(candidate_replicas, len(candidate_replicas))]
+        return [candidate_replicas]
 
 
 async def roster_of(handle: DeploymentHandle[Any]) -> Roster:

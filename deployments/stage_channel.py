@@ -55,7 +55,6 @@ mostly, CANCELLED, UNKNOWN or INTERNAL depending on what was under way."""
 _GONE_MESSAGE = "a stage went away while it was at work; try again in a few seconds"
 _ERRORS = (AgentError, StageFull, StageBug)
 
-
 _logger = logging.getLogger(__name__)
 
 
@@ -185,14 +184,13 @@ class StageChannel:
             door = await self._chosen(session)
             # Counted before it is open: of many calls at once not all are to go there.
             self._in_flight[door.replica] += 1
-            is_open = False
             try:
-                is_open = await door.is_open()
-            finally:
-                if not is_open:
-                    self._leave(door)
-            if is_open:
-                return door
+                if await door.is_open():
+                    return door
+            except BaseException:
+                self._leave(door)
+                raise
+            self._leave(door)
             self._shun(door)
             await asyncio.sleep(_PAUSE_S)
 

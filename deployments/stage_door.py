@@ -23,6 +23,7 @@ import grpc
 import grpc.aio
 
 from agent.errors import AgentError
+from agent.server_settings import joined_address
 from agent.stage_settings import StageLimits
 from agent.started_tasks import started
 from deployments.cluster_tls import server_credentials
@@ -67,14 +68,13 @@ class StageDoor:
             ]
         )
         self._server.add_generic_rpc_handlers((_Methods(self),))
-        name = f"[{host}]" if ":" in host else host
-        credentials = server_credentials()
+        anywhere, credentials = joined_address(host, 0), server_credentials()
         if credentials is None:
-            port = self._server.add_insecure_port(f"{name}:0")
+            port = self._server.add_insecure_port(anywhere)
         else:
-            port = self._server.add_secure_port(f"{name}:0", credentials)
+            port = self._server.add_secure_port(anywhere, credentials)
         await self._server.start()
-        return {"address": f"{name}:{port}", "key": self._key}
+        return {"address": joined_address(host, port), "key": self._key}
 
     @property
     def is_open(self) -> bool:

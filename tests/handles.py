@@ -67,7 +67,6 @@ def remote_stages(
     *,
     proposer: str = "tests.fakes:FakeProposer",
     primary_encoder: str = "tests.fakes:FakePrimaryEncoder",
-    overlap: bool = False,
 ) -> StagesHere:
     """The service's own stages over the fakes, everything but Serve."""
     fakes = "tests.fakes"
@@ -80,7 +79,7 @@ def remote_stages(
             Language(f"{fakes}:FakeLanguage", "", "cpu", 1),
         )
     ]
-    return stages_of(handles, metrics, overlap=overlap)
+    return stages_of(handles, metrics)
 
 
 def stages_of(

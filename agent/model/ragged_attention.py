@@ -193,8 +193,11 @@ class RaggedBatch:
     segments: list[Segment]
     """Those of a prefix come before those that continue it."""
     groups: list[SegmentGroup] = field(init=False)
+    num_tokens: int = field(init=False)
+    """Without filling."""
 
     def __post_init__(self) -> None:
+        self.num_tokens = max(segment.stop for segment in self.segments)
         by_prefix: dict[int, list[Segment]] = {}
         for number, segment in enumerate(self.segments):
             # Long continuations are attended one by one.
@@ -239,7 +242,7 @@ def ragged_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = torch.empty_like(query)
     # Filling gets numbers, too: there is no telling what lies in fresh memory.
-    output[:, :, max(segment.stop for segment in ragged.segments) :] = 0.0
+    output[:, :, ragged.num_tokens :] = 0.0
     for group in ragged.groups:
         first = group.segments[0]
         if len(group.segments) == 1 and first.stop - first.start > _LONG:

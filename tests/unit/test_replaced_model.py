@@ -33,13 +33,13 @@ _DOG = Task.detect("dog")
 
 
 @contextlib.asynccontextmanager
-async def pipeline(*models: str) -> AsyncIterator[Pipeline]:
+async def pipeline(*models: str, overlap: bool = False) -> AsyncIterator[Pipeline]:
     """A front end of the new model over four stages, each of its own."""
     handles = [
         Handle(stage(f"tests.fakes:{fake}", "", "cpu", 1, model_revision=model))
         for (stage, fake), model in zip(_STAGES, models, strict=True)
     ]
-    async with stages_of(handles, ServiceMetrics(), model="new") as stages:
+    async with stages_of(handles, ServiceMetrics(), model="new", overlap=overlap) as stages:
         yield Pipeline(stages, MemoryRegionCache(), model_digest="new")
 
 
@@ -54,8 +54,9 @@ async def test_a_stage_of_another_model_refuses_by_type(number: int) -> None:
             [piece async for piece in front_end.ask(_FRAME, _DOG)]
 
 
-async def test_stages_of_one_model_work_together() -> None:
-    async with pipeline(*["new"] * len(_STAGES)) as together:
+@pytest.mark.parametrize("overlap", [False, True])
+async def test_stages_of_one_model_work_together(overlap: bool) -> None:
+    async with pipeline(*["new"] * len(_STAGES), overlap=overlap) as together:
         assert (await together.ground(_FRAME, [_DOG])).answers[0].detections
         assert [piece async for piece in together.ask(_FRAME, _DOG)]
 
