@@ -45,6 +45,8 @@ class StreamStats:
     """Answered by the tracker."""
     expired: int = 0
     activity: StreamActivity = StreamActivity()
+    ended: bool = False
+    """The last event of a connection that the service ended in good order."""
 
     @property
     def balanced(self) -> bool:

@@ -25,6 +25,7 @@ from client.events import (
     StreamError,
     StreamEvent,
     StreamOpened,
+    StreamStats,
 )
 from client.types import (
     DropPolicy,
@@ -111,6 +112,8 @@ class WatchStream:
         self._open = asyncio.Event()
         """Set while frames may be written."""
         self._is_draining = False
+        self._has_ended = False
+        """The service said that it ends the call in good order."""
         self._is_over = False
 
     async def __aenter__(self) -> WatchStream:
@@ -153,11 +156,16 @@ class WatchStream:
                     if isinstance(event, FrameResult) and self._policy.ack_window:
                         self._last_read = event.sequence
                         self._ack_due.set()
-                if not self._is_draining:
-                    break
+                has_ended = True
             except grpc.aio.AioRpcError as error:
-                if attempt >= self._reconnect.max_attempts or not may_pass(error):
+                # A write that was under way when the service ended the call is an error to gRPC,
+                # which then says nothing of how the service ended it.
+                has_ended = self._has_ended
+                is_last = attempt >= self._reconnect.max_attempts or not may_pass(error)
+                if is_last and not has_ended:
                     raise error_of(error) from None
+            if has_ended and not self._is_draining:
+                break
             attempt += 1
             await self._reopen(attempt)
         if self._sender.done() and not self._sender.cancelled():
@@ -219,7 +227,7 @@ class WatchStream:
         # Others may wait to write to the call before: nothing must come before the opening.
         async with self._writing:
             self._call = self._stub.Watch()
-            self._is_draining = False
+            self._is_draining = self._has_ended = False
             opening = pb.OpenStream(
                 resume_token=self._token,
                 num_sent=self.num_sent,
@@ -262,6 +270,8 @@ class WatchStream:
                 self._unsettled.pop(event.change_id, None)
             case Drain():
                 await self._leave()
+            case StreamStats(ended=True):
+                self._has_ended = True
 
     async def _opened(self, event: StreamOpened) -> None:
         self._window = event.policy.window

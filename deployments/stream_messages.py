@@ -138,9 +138,11 @@ def failure_to_message(
     )
 
 
-def books_to_message(books: Books, activity: pb.StreamActivity | None = None) -> pb.StreamStats:
-    """A stream's books and what else it did."""
-    return pb.StreamStats(**dataclasses.asdict(books), activity=activity)
+def books_to_message(
+    books: Books, activity: pb.StreamActivity | None = None, *, ended: bool = False
+) -> pb.StreamStats:
+    """A stream's books and what else it did; `ended`: nothing follows."""
+    return pb.StreamStats(**dataclasses.asdict(books), activity=activity, ended=ended)
 
 
 def policy_to_message(policy: StreamPolicy) -> pb.StreamPolicy:
@@ -210,9 +212,11 @@ def activity_to_message(
     )
 
 
-def books_response(books: Books, activity: pb.StreamActivity) -> pb.WatchResponse:
+def books_response(
+    books: Books, activity: pb.StreamActivity, *, ended: bool = False
+) -> pb.WatchResponse:
     """The books on a stream."""
-    return pb.WatchResponse(stats=books_to_message(books, activity))
+    return pb.WatchResponse(stats=books_to_message(books, activity, ended=ended))
 
 
 def drain_response(reason: str, grace_s: float) -> pb.WatchResponse:

@@ -85,7 +85,7 @@ class WatchStream:
             if isinstance(error, Exception):
                 raise error
         await self._close_session()
-        await self._outlet.send(self._books)
+        await self._outlet.send(lambda: self._books(ended=True))
 
     # ---- reading ----
 
@@ -231,14 +231,14 @@ class WatchStream:
 
     # ---- reporting ----
 
-    def _books(self) -> Any:
+    def _books(self, *, ended: bool = False) -> Any:
         activity = stream_messages.activity_to_message(
             self._answers.activity,
             num_unacknowledged=self.session.num_unacknowledged,
             num_tracks=len(self._answers.follower.tracker.tracks),
             paused=self.session.paused,
         )
-        return stream_messages.books_response(self.session.books, activity)
+        return stream_messages.books_response(self.session.books, activity, ended=ended)
 
     async def _report_books(self) -> None:
         while True:

@@ -639,7 +639,7 @@ class StreamActivity(_message.Message):
     def __init__(self, num_answers: _Optional[int] = ..., num_encoded_frames: _Optional[int] = ..., num_keyframes: _Optional[int] = ..., num_unacknowledged: _Optional[int] = ..., num_tracks: _Optional[int] = ..., paused: _Optional[bool] = ...) -> None: ...
 
 class StreamStats(_message.Message):
-    __slots__ = ("received", "answered", "superseded", "rejected", "failed", "in_flight", "tracked_only", "expired", "activity")
+    __slots__ = ("received", "answered", "superseded", "rejected", "failed", "in_flight", "tracked_only", "expired", "activity", "ended")
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     ANSWERED_FIELD_NUMBER: _ClassVar[int]
     SUPERSEDED_FIELD_NUMBER: _ClassVar[int]
@@ -649,6 +649,7 @@ class StreamStats(_message.Message):
     TRACKED_ONLY_FIELD_NUMBER: _ClassVar[int]
     EXPIRED_FIELD_NUMBER: _ClassVar[int]
     ACTIVITY_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
     received: int
     answered: int
     superseded: int
@@ -658,7 +659,8 @@ class StreamStats(_message.Message):
     tracked_only: int
     expired: int
     activity: StreamActivity
-    def __init__(self, received: _Optional[int] = ..., answered: _Optional[int] = ..., superseded: _Optional[int] = ..., rejected: _Optional[int] = ..., failed: _Optional[int] = ..., in_flight: _Optional[int] = ..., tracked_only: _Optional[int] = ..., expired: _Optional[int] = ..., activity: _Optional[_Union[StreamActivity, _Mapping]] = ...) -> None: ...
+    ended: bool
+    def __init__(self, received: _Optional[int] = ..., answered: _Optional[int] = ..., superseded: _Optional[int] = ..., rejected: _Optional[int] = ..., failed: _Optional[int] = ..., in_flight: _Optional[int] = ..., tracked_only: _Optional[int] = ..., expired: _Optional[int] = ..., activity: _Optional[_Union[StreamActivity, _Mapping]] = ..., ended: _Optional[bool] = ...) -> None: ...
 
 class KeyframeAnswer(_message.Message):
     __slots__ = ("result", "reason")

@@ -69,7 +69,7 @@ async def test_a_stream_that_sends_a_control_message_only(client: VisionAgentCli
     async with client.watch(nothing(), ["dog"]) as stream:
         events = [event async for event in stream]
     assert events[1] == QueriesAck(1, 1, ("dog",))
-    assert events[-1] == StreamStats()
+    assert events[-1] == StreamStats(ended=True)
 
 
 async def test_bad_items_in_a_stream_do_not_end_it(client: VisionAgentClient) -> None:

@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 
 from client.errors import ServiceError
-from client.events import StreamEvent
+from client.events import StreamEvent, StreamStats
 from client.types import FrameResult, OutgoingFrame, StreamPolicy
 from client.vision_agent_client import VisionAgentClient
 from client.watch_stream import Reconnect, WatchStream
@@ -175,6 +175,28 @@ async def test_a_frame_that_waited_while_the_stream_broke_is_not_sent() -> None:
     assert (stream.num_sent, stream.num_unsent) == (2, 1)
     assert calls.read[1][0] == "open"
     assert [kind for kind in calls.read[1] if kind != "set_policy"][1:] == ["frame", "end"]
+
+
+@pytest.mark.parametrize("said_so", [True, False])
+async def test_a_message_too_late_hides_no_good_end(said_so: bool) -> None:
+    # gRPC's client makes this status up where a message fails because the call has just ended. As
+    # that takes a busy machine and luck, the service says it here.
+    async def ends(calls: Calls, context: Any) -> None:
+        await calls.next(context)
+        await context.write(OPENED)
+        await context.write(pb.WatchResponse(stats=pb.StreamStats(ended=said_so)))
+        await context.abort(grpc.StatusCode.INTERNAL, "Internal error from Core")
+
+    async with (
+        asyncio.timeout(20.0),
+        client_of(ends) as (client, _),
+        client.watch(silence(), [], reconnect=Reconnect(max_attempts=0)) as stream,
+    ):
+        if said_so:
+            assert (await events_of(stream))[-1] == StreamStats(ended=True)
+        else:
+            with pytest.raises(ServiceError, match="Internal error from Core"):
+                await events_of(stream)
 
 
 async def test_a_stream_that_may_not_open_again_ends() -> None:

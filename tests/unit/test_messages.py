@@ -294,6 +294,7 @@ def test_stream_events_arrive() -> None:
             stream_messages.result_response(some_result()),
             stream_messages.ack_response(3, 9, ("a", "b")),
             stream_messages.books_response(books, pb.StreamActivity(num_keyframes=3, paused=True)),
+            stream_messages.books_response(Books(), pb.StreamActivity(), ended=True),
             stream_messages.failure_response(failure, sequence=0),
             stream_messages.failure_response(failure, change_id=4),
             stream_messages.drain_response("bye", 2.5),
@@ -308,6 +309,7 @@ def test_stream_events_arrive() -> None:
         events.StreamStats(
             6, 1, 2, 1, 1, 1, activity=events.StreamActivity(num_keyframes=3, paused=True)
         ),
+        events.StreamStats(ended=True),
         events.StreamError("INVALID_FRAME", "bad", sequence=0, request_id="id"),
         events.StreamError("INVALID_FRAME", "bad", change_id=4, request_id="id"),
         events.Drain("bye", 2.5),

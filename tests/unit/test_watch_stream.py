@@ -72,7 +72,7 @@ async def test_the_newest_frame_wins_while_one_is_answered(
         talk.end()
         results = [event for event in await talk.rest() if isinstance(event, FrameResult)]
     assert [result.sequence for result in results] == [0, 4]
-    assert counts(talk.stats[-1]) == StreamStats(5, 2, 3, 0, 0, 0)
+    assert counts(talk.stats[-1]) == StreamStats(5, 2, 3, 0, 0, 0, ended=True)
     assert results[1].timings.queue_ms > 50
 
 
@@ -93,7 +93,7 @@ async def test_an_answer_to_a_replaced_query_is_not_delivered(
         assert result["q"].detections[0].label == "cat"
         talk.end()
         await talk.rest()
-    assert counts(talk.stats[-1]) == StreamStats(2, 1, 1, 0, 0, 0)
+    assert counts(talk.stats[-1]) == StreamStats(2, 1, 1, 0, 0, 0, ended=True)
 
 
 async def test_the_other_answers_of_that_frame_are(
@@ -151,7 +151,7 @@ async def test_bad_items_are_answered_in_band_and_the_stream_goes_on(
         assert isinstance(await talk.next(), FrameResult)
         talk.end()
         await talk.rest()
-    assert counts(talk.stats[-1]) == StreamStats(4, 1, 0, 2, 1, 0)
+    assert counts(talk.stats[-1]) == StreamStats(4, 1, 0, 2, 1, 0, ended=True)
 
 
 async def test_messages_without_meaning_are_answered_in_band(service: Service) -> None:
@@ -174,7 +174,7 @@ async def test_messages_without_meaning_are_answered_in_band(service: Service) -
         pb.ERROR_CODE_INVALID_QUERY,
     ]
     assert [error.change_id for error in errors] == [0, 5, 6]
-    assert messages[-1].stats == pb.StreamStats(activity=pb.StreamActivity())
+    assert messages[-1].stats == pb.StreamStats(activity=pb.StreamActivity(), ended=True)
 
 
 async def test_a_stream_of_control_messages_only_ends_in_good_order(
@@ -183,7 +183,7 @@ async def test_a_stream_of_control_messages_only_ends_in_good_order(
     async with client.watch(frames(), ["dog"]) as stream:
         events = [event async for event in stream]
     assert events[1] == QueriesAck(1, 1, ("dog",))
-    assert events[-1] == StreamStats()
+    assert events[-1] == StreamStats(ended=True)
 
 
 async def test_half_closing_without_end_ends_the_stream(service: Service) -> None:
