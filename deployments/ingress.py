@@ -43,6 +43,7 @@ from deployments.metrics import ServiceMetrics, StageCalls
 from deployments.metrics_page import MetricsPage, Sources
 from deployments.onlookers import Onlookers
 from deployments.remote_stages import RemoteStages, StageChannels
+from deployments.settled_objects import settle_objects
 from deployments.sharing import Sharing
 from deployments.stage_meter import StageMeters
 from deployments.status import Failure, end_with_status, failure_of
@@ -376,6 +377,7 @@ class Ingress:
                 # Not ready, perhaps never: health stays NOT_SERVING and the log says why.
                 _logger.exception("warm-up failed; trying again in %.0f s", _WARM_UP_PAUSE_S)
                 await asyncio.sleep(_WARM_UP_PAUSE_S)
+        settle_objects()
         self._is_ready = True
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 

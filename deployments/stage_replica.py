@@ -26,6 +26,7 @@ from deployments.freed_memory import FreedMemory
 from deployments.logs import configure_logs
 from deployments.out_of_memory import memory_errors_typed
 from deployments.process_memory import MemoryReader
+from deployments.settled_objects import settle_objects
 from deployments.stage_door import StageDoor
 from deployments.stage_queue import Served, StageQueue
 
@@ -78,6 +79,7 @@ class StageReplica:
 
     async def record_replica_metadata(self) -> dict[str, str]:
         """Open for calls; Serve tells the front ends how to get in."""
+        settle_objects()
         return await self._door.open(ray.util.get_node_ip_address())
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
