@@ -30,6 +30,7 @@ from agent.parsing import Answer, join_pages, parse_answer
 from agent.prompts import Task
 from agent.region_cache import RegionCache, feature_key
 from agent.single_flight import SingleFlight
+from agent.started_tasks import started
 from agent.urgency import Limits
 
 
@@ -44,6 +45,17 @@ class Grounding:
     timings: StageTimings = field(default_factory=StageTimings)
     features: FrameFeatures | None = None
     """What the answers were made from; None when nothing was asked."""
+
+
+@dataclass(frozen=True)
+class FeaturesUnderWay:
+    """Features that are being fetched or computed, to be used or given up by whoever began them."""
+
+    result: asyncio.Future[tuple[FrameFeatures, bool]]
+    """The features, and whether somebody else has computed them."""
+    timings: StageTimings
+    started_s: float
+    """On `time.perf_counter`'s clock."""
 
 
 class Pipeline:
@@ -81,12 +93,19 @@ class Pipeline:
         bound._tenant = tenant
         return bound
 
+    def begin(self, frame: Frame, *, boxes: FloatArray | None = None) -> FeaturesUnderWay:
+        """Start on a frame's features while its questions are still being made up."""
+        timings, started_s = StageTimings(), time.perf_counter()
+        result = started(self.features(frame, boxes=boxes, timings=timings))
+        return FeaturesUnderWay(result, timings, started_s)
+
     async def ground(
         self,
         frame: Frame,
         tasks: list[Task],
         *,
         boxes: FloatArray | None = None,
+        begun: FeaturesUnderWay | None = None,
         reuse: FrameFeatures | None = None,
         expected: Sequence[FloatArray | None] | None = None,
     ) -> Grounding:
@@ -96,6 +115,7 @@ class Pipeline:
             frame: the picture.
             tasks: the questions, answered concurrently.
             boxes: (n, 4) pixels; use these instead of the proposal network's.
+            begun: what `begin` said about this frame and these boxes, if it was asked.
             reuse: features of an earlier frame that may stand in for this one's.
             expected: for each task where its answer's boxes are likely to be, (n, 4) pixels, or
                 None; a guess that saves decoding when it is right and changes no answer.
@@ -106,10 +126,12 @@ class Pipeline:
             InvalidQuery: a task speaks of a box that does not exist.
             Overloaded: the answers would come too late; see `within`.
         """
-        timings = StageTimings()
-        started = time.perf_counter()
+        started_s, timings = time.perf_counter(), StageTimings()
         if reuse is not None:
             features, cache_hit = reuse, True
+        elif begun is not None:
+            started_s, timings = begun.started_s, begun.timings
+            features, cache_hit = await begun.result
         else:
             features, cache_hit = await self.features(frame, boxes=boxes, timings=timings)
         language_started = time.perf_counter()
@@ -122,7 +144,7 @@ class Pipeline:
         )
         finished = time.perf_counter()
         timings.language_s = finished - language_started
-        timings.total_s = finished - started
+        timings.total_s = finished - started_s
         return Grounding(tuple(answers), features.proposals, cache_hit, timings, features)
 
     async def _answer(self, features: FrameFeatures, task: Task) -> Answer:
@@ -159,8 +181,7 @@ class Pipeline:
         A search through more than one page of boxes writes its pages together and says them at
         the end.
         """
-        timings = StageTimings()
-        started = time.perf_counter()
+        timings, started_s = StageTimings(), time.perf_counter()
         features, cache_hit = await self.features(frame, boxes=boxes, timings=timings)
         language_started = time.perf_counter()
         pages = pages_for(task, len(features.proposals))
@@ -177,7 +198,7 @@ class Pipeline:
                     answer = self._joined(task, [(page, piece)], features)
         finished = time.perf_counter()
         timings.language_s = finished - language_started
-        timings.total_s = finished - started
+        timings.total_s = finished - started_s
         yield Grounding((answer,), features.proposals, cache_hit, timings, features)
 
     async def features(
@@ -197,9 +218,9 @@ class Pipeline:
             xyxy = validate_boxes(boxes, width=frame.width, height=frame.height)
             known = Proposals(xyxy, np.ones(len(xyxy), dtype=np.float32))
         key = feature_key(frame, self._model_digest, tenant=self._tenant, boxes=known)
-        started = time.perf_counter()
+        started_s = time.perf_counter()
         cached = await self._cache.get(key)
-        timings.cache_s = time.perf_counter() - started
+        timings.cache_s = time.perf_counter() - started_s
         if cached is not None:
             return cached, True
 
@@ -213,10 +234,10 @@ class Pipeline:
     async def _compute(
         self, frame: Frame, key: str, known: Proposals | None, timings: StageTimings
     ) -> FrameFeatures:
-        started = time.perf_counter()
+        started_s = time.perf_counter()
 
         def since() -> float:
-            return time.perf_counter() - started
+            return time.perf_counter() - started_s
 
         pending = self._stages.propose(frame) if known is None else self._stages.resolved(known)
 

@@ -102,7 +102,9 @@ class SharingSettings:
     look_wait_s: float = 0.02
     """A frame that nobody could look at for so long is answered by prediction."""
     max_unseen_s: float = 0.5
-    """A stream that was not looked at for so long waits for its look."""
+    """A stream that was not looked at for so long waits longer for its look."""
+    unseen_wait_s: float = 0.1
+    """How long then; its newer frames are superseded meanwhile."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
     python -m benchmarks.shell
 
 One stream in GROUND mode, one frame of 100 KB at a time, every frame new: each goes through all
-stages. The shell is what the client waits beyond the stand-ins' own time and the look at the
-picture. Prints a table and, last, one JSON line.
+stages. The shell is all that the client waits beyond the stand-ins' own time: gRPC, Serve, and the
+front end's own work on the frame, but for the look at it, which happens meanwhile. Prints a table
+and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ GOAL_MS = 15.0
 _FRAME_BYTES = 100_000
 _READY_S = 300.0
 _NUM_WARM_UP = 20
+_TRANSPORT = "(of it gRPC and Serve: both ways and the calls)"
 
 
 def noisy_picture(size_bytes: int) -> bytes:
@@ -82,14 +84,16 @@ def where_it_goes(
     follow = np.array([r.timings.follow_ms for r in results])
     cache = np.array([r.timings.cache_ms for r in results])
     total = np.array([r.timings.total_ms for r in results])
+    back, calls = np.asarray(waited_ms) - there - inside, total - cache - stages_ms
     return {
         "to the front end: write, gRPC, parse": there,
-        "front end: header, digest, session, answer": inside - follow - total,
+        "front end: header, digest, session, answer": inside - total,
         "cache look-up": cache,
-        "calls of the stages and back": total - cache - stages_ms,
-        "to the client: write, gRPC, parse": np.asarray(waited_ms) - there - inside,
-        "shell": np.asarray(waited_ms) - follow - stages_ms,
-        "(look at the picture)": follow,
+        "calls of the stages and back": calls,
+        "to the client: write, gRPC, parse": back,
+        "shell": np.asarray(waited_ms) - stages_ms,
+        _TRANSPORT: there + calls + back,
+        "(look at the picture, meanwhile)": follow,
     }
 
 
@@ -125,6 +129,7 @@ async def measure(target: str, *, overlap: bool, num: int) -> dict[str, Any]:
             for name, part in parts.items()
         },
         "shell_p50_ms": round(float(np.percentile(parts["shell"], 50)), 2),
+        "grpc_and_serve_p50_ms": round(float(np.percentile(parts[_TRANSPORT], 50)), 2),
         "shell_p50_ms_of_ground_call": round(float(np.percentile(unary_ms, 50)) - stages_ms, 2),
         "hop_ms": {stage.name: round(hop_ms(stage), 2) for stage in stages},
     }
@@ -156,7 +161,10 @@ def main() -> None:
         for stage, value in found["hop_ms"].items():
             table.add_row(f"hop to {stage} and back, mean", str(value), "")
         console.print(table)
-    reached = figures["overlapping"]["shell_p50_ms"] <= GOAL_MS
+    reached = {
+        part: figures["overlapping"][f"{part}_p50_ms"] <= GOAL_MS
+        for part in ("grpc_and_serve", "shell")
+    }
     print(json.dumps({"benchmark": "shell", "stage_ms": 1e3 * STAGE_S, "goal_ms": GOAL_MS,
                       "reached": reached, **figures}))  # fmt: skip
 

@@ -16,7 +16,7 @@ from typing import Any
 from agent.detections import Proposals
 from agent.errors import InvalidFrame, Overloaded
 from agent.parsing import AnswerStatus
-from agent.pipeline import Grounding, Pipeline
+from agent.pipeline import FeaturesUnderWay, Grounding, Pipeline
 from agent.settings import StreamSettings
 from agent.streaming.answers import Evidence, QueryAnswer, Source, outcome_of
 from agent.streaming.feature_reuse import FeatureReuse, Reused
@@ -34,6 +34,10 @@ from deployments.sharing import Sharing
 from deployments.status import cause_of, failure_of
 from deployments.stream_looks import Arrival, Look, StreamLooks, ahead_s
 from deployments.tracing import answer_span
+
+_HEAD_START_S = 0.004
+"""The look waits so long for the frame to be on its way to the stages: it would take the processor
+that sends and receives it, and is done long before the features all the same."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +80,13 @@ class FrameAnswers:
         if self._slow is not None and not self._is_grounding:
             self._slow.result()  # A bug there must not leave the stream without key frames.
         try:
-            look = await self._look_at(work)
+            if self._session.policy.mode is AnswerMode.GROUND:
+                await self._answer_in_turn(work)
+            else:
+                await self._answer_by_tracker(work, await self._look_at(work))
         except InvalidFrame as error:
             self._drop_turn()
-            self._session.finish(Outcome.REJECTED)
-            sequence = work.item.received.frame.index
-            await self._outlet.send_failure(failure_of(error), sequence=sequence)
-            return
-        if self._session.policy.mode is not AnswerMode.GROUND:
-            await self._answer_by_tracker(work, look)
-        elif not work.queries:
-            await self._answer_by_model(work, look.took_s)
-        else:
-            await self._answer_in_turn(work, look.took_s)
+            await self._fail(work, error)
 
     async def settle(self) -> None:
         """Wait until the language model has nothing more to do."""
@@ -122,22 +120,13 @@ class FrameAnswers:
         later_s = ahead_s(self.follower, work.item.received)
         if not self._is_worth_a_look(work, later_s):
             return Look(ahead_s=later_s)
-        must = (
-            self._holds_turn
-            or self._session.policy.mode is AnswerMode.GROUND
-            or work.item.received.priority is Priority.HIGH
-        )
+        must = self._holds_turn or work.item.received.priority is Priority.HIGH
         return await self._looks.look(self.follower, work.item, must=must)
 
     def _is_worth_a_look(self, work: Work[Arrival], later_s: float) -> bool:
         """While nothing is known there is nothing to follow, only a first key frame to wait for."""
         priority = work.item.received.priority
-        if (
-            self.follower.last
-            or self.follower.selector.busy
-            or priority is Priority.HIGH
-            or self._session.policy.mode is AnswerMode.GROUND
-        ):
+        if self.follower.last or self.follower.selector.busy or priority is Priority.HIGH:
             return True
         reason = self.follower.keyframe_reason(work.queries, priority=priority, ahead_s=later_s)
         self._holds_turn = reason is not None and self._may_start(reason)
@@ -235,7 +224,8 @@ class FrameAnswers:
     async def _ground_keyframe(self, work: Work[Arrival], keyframe: Keyframe) -> None:
         received = work.item.received
         try:
-            grounding, reused = await self._ground(received, keyframe)
+            with answer_span("keyframe"):
+                grounding, reused = await self._ground(received, keyframe, self._limits(received))
         except Exception as error:
             async with self._looks.changing:
                 self.follower.abandon_keyframe(keyframe)
@@ -249,40 +239,75 @@ class FrameAnswers:
         async with self._looks.changing:
             answers = self.follower.finish_keyframe(keyframe, grounding, self._session.queries)
         async with self._outlet.writing:
-            result = self._model_result(work, answers, grounding, reused)
+            worked_s = grounding.timings.total_s
+            result = self._model_result(work, answers, grounding, reused, worked_s)
             if result is not None:
                 await self._outlet.write(stream_messages.keyframe_response(result, keyframe.reason))
 
-    async def _answer_in_turn(self, work: Work[Arrival], follow_s: float) -> None:
+    async def _answer_in_turn(self, work: Work[Arrival]) -> None:
         """By the model, when it is this stream's turn; while it waits, newer frames may come."""
+        if not work.queries:
+            await self._answer_without_stages(work, [])
+            return
         # Turns are by stream: a key frame from before a change to GROUND mode ends first.
         await self.settle()
         turns = self._sharing.keyframes
         await turns.take(self)
         try:
             if self._is_too_old(work):
-                await self._expire(work, follow_s)
+                await self._expire(work)
             else:
-                await self._answer_by_model(work, follow_s)
+                await self._answer_by_model(work)
         finally:
             turns.give_back(self)
 
-    async def _answer_by_model(self, work: Work[Arrival], follow_s: float) -> None:
-        received = work.item.received
-        keyframe = self._begin(work, KeyframeReason.REFRESH)
-        self.follower.start_keyframe()
-        try:
-            grounding, reused = await self._ground(received, keyframe)
-        except Exception as error:
-            self.follower.abandon_keyframe(keyframe)
-            await self._fail(work, error)
+    async def _answer_by_model(self, work: Work[Arrival]) -> None:
+        """The encoders begin at once and the tracks are moved meanwhile.
+
+        Raises:
+            InvalidFrame: the body of the image is damaged.
+        """
+        received, started_s = work.item.received, time.perf_counter()
+        limits, begun = self._limits(received), None
+        with answer_span("keyframe"):
+            # Whether an earlier frame's features will do is known only after the look.
+            if received.boxes is not None or not self._session.policy.reuse_features:
+                pipeline = self._pipeline.within(limits)
+                begun = pipeline.begin(received.frame, boxes=received.boxes)
+            try:
+                if begun is not None:
+                    await asyncio.wait([begun.result], timeout=_HEAD_START_S)
+                look = await self._looks.look(
+                    self.follower, work.item, must=True, with_proposals=False
+                )
+                grounded = await self._ground_or_fail(work, limits, begun)
+            finally:
+                if begun is not None:
+                    begun.result.cancel()
+        if grounded is None:
             return
+        keyframe, grounding, reused = grounded
         async with self._outlet.writing:
             answers = self.follower.finish_keyframe(keyframe, grounding, self._session.queries)
-            result = self._model_result(work, answers, grounding, reused, follow_s)
+            worked_s = time.perf_counter() - started_s
+            result = self._model_result(work, answers, grounding, reused, worked_s, look.took_s)
             if result is not None:
                 self._session.deliver(received.frame.index)
                 await self._outlet.write(stream_messages.result_response(result))
+
+    async def _ground_or_fail(
+        self, work: Work[Arrival], limits: Limits, begun: FeaturesUnderWay | None
+    ) -> tuple[Keyframe, Grounding, Reused | None] | None:
+        """None: it could not be answered, and the client was told."""
+        keyframe = self._begin(work, KeyframeReason.REFRESH)
+        self.follower.start_keyframe()
+        try:
+            grounding, reused = await self._ground(work.item.received, keyframe, limits, begun)
+        except Exception as error:
+            self.follower.abandon_keyframe(keyframe)
+            await self._fail(work, error)
+            return None
+        return keyframe, grounding, reused
 
     def _is_too_old(self, work: Work[Arrival]) -> bool:
         """Whether no answer about this frame could be young enough any more."""
@@ -296,18 +321,26 @@ class FrameAnswers:
             return None
         return max_age_s - (time.time_ns() - received.received_time_ns) / 1e9
 
-    async def _expire(self, work: Work[Arrival], follow_s: float) -> None:
+    def _limits(self, received: ReceivedFrame) -> Limits:
+        return Limits.starting_now(self._left_s(received), Urgency.STANDING)
+
+    async def _expire(self, work: Work[Arrival]) -> None:
         received = work.item.received
         evidence = Evidence(received.frame.index, received.received_time_ns)
         answers = [
             QueryAnswer(query, AnswerStatus.EXPIRED, Source.GROUNDED, evidence=evidence)
             for query in work.queries
         ]
+        await self._answer_without_stages(work, answers)
+
+    async def _answer_without_stages(
+        self, work: Work[Arrival], answers: Sequence[QueryAnswer]
+    ) -> None:
         nothing = Grounding(answers=(), proposals=Proposals(), cache_hit=False)
         async with self._outlet.writing:
-            result = self._model_result(work, answers, nothing, None, follow_s)
+            result = self._model_result(work, answers, nothing, None)
             if result is not None:
-                self._session.deliver(received.frame.index)
+                self._session.deliver(work.item.received.frame.index)
                 await self._outlet.write(stream_messages.result_response(result))
 
     def _model_result(
@@ -316,9 +349,13 @@ class FrameAnswers:
         answers: Sequence[QueryAnswer],
         grounding: Grounding,
         reused: Reused | None,
+        worked_s: float = 0.0,
         follow_s: float = 0.0,
     ) -> Any:
-        """Close the frame's books; returns its result, or None when nobody asks any more."""
+        """Close the frame's books; returns its result, or None when nobody asks any more.
+
+        `worked_s`: how long it took, without waiting; `follow_s`: how long the look took of it.
+        """
         now_ns = time.time_ns()
         # The queries may have changed once more since the follower took the answers.
         answers = self._fresh([a for a in answers if self._session.stands(a.query)], now_ns)
@@ -333,30 +370,29 @@ class FrameAnswers:
             grounding,
             epoch=work.epoch,
             answered_time_ns=now_ns,
-            queue_s=self._queue_s(work, follow_s + grounding.timings.total_s),
+            queue_s=self._queue_s(work, worked_s),
             follow_s=follow_s,
             reused=reused,
         )
 
     async def _ground(
-        self, received: ReceivedFrame, keyframe: Keyframe
+        self,
+        received: ReceivedFrame,
+        keyframe: Keyframe,
+        limits: Limits,
+        begun: FeaturesUnderWay | None = None,
     ) -> tuple[Grounding, Reused | None]:
-        queries = keyframe.queries
-        if not queries:
-            # Nothing is asked, so nothing needs to be computed.
-            return Grounding(answers=(), proposals=Proposals(), cache_hit=False), None
-        found = None
-        if self._session.policy.reuse_features and received.boxes is None:
+        queries, found = keyframe.queries, None
+        if begun is None and self._session.policy.reuse_features and received.boxes is None:
             found = self._reuse.find(keyframe.sketch)
-        limits = Limits.starting_now(self._left_s(received), Urgency.STANDING)
-        with answer_span("keyframe"):
-            grounding = await self._pipeline.within(limits).ground(
-                received.frame,
-                [query.task for query in queries],
-                boxes=received.boxes,
-                reuse=None if found is None else found[0],
-                expected=self.follower.expected(keyframe),
-            )
+        grounding = await self._pipeline.within(limits).ground(
+            received.frame,
+            [query.task for query in queries],
+            boxes=received.boxes,
+            begun=begun,
+            reuse=None if found is None else found[0],
+            expected=self.follower.expected(keyframe),
+        )
         self.activity.num_keyframes += 1
         self.activity.num_answers += len(queries)
         self.activity.num_encoded_frames += not grounding.cache_hit

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 
 from agent.pipeline import Pipeline
+from agent.settings import SharingSettings
 from agent.streaming.camera_path import CameraPose, movement_between
 from agent.streaming.follower import Follower
 from agent.urgency import Limits, Urgency
@@ -53,20 +54,22 @@ class StreamLooks:
         self._looked_s = -math.inf
         self._last_pose: CameraPose | None = None
 
-    async def look(self, follower: Follower, arrival: Arrival, *, must: bool) -> Look:
+    async def look(
+        self, follower: Follower, arrival: Arrival, *, must: bool, with_proposals: bool = True
+    ) -> Look:
         """Move all tracks to this frame, if there is time for it.
 
         Args:
             follower: of the stream.
             arrival: the frame.
             must: wait for it, however long that takes.
+            with_proposals: correct tracks by the frame's proposals, where those are quick enough.
 
         Raises:
             InvalidFrame: the body of the image is damaged.
         """
         received, settings = arrival.received, self._sharing.settings
-        must = must or time.monotonic() - self._looked_s > settings.max_unseen_s
-        patience_s = None if must else settings.look_wait_s
+        patience_s = None if must else self._patience_s(settings)
         has_turn = await self._sharing.looks.take(self._looked_s, patience_s=patience_s)
         self._sharing.keyframes.note_frame(looked_at=has_turn)
         if not has_turn:
@@ -79,10 +82,16 @@ class StreamLooks:
             self._sharing.looks.give_back()
         self._looked_s = time.monotonic()
         self._last_pose = arrival.pose
-        if self.propose_s is not None and self.propose_s <= self._proposal_budget_s:
+        quick = self.propose_s is not None and self.propose_s <= self._proposal_budget_s
+        if with_proposals and quick:
             async with self.changing:
                 await self._see_proposals(follower, received)
         return Look(took_s=time.perf_counter() - started_s)
+
+    def _patience_s(self, settings: SharingSettings) -> float:
+        """How long a frame that need not be looked at may wait for it."""
+        is_unseen = time.monotonic() - self._looked_s > settings.max_unseen_s
+        return settings.unseen_wait_s if is_unseen else settings.look_wait_s
 
     async def _observe(self, follower: Follower, arrival: Arrival) -> None:
         observe = functools.partial(

@@ -230,13 +230,14 @@ class Follower:
             for query, answer in zip(keyframe.queries, grounding.answers, strict=True)
             if query in standing
         ]
-        found = _observations(pairs, grounding, keyframe.evidence)
+        appearance = _appearance(grounding.features)
+        found = _observations(pairs, grounding, keyframe.evidence, appearance)
         ids = self.tracker.update(
             found,
             asked=[query for query, answer in pairs if answer.status in _DEFINITE],
             places=keyframe.places,
             since=since,
-            mean_appearance=_mean_appearance(grounding.features),
+            mean_appearance=appearance.mean(axis=0) if len(appearance) else None,
         )
         for query, answer in pairs:
             self.last[query] = LastAnswer(answer.status, answer.text, keyframe.evidence)
@@ -301,10 +302,12 @@ class Follower:
 
 
 def _observations(
-    pairs: Sequence[tuple[StandingQuery, Answer]], grounding: Grounding, evidence: Evidence
+    pairs: Sequence[tuple[StandingQuery, Answer]],
+    grounding: Grounding,
+    evidence: Evidence,
+    appearance: FloatArray,
 ) -> list[Observation]:
     """The things that were found, each with what every query says about it."""
-    appearance = _appearance(grounding.features)
     things: list[tuple[int, dict[str, Claim]]] = []
     for query, answer in pairs:
         found = answer.detections
@@ -382,12 +385,6 @@ def _appearance(features: FrameFeatures | None) -> FloatArray:
         length = np.linalg.norm(regions, axis=1, keepdims=True)
         parts.append(regions / np.maximum(length, 1e-6))
     return np.concatenate(parts, axis=1).astype(np.float32)
-
-
-def _mean_appearance(features: FrameFeatures | None) -> FloatArray | None:
-    if features is None or not len(features.proposals):
-        return None
-    return np.asarray(_appearance(features).mean(axis=0), dtype=np.float32)
 
 
 def _moved_boxes(xyxy: FloatArray, camera: Affine) -> FloatArray:

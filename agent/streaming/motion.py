@@ -202,7 +202,7 @@ class PointField:
 
     def set_bookmark(self, name: int) -> None:
         """Remember where all points are now."""
-        self._origins[name] = self._points.copy()
+        self._origins[name] = self._points
         self._cameras[name] = identity()
 
     def since(self, name: int) -> Motion:
@@ -210,6 +210,8 @@ class PointField:
         origins = self._origins.get(name)
         if origins is None or self._view is None:
             return Motion(camera=self._cameras.get(name, identity()))
+        if origins is self._points:
+            return Motion()  # The bookmark was set at the newest view.
         known = np.isfinite(origins[:, 0])
         scale = self._view.scale
         return Motion(

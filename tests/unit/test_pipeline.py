@@ -57,6 +57,20 @@ async def test_a_repeated_frame_runs_no_vision_at_all(pipeline, stages, picture)
     assert second.answers[0].num_prefix_tokens_reused > 0
 
 
+async def test_features_may_be_begun_before_the_questions_are_known(pipeline, stages, picture):
+    begun = pipeline.begin(picture)
+    features, cache_hit = await begun.result
+    assert not cache_hit
+    assert stages.calls["answer"] == 0
+    answered = await pipeline.ground(picture, TASKS, begun=begun)
+    assert answered.features is features
+    assert not answered.cache_hit
+    assert answered.timings.total_s >= answered.timings.propose_s > 0.0
+    assert answered.answers[0].text == (await pipeline.ground(picture, TASKS)).answers[0].text
+    for stage in ("propose", "encode_primary", "encode_auxiliary"):
+        assert stages.calls[stage] == 1
+
+
 async def test_proposals_lie_in_the_frame(pipeline, picture):
     boxes = (await pipeline.ground(picture, [])).proposals.xyxy
     assert (boxes[:, :2] >= 0).all()

@@ -8,9 +8,17 @@ from collections import Counter
 
 import pytest
 
-from agent.settings import SharingSettings
+from agent.frame import FrameLimits
+from agent.settings import FollowSettings, SharingSettings
+from agent.streaming.camera_path import CameraPath
+from agent.streaming.follower import Follower
+from deployments import messages
 from deployments.keyframe_turns import KeyframeTurns
 from deployments.looks import Looks
+from deployments.sharing import Sharing
+from deployments.stream_looks import Arrival, StreamLooks
+from protos import vision_agent_pb2 as pb
+from tests.pictures import encoded_image
 
 FRAME_S = 0.1
 
@@ -138,3 +146,32 @@ async def test_a_turn_that_comes_at_the_last_moment_is_not_lost() -> None:
         looks.give_back()
     assert await looks.take(0.0, patience_s=0.01)
     looks.close()
+
+
+async def test_a_stream_long_unseen_waits_longer_for_its_look_but_not_for_ever() -> None:
+    settings = SharingSettings(
+        looks_at_once=1, look_wait_s=0.01, max_unseen_s=0.5, unseen_wait_s=0.2
+    )
+    sharing, follower, path = Sharing(settings), Follower(FollowSettings()), CameraPath()
+    looks = StreamLooks(None, sharing, proposal_budget_s=0.0)  # type: ignore[arg-type]
+
+    async def is_seen(number: int, *, free_after_s: float) -> bool:
+        """Whether a frame is looked at while another stream has the turn for so long."""
+        assert await sharing.looks.take(0.0, patience_s=0.0)
+        free = asyncio.get_running_loop().call_later(free_after_s, sharing.looks.give_back)
+        message = pb.Frame(sequence=number, encoded_image=encoded_image(number))
+        received = messages.frame_from_message(
+            message, limits=FrameLimits(), received_time_ns=number
+        )
+        arrival = Arrival(received, path.step(None))
+        look = await looks.look(follower, arrival, must=False, with_proposals=False)
+        if not free.cancelled() and free.when() > asyncio.get_running_loop().time():
+            free.cancel()
+            sharing.looks.give_back()
+        return look.ahead_s is None
+
+    assert not await is_seen(0, free_after_s=60.0)
+    assert await is_seen(1, free_after_s=0.05)
+    # Seen a moment ago.
+    assert not await is_seen(2, free_after_s=60.0)
+    sharing.close()

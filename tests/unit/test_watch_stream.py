@@ -273,3 +273,39 @@ async def test_no_service_is_a_clear_error() -> None:
             await nobody.wait_until_ready(timeout_s=0.3)
         with pytest.raises(ServiceError, match="UNAVAILABLE"):
             await nobody.capabilities()
+
+
+async def test_the_stages_have_a_frame_while_it_waits_to_be_looked_at(
+    client: VisionAgentClient, service: Service
+) -> None:
+    looks, num_taken = service.agent.sharing.looks, SETTINGS.stream.sharing.looks_at_once
+    async with conversation(client, "dog") as talk:
+        for _ in range(num_taken):
+            assert await looks.take(0.0, patience_s=None)
+        talk.send(0)
+        async with asyncio.timeout(10):
+            while not service.stages.calls.encode_auxiliary:
+                await asyncio.sleep(0.005)
+        for _ in range(num_taken):
+            looks.give_back()
+        result = await talk.next()
+        assert isinstance(result, FrameResult)
+        assert result.sequence == 0
+        talk.end()
+        await talk.rest()
+
+
+async def test_a_damaged_picture_is_refused_by_whoever_sees_it_first(
+    client: VisionAgentClient, service: Service
+) -> None:
+    damaged = encoded_image(0, width=640, height=480)[:-2000]
+    async with conversation(client, "dog") as talk:
+        talk.send_bytes(0, damaged)
+        error = await talk.next()
+        assert isinstance(error, StreamError)
+        assert (error.code, error.sequence) == ("INVALID_FRAME", 0)
+        talk.send(1)
+        assert isinstance(await talk.next(), FrameResult)
+        talk.end()
+        await talk.rest()
+    assert (talk.stats[-1].rejected, talk.stats[-1].answered) == (1, 1)
