@@ -112,8 +112,6 @@ class WatchStream:
         self._open = asyncio.Event()
         """Set while frames may be written."""
         self._is_draining = False
-        self._has_ended = False
-        """The service said that it ends the call in good order."""
         self._is_over = False
 
     async def __aenter__(self) -> WatchStream:
@@ -145,12 +143,14 @@ class WatchStream:
         """
         attempt = 0
         while True:
+            has_ended = False
             try:
                 async for message in self._call:
                     attempt = 0
                     event = conversions.event_from_message(message)
                     if event is None:
                         continue
+                    has_ended = isinstance(event, StreamStats) and event.ended
                     await self._note(event)
                     yield event
                     if isinstance(event, FrameResult) and self._policy.ack_window:
@@ -160,7 +160,6 @@ class WatchStream:
             except grpc.aio.AioRpcError as error:
                 # A write that was under way when the service ended the call is an error to gRPC,
                 # which then says nothing of how the service ended it.
-                has_ended = self._has_ended
                 is_last = attempt >= self._reconnect.max_attempts or not may_pass(error)
                 if is_last and not has_ended:
                     raise error_of(error) from None
@@ -227,7 +226,7 @@ class WatchStream:
         # Others may wait to write to the call before: nothing must come before the opening.
         async with self._writing:
             self._call = self._stub.Watch()
-            self._is_draining = self._has_ended = False
+            self._is_draining = False
             opening = pb.OpenStream(
                 resume_token=self._token,
                 num_sent=self.num_sent,
@@ -270,8 +269,6 @@ class WatchStream:
                 self._unsettled.pop(event.change_id, None)
             case Drain():
                 await self._leave()
-            case StreamStats(ended=True):
-                self._has_ended = True
 
     async def _opened(self, event: StreamOpened) -> None:
         self._window = event.policy.window

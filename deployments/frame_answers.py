@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.detections import Proposals
 from agent.errors import InvalidFrame, Overloaded
 from agent.parsing import AnswerStatus
 from agent.pipeline import FeaturesUnderWay, Grounding, Pipeline
@@ -153,8 +152,7 @@ class FrameAnswers:
                 queue_s=self._queue_s(work, look.took_s),
                 follow_s=look.took_s,
             )
-            self._session.deliver(received.frame.index)
-            await self._outlet.write(stream_messages.result_response(result))
+            await self._deliver(result)
 
     def _choose(self, work: Work[Arrival]) -> Keyframe | None:
         """Send this frame to the language model, if it should go there; it stays in flight then."""
@@ -271,7 +269,7 @@ class FrameAnswers:
         limits, begun = self._limits(received), None
         with answer_span("keyframe"):
             # Whether an earlier frame's features will do is known only after the look.
-            if received.boxes is not None or not self._session.policy.reuse_features:
+            if not self._may_reuse(received):
                 pipeline = self._pipeline.within(limits)
                 begun = pipeline.begin(received.frame, boxes=received.boxes)
             try:
@@ -292,8 +290,7 @@ class FrameAnswers:
             worked_s = time.perf_counter() - started_s
             result = self._model_result(work, answers, grounding, reused, worked_s, look.took_s)
             if result is not None:
-                self._session.deliver(received.frame.index)
-                await self._outlet.write(stream_messages.result_response(result))
+                await self._deliver(result)
 
     async def _ground_or_fail(
         self, work: Work[Arrival], limits: Limits, begun: FeaturesUnderWay | None
@@ -336,18 +333,21 @@ class FrameAnswers:
     async def _answer_without_stages(
         self, work: Work[Arrival], answers: Sequence[QueryAnswer]
     ) -> None:
-        nothing = Grounding(answers=(), proposals=Proposals(), cache_hit=False)
         async with self._outlet.writing:
-            result = self._model_result(work, answers, nothing, None)
+            result = self._model_result(work, answers, None, None)
             if result is not None:
-                self._session.deliver(work.item.received.frame.index)
-                await self._outlet.write(stream_messages.result_response(result))
+                await self._deliver(result)
+
+    async def _deliver(self, result: Any) -> None:
+        """A frame's result, in the order of frames; the caller holds `writing`."""
+        self._session.deliver(result.sequence)
+        await self._outlet.write(stream_messages.result_response(result))
 
     def _model_result(
         self,
         work: Work[Arrival],
         answers: Sequence[QueryAnswer],
-        grounding: Grounding,
+        grounding: Grounding | None,
         reused: Reused | None,
         worked_s: float = 0.0,
         follow_s: float = 0.0,
@@ -383,7 +383,7 @@ class FrameAnswers:
         begun: FeaturesUnderWay | None = None,
     ) -> tuple[Grounding, Reused | None]:
         queries, found = keyframe.queries, None
-        if begun is None and self._session.policy.reuse_features and received.boxes is None:
+        if begun is None and self._may_reuse(received):
             found = self._reuse.find(keyframe.sketch)
         grounding = await self._pipeline.within(limits).ground(
             received.frame,
@@ -403,6 +403,10 @@ class FrameAnswers:
         if received.boxes is None:
             self._reuse.keep(received.frame.index, keyframe.sketch, grounding.features)
         return grounding, None
+
+    def _may_reuse(self, received: ReceivedFrame) -> bool:
+        """Whether an earlier frame's features may stand in for this one's."""
+        return self._session.policy.reuse_features and received.boxes is None
 
     async def _fail(self, work: Work[Arrival], error: Exception) -> None:
         failure = failure_of(error)

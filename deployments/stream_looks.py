@@ -13,7 +13,6 @@ import time
 from dataclasses import dataclass, field
 
 from agent.pipeline import Pipeline
-from agent.settings import SharingSettings
 from agent.streaming.camera_path import CameraPose, movement_between
 from agent.streaming.follower import Follower
 from agent.urgency import Limits, Urgency
@@ -68,8 +67,8 @@ class StreamLooks:
         Raises:
             InvalidFrame: the body of the image is damaged.
         """
-        received, settings = arrival.received, self._sharing.settings
-        patience_s = None if must else self._patience_s(settings)
+        received = arrival.received
+        patience_s = None if must else self._patience_s()
         has_turn = await self._sharing.looks.take(self._looked_s, patience_s=patience_s)
         self._sharing.keyframes.note_frame(looked_at=has_turn)
         if not has_turn:
@@ -88,8 +87,9 @@ class StreamLooks:
                 await self._see_proposals(follower, received)
         return Look(took_s=time.perf_counter() - started_s)
 
-    def _patience_s(self, settings: SharingSettings) -> float:
+    def _patience_s(self) -> float:
         """How long a frame that need not be looked at may wait for it."""
+        settings = self._sharing.settings
         is_unseen = time.monotonic() - self._looked_s > settings.max_unseen_s
         return settings.unseen_wait_s if is_unseen else settings.look_wait_s
 

@@ -202,6 +202,7 @@ class PointField:
 
     def set_bookmark(self, name: int) -> None:
         """Remember where all points are now."""
+        # No copy: these arrays are replaced, never changed.
         self._origins[name] = self._points
         self._cameras[name] = identity()
 
