@@ -162,6 +162,8 @@ class NanoDet(nn.Module):
             network = cls()
         network.to_empty(device="cpu")
         load_weights_into(network, path)
+        # Channels last was measured to take a tenth to a fifth less time.
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,6 +187,7 @@ class NanoDet(nn.Module):
 
     def _levels(self, pixels: Tensor) -> list[Tensor]:
         """Three maps of 128 channels at strides 8, 16 and 32."""
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         hidden = nn.functional.max_pool2d(self.stem(pixels), 3, stride=2, padding=1)
         maps = []
         for stage in self.stages:
