@@ -1,0 +1,214 @@
+"""Questions about symbolic scenes, with their answers, as the embedded model is asked and answers.
+
+What is asked: one label in many spellings, words for kinds ("vehicle"), things that are absent,
+things by colour, size or place, a box's likes, a box's name, yes or no. A tenth of all words is
+never asked in training, to see whether names need to have been seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.prompts import Task
+from agent.training.spellings import article, plural, spelled
+from agent.training.symbolic_scenes import COLOURS, Scene
+from agent.training.vocabulary import Thing, Vocabulary
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Where is what this names? Answered by region numbers, upwards; none is an answer too."""
+
+    label: str
+    regions: tuple[int, ...]
+    plain: str = ""
+    """The word behind the spelling."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """A question in words and its answer in words."""
+
+    question: str
+    answer: str
+
+
+def held_out(word: str) -> bool:
+    """Whether a word is never asked in training."""
+    if word in _ALWAYS:
+        return False
+    return hashlib.blake2b(word.encode(), digest_size=2).digest()[0] < 26
+
+
+_ALWAYS = frozenset({"person", "car", "dog", "cat", "animal", "vehicle", "bird", "bicycle"})
+
+
+class Questioner:
+    """Draws questions."""
+
+    def __init__(
+        self, words: Vocabulary, seed: int, *, may_ask: Callable[[str], bool] | None = None
+    ) -> None:
+        """`may_ask`: words that may be asked; None: all that are not held out."""
+        self._dice = random.Random(seed)
+        self._may_ask = may_ask or (lambda word: not held_out(word))
+        # COCO's things are asked for most, also where they are not.
+        often = [*words.coco] * 3
+        self._all = [
+            word
+            for thing in (*often, *words.imagenet)
+            for word in (*thing.names[:2], thing.everyday)
+            if self._may_ask(word)
+        ]
+        self._all += [w for thing in words.coco for w in thing.wider if self._may_ask(w)]
+        self._kin: dict[str, list[Thing]] = {}
+        for thing in (*words.coco, *words.imagenet):
+            for word in thing.wider:
+                self._kin.setdefault(word, []).append(thing)
+
+    def labels(self, scene: Scene, count: int, *, plain: bool = False) -> list[Asked]:
+        """So many labels, a third of them absent; `plain` leaves the spelling alone."""
+        dice = self._dice
+        asked: list[Asked] = []
+        present = list({thing.names[0]: thing for thing in scene.things}.values())
+        while len(asked) < count:
+            kind = dice.random()
+            if kind < 0.62:
+                word: str | None = self._word_of(dice.choice(present))
+            elif kind < 0.80:
+                word = self._sibling_of(dice.choice(present))
+            else:
+                word = dice.choice(self._all)
+            if word is None or not self._may_ask(word):
+                continue
+            regions = tuple(scene.showing(word))
+            if not regions and self._arguable(scene, word):
+                continue
+            asked.append(Asked(word if plain else spelled(word, dice), regions, word))
+        return asked
+
+    def likes(self, scene: Scene) -> tuple[int, Asked] | None:
+        """A region, and the others of its everyday kind."""
+        shown = [k for k, r in enumerate(scene.regions) if r.thing is not None]
+        region = self._dice.choice(shown)
+        thing = scene.things[scene.regions[region].thing or 0]
+        regions = [k for k in scene.showing(thing.everyday) if k != region]
+        return region, Asked(f"<region{region}>", tuple(regions))
+
+    def described(self, scene: Scene) -> Asked | None:
+        """A thing by its colour, its size or its place among its like."""
+        dice = self._dice
+        thing = dice.choice(scene.things)
+        word = thing.everyday
+        if not self._may_ask(word):
+            return None
+        regions = scene.showing(word)
+        boxes = np.stack([scene.regions[k].box for k in regions])
+        kind = dice.random()
+        if kind < 0.5:
+            colour = dice.choice([scene.regions[k].colour for k in regions])
+            if dice.random() < 0.25:
+                colour = dice.randrange(len(COLOURS))
+            found = [k for k in regions if scene.regions[k].colour == colour]
+            return Asked(f"{COLOURS[colour]} {word}", tuple(found), word)
+        if len(regions) < 2:
+            return None
+        centre = (boxes[:, 0] + boxes[:, 2]) / 2
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        forms = (
+            (f"leftmost {word}", centre.argmin(), centre),
+            (f"{word} on the left", centre.argmin(), centre),
+            (f"rightmost {word}", centre.argmax(), centre),
+            (f"{word} on the right", centre.argmax(), centre),
+            (f"largest {word}", area.argmax(), area),
+            (f"biggest {word}", area.argmax(), area),
+            (f"smallest {word}", area.argmin(), area),
+        )
+        text, place, values = dice.choice(forms)
+        ordered = np.sort(values)
+        if min(np.diff(ordered)[:1].min(), np.diff(ordered)[-1:].min()) < 0.03:
+            return None
+        return Asked(text, (regions[int(place)],), word)
+
+    def names(self, scene: Scene) -> Told:
+        """What is this box?"""
+        dice = self._dice
+        shown = [k for k, r in enumerate(scene.regions) if r.thing is not None]
+        region = dice.choice(shown)
+        thing = scene.things[scene.regions[region].thing or 0]
+        word = thing.everyday
+        if dice.random() < 0.5:
+            colour = COLOURS[scene.regions[region].colour]
+            answer = f"{article(colour)} {colour} {word}"
+        else:
+            answer = f"{article(word)} {word}"
+        if answer.split()[1] == word:
+            question = dice.choice(
+                (f"What is <region{region}>?", f"What is in <region{region}>?",
+                 f"Name <region{region}>.")
+            )  # fmt: skip
+        else:
+            question = Task.describe_region(region).text
+        return Told(question, answer)
+
+    def yes_or_no(self, scene: Scene) -> Told:
+        """Is it there?"""
+        (asked,) = self.labels(scene, 1, plain=True)
+        word = asked.plain
+        question = self._dice.choice(
+            (f"Is there {article(word)} {word} in this image?",
+             f"Are there any {plural(word)} in the picture? Answer yes or no.",
+             f"Do you see {article(word)} {word}?")
+        )  # fmt: skip
+        return Told(question, "Yes." if asked.regions else "No.")
+
+    def lists(self, scene: Scene) -> Told:
+        """What is in the picture, in a sentence."""
+        dice = self._dice
+        seen: dict[str, int] = {}
+        for index, region in enumerate(scene.regions[:24]):
+            if region.thing is not None:
+                seen.setdefault(scene.things[region.thing].everyday, index)
+        some = list(seen)[:5]
+        listed = [f"{article(word)} {word}" for word in some]
+        sentence = listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
+        question = dice.choice(
+            ("What is in this image?", "What do you see?", "Describe this image briefly.")
+        )
+        return Told(question, f"{sentence.capitalize()}.")
+
+    def _word_of(self, thing: Thing) -> str:
+        """One of the words that are true of it."""
+        dice = self._dice
+        kind = dice.random()
+        if kind < 0.4 or (kind >= 0.65 and not thing.wider):
+            return thing.everyday
+        if kind < 0.65:
+            return dice.choice(thing.names)
+        return dice.choice(thing.wider)
+
+    def _sibling_of(self, thing: Thing) -> str | None:
+        """A word for something of the same kind."""
+        dice = self._dice
+        if not thing.wider:
+            return None
+        kin = dice.choice(self._kin[dice.choice(thing.wider)])
+        return kin.everyday if dice.random() < 0.7 else kin.names[0]
+
+    def _arguable(self, scene: Scene, word: str) -> bool:
+        """Whether somebody could call one of the scene's things so, though our lists do not.
+
+        A dog without a breed may be a beagle: the detector has no breeds.
+        """
+        for thing in scene.things:
+            names = " ".join((*thing.names, thing.everyday))
+            if word in names or any(
+                part in word.split() for part in names.split() if len(part) > 3
+            ):
+                return True
+        return False
