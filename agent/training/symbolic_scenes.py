@@ -14,14 +14,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.model.appearance import COLOURS
 from agent.model.name_mixture import NUM_APPEARANCE, NUM_COCO, NUM_IMAGENET
 from agent.training.vocabulary import Thing, Vocabulary
 
 Array = NDArray[np.float32]
-
-COLOURS = (
-    "black", "white", "gray", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
