@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from agent.model.appearance import COLOURS
 from agent.model.low_rank import adapt, adapter_state, load_adapter
 from agent.model.name_mixture import NameMixture
 from agent.model.smollm2 import load_smollm2, smollm2_tokenizer
@@ -34,7 +35,7 @@ from agent.prompts import MAX_REGIONS, SYSTEM_PROMPT
 from agent.tokenizer import CONTROL_TOKENS
 from agent.training.branches import Branch, Tree, pack
 from agent.training.scene_questions import Asked, Questioner, Told, held_out
-from agent.training.symbolic_scenes import COLOURS, Scene, SceneMaker
+from agent.training.symbolic_scenes import Scene, SceneMaker
 from agent.training.vocabulary import Vocabulary, vocabulary
 
 NUM_KNOWN = 49_152

@@ -14,7 +14,8 @@ from agent.model.appearance import (
 PAINTS = {
     "black": (8, 8, 8), "white": (250, 250, 250), "gray": (128, 128, 128), "red": (200, 20, 25),
     "orange": (250, 140, 20), "yellow": (245, 220, 30), "green": (40, 150, 50),
-    "blue": (30, 60, 190), "purple": (120, 40, 140), "pink": (250, 150, 190), "brown": (110, 65, 30),
+    "blue": (30, 60, 190), "purple": (120, 40, 140), "pink": (250, 150, 190),
+    "brown": (110, 65, 30),
 }  # fmt: skip
 
 
