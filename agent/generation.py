@@ -33,7 +33,7 @@ from agent.model_directory import find_model
 from agent.model_tokenizer import model_tokenizer
 from agent.prefix_cache import PrefixCache
 from agent.processor import normalised_boxes
-from agent.prompts import MAX_REGIONS, Task, TaskKind
+from agent.prompts import GROUND_OPEN, MAX_REGIONS, Task, TaskKind
 from agent.sequence import Sequence as PromptSequence
 from agent.sequence import SequenceBuilder
 from agent.stage_settings import EngineSettings
@@ -192,11 +192,13 @@ class LanguageStage:
         )
 
     def _drafter(self, task: Task, tokens: AnswerTokens) -> Drafter:
-        label = self._tokenizer.encode(task.query) if task.kind in _ANSWERS_BY_LABEL else ()
+        before, encode = self._builder.family.prompt.before_label, self._tokenizer.encode
+        label = encode(before + task.query) if task.kind in _ANSWERS_BY_LABEL else ()
+        drafts = [draft.replace(GROUND_OPEN, GROUND_OPEN + before) for draft in task.drafts]
         return Drafter(
             tokens,
             label=label,
-            answers=[self._tokenizer.encode(draft) for draft in task.drafts],
+            answers=[encode(draft) for draft in drafts],
             num_leading=self.engine.settings.num_leading_regions,
         )
 

@@ -71,16 +71,18 @@ class SequenceBuilder:
             return self._sequence(
                 SequenceDraft().text(self.tokenizer.encode(opening)), None, start=0
             )
-        draft = SequenceDraft().text(self.tokenizer.encode(opening + words.before_image))
+        marked = token_grid is not None or words.marks_without_image
+        before, after = (words.before_image, words.after_image) if marked else ("", "")
+        draft = SequenceDraft().text(self.tokenizer.encode(opening + before))
         if token_grid is not None:
             draft.slots(SlotType.IMAGE, token_grid[0] * token_grid[1])
         # Without regions the newline after the image is the one the question begins with.
-        ending = words.after_image + (words.before_regions if num_regions else "")
+        ending = after + (words.before_regions if num_regions else "")
         draft.text(self.tokenizer.encode(ending))
         return self._with_regions(draft, num_regions, token_grid, start=0)
 
     def regions(self, num_regions: int, *, start: int) -> Sequence:
-        """The newline and the regions alone, to follow the prefix of the bare image."""
+        """The regions and what leads to them, to follow the prefix of the bare image."""
         draft = SequenceDraft().text(self.tokenizer.encode(self.family.prompt.before_regions))
         return self._with_regions(draft, num_regions, None, start=start)
 

@@ -31,6 +31,8 @@ class PromptFormat:
     """Opens a turn of the user."""
     before_image: str = "<|vision_start|>"
     after_image: str = "<|vision_end|>"
+    marks_without_image: bool = True
+    """Whether these two stand before regions also where there is no image between them."""
     before_regions: str = "\n"
     """Only where there are regions."""
     before_question: str = "\n"
@@ -40,6 +42,9 @@ class PromptFormat:
     between_turns: str = "\n"
     assistant: str = "<|im_start|>assistant\n"
     """Opens the answer."""
+    before_label: str = ""
+    """What stands in an answer between `<ground>` and the label: a space for models that know
+    words by the space before them."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +162,17 @@ def _qwen2(raw: Mapping[str, Any]) -> PretrainedConfig:
 
 QWEN2_5_VL = LanguageFamily("qwen2_5_vl", "qwen2_5_vl_text", _qwen2_5_vl)
 """VLM-FO1's own: positions of three axes, the published prompt."""
-# SmolLM2 has no tokens around a picture; VLM-FO1's own two are appended with the other new ones.
-LLAMA = LanguageFamily("llama", "llama", _llama, order=RegionOrder("RSSR"))
-"""Llama's decoder with SmolLM2's form of conversation."""
+LLAMA = LanguageFamily(
+    "llama",
+    "llama",
+    _llama,
+    PromptFormat(before_regions="", marks_without_image=False, before_label=" "),
+    RegionOrder("RSSR"),
+)
+"""Llama's decoder with SmolLM2's form of conversation.
+
+SmolLM2 has no tokens around a picture: VLM-FO1's own two are appended with the other new ones, and
+stand only where image tokens do."""
 LLAVA_ONEVISION = LanguageFamily(
     "llava_onevision",
     "qwen2",

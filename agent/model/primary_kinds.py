@@ -29,12 +29,10 @@ class ClassifierConfig:
 
     num_appearance: int = 16
     """Channels behind the class probabilities: what the region looks like."""
-    long_side: int = 512
-    """Pixels of the longer side of the picture that the classifier sees."""
     temperature: float = 1.0
     """Class scores are divided by it; less than one makes probabilities more decided."""
-    max_cells: int = 6
-    """Rows and columns of image tokens, at most."""
+    num_cells: int = 5
+    """Rows, and columns, of image tokens."""
 
     @property
     def region_width(self) -> int:

@@ -199,13 +199,12 @@ def test_slots_of_a_region_stand_in_the_order_the_model_has():
     for word, expected in (("RS", "rs"), ("SR", "sr"), ("RSSR", "rssr")):
         family = replace(LLAMA, order=RegionOrder(word))
         regions = SequenceBuilder(tokenizer, family).regions(2, start=7)
-        newline = len(tokenizer.encode("\n"))
-        kinds = ["s" if slot == SlotType.REGION else "r" for slot in regions.slots[newline:]]
+        kinds = ["s" if slot == SlotType.REGION else "r" for slot in regions.slots]
         assert "".join(kinds) == 2 * expected
-        named = regions.ids[newline:][regions.slots[newline:] == SlotType.TEXT].tolist()
+        named = regions.ids[regions.slots == SlotType.TEXT].tolist()
         per_region = word.count("R")
         assert named == [tokenizer.region(n) for n in (0, 1) for _ in range(per_region)]
-        assert regions.next_position == 7 + newline + 2 * len(word)
+        assert regions.next_position == 7 + 2 * len(word)
 
 
 def test_several_slots_of_a_region_are_filled_in_order():
@@ -244,12 +243,29 @@ def test_each_family_speaks_as_it_was_taught():
         said[family.name] = tokenizer.decode(ids[text].tolist())
     system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
     asked = "\nWhere?<|im_end|>\n<|im_start|>assistant\n"
-    picture = "<|vision_start|><|vision_end|>\n"
-    assert said["qwen2_5_vl"] == f"{system}{picture}<region0>{asked}"
+    picture = "<|vision_start|><|vision_end|>"
+    assert said["qwen2_5_vl"] == f"{system}{picture}\n<region0>{asked}"
     assert said["llama"] == f"{system}{picture}<region0><region0>{asked}"
     assert said["llava_onevision"] == (
         "<|im_start|>user \n<region0>\nWhere?<|im_end|><|im_start|>assistant\n"
     )
+
+
+def test_marks_of_a_picture_stand_only_where_image_tokens_do():
+    tokenizer = tiny_tokenizer()
+    for family, marked in ((QWEN2_5_VL, True), (LLAMA, False)):
+        prefix = SequenceBuilder(tokenizer, family).prefix(None, 2)
+        assert (tokenizer.control("<|vision_start|>") in prefix.ids) == marked
+        bare = SequenceBuilder(tokenizer, family).prefix(None, 0)
+        assert tokenizer.control("<|vision_start|>") not in bare.ids
+
+
+def test_guessed_labels_begin_as_the_family_writes_them(stage, config):
+    tokens = stage._tokens.first(3)
+    task = replace(Task.detect("dog"), drafts=("<ground>dog</ground><objects></objects>",))
+    guess = stage._drafter(task, tokens).guesses([])[0]
+    space = " " if config.family == "llama" else ""
+    assert stage._tokenizer.decode(guess) == f"<ground>{space}dog</ground><objects></objects>"
 
 
 @pytest.mark.parametrize("word", ["", "S", "RX", "RR"])

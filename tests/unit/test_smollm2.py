@@ -135,10 +135,23 @@ def test_regions_through_the_engine_equal_one_long_pass(stage):
         position += 1
     for _ in ("cold", "with the shared prefix"):
         assert stage.answer(shown, task).text == stage._tokenizer.decode(ids)
-    per_region = 4
     assert len(prefix) == prefix.next_position
     assert (prefix.ids == stage._tokenizer.region(3)).sum() == 2
-    assert len(prefix) > 12 + per_region * len(shown.proposals)
+
+
+def test_the_prompt_is_that_of_training(stage):
+    """`agent.training.pointing` writes scenes so; its adapter knows no other form."""
+    encode, region = stage._tokenizer.encode, stage._tokenizer.region
+    opening = CHAT.split("What")[0]
+    builder = stage._builder
+    with_cells, without = builder.prefix((1, 2), 2), builder.prefix(None, 2)
+    regions = [region(0), 0, 0, region(0), region(1), 0, 0, region(1)]
+    assert without.ids.tolist() == [*encode(opening), *regions]
+    assert with_cells.ids.tolist() == [
+        *encode(f"{opening}<|vision_start|>"), 0, 0, *encode("<|vision_end|>"), *regions
+    ]  # fmt: skip
+    asked = builder.question("Where is the dog?", start=0)
+    assert asked.ids.tolist() == encode("\nWhere is the dog?<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_new_tokens_follow_the_published_ones(stage):
@@ -179,7 +192,7 @@ def test_half_precision_keeps_the_connector_wide(folder):
     ("change", "message"),
     [
         (lambda s: s.pop("new_tokens.weight"), r"embed_tokens\.weight is \(49152, 576\)"),
-        (lambda s: s.pop("connector.scale"), "1 missing: region_projector.scale"),
+        (lambda s: s.pop("connector.coco_power"), "1 missing: region_projector.coco_power"),
         (lambda s: s.update({"connector.more": torch.zeros(1)}), "1 unexpected"),
         (lambda s: s.pop("model.layers.0.self_attn.q_proj.lora_b"), "does not fit smollm2"),
         (
