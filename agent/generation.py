@@ -30,9 +30,10 @@ from agent.model.checkpoint import load_model, weight_type
 from agent.model.language_model import LanguageModel, SlotType
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.model_directory import find_model
+from agent.model_tokenizer import model_tokenizer
 from agent.prefix_cache import PrefixCache
-from agent.processor import ImageGeometry
-from agent.prompts import MAX_REGIONS, Task, TaskKind
+from agent.processor import normalised_boxes
+from agent.prompts import GROUND_OPEN, MAX_REGIONS, Task, TaskKind
 from agent.sequence import Sequence as PromptSequence
 from agent.sequence import SequenceBuilder
 from agent.stage_settings import EngineSettings
@@ -58,9 +59,11 @@ class LanguageStage:
         self._model = model
         self._language: LanguageModel = model.language_model
         self._tokenizer = tokenizer
-        self._builder = SequenceBuilder(tokenizer)
+        self._builder = SequenceBuilder(tokenizer, model.config.language_family)
         self._device = device
-        self._tokens = AnswerTokens.of(tokenizer, num_regions=MAX_REGIONS)
+        self._tokens = AnswerTokens.of(
+            tokenizer, num_regions=MAX_REGIONS, end_of_turn=self._builder.end_of_turn
+        )
         settings = engine or EngineSettings()
         self.prefixes = PrefixCache(settings.prefix_bytes)
         self.engine = Engine(self._language, self.prefixes, settings, device=device)
@@ -91,7 +94,7 @@ class LanguageStage:
             device=device,
             dtype=weight_type(dtype, device),
         )
-        tokenizer = PromptTokenizer.from_directory(directory)
+        tokenizer = model_tokenizer(directory, loaded.config)
         return cls(loaded, tokenizer, device=device, engine=engine)
 
     def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
@@ -189,11 +192,13 @@ class LanguageStage:
         )
 
     def _drafter(self, task: Task, tokens: AnswerTokens) -> Drafter:
-        label = self._tokenizer.encode(task.query) if task.kind in _ANSWERS_BY_LABEL else ()
+        before, encode = self._builder.family.prompt.before_label, self._tokenizer.encode
+        label = encode(before + task.query) if task.kind in _ANSWERS_BY_LABEL else ()
+        drafts = [draft.replace(GROUND_OPEN, GROUND_OPEN + before) for draft in task.drafts]
         return Drafter(
             tokens,
             label=label,
-            answers=[self._tokenizer.encode(draft) for draft in task.drafts],
+            answers=[encode(draft) for draft in drafts],
             num_leading=self.engine.settings.num_leading_regions,
         )
 
@@ -203,7 +208,7 @@ class LanguageStage:
             return PrefixSource(
                 _TEXT_ONLY, lambda: self._input(self._builder.prefix(None, 0), None)
             )
-        grid, count = self._geometry(features).merged_grid, len(features.proposals)
+        grid, count = self._model.config.token_grid(features.grid), len(features.proposals)
         if not features.image_key:
             return PrefixSource(
                 features.key, lambda: self._input(self._builder.prefix(grid, count), features)
@@ -232,9 +237,6 @@ class LanguageStage:
                 f"{task.max_new_tokens}; the model reads {limit}: shorten the question or its "
                 "history, or ask about fewer boxes"
             )
-
-    def _geometry(self, features: FrameFeatures) -> ImageGeometry:
-        return ImageGeometry.of(features.width, features.height, self._model.config)
 
     def _input(self, sequence: PromptSequence, features: FrameFeatures | None) -> PrefixInput:
         return PrefixInput(
@@ -266,19 +268,18 @@ def image_slots(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """(num_image_tokens, hidden): what stands in a frame's image slots."""
-    slots: Tensor = model.image_projector(_tensor(features.image_tokens, device).to(dtype))
-    return slots
+    return model.image_tokens(_tensor(features.image_tokens, device).to(dtype))
 
 
 def region_slots(model: VLMFO1, features: FrameFeatures, *, device: str = "cpu") -> Tensor:
-    """(num_boxes, hidden): what stands in the slots of a frame's regions."""
-    geometry = ImageGeometry.of(features.width, features.height, model.config)
-    boxes = geometry.normalised_boxes(features.proposals.xyxy, model.config.region)
-    return model.region_tokens(
+    """(num_boxes * slots of a region, hidden): what stands in the slots of a frame's regions."""
+    boxes = normalised_boxes(features.proposals.xyxy, features.width, features.height, model.config)
+    tokens = model.region_tokens(
         _tensor(features.primary_regions, device),
         _tensor(features.auxiliary_regions, device),
         _tensor(boxes, device),
     )
+    return tokens.flatten(0, -2)
 
 
 def _tensor(array: object, device: str) -> Tensor:

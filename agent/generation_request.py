@@ -18,7 +18,7 @@ class PrefixInput:
     embeddings: Tensor
     """(length, hidden)."""
     positions: Tensor
-    """(3, length)."""
+    """(axes, length)."""
     next_position: int
 
 
@@ -39,7 +39,7 @@ class QuestionInput:
 
     ids: Tensor
     positions: Tensor
-    """(3, length)."""
+    """(axes, length)."""
     next_position: int
 
 

@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from agent.prompts import END_OF_TURN
 from agent.tokenizer import PromptTokenizer
 
 
@@ -42,14 +43,19 @@ class AnswerTokens:
     """Id of `<region0>`, `<region1>` ..."""
 
     @classmethod
-    def of(cls, tokenizer: PromptTokenizer, *, num_regions: int) -> AnswerTokens:
-        """The ids of a tokenizer, for a prompt with `num_regions` boxes."""
+    def of(
+        cls, tokenizer: PromptTokenizer, *, num_regions: int, end_of_turn: int | None = None
+    ) -> AnswerTokens:
+        """The ids of a tokenizer, for a prompt with `num_regions` boxes.
+
+        `end_of_turn` is the token that ends an answer, if it is not the usual one.
+        """
         return cls(
             tokenizer.control("<ground>"),
             tokenizer.control("</ground>"),
             tokenizer.control("<objects>"),
             tokenizer.control("</objects>"),
-            tokenizer.control("<|im_end|>"),
+            tokenizer.control(END_OF_TURN) if end_of_turn is None else end_of_turn,
             tuple(tokenizer.region(index) for index in range(num_regions)),
         )
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from agent.errors import CheckpointMismatch
 from agent.model.checkpoint import (
     build_empty,
-    compare,
     published_shapes,
     read_config,
     stored_sizes,
@@ -20,6 +19,7 @@ from agent.model.checkpoint import (
 )
 from agent.model.checkpoint_files import StoredTensor, read_json, stored_tensors
 from agent.model.configuration import VLMFO1Config
+from agent.model.strict_weights import compare
 from agent.tokenizer import PromptTokenizer
 
 _PARTS = (

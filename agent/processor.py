@@ -16,7 +16,7 @@ from torch import Tensor
 from agent.detections import FloatArray, clip_boxes
 from agent.device_picture import DevicePicture
 from agent.frame import RGBArray
-from agent.model.configuration import RegionConfig, VLMFO1Config
+from agent.model.configuration import NAME_MIXTURE, RegionConfig, VLMFO1Config
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -81,6 +81,14 @@ class ImageGeometry:
         # The published code divides by four times the finest map, not by the image.
         cells = tuple(4 * -(-side // 4) for side in self.auxiliary)
         return np.asarray(self.auxiliary_boxes(xyxy) / _size4(cells), dtype=np.float32)
+
+
+def normalised_boxes(xyxy: FloatArray, width: int, height: int, config: VLMFO1Config) -> FloatArray:
+    """Boxes of a width x height frame, in its pixels, as the model's connector wants them: 0..1."""
+    if config.region_projector == NAME_MIXTURE:
+        return np.asarray(xyxy / _size4((width, height)), dtype=np.float32)
+    geometry = ImageGeometry.of(width, height, config)
+    return geometry.normalised_boxes(xyxy, config.region)
 
 
 Picture = Image.Image | DevicePicture

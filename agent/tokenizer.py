@@ -45,6 +45,11 @@ class PromptTokenizer:
         self._added = frozenset(tokenizer.get_added_tokens_decoder())
 
     @classmethod
+    def is_in(cls, directory: Path) -> bool:
+        """Whether a folder holds any tokenizer files."""
+        return any((directory / name).is_file() for name in (_FILE, *_SLOW_FILES))
+
+    @classmethod
     def from_directory(cls, directory: Path) -> PromptTokenizer:
         """Read `tokenizer.json`, else the published `vocab.json`, `merges.txt` and added tokens.
 

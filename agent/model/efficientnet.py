@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from agent.frame import RGBArray
-from agent.model.checkpoint import load_weights_into
 from agent.model.roi_pooling import pool_regions
+from agent.model.strict_weights import load_weights_into
 
 FINE_SIDE = 512
 """Pixels of the longer side of the copy that small regions are cropped from."""
