@@ -25,7 +25,7 @@ from agent.generation_request import (
     PrefixSource,
     Request,
 )
-from agent.grammar import AnswerGrammar
+from agent.grammar import Grammar
 from agent.model.compilation import compile_layers, pass_size
 from agent.model.language_model import LanguageModel
 from agent.model.ragged_attention import (
@@ -70,7 +70,7 @@ class _Run:
     prefix: Prefix | UnfinishedPrefix | None = None
     parent: Prefix | None = None
     """What the prefix continues, where it continues one."""
-    grammar: AnswerGrammar | None = None
+    grammar: Grammar | None = None
     tail: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     """Certain tokens the model has not seen yet."""
     tail_positions: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
@@ -406,10 +406,10 @@ class Engine:
         node, path = -1, []
         finished = False
         while True:
-            distribution = logits[node + 1].softmax(-1)
-            allowed = logits[node + 1] if run.grammar is None else run.grammar.constrain(
-                logits[node + 1]
-            )  # fmt: skip
+            row, grammar = logits[node + 1], run.grammar
+            allowed = row if grammar is None else grammar.constrain(row)
+            renormalises = grammar is not None and grammar.renormalises
+            distribution = (allowed if renormalises else row).softmax(-1)
             token = run.chosen(allowed)
             if token == run.request.end_of_turn or len(run.ids) == run.request.max_new_tokens:
                 finished = True

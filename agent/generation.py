@@ -14,9 +14,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from agent.drafting import Drafter
+from agent.drafting import Drafter, RegionListDrafter
 from agent.engine import Engine
-from agent.errors import InvalidQuery
+from agent.errors import InvalidQuery, Overloaded
 from agent.features import FrameFeatures, Generation
 from agent.generation_request import (
     Completion,
@@ -25,12 +25,14 @@ from agent.generation_request import (
     QuestionInput,
     Request,
 )
-from agent.grammar import AnswerGrammar, AnswerTokens
+from agent.grammar import AnswerGrammar, AnswerTokens, RegionListGrammar
+from agent.label_lists import LabelBranch, join_labels
 from agent.model.checkpoint import load_model, weight_type
 from agent.model.language_model import LanguageModel, SlotType
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.model_directory import find_model
 from agent.model_tokenizer import model_tokenizer
+from agent.parsing import parse_regions
 from agent.prefix_cache import PrefixCache
 from agent.processor import normalised_boxes
 from agent.prompts import GROUND_OPEN, MAX_REGIONS, Task, TaskKind
@@ -124,6 +126,8 @@ class LanguageStage:
         Raises:
             Overloaded: too many questions wait.
         """
+        if self._builder.family.prompt.opens_lists and features is not None and task.labels:
+            return self._start_lists(features, task, on_text)
         request = self._request(features, task)
         if on_text is not None:
             request = replace(request, on_ids=self._teller(on_text))
@@ -132,6 +136,48 @@ class LanguageStage:
         generation.add_done_callback(lambda done: done.cancelled() and completion.cancel())
         completion.add_done_callback(lambda done: self._hand_over(done, generation))
         return generation
+
+    def _start_lists(
+        self, features: FrameFeatures, task: Task, on_text: Callable[[str], None] | None
+    ) -> Future[Generation]:
+        """Each label of the question on a branch of its own."""
+        self._tokenizer.check_words(task.query)
+        tokens = self._tokens.first(len(features.proposals))
+        branches: list[LabelBranch] = []
+        try:
+            for label in task.labels:
+                request = self._list_request(features, task, label, tokens)
+                branches.append(LabelBranch(label, self.engine.submit(request)))
+        except Overloaded:
+            for branch in branches:
+                branch.completion.cancel()
+            raise
+        return join_labels(branches, self._tokenizer.pieces, on_text)
+
+    def _list_request(
+        self, features: FrameFeatures, task: Task, label: str, tokens: AnswerTokens
+    ) -> Request:
+        def question(start: int) -> QuestionInput:
+            opened = self._builder.opened_list(label, start=start)
+            self._check_length(opened.next_position, task)
+            return QuestionInput(opened.ids, opened.positions, opened.next_position)
+
+        lists = [
+            [self._tokenizer.region(region) for region in sorted(found)]
+            for draft in task.drafts
+            if (found := parse_regions(draft).get(label, []))
+        ]
+        return Request(
+            prefix=self._source(features),
+            question=question,
+            end_of_turn=tokens.objects_close,
+            max_new_tokens=task.max_new_tokens,
+            drafter=RegionListDrafter(
+                tokens, lists=lists, num_leading=self.engine.settings.num_leading_regions
+            ),
+            grammar=RegionListGrammar(tokens),
+            deadline_s=time.monotonic() + task.patience_s,
+        )
 
     def _teller(self, on_text: Callable[[str], None]) -> Callable[[Sequence[int]], None]:
         """Turns the ids so far into the text that is new; half a character waits for the rest."""

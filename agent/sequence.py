@@ -14,7 +14,14 @@ from torch import Tensor
 
 from agent.model.family import QWEN2_5_VL, LanguageFamily
 from agent.model.language_model import SlotType
-from agent.prompts import SYSTEM_PROMPT, Exchange
+from agent.prompts import (
+    GROUND_CLOSE,
+    GROUND_OPEN,
+    OBJECTS_OPEN,
+    REGION_TOKEN,
+    SYSTEM_PROMPT,
+    Exchange,
+)
 from agent.tokenizer import PromptTokenizer
 
 
@@ -106,6 +113,14 @@ class SequenceBuilder:
         turns = [f"{old.question}{ends}{words.assistant}{old.answer}{ends}" for old in history]
         written = words.user.join([*turns, f"{text}{ends}{words.assistant}"])
         ids = self.tokenizer.encode((words.before_question if after_image else "") + written)
+        return self._sequence(SequenceDraft().text(ids), None, start=start)
+
+    def opened_list(self, label: str, *, start: int) -> Sequence:
+        """The turn's end and an answer that is open where the first region of `label` stands."""
+        words = self.family.prompt
+        before = "" if REGION_TOKEN.fullmatch(label) else words.before_label
+        opening = f"{GROUND_OPEN}{before}{label}{GROUND_CLOSE}{OBJECTS_OPEN}"
+        ids = self.tokenizer.encode(f"{self._turn_ends}{words.assistant}{opening}")
         return self._sequence(SequenceDraft().text(ids), None, start=start)
 
     def answer(self, text: str, ids: Iterable[int] | None = None, *, start: int) -> Sequence:

@@ -42,6 +42,9 @@ class PromptFormat:
     between_turns: str = "\n"
     assistant: str = "<|im_start|>assistant\n"
     """Opens the answer."""
+    opens_lists: bool = False
+    """Whether a question that names what to find is put as an opened answer, label by label, in
+    place of the user's words: `<ground>dog</ground><objects>` (see `agent.label_lists`)."""
     before_label: str = ""
     """What stands in an answer between `<ground>` and the label: a space for models that know
     words by the space before them."""
@@ -166,7 +169,7 @@ LLAMA = LanguageFamily(
     "llama",
     "llama",
     _llama,
-    PromptFormat(before_regions="", marks_without_image=False, before_label=" "),
+    PromptFormat(before_regions="", marks_without_image=False, opens_lists=True, before_label=" "),
     RegionOrder("RSSR"),
 )
 """Llama's decoder with SmolLM2's form of conversation.
