@@ -167,7 +167,7 @@ def non_maximum_suppression(xyxy: FloatArray, scores: FloatArray, *, iou: float)
     return np.asarray(order[alive], dtype=np.int64)
 
 
-def one_per_object(
+def surest_claims(
     xyxy: FloatArray, scores: FloatArray, *, iou: float, containment: float
 ) -> IntArray:
     """Indices of boxes that do not claim what a better one claims already, best first.

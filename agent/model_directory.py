@@ -39,6 +39,12 @@ class ModelDirectory:
         extra = self.config().get("groundstream")
         return float(extra.get("least_confidence", 0.0)) if isinstance(extra, dict) else 0.0
 
+    @property
+    def one_per_object(self) -> bool:
+        """Whether overlapping boxes of one answer are one object."""
+        extra = self.config().get("groundstream")
+        return bool(extra.get("one_per_object", False)) if isinstance(extra, dict) else False
+
 
 def find_model(model: str = NANO, *, proposal_network: str | None = None) -> ModelDirectory:
     """The directory of `model`: the embedded nano model or a folder.

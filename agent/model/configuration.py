@@ -151,6 +151,8 @@ class VLMFO1Config:
     tie_word_embeddings: bool = True
     least_confidence: float = 0.0
     """Boxes that the language model names with less are no detections (ours)."""
+    one_per_object: bool = False
+    """Of an answer's boxes that overlap or hold one another only the surest counts (ours)."""
     bf16_rotary: bool = False
     """Round the rotary frequencies of both transformers to bfloat16, as the published loader
     does by casting the whole model; published scores were presumably measured so."""
@@ -273,6 +275,7 @@ class VLMFO1Config:
                 region_projector=raw["mm_projector_aux_type"],
                 tie_word_embeddings=raw.get("tie_word_embeddings", False),
                 least_confidence=extra.get("least_confidence", 0.0),
+                one_per_object=extra.get("one_per_object", False),
                 bf16_rotary=extra.get("bf16_rotary", False),
                 family=family.name,
                 region_order=extra.get("region_order", ""),
@@ -324,6 +327,7 @@ class VLMFO1Config:
                 "max_long_side": self.image.max_long_side,
                 "proposal": asdict(self.proposal),
                 "least_confidence": self.least_confidence,
+                "one_per_object": self.one_per_object,
                 "bf16_rotary": self.bf16_rotary,
                 "family": self.family,
                 "region_order": self.language_family.order.word,
