@@ -29,21 +29,34 @@ class Proposals:
     """(num_boxes, 4) pixels of the frame."""
     objectness: FloatArray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     """(num_boxes,) in 0..1."""
+    evidence: FloatArray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
+    """(num_boxes, num_classes) in 0..1: how much speaks for each of the classes that the proposal
+    network knows; (num_boxes, 0) where nobody says anything of classes."""
 
     def __post_init__(self) -> None:
         xyxy = np.asarray(self.xyxy, dtype=np.float32).reshape(-1, 4)
         objectness = np.asarray(self.objectness, dtype=np.float32).reshape(-1)
         if len(xyxy) != len(objectness):
             raise InvalidBoxes(f"{len(xyxy)} boxes but {len(objectness)} objectness scores")
+        evidence = np.asarray(self.evidence, dtype=np.float32)
+        if evidence.shape == (0, 0):
+            evidence = evidence.reshape(len(xyxy), 0)
+        if evidence.ndim != 2 or len(evidence) != len(xyxy):
+            raise InvalidBoxes(f"{len(xyxy)} boxes but evidence of shape {evidence.shape}")
         object.__setattr__(self, "xyxy", xyxy)
         object.__setattr__(self, "objectness", objectness)
+        object.__setattr__(self, "evidence", evidence)
 
     def __len__(self) -> int:
         return len(self.xyxy)
 
     def top(self, limit: int) -> Proposals:
         """The first `limit` proposals (they are sorted by objectness)."""
-        return Proposals(self.xyxy[:limit], self.objectness[:limit])
+        return self.select(np.arange(len(self))[:limit])
+
+    def select(self, indices: IntArray) -> Proposals:
+        """Those of these numbers, in this order."""
+        return Proposals(self.xyxy[indices], self.objectness[indices], self.evidence[indices])
 
 
 @dataclass(frozen=True)

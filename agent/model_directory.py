@@ -56,7 +56,7 @@ def find_model(model: str = NANO, *, proposal_network: str | None = None) -> Mod
     Raises:
         CheckpointMismatch: no such folder, or a required file is missing.
     """
-    path = _WEIGHTS if model == NANO else Path(model)
+    path = _path(model)
     for name in _REQUIRED:
         if not (path / name).is_file():
             raise CheckpointMismatch(
@@ -65,6 +65,23 @@ def find_model(model: str = NANO, *, proposal_network: str | None = None) -> Mod
             )
     name = model if model == NANO else path.name
     return ModelDirectory(path, name, _digest(path, proposal_network))
+
+
+def has_auxiliary_encoder(model: str) -> bool:
+    """Whether a stage of its own looks at the boxes of `model` a second time.
+
+    If none does, the proposal network describes them. Says yes of what cannot be read: whoever
+    loads it will say why.
+    """
+    try:
+        config = json.loads((_path(model) / "config.json").read_text())
+        return bool(config["groundstream"]["auxiliary"] != "proposal")
+    except (OSError, ValueError, LookupError, TypeError):
+        return True
+
+
+def _path(model: str) -> Path:
+    return _WEIGHTS if model == NANO else Path(model)
 
 
 def _digest(path: Path, proposal_network: str | None) -> str:

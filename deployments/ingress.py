@@ -258,7 +258,7 @@ class Ingress:
         settings: ServiceSettings,
         proposal: DeploymentHandle[Any],
         primary_encoder: DeploymentHandle[Any],
-        auxiliary_encoder: DeploymentHandle[Any],
+        auxiliary_encoder: DeploymentHandle[Any] | None,
         language: DeploymentHandle[Any],
     ) -> None:
         configure_logs(settings.observe.log_format)

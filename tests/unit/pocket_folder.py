@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+import agent
 from agent.model.configuration import VLMFO1Config, pocket_config
 from agent.model.name_mixture import NameMixture
 from agent.model.smollm2 import smollm2_config
@@ -51,3 +52,10 @@ def write_pocket_folder(
 def write_config(directory: Path, config: VLMFO1Config) -> None:
     """`config.json`."""
     (directory / "config.json").write_text(json.dumps(config.to_dict(), indent=2))
+
+
+def pocket_weights(directory: Path) -> None:
+    """The vision parts' weights, as the package ships them."""
+    shipped = Path(agent.__file__).parent / "weights" / "pocket"
+    for name in ("nanodet.safetensors", "efficientnet_lite0.safetensors"):
+        (directory / name).symlink_to(shipped / name)
