@@ -420,8 +420,9 @@ def pocket_config(text: PretrainedConfig) -> VLMFO1Config:
         text=text,
         region=RegionConfig(use_feature_pyramid=False, apply_position=False),
         proposal=ProposalConfig(
-            score_threshold=0.05, nms_iou=0.8, network="nanodet.safetensors", num_classes=80
+            score_threshold=0.08, nms_iou=0.6, network="nanodet.safetensors", num_classes=80
         ),
+        one_per_object=True,
         image_projector=NAME_MIXTURE,
         region_projector=NAME_MIXTURE,
         family="llama",

@@ -23,14 +23,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from agent.model.appearance import COLOURS
+from agent.model.configuration import pocket_config
 from agent.model.low_rank import adapt, adapter_state, load_adapter
 from agent.model.name_mixture import NameMixture
-from agent.model.smollm2 import load_smollm2, smollm2_tokenizer
+from agent.model.smollm2 import load_smollm2, smollm2_config, smollm2_tokenizer
 from agent.prompts import MAX_REGIONS, SYSTEM_PROMPT
 from agent.tokenizer import CONTROL_TOKENS
 from agent.training.branches import Branch, Tree, pack
@@ -484,17 +485,37 @@ def plain_texts(wordnet: Path | None, folder: Path | None) -> list[str]:
     return texts
 
 
+def export(run: Path, folder: Path) -> None:
+    """What a run has learned as the embedded model's folder holds it: configuration and float16.
+
+    The vision parts' weights are there already (`agent.training.vision_parts`).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    learned = load_file(run / "language.safetensors")
+    # Calibration is a few numbers, and powers of them matter: they stay float32.
+    halved = {k: v.half() if v.ndim > 1 else v.float() for k, v in learned.items()}
+    save_file({k: v.contiguous() for k, v in halved.items()}, folder / "language.safetensors")
+    config = pocket_config(smollm2_config(num_new_tokens=len(NEW_TOKENS)))
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
 def main() -> None:
     """Train the embedded model's language side."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--head", type=Path, required=True, help="the classifier's weights")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--head", type=Path, help="the classifier's weights")
+    parser.add_argument("--output", type=Path, required=True, help="state of the run")
+    parser.add_argument("--export", type=Path, help="only write what the run has learned there")
     parser.add_argument("--wordnet", type=Path, help="data.noun: text to rehearse")
     parser.add_argument("--texts", type=Path, help="a folder of text to rehearse")
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--steps", type=int, default=PointingRecipe.steps)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    if options.export is not None:
+        export(options.output, options.export)
+        return
+    if options.head is None:
+        parser.error("training needs --head, the classifier's weights")
     torch.set_num_threads(options.threads)
     recipe = PointingRecipe(steps=options.steps)
     texts = plain_texts(options.wordnet, options.texts)
