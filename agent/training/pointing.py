@@ -56,6 +56,12 @@ class PointingRecipe:
     fewest_regions: int = 5
     most_regions: int = 60
     curriculum_steps: int = 300
+    """After so many steps scenes are as large as they get."""
+    clear_steps: int = 200
+    """So many steps see scenes without doubt; over as many again doubt grows to that of
+    photographs."""
+    words_weight: float = 0.25
+    """Weight of a token that is chosen among all, against one chosen among regions."""
     rank: int = 16
     adapter_rate: float = 5e-4
     connector_rate: float = 2e-4
@@ -212,7 +218,10 @@ def scene_tensors(scene: Scene) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 class Lesson:
     """One scene as a loss."""
 
-    def __init__(self, model: PointingModel, writer: SceneWriter) -> None:
+    def __init__(
+        self, model: PointingModel, writer: SceneWriter, *, words_weight: float = 1.0
+    ) -> None:
+        self._words_weight = words_weight
         self._model = model
         self._writer = writer
         self._candidates = torch.tensor([*writer.regions, writer.close])
@@ -256,7 +265,8 @@ class Lesson:
             wanted = tree.targets[tree.free]
             losses[tree.free] = nn.functional.cross_entropy(logits, wanted, reduction="none")
             right[tree.free] = logits.argmax(-1) == wanted
-        return losses.mean(), right, tree.branch
+        weights = torch.where(tree.free, self._words_weight, 1.0)
+        return (losses * weights).sum() / weights.sum(), right, tree.branch
 
 
 class Rehearsal:
@@ -372,7 +382,7 @@ def train(
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
     first = _restored(model, optimiser, output / "state.pt")
     writer = SceneWriter(model.tokenizer)
-    lesson = Lesson(model, writer)
+    lesson = Lesson(model, writer, words_weight=recipe.words_weight)
     maker = SceneMaker(words, head, recipe.seed + 1000 * first + 1)
     questions = Questioner(words, recipe.seed + 1000 * first + 2)
     dice = random.Random(recipe.seed + 1000 * first + 3)
@@ -392,6 +402,7 @@ def train(
         ceiling = recipe.most_regions if step >= recipe.curriculum_steps else round(
             10 + (recipe.most_regions - 10) * step / recipe.curriculum_steps
         )  # fmt: skip
+        maker.doubt = min(1.0, max(0.0, step / recipe.clear_steps - 1.0))
         for _ in range(recipe.scenes_per_step):
             count = round(
                 math.exp(dice.uniform(math.log(recipe.fewest_regions), math.log(ceiling)))
