@@ -49,17 +49,18 @@ _TURN = "<|im_end|>\n<|im_start|>assistant\n"
 class PointingRecipe:
     """The numbers of a run."""
 
-    scenes_per_step: int = 4
-    labels_per_scene: int = 18
     align_steps: int = 60
-    steps: int = 1500
+    """Stage 1: connector and new tokens alone."""
+    pointing_steps: int = 350
+    """So many steps see small scenes, where pointing is learned at a third of the price."""
+    steps: int = 900
+    scenes_per_step: tuple[int, int] = (2, 3)
+    """While pointing is learned, and after."""
+    labels_per_scene: tuple[int, int] = (16, 28)
     fewest_regions: int = 5
-    most_regions: int = 60
-    curriculum_steps: int = 300
-    """After so many steps scenes are as large as they get."""
-    clear_steps: int = 200
-    """So many steps see scenes without doubt; over as many again doubt grows to that of
-    photographs."""
+    most_regions: tuple[int, int] = (12, 64)
+    doubt: tuple[float, float] = (0.4, 1.0)
+    """Reached at the end of either part, from none: 1 is that of photographs."""
     words_weight: float = 0.25
     """Weight of a token that is chosen among all, against one chosen among regions."""
     rank: int = 16
@@ -298,15 +299,23 @@ class Rehearsal:
 
 
 def lesson_tree(
-    scene: Scene, writer: SceneWriter, questions: Questioner, dice: random.Random, labels: int
+    scene: Scene,
+    writer: SceneWriter,
+    questions: Questioner,
+    dice: random.Random,
+    labels: int,
+    *,
+    alone: bool = False,
 ) -> tuple[Tree, list[int], list[int], list[str]]:
-    """A scene's questions packed, and what kind each branch is."""
-    trunk, image, slots = writer.trunk(scene, cells=dice.random() < 0.4)
+    """A scene's questions packed, and what kind each branch is; `alone`: labels and no others."""
+    trunk, image, slots = writer.trunk(scene, cells=dice.random() < (0.2 if alone else 0.7))
     branches, kinds = [writer.turn()], ["turn"]
     asked = questions.labels(scene, labels)
     for one in asked:
         branches.append(writer.asked(one, stem=0))
         kinds.append("label" if one.regions else "absent")
+    if alone:
+        return pack(trunk, slots, branches), image, slots, kinds
     for _ in range(2):
         described = questions.described(scene)
         if described is not None:
@@ -396,28 +405,37 @@ def train(
         for layer in model.adapted:
             layer.lora_a.requires_grad_(not aligning)
             layer.lora_b.requires_grad_(not aligning)
-        warm = min(1.0, (step + 1) / 30) * max(0.05, 1 - step / recipe.steps)
+        early = step < recipe.pointing_steps
+        part = 0 if early else 1
+        share = (step - recipe.pointing_steps) / (recipe.steps - recipe.pointing_steps)
+        warm = min(1.0, (step + 1) / 30) * (1.0 if early else max(0.03, 1 - share))
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * warm
-        ceiling = recipe.most_regions if step >= recipe.curriculum_steps else round(
-            10 + (recipe.most_regions - 10) * step / recipe.curriculum_steps
-        )  # fmt: skip
-        maker.doubt = min(1.0, max(0.0, step / recipe.clear_steps - 1.0))
-        for _ in range(recipe.scenes_per_step):
+        ceiling, maker.doubt = (
+            recipe.most_regions[0],
+            recipe.doubt[0] * step / recipe.pointing_steps,
+        )
+        if not early:
+            # Half of the second part is the way to full size and doubt.
+            grown = min(1.0, 2 * share)
+            ceiling += round(grown * (recipe.most_regions[1] - ceiling))
+            maker.doubt = recipe.doubt[0] + grown * (recipe.doubt[1] - recipe.doubt[0])
+        num_scenes = recipe.scenes_per_step[part]
+        for _ in range(num_scenes):
             count = round(
                 math.exp(dice.uniform(math.log(recipe.fewest_regions), math.log(ceiling)))
             )
             scene = maker.scene(count)
             tree, image, slots, kinds = lesson_tree(
-                scene, writer, questions, dice, recipe.labels_per_scene
+                scene, writer, questions, dice, recipe.labels_per_scene[part], alone=early
             )
             loss, right, branch = lesson.loss(scene, tree, image, slots)
-            (loss / recipe.scenes_per_step).backward()
+            (loss / num_scenes).backward()
             tally["loss"].append(float(loss.detach()))
             for index, kind in enumerate(kinds):
                 if kind != "turn":
                     tally[kind].append(float(right[branch == index].all()))
-        if not aligning and recipe.text_weight:
+        if not aligning and recipe.text_weight and (step % 2 == 0 or not early):
             kept = rehearsal.loss()
             (recipe.text_weight * kept).backward()
             tally["text"].append(float(kept.detach()))
