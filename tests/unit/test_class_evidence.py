@@ -20,7 +20,10 @@ from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.proposer import ProposalEvidence, Proposer
 from agent.region_cache import MemoryRegionCache
+from agent.settings import DeploymentSettings, ServiceSettings
 from agent.stages import LocalStages
+from deployments.app import bind
+from deployments.auxiliary_encoder import AuxiliaryEncoder
 from deployments.language import Language
 from deployments.metrics import ServiceMetrics
 from deployments.primary_encoder import PrimaryEncoder
@@ -156,6 +159,14 @@ async def test_a_model_of_three_stages_in_one_process(folder, frame):
         assert given.features.auxiliary_regions.shape == (1, 80)
     finally:
         stages.close()
+
+
+def test_a_deployment_that_the_model_has_no_use_for_is_not_made(folder):
+    numbers = [DeploymentSettings(AuxiliaryEncoder.__name__, num_replicas=2)]
+    for model, made in ((str(folder), False), ("nano", True)):
+        settings = replace(ServiceSettings(), model=model)
+        stages = bind(settings, numbers)._bound_deployment.init_kwargs
+        assert (stages["auxiliary_encoder"] is not None) == made
 
 
 NUM_CLASSES = 3
