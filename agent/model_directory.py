@@ -86,11 +86,12 @@ def _path(model: str) -> Path:
 
 def _digest(path: Path, proposal_network: str | None) -> str:
     digest = hashlib.blake2b(digest_size=32)
-    elsewhere = _network_elsewhere(path)
+    named = proposal_network is not None
+    elsewhere = [] if named else _elsewhere(path, "proposal", "network")
     if proposal_network is not None:
         digest.update(proposal_network.encode())
         elsewhere = [Path(proposal_network)] if Path(proposal_network).is_dir() else []
-    for folder in (path, *elsewhere):
+    for folder in (path, *elsewhere, *_elsewhere(path, "base")):
         for file in sorted(folder.glob("**/*")):
             if file.is_file() and file.suffix in _DIGESTED:
                 digest.update(file.relative_to(folder).as_posix().encode())
@@ -100,16 +101,17 @@ def _digest(path: Path, proposal_network: str | None) -> str:
     return digest.hexdigest()
 
 
-def _network_elsewhere(path: Path) -> list[Path]:
-    """The folder of the proposal network, if the model names one outside its own."""
+def _elsewhere(path: Path, *keys: str) -> list[Path]:
+    """The folder that the model's configuration names under some keys, if it is not inside it."""
     try:
-        section = json.loads((path / "config.json").read_text()).get("groundstream", {})
+        value = json.loads((path / "config.json").read_text()).get("groundstream", {})
     except ValueError:
         return []  # whoever parses the file will say so
-    name = section.get("proposal", {}).get("network")
-    if not name:
+    for key in keys:
+        value = value.get(key, {})
+    if not isinstance(value, str) or not value:
         return []
     # Joined to a folder, an absolute path stays what it is.
-    folder = path / name if (path / name).is_dir() else Path(name)
+    folder = path / value if (path / value).is_dir() else Path(value)
     inside = folder.resolve().is_relative_to(path.resolve())
     return [folder] if folder.is_dir() and not inside else []

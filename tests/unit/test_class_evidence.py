@@ -14,13 +14,17 @@ from agent.errors import CheckpointMismatch, InvalidBoxes
 from agent.feature_codec import decode_features, encode_features
 from agent.features import FrameFeatures
 from agent.frame import frame_from_rgb
+from agent.inspection import inspect_model
 from agent.model.configuration import ProposalConfig
 from agent.model_directory import has_auxiliary_encoder
 from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.proposer import ProposalEvidence, Proposer
 from agent.region_cache import MemoryRegionCache
+from agent.settings import DeploymentSettings, ServiceSettings
 from agent.stages import LocalStages
+from deployments.app import bind
+from deployments.auxiliary_encoder import AuxiliaryEncoder
 from deployments.language import Language
 from deployments.metrics import ServiceMetrics
 from deployments.primary_encoder import PrimaryEncoder
@@ -156,6 +160,24 @@ async def test_a_model_of_three_stages_in_one_process(folder, frame):
         assert given.features.auxiliary_regions.shape == (1, 80)
     finally:
         stages.close()
+
+
+def test_it_can_be_looked_through(folder, tmp_path):
+    report = inspect_model(folder)
+    assert not report.problems
+    assert report.switches["order of a region"] == "RSSR"
+    assert "language.safetensors" in report.found
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    problems = "\n".join(inspect_model(tmp_path).problems)
+    assert "language.safetensors cannot be read" in problems
+
+
+def test_a_deployment_that_the_model_has_no_use_for_is_not_made(folder):
+    numbers = [DeploymentSettings(AuxiliaryEncoder.__name__, num_replicas=2)]
+    for model, made in ((str(folder), False), ("nano", True)):
+        settings = replace(ServiceSettings(), model=model)
+        stages = bind(settings, numbers)._bound_deployment.init_kwargs
+        assert (stages["auxiliary_encoder"] is not None) == made
 
 
 NUM_CLASSES = 3
