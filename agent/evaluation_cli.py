@@ -20,33 +20,44 @@ eval_app = typer.Typer(help="Measure the model on benchmarks.", no_args_is_help=
 def eval_detection(
     images: Annotated[Path, typer.Option(help="Folder of images.")],
     annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
-    limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first images.", min=1)] = None,
     model: ModelOption = NANO,
     device: DeviceOption = "cpu",
     seed: Annotated[int, typer.Option(help="Chooses the absent labels.")] = 0,
     every_label: Annotated[
         bool, typer.Option("--every-label", help="Ask each image for all labels, as COCO does.")
     ] = False,
+    resamples: Annotated[int, typer.Option(help="Of the intervals.", min=1)] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
 ) -> None:
     """Ask a COCO-format folder for what is there and what is not."""
     from rich.console import Console
     from rich.table import Table
 
-    from agent.evaluation.coco_folder import load_coco
+    from agent.evaluation.coco_folder import check_pictures, load_coco
     from agent.evaluation.detection import as_dict, evaluate_detection
 
     data = load_coco(images, annotations, limit=limit)
+    check_pictures(data)
+    from agent.proposer import Proposer
+
+    proposer = Proposer.from_pretrained(model, device=device, score_threshold=0.0, max_boxes=100)
     measuring = evaluate_detection(
-        pipeline_of(model, device), data, seed=seed, every_label=every_label
-    )
-    scores = as_dict(asyncio.run(measuring))
+        pipeline_of(model, device), data, seed=seed, every_label=every_label,
+        propose=lambda frame: proposer.propose([frame])[0], num_resamples=resamples,
+    )  # fmt: skip
+    scores = asyncio.run(measuring)
     if as_json:
-        typer.echo(json.dumps(scores))
+        typer.echo(json.dumps(as_dict(scores)))
         return
-    table = Table("figure", "value", title=f"{annotations} ({len(data.images)} images)")
-    for name, value in scores.items():
-        table.add_row(name, f"{value:.4f}")
+    table = Table(
+        "figure", "value (95 % interval)", title=f"{annotations} ({scores.images} images)"
+    )
+    for name, value in as_dict(scores).items():
+        if isinstance(value, int | float):
+            low, high = scores.intervals.get(name, (None, None))
+            around = "" if low is None else f" ({low:.3f} to {high:.3f})"
+            table.add_row(name, (f"{value}" if isinstance(value, int) else f"{value:.4f}") + around)
     Console().print(table)
 
 
