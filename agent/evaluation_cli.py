@@ -13,6 +13,8 @@ from agent.cli import DeviceOption, ModelOption, pipeline_of
 from agent.model_directory import NANO
 from agent.zoom_policy import Zoom, ZoomPolicy
 
+_LEAST_SPELLINGS = 200
+
 eval_app = typer.Typer(help="Measure the model on benchmarks.", no_args_is_help=True)
 
 
@@ -59,6 +61,32 @@ def eval_detection(
             around = "" if low is None else f" ({low:.3f} to {high:.3f})"
             table.add_row(name, (f"{value}" if isinstance(value, int) else f"{value:.4f}") + around)
     Console().print(table)
+
+
+@eval_app.command("words")
+def eval_words(
+    images: Annotated[Path, typer.Option(help="Folder of images.")],
+    annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
+    limit: Annotated[int | None, typer.Option(help="Only the first images.", min=1)] = None,
+    labels: Annotated[int, typer.Option(help="Most names in one question.", min=1)] = 40,
+    seed: Annotated[int, typer.Option(help="Chooses the absent names.")] = 0,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
+) -> None:
+    """Ask for the same things in other words, and for many at once: are the answers the same?"""
+    from agent.evaluation.coco_folder import check_pictures, load_coco
+    from agent.evaluation.report import print_figures
+    from agent.evaluation.words import evaluate_words, num_present_ways, questions
+
+    data = load_coco(images, annotations, limit=limit)
+    check_pictures(data)
+    asked = questions(data, labels=labels, seed=seed)
+    number = num_present_ways(asked)
+    if number < _LEAST_SPELLINGS:
+        typer.echo(f"only {number} other ways to ask for what is there; give more images", err=True)
+    scores = asyncio.run(evaluate_words(pipeline_of(model, device), data, asked))
+    print_figures(f"{annotations} ({len(asked)} images)", scores.figures(), as_json=as_json)
 
 
 @eval_app.command("tracking")
