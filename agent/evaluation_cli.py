@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agent.cli import DeviceOption, ModelOption, pipeline_of
 from agent.model_directory import NANO
 from agent.zoom_policy import Zoom, ZoomPolicy
+
+if TYPE_CHECKING:
+    from agent.evaluation.tracking import TrackingScores
 
 _LEAST_SPELLINGS = 200
 
@@ -104,11 +107,6 @@ def eval_tracking(
     as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
 ) -> None:
     """Follow standing queries through composed moving scenes: HOTA, IDF1, age of the evidence."""
-    from dataclasses import asdict
-
-    from rich.console import Console
-    from rich.table import Table
-
     from agent.evaluation.moving_scenes import measure_tracking
 
     pipeline = None if oracle else pipeline_of(model, device)
@@ -118,11 +116,48 @@ def eval_tracking(
             baselines=baselines,
         )
     )  # fmt: skip
+    what = "oracle" if oracle else model
+    _print_ways(scores, f"{num} sequences of {duration_s:g} s, {what}", as_json=as_json)
+
+
+@eval_app.command("video")
+def eval_video(
+    video: Annotated[Path, typer.Option(help="The video.")],
+    annotations: Annotated[Path, typer.Option(help="COCO file with frame_index and track_id.")],
+    key_every: Annotated[int, typer.Option(help="The model sees one of so many frames.", min=1)],
+    latency_ms: Annotated[float, typer.Option(help="Key frame to answer.", min=0.0)] = 0.0,
+    every_frame: Annotated[bool, typer.Option(help="Also the model on every frame.")] = True,
+    model: ModelOption = NANO,
+    device: DeviceOption = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
+) -> None:
+    """Follow through a labelled video between key frames, against the model on every frame."""
+    from agent.evaluation.tracking import check_metrics
+    from agent.evaluation.video_tracks import load_video, measure_video
+
+    check_metrics()
+    data = load_video(video, annotations)
+    scores = asyncio.run(
+        measure_video(
+            pipeline_of(model, device), data, key_every=key_every, latency_s=latency_ms / 1e3,
+            every_frame=every_frame,
+        )
+    )  # fmt: skip
+    title = f"{video}, {len(data.truth)} labelled frames, key frames: one of {key_every}"
+    _print_ways(scores, title, as_json=as_json)
+
+
+def _print_ways(scores: dict[str, TrackingScores], title: str, *, as_json: bool) -> None:
+    """Figures of tracking, a column for each way of answering."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
     if as_json:
         typer.echo(json.dumps({name: asdict(value) for name, value in scores.items()}))
         return
-    what = "oracle" if oracle else model
-    table = Table("figure", *scores, title=f"{num} sequences of {duration_s:g} s, {what}")
+    table = Table("figure", *scores, title=title)
     for name in asdict(next(iter(scores.values()))):
         table.add_row(name, *(f"{getattr(value, name):.3f}" for value in scores.values()))
     Console().print(table)
