@@ -1,7 +1,7 @@
 """Shares counted per image, and how sure they are: bootstrap intervals over images.
 
-Questions about one image stand or fall together, so the image is what is drawn again. Knows no
-model, no file and no box.
+Questions about one image stand or fall together, so the image is what is drawn again. An interval
+always holds its figure. Knows no model, no file and no box.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with the interval in which 95 % of the resampled figures lie."""
+    """A figure with the interval that resampled figures give it (95 %, see `interval`)."""
 
     value: float
     low: float
@@ -67,9 +67,16 @@ def resampling_weights(num_images: int, num_resamples: int, seed: int) -> np.nda
 
 
 def interval(value: float, resampled: np.ndarray, *, count: float = 0.0) -> Estimate:
-    """The middle 95 % of resampled figures around a measured one (percentile bootstrap)."""
+    """How far the middle 95 % of resampled figures lie from their mean, around the measured one.
+
+    Of a share the mean is the measured figure. Average precision comes out higher where images
+    are drawn twice, so that its plain percentiles may not even hold it. A figure that no mean is
+    near (nearly all resamples alike) still lies in its interval.
+    """
     if not len(resampled):
         return Estimate(float(value), float(value), float(value), float(count))
     edge = 50.0 * (1.0 - _LEVEL)
-    low, high = np.percentile(resampled, [edge, 100.0 - edge])
-    return Estimate(float(value), float(low), float(high), float(count))
+    low, high = np.percentile(resampled, [edge, 100.0 - edge]) - (resampled.mean() - value)
+    # Figures are not negative, and shares not above one.
+    low, high = max(low, 0.0), min(high, max(1.0, resampled.max()))
+    return Estimate(float(value), float(min(low, value)), float(max(high, value)), float(count))

@@ -56,7 +56,7 @@ def test_every_benchmark_has_a_command():
     listed = run("eval", "--help", env={"COLUMNS": "120"}).stdout
     for name in ("detection", "odinw", "ovdeval", "refcoco", "countbench", "pixmo-count", "lvis",
                  "paco", "cocotext", "ferret-bench", "mmbench", "mmstar", "pope", "compose",
-                 "suite", "proposals", "clutter", "tracking"):  # fmt: skip
+                 "suite", "proposals", "clutter", "tracking", "video", "words"):  # fmt: skip
         assert name in listed
 
 
