@@ -21,7 +21,7 @@ PARTS = {
     "quotas": "quotas",
     "vision stages": "proposer encoders processor batching device_picture",
     "language stage": "generation generation_request engine drafting grammar prefix_cache sequence "
-    "tokenizer model_tokenizer",
+    "tokenizer model_tokenizer label_lists",
     "zoom": "crops zoom zoom_policy revisions ergo_protocol ergo",
     "command line": "cli evaluation_cli benchmark_cli experiment_cli inspection",
 }
