@@ -115,7 +115,7 @@ def test_the_engine_writes_what_transformers_writes(stage, published):
 @torch.inference_mode()
 def test_regions_through_the_engine_equal_one_long_pass(stage):
     """Two slots a region, an image, a prefix shared: against plain decoding with a cache."""
-    shown, task = features(key="frame"), replace(Task.detect("dog"), max_new_tokens=8)
+    shown, task = features(key="frame"), replace(Task.chat("Where is the dog?"), max_new_tokens=8)
     builder, language = stage._builder, stage._language
     prefix = builder.prefix((3, 4), len(shown.proposals))
     question = builder.question(task.text, start=prefix.next_position)
