@@ -116,7 +116,9 @@ def _load_from_files(
         path = directory / file
         keys = [key for key in header(path) if is_wanted(beginning + key)]
         for key, tensor in tensors(path, keys, device=device):
-            loaded[beginning + key] = tensor.to(dtype or tensor.dtype)
+            name = beginning + key
+            wide = config.primary_kind.is_precise and name.startswith(PART_PREFIXES[Part.PRIMARY])
+            loaded[name] = tensor.to(torch.float32 if wide else dtype or tensor.dtype)
     if config.base:
         adapter = directory / config.adapter if config.adapter else None
         base = find_base(config.base, directory)

@@ -6,7 +6,6 @@ in memory; nothing is downloaded. Knows no regions and no images.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -144,7 +143,6 @@ def smollm2_tokenizer(new_tokens: tuple[str, ...] = ()) -> Tokenizer:
     return tokenizer
 
 
-@lru_cache(maxsize=1)
 def _file() -> GGUFFile:
     return GGUFFile(smollm2_file())
 
