@@ -29,21 +29,34 @@ class Proposals:
     """(num_boxes, 4) pixels of the frame."""
     objectness: FloatArray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     """(num_boxes,) in 0..1."""
+    evidence: FloatArray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
+    """(num_boxes, num_classes) in 0..1: how much speaks for each of the classes that the proposal
+    network knows; (num_boxes, 0) where nobody says anything of classes."""
 
     def __post_init__(self) -> None:
         xyxy = np.asarray(self.xyxy, dtype=np.float32).reshape(-1, 4)
         objectness = np.asarray(self.objectness, dtype=np.float32).reshape(-1)
         if len(xyxy) != len(objectness):
             raise InvalidBoxes(f"{len(xyxy)} boxes but {len(objectness)} objectness scores")
+        evidence = np.asarray(self.evidence, dtype=np.float32)
+        if evidence.shape == (0, 0):
+            evidence = evidence.reshape(len(xyxy), 0)
+        if evidence.ndim != 2 or len(evidence) != len(xyxy):
+            raise InvalidBoxes(f"{len(xyxy)} boxes but evidence of shape {evidence.shape}")
         object.__setattr__(self, "xyxy", xyxy)
         object.__setattr__(self, "objectness", objectness)
+        object.__setattr__(self, "evidence", evidence)
 
     def __len__(self) -> int:
         return len(self.xyxy)
 
     def top(self, limit: int) -> Proposals:
         """The first `limit` proposals (they are sorted by objectness)."""
-        return Proposals(self.xyxy[:limit], self.objectness[:limit])
+        return self.select(np.arange(len(self))[:limit])
+
+    def select(self, indices: IntArray) -> Proposals:
+        """Those of these numbers, in this order."""
+        return Proposals(self.xyxy[indices], self.objectness[indices], self.evidence[indices])
 
 
 @dataclass(frozen=True)
@@ -151,10 +164,7 @@ def box_area(xyxy: FloatArray) -> FloatArray:
 
 def box_iou(a: FloatArray, b: FloatArray) -> FloatArray:
     """Pairwise intersection over union of (n, 4) and (m, 4) boxes: (n, m) in 0..1."""
-    top_left = np.maximum(a[:, None, :2], b[None, :, :2])
-    bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    sides = np.clip(bottom_right - top_left, 0.0, None)
-    intersection = sides[..., 0] * sides[..., 1]
+    intersection = _intersection(a, b)
     union = box_area(a)[:, None] + box_area(b)[None, :] - intersection
     return np.asarray(intersection / np.maximum(union, 1e-9), dtype=np.float32)
 
@@ -168,3 +178,40 @@ def non_maximum_suppression(xyxy: FloatArray, scores: FloatArray, *, iou: float)
         if alive[rank]:
             alive[rank + 1 :] &= overlap[rank, rank + 1 :] <= iou
     return np.asarray(order[alive], dtype=np.int64)
+
+
+def surest_claims(
+    xyxy: FloatArray, scores: FloatArray, *, iou: float, containment: float
+) -> IntArray:
+    """Indices of boxes that do not claim what a better one claims already, best first.
+
+    Args:
+        xyxy: (n, 4).
+        scores: (n,); ties go to the lower index.
+        iou: two boxes that overlap more than this claim one object.
+        containment: so do two of which this share of the smaller lies in the other.
+    """
+    order = np.argsort(-scores, kind="stable")
+    boxes = xyxy[order]
+    overlap, inside = box_iou(boxes, boxes), box_containment(boxes, boxes)
+    alive = np.ones(len(order), dtype=bool)
+    for rank in range(len(order)):
+        if alive[rank]:
+            same = (overlap[rank] > iou) | (inside[rank] > containment)
+            alive[rank + 1 :] &= ~same[rank + 1 :]
+    return np.asarray(order[alive], dtype=np.int64)
+
+
+def box_containment(a: FloatArray, b: FloatArray) -> FloatArray:
+    """(n, m) intersection over the area of the smaller box, in 0..1."""
+    smaller = np.minimum(box_area(a)[:, None], box_area(b)[None, :])
+    shared = _intersection(a, b)
+    return np.asarray(shared / np.maximum(smaller, 1e-9), dtype=np.float32)
+
+
+def _intersection(a: FloatArray, b: FloatArray) -> FloatArray:
+    """(n, m) shared areas of (n, 4) and (m, 4) boxes."""
+    top_left = np.maximum(a[:, None, :2], b[None, :, :2])
+    bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    sides = np.clip(bottom_right - top_left, 0.0, None)
+    return np.asarray(sides[..., 0] * sides[..., 1], dtype=np.float32)

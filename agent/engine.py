@@ -25,7 +25,7 @@ from agent.generation_request import (
     PrefixSource,
     Request,
 )
-from agent.grammar import AnswerGrammar
+from agent.grammar import Grammar
 from agent.model.compilation import compile_layers, pass_size
 from agent.model.language_model import LanguageModel
 from agent.model.ragged_attention import (
@@ -70,10 +70,10 @@ class _Run:
     prefix: Prefix | UnfinishedPrefix | None = None
     parent: Prefix | None = None
     """What the prefix continues, where it continues one."""
-    grammar: AnswerGrammar | None = None
+    grammar: Grammar | None = None
     tail: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     """Certain tokens the model has not seen yet."""
-    tail_positions: Tensor = field(default_factory=lambda: torch.zeros(3, 0, dtype=torch.long))
+    tail_positions: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
     next_position: int = 0
     tree: DraftTree = field(default_factory=DraftTree)
     ids: list[int] = field(default_factory=list)
@@ -123,6 +123,7 @@ class Engine:
         self._pass_drafts = self.settings.max_pass_draft_tokens or share
         self._num_answers = 0
         self._num_layers = int(language.config.num_hidden_layers)
+        self._num_axes = language.num_axes
         self._device = device
         self._compiled = False
         self._work = threading.Condition()
@@ -358,7 +359,7 @@ class Engine:
         tail, nodes = len(run.tail), run.tree.nodes
         ids = torch.cat([run.tail, torch.tensor([node.token for node in nodes], dtype=torch.long)])
         guessed = torch.tensor([run.next_position + node.depth for node in nodes], dtype=torch.long)
-        positions = torch.cat([run.tail_positions, guessed.expand(3, -1)], dim=1)
+        positions = torch.cat([run.tail_positions, guessed.expand(self._num_axes, -1)], dim=1)
         mask = None
         if any(node.parent != index - 1 for index, node in enumerate(nodes)):
             mask = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
@@ -377,15 +378,8 @@ class Engine:
             positions = nn.functional.pad(positions, (0, filling))
             # What an earlier pass left in its graphs' memory is no longer needed.
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        output = self._language.model(
-            inputs_embeds=embeddings[None],
-            position_ids=positions[:, None].to(self._device),
-            attention_mask={"full_attention": None, "sliding_attention": None},
-            use_cache=False,
-            ragged=batch,
-        )
+        hidden = self._language.packed(embeddings, positions.to(self._device), batch)
         batch.advance()
-        hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
     def _verify_all(self, runs: list[_Run], segments: list[Segment], hidden: Tensor) -> None:
@@ -412,10 +406,10 @@ class Engine:
         node, path = -1, []
         finished = False
         while True:
-            distribution = logits[node + 1].softmax(-1)
-            allowed = logits[node + 1] if run.grammar is None else run.grammar.constrain(
-                logits[node + 1]
-            )  # fmt: skip
+            row, grammar = logits[node + 1], run.grammar
+            allowed = row if grammar is None else grammar.constrain(row)
+            renormalises = grammar is not None and grammar.renormalises
+            distribution = (allowed if renormalises else row).softmax(-1)
             token = run.chosen(allowed)
             if token == run.request.end_of_turn or len(run.ids) == run.request.max_new_tokens:
                 finished = True
@@ -440,7 +434,7 @@ class Engine:
         run.past.keep([*range(tail), *(tail + index for index in path)], tail + len(tree.nodes))
         run.next_position += len(path)
         run.tail = torch.tensor([token])
-        run.tail_positions = torch.full((3, 1), run.next_position)
+        run.tail_positions = torch.full((self._num_axes, 1), run.next_position)
         run.next_position += 1
         self._guess(run)
 

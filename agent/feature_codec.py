@@ -19,7 +19,7 @@ from agent.detections import Proposals
 from agent.features import FrameFeatures
 
 _MAGIC = b"GSFF"
-_VERSION = 1
+_VERSION = 2
 _PREFIX = struct.Struct("<4sHI")
 _CHECKSUM_BYTES = 32
 _MAX_SIDE = 2**31 - 1
@@ -28,6 +28,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.d
 _DIMENSIONS = {
     "xyxy": 2,
     "objectness": 1,
+    "evidence": 2,
     "image_tokens": 2,
     "primary_regions": 2,
     "auxiliary_regions": 2,
@@ -42,6 +43,7 @@ def _arrays(features: FrameFeatures) -> dict[str, NDArray[Any]]:
     return {
         "xyxy": features.proposals.xyxy,
         "objectness": features.proposals.objectness,
+        "evidence": features.proposals.evidence,
         "image_tokens": features.image_tokens,
         "primary_regions": features.primary_regions,
         "auxiliary_regions": features.auxiliary_regions,
@@ -100,13 +102,13 @@ def _features(header: dict[str, Any], buffers: memoryview, key: str) -> FrameFea
         raise CorruptFeatures("entry belongs to another key")
     arrays = _split(header["arrays"], buffers)
     width, height, rows, columns = _sides([*header["size"], *header["grid"]], least=1)
-    regions = (arrays["xyxy"], arrays["objectness"], arrays["primary_regions"])
+    regions = [arrays[name] for name in ("xyxy", "objectness", "evidence", "primary_regions")]
     if any(len(array) != len(arrays["auxiliary_regions"]) for array in regions):
         raise CorruptFeatures("not every box has its features")
     return FrameFeatures(
         width=width,
         height=height,
-        proposals=Proposals(arrays["xyxy"], arrays["objectness"]),
+        proposals=Proposals(arrays["xyxy"], arrays["objectness"], arrays["evidence"]),
         image_tokens=arrays["image_tokens"],
         grid=(rows, columns),
         primary_regions=arrays["primary_regions"],

@@ -24,22 +24,24 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class PrimaryFeatures:
-    """What the primary vision encoder (the VLM's own ViT) says about a frame."""
+    """What the primary vision encoder (the VLM's own ViT, or a classifier) says about a frame."""
 
     image_tokens: Array
     """(num_image_tokens, vision_width) before the image projector, raster order."""
     grid: tuple[int, int]
-    """(rows, columns) of ViT patches; image tokens are a quarter of them (2x2 merging)."""
+    """(rows, columns) of the encoder's cells; image tokens are as many, or a quarter of them where
+    2x2 are merged, as Qwen's ViT does."""
     regions: Array
-    """(num_boxes, primary_region_width) pooled pyramid features."""
+    """(num_boxes, primary_region_width): pooled features, or class probabilities."""
 
 
 @dataclass(frozen=True)
 class AuxiliaryFeatures:
-    """What the auxiliary vision encoder (DaViT, high resolution) says about the boxes."""
+    """What a second look says about the boxes: the auxiliary vision encoder (DaViT, high
+    resolution), or the proposal network with the classes it knows."""
 
     regions: Array
-    """(num_boxes, auxiliary_region_width) pooled features of all four levels."""
+    """(num_boxes, auxiliary_region_width) pooled features of all four levels, or evidence."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class FrameFeatures:
         named = hashlib.blake2b(indices.astype("<i8").tobytes(), digest_size=8).hexdigest()
         return replace(
             self,
-            proposals=Proposals(self.proposals.xyxy[indices], self.proposals.objectness[indices]),
+            proposals=self.proposals.select(indices),
             primary_regions=self.primary_regions[indices],
             auxiliary_regions=self.auxiliary_regions[indices],
             key=f"{self.key}/{named}" if self.key else "",

@@ -14,9 +14,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from agent.drafting import Drafter
+from agent.drafting import Drafter, RegionListDrafter
 from agent.engine import Engine
-from agent.errors import InvalidQuery
+from agent.errors import CheckpointMismatch, InvalidQuery, Overloaded
 from agent.features import FrameFeatures, Generation
 from agent.generation_request import (
     Completion,
@@ -25,14 +25,17 @@ from agent.generation_request import (
     QuestionInput,
     Request,
 )
-from agent.grammar import AnswerGrammar, AnswerTokens
+from agent.grammar import AnswerGrammar, AnswerTokens, RegionListGrammar
+from agent.label_lists import LabelBranch, join_labels
 from agent.model.checkpoint import load_model, weight_type
 from agent.model.language_model import LanguageModel, SlotType
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.model_directory import find_model
+from agent.model_tokenizer import model_tokenizer
+from agent.parsing import parse_regions
 from agent.prefix_cache import PrefixCache
-from agent.processor import ImageGeometry
-from agent.prompts import MAX_REGIONS, Task, TaskKind
+from agent.processor import normalised_boxes
+from agent.prompts import GROUND_OPEN, MAX_REGIONS, Task, TaskKind
 from agent.sequence import Sequence as PromptSequence
 from agent.sequence import SequenceBuilder
 from agent.stage_settings import EngineSettings
@@ -58,9 +61,11 @@ class LanguageStage:
         self._model = model
         self._language: LanguageModel = model.language_model
         self._tokenizer = tokenizer
-        self._builder = SequenceBuilder(tokenizer)
+        self._builder = SequenceBuilder(tokenizer, model.config.language_family)
         self._device = device
-        self._tokens = AnswerTokens.of(tokenizer, num_regions=MAX_REGIONS)
+        self._tokens = AnswerTokens.of(
+            tokenizer, num_regions=MAX_REGIONS, end_of_turn=self._builder.end_of_turn
+        )
         settings = engine or EngineSettings()
         self.prefixes = PrefixCache(settings.prefix_bytes)
         self.engine = Engine(self._language, self.prefixes, settings, device=device)
@@ -91,7 +96,12 @@ class LanguageStage:
             device=device,
             dtype=weight_type(dtype, device),
         )
-        tokenizer = PromptTokenizer.from_directory(directory)
+        tokenizer = model_tokenizer(directory, loaded.config)
+        if tokenizer.vocab_size > loaded.config.text.vocab_size:
+            raise CheckpointMismatch(
+                f"{directory} has embeddings of {loaded.config.text.vocab_size} tokens, but "
+                f"control tokens make it {tokenizer.vocab_size}: add rows for them"
+            )
         return cls(loaded, tokenizer, device=device, engine=engine)
 
     def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
@@ -121,6 +131,8 @@ class LanguageStage:
         Raises:
             Overloaded: too many questions wait.
         """
+        if self._builder.family.prompt.opens_lists and features is not None and task.labels:
+            return self._start_lists(features, task, on_text)
         request = self._request(features, task)
         if on_text is not None:
             request = replace(request, on_ids=self._teller(on_text))
@@ -129,6 +141,48 @@ class LanguageStage:
         generation.add_done_callback(lambda done: done.cancelled() and completion.cancel())
         completion.add_done_callback(lambda done: self._hand_over(done, generation))
         return generation
+
+    def _start_lists(
+        self, features: FrameFeatures, task: Task, on_text: Callable[[str], None] | None
+    ) -> Future[Generation]:
+        """Each label of the question on a branch of its own."""
+        self._tokenizer.check_words(task.query)
+        tokens = self._tokens.first(len(features.proposals))
+        branches: list[LabelBranch] = []
+        try:
+            for label in task.labels:
+                request = self._list_request(features, task, label, tokens)
+                branches.append(LabelBranch(label, self.engine.submit(request)))
+        except Overloaded:
+            for branch in branches:
+                branch.completion.cancel()
+            raise
+        return join_labels(branches, self._tokenizer.pieces, on_text)
+
+    def _list_request(
+        self, features: FrameFeatures, task: Task, label: str, tokens: AnswerTokens
+    ) -> Request:
+        def question(start: int) -> QuestionInput:
+            opened = self._builder.opened_list(label, start=start)
+            self._check_length(opened.next_position, task)
+            return QuestionInput(opened.ids, opened.positions, opened.next_position)
+
+        lists = [
+            [self._tokenizer.region(region) for region in sorted(found)]
+            for draft in task.drafts
+            if (found := parse_regions(draft).get(label, []))
+        ]
+        return Request(
+            prefix=self._source(features),
+            question=question,
+            end_of_turn=tokens.objects_close,
+            max_new_tokens=task.max_new_tokens,
+            drafter=RegionListDrafter(
+                tokens, lists=lists, num_leading=self.engine.settings.num_leading_regions
+            ),
+            grammar=RegionListGrammar(tokens),
+            deadline_s=time.monotonic() + task.patience_s,
+        )
 
     def _teller(self, on_text: Callable[[str], None]) -> Callable[[Sequence[int]], None]:
         """Turns the ids so far into the text that is new; half a character waits for the rest."""
@@ -189,11 +243,13 @@ class LanguageStage:
         )
 
     def _drafter(self, task: Task, tokens: AnswerTokens) -> Drafter:
-        label = self._tokenizer.encode(task.query) if task.kind in _ANSWERS_BY_LABEL else ()
+        before, encode = self._builder.family.prompt.before_label, self._tokenizer.encode
+        label = encode(before + task.query) if task.kind in _ANSWERS_BY_LABEL else ()
+        drafts = [draft.replace(GROUND_OPEN, GROUND_OPEN + before) for draft in task.drafts]
         return Drafter(
             tokens,
             label=label,
-            answers=[self._tokenizer.encode(draft) for draft in task.drafts],
+            answers=[encode(draft) for draft in drafts],
             num_leading=self.engine.settings.num_leading_regions,
         )
 
@@ -203,7 +259,7 @@ class LanguageStage:
             return PrefixSource(
                 _TEXT_ONLY, lambda: self._input(self._builder.prefix(None, 0), None)
             )
-        grid, count = self._geometry(features).merged_grid, len(features.proposals)
+        grid, count = self._model.config.token_grid(features.grid), len(features.proposals)
         if not features.image_key:
             return PrefixSource(
                 features.key, lambda: self._input(self._builder.prefix(grid, count), features)
@@ -232,9 +288,6 @@ class LanguageStage:
                 f"{task.max_new_tokens}; the model reads {limit}: shorten the question or its "
                 "history, or ask about fewer boxes"
             )
-
-    def _geometry(self, features: FrameFeatures) -> ImageGeometry:
-        return ImageGeometry.of(features.width, features.height, self._model.config)
 
     def _input(self, sequence: PromptSequence, features: FrameFeatures | None) -> PrefixInput:
         return PrefixInput(
@@ -266,19 +319,18 @@ def image_slots(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """(num_image_tokens, hidden): what stands in a frame's image slots."""
-    slots: Tensor = model.image_projector(_tensor(features.image_tokens, device).to(dtype))
-    return slots
+    return model.image_tokens(_tensor(features.image_tokens, device).to(dtype))
 
 
 def region_slots(model: VLMFO1, features: FrameFeatures, *, device: str = "cpu") -> Tensor:
-    """(num_boxes, hidden): what stands in the slots of a frame's regions."""
-    geometry = ImageGeometry.of(features.width, features.height, model.config)
-    boxes = geometry.normalised_boxes(features.proposals.xyxy, model.config.region)
-    return model.region_tokens(
+    """(num_boxes * slots of a region, hidden): what stands in the slots of a frame's regions."""
+    boxes = normalised_boxes(features.proposals.xyxy, features.width, features.height, model.config)
+    tokens = model.region_tokens(
         _tensor(features.primary_regions, device),
         _tensor(features.auxiliary_regions, device),
         _tensor(boxes, device),
     )
+    return tokens.flatten(0, -2)
 
 
 def _tensor(array: object, device: str) -> Tensor:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from agent.drafting import Drafter
-from agent.grammar import AnswerGrammar
+from agent.drafting import Guesses
+from agent.grammar import Grammar
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class PrefixInput:
     embeddings: Tensor
     """(length, hidden)."""
     positions: Tensor
-    """(3, length)."""
+    """(axes, length)."""
     next_position: int
 
 
@@ -39,7 +39,7 @@ class QuestionInput:
 
     ids: Tensor
     positions: Tensor
-    """(3, length)."""
+    """(axes, length)."""
     next_position: int
 
 
@@ -62,8 +62,8 @@ class Request:
     Raises what the caller is to get instead of an answer."""
     end_of_turn: int
     max_new_tokens: int
-    drafter: Drafter | None = None
-    grammar: AnswerGrammar | None = None
+    drafter: Guesses | None = None
+    grammar: Grammar | None = None
     sampling: Sampling | None = None
     """None: greedy."""
     deadline_s: float = float("inf")

@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from agent.prompts import END_OF_TURN
 from agent.tokenizer import PromptTokenizer
 
 
@@ -42,14 +44,19 @@ class AnswerTokens:
     """Id of `<region0>`, `<region1>` ..."""
 
     @classmethod
-    def of(cls, tokenizer: PromptTokenizer, *, num_regions: int) -> AnswerTokens:
-        """The ids of a tokenizer, for a prompt with `num_regions` boxes."""
+    def of(
+        cls, tokenizer: PromptTokenizer, *, num_regions: int, end_of_turn: int | None = None
+    ) -> AnswerTokens:
+        """The ids of a tokenizer, for a prompt with `num_regions` boxes.
+
+        `end_of_turn` is the token that ends an answer, if it is not the usual one.
+        """
         return cls(
             tokenizer.control("<ground>"),
             tokenizer.control("</ground>"),
             tokenizer.control("<objects>"),
             tokenizer.control("</objects>"),
-            tokenizer.control("<|im_end|>"),
+            tokenizer.control(END_OF_TURN) if end_of_turn is None else end_of_turn,
             tuple(tokenizer.region(index) for index in range(num_regions)),
         )
 
@@ -65,8 +72,27 @@ class AnswerTokens:
         )
 
 
+class Grammar(Protocol):
+    """What may come next in an answer."""
+
+    @property
+    def renormalises(self) -> bool:
+        """Whether a token's probability is its share among the allowed ones, not among all."""
+        ...
+
+    def advanced(self, token: int) -> Grammar:
+        """The grammar after one more token."""
+        ...
+
+    def constrain(self, logits: Tensor) -> Tensor:
+        """(vocabulary,) logits with what may not come next at minus infinity."""
+        ...
+
+
 class AnswerGrammar:
     """Follows an answer token by token."""
+
+    renormalises = False
 
     def __init__(
         self, tokens: AnswerTokens, *, all_regions: tuple[int, ...], place: Place = Place.TEXT
@@ -103,6 +129,29 @@ class AnswerGrammar:
         constrained = logits.clone()
         constrained[list(forbidden)] = -torch.inf
         return constrained
+
+
+class RegionListGrammar:
+    """A list of regions whose opening the prompt holds already: upwards, each once, then its end.
+
+    The model chooses among regions alone, as it was trained to, so that no answer can run away or
+    speak of something that was not asked.
+    """
+
+    renormalises = True
+
+    def __init__(self, tokens: AnswerTokens, *, first: int = 0) -> None:
+        """`first`: the least region that may still come."""
+        self.tokens = tokens
+        self._first = first
+
+    def advanced(self, token: int) -> RegionListGrammar:
+        """The grammar after one more region."""
+        return RegionListGrammar(self.tokens, first=self.tokens.regions.index(token) + 1)
+
+    def constrain(self, logits: Tensor) -> Tensor:
+        """(vocabulary,) logits with all but later regions and the end at minus infinity."""
+        return _only(logits, [*self.tokens.regions[self._first :], self.tokens.objects_close])
 
 
 def _only(logits: Tensor, allowed: list[int]) -> Tensor:

@@ -1,6 +1,7 @@
 """What a model directory holds and whether it can be loaded: everything wrong, said at once.
 
-Reads configuration, headers and tokenizer; no weight is loaded.
+Reads configuration, headers and tokenizer; weights are loaded only of a model that stands on
+another's.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from pathlib import Path
 from agent.errors import CheckpointMismatch
 from agent.model.checkpoint import (
     build_empty,
-    compare,
+    load_model,
     published_shapes,
     read_config,
+    stands_apart,
     stored_sizes,
     without_tied_head,
 )
-from agent.model.checkpoint_files import StoredTensor, read_json, stored_tensors
+from agent.model.checkpoint_files import StoredTensor, header, read_json, stored_tensors
 from agent.model.configuration import VLMFO1Config
+from agent.model.strict_weights import compare
+from agent.model_tokenizer import model_tokenizer
 from agent.tokenizer import PromptTokenizer
 
 _PARTS = (
@@ -50,6 +54,8 @@ class ModelReport:
 def inspect_model(directory: Path) -> ModelReport:
     """Look through a directory; nothing is raised, every problem is reported."""
     report = ModelReport(directory)
+    if stands_apart(directory):
+        return _inspect_apart(report)
     stored = _attempt(report, lambda: stored_tensors(directory)) or {}
     report.found = _sizes(stored)
     raw = _attempt(report, lambda: read_json(directory / "config.json"))
@@ -68,6 +74,31 @@ def inspect_model(directory: Path) -> ModelReport:
         report.warnings.append(
             "no proposal network in proposal/: name one (--proposals) or send boxes with requests"
         )
+    return report
+
+
+def _inspect_apart(report: ModelReport) -> ModelReport:
+    """A model on a base, or in several files: whether they fit shows when it is loaded."""
+    directory = report.directory
+    config = _attempt(report, lambda: read_config(directory))
+    if config is None:
+        return report
+    files = [file for _, file in config.weights] + ([config.adapter] if config.adapter else [])
+    for file in files:
+        stored = _attempt(report, lambda file=file: header(directory / file)) or {}
+        numbers = sum(tensor.num_elements for tensor in stored.values())
+        report.found[file] = f"{len(stored)} tensors, {numbers / 1e6:.2f} M numbers"
+    text = config.text
+    report.switches = {
+        "language model": f"{config.family}, {text.num_hidden_layers} layers of "
+        f"{text.hidden_size}, on {config.base or 'nothing else'}",
+        "primary encoder": config.primary,
+        "auxiliary features": config.auxiliary,
+        "order of a region": config.language_family.order.word,
+        "projectors": f"image {config.image_projector}, region {config.region_projector}",
+    }
+    _attempt(report, lambda: load_model(directory, dtype=None))
+    _attempt(report, lambda: model_tokenizer(directory, config))
     return report
 
 

@@ -39,6 +39,12 @@ class ModelDirectory:
         extra = self.config().get("groundstream")
         return float(extra.get("least_confidence", 0.0)) if isinstance(extra, dict) else 0.0
 
+    @property
+    def one_per_object(self) -> bool:
+        """Whether overlapping boxes of one answer are one object."""
+        extra = self.config().get("groundstream")
+        return bool(extra.get("one_per_object", False)) if isinstance(extra, dict) else False
+
 
 def find_model(model: str = NANO, *, proposal_network: str | None = None) -> ModelDirectory:
     """The directory of `model`: the embedded nano model or a folder.
@@ -50,7 +56,7 @@ def find_model(model: str = NANO, *, proposal_network: str | None = None) -> Mod
     Raises:
         CheckpointMismatch: no such folder, or a required file is missing.
     """
-    path = _WEIGHTS if model == NANO else Path(model)
+    path = _path(model)
     for name in _REQUIRED:
         if not (path / name).is_file():
             raise CheckpointMismatch(
@@ -61,13 +67,31 @@ def find_model(model: str = NANO, *, proposal_network: str | None = None) -> Mod
     return ModelDirectory(path, name, _digest(path, proposal_network))
 
 
+def has_auxiliary_encoder(model: str) -> bool:
+    """Whether a stage of its own looks at the boxes of `model` a second time.
+
+    If none does, the proposal network describes them. Says yes of what cannot be read: whoever
+    loads it will say why.
+    """
+    try:
+        config = json.loads((_path(model) / "config.json").read_text())
+        return bool(config["groundstream"]["auxiliary"] != "proposal")
+    except (OSError, ValueError, LookupError, TypeError):
+        return True
+
+
+def _path(model: str) -> Path:
+    return _WEIGHTS if model == NANO else Path(model)
+
+
 def _digest(path: Path, proposal_network: str | None) -> str:
     digest = hashlib.blake2b(digest_size=32)
-    elsewhere = _network_elsewhere(path)
+    named = proposal_network is not None
+    elsewhere = [] if named else _elsewhere(path, "proposal", "network")
     if proposal_network is not None:
         digest.update(proposal_network.encode())
         elsewhere = [Path(proposal_network)] if Path(proposal_network).is_dir() else []
-    for folder in (path, *elsewhere):
+    for folder in (path, *elsewhere, *_elsewhere(path, "base")):
         for file in sorted(folder.glob("**/*")):
             if file.is_file() and file.suffix in _DIGESTED:
                 digest.update(file.relative_to(folder).as_posix().encode())
@@ -77,16 +101,17 @@ def _digest(path: Path, proposal_network: str | None) -> str:
     return digest.hexdigest()
 
 
-def _network_elsewhere(path: Path) -> list[Path]:
-    """The folder of the proposal network, if the model names one outside its own."""
+def _elsewhere(path: Path, *keys: str) -> list[Path]:
+    """The folder that the model's configuration names under some keys, if it is not inside it."""
     try:
-        section = json.loads((path / "config.json").read_text()).get("groundstream", {})
+        value = json.loads((path / "config.json").read_text()).get("groundstream", {})
     except ValueError:
         return []  # whoever parses the file will say so
-    name = section.get("proposal", {}).get("network")
-    if not name:
+    for key in keys:
+        value = value.get(key, {})
+    if not isinstance(value, str) or not value:
         return []
     # Joined to a folder, an absolute path stays what it is.
-    folder = path / name if (path / name).is_dir() else Path(name)
+    folder = path / value if (path / value).is_dir() else Path(value)
     inside = folder.resolve().is_relative_to(path.resolve())
     return [folder] if folder.is_dir() and not inside else []

@@ -14,7 +14,7 @@ from enum import Enum
 
 import numpy as np
 
-from agent.detections import Detections, Proposals
+from agent.detections import Detections, Proposals, surest_claims
 from agent.features import Generation
 from agent.paging import Page
 from agent.prompts import REGION_TOKEN, Task, TaskKind
@@ -23,6 +23,8 @@ _GROUND = re.compile(r"<ground>(.*?)</ground><objects>(.*?)</objects>")
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _MARKUP = re.compile(r"<objects>.*?</objects>|</?ground>|<region\d+>|</?(?:think|answer)>")
+_SAME_IOU, _SAME_CONTAINMENT = 0.5, 0.85
+"""Boxes of one label that share more than this are of one object."""
 _NUMBER = re.compile(r"(?<![0-9])[0-9]{1,6}(?![0-9])")
 """Nobody counts further; what is longer was written in error."""
 
@@ -54,7 +56,7 @@ class Answer:
     thought: str = ""
     """What stands in `<think>`."""
     count: int | None = None
-    """The number the model states (COUNT), summed over pages; None if it states none."""
+    """COUNT: the number the model states, summed over pages, or how many boxes it lists."""
     num_proposals: int = 0
     """Boxes that were looked at for this answer."""
     num_unknown_regions: int = 0
@@ -87,6 +89,7 @@ def join_pages(
     proposals: Proposals,
     *,
     least_confidence: float = 0.0,
+    one_per_object: bool = False,
 ) -> Answer:
     """One answer from what the model wrote about each page of the frame's proposals.
 
@@ -97,6 +100,7 @@ def join_pages(
         pages: what was shown together, and what was written about it.
         proposals: all boxes of the frame.
         least_confidence: boxes named with less are left out of the detections.
+        one_per_object: of boxes of one label that overlap or hold one another the surest stays.
     """
     rows: list[tuple[str, int, float]] = []
     texts: list[str] = []
@@ -116,6 +120,8 @@ def join_pages(
     # A reference box stands on every page and may be found on several.
     named = {(label, box): (label, box, score) for label, box, score in rows}
     rows = [row for row in named.values() if row[2] >= least_confidence]
+    if one_per_object and task.kind.searches:
+        rows = _without_repeated_claims(rows, proposals)
     indices = np.array([box for _, box, _ in rows], dtype=np.int64)
     detections = Detections(
         xyxy=proposals.xyxy[indices],
@@ -132,13 +138,27 @@ def join_pages(
         status=_status(task, generations, detections, sure=labelled and len(rows) == len(named)),
         reply=_reply(text),
         thought=_tagged(_THINK, text),
-        count=_count(task, generations),
+        count=_count(task, generations, detections),
         num_proposals=len({int(box) for page, _ in pages for box in page.indices}),
         num_unknown_regions=num_unknown,
         num_prefix_tokens_reused=sum(g.num_prefix_tokens_reused for g in generations),
         num_passes=sum(g.num_passes for g in generations),
         num_drafted_tokens=sum(g.num_drafted_tokens for g in generations),
     )
+
+
+def _without_repeated_claims(
+    rows: list[tuple[str, int, float]], proposals: Proposals
+) -> list[tuple[str, int, float]]:
+    """(label, box, confidence) rows in their order, one per object of each label."""
+    kept: set[int] = set()
+    for label in {label for label, _, _ in rows}:
+        own = [number for number, row in enumerate(rows) if row[0] == label]
+        boxes = proposals.xyxy[[rows[number][1] for number in own]]
+        scores = np.array([rows[number][2] for number in own], dtype=np.float32)
+        best = surest_claims(boxes, scores, iou=_SAME_IOU, containment=_SAME_CONTAINMENT)
+        kept |= {own[index] for index in best}
+    return [row for number, row in enumerate(rows) if number in kept]
 
 
 def _renumbered(text: str, page: Page) -> str:
@@ -162,13 +182,16 @@ def _reply(text: str) -> str:
     return " ".join(plain.split())
 
 
-def _count(task: Task, generations: Sequence[Generation]) -> int | None:
-    """The last number each page states outside its region list, summed."""
+def _count(task: Task, generations: Sequence[Generation], detections: Detections) -> int | None:
+    """The last number each page states outside its region list, summed; else the boxes listed."""
     if task.kind is not TaskKind.COUNT:
         return None
     stated = [_NUMBER.findall(_MARKUP.sub(" ", g.text)) for g in generations]
     numbers = [int(found[-1]) for found in stated if found]
-    return sum(numbers) if numbers else None
+    if numbers:
+        return sum(numbers)
+    listed = any(parse_regions(g.text) for g in generations)
+    return len(detections) if listed else None
 
 
 def _region_confidence(generation: Generation) -> dict[int, float]:

@@ -68,13 +68,23 @@ class Pipeline:
         *,
         model_digest: str,
         least_confidence: float = 0.0,
+        one_per_object: bool = False,
         tenant: str = "",
     ) -> None:
-        """`least_confidence`: boxes that the model names with less are no detections."""
+        """
+        Args:
+            stages: where work is done.
+            cache: features of frames that were seen.
+            model_digest: part of every key.
+            least_confidence: boxes that the model names with less are no detections.
+            one_per_object: overlapping boxes of one label are one detection.
+            tenant: part of every key, so that tenants share nothing.
+        """
         self._stages = stages
         self._cache = cache
         self._model_digest = model_digest
         self._least_confidence = least_confidence
+        self._one_per_object = one_per_object
         self._tenant = tenant
         self._flights: SingleFlight[FrameFeatures] = SingleFlight()
 
@@ -158,7 +168,13 @@ class Pipeline:
     def _joined(
         self, task: Task, pages: Sequence[tuple[Page, Generation]], features: FrameFeatures
     ) -> Answer:
-        return join_pages(task, pages, features.proposals, least_confidence=self._least_confidence)
+        return join_pages(
+            task,
+            pages,
+            features.proposals,
+            least_confidence=self._least_confidence,
+            one_per_object=self._one_per_object,
+        )
 
     async def converse(self, task: Task) -> Answer:
         """A question without a picture (CHAT)."""

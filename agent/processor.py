@@ -16,7 +16,7 @@ from torch import Tensor
 from agent.detections import FloatArray, clip_boxes
 from agent.device_picture import DevicePicture
 from agent.frame import RGBArray
-from agent.model.configuration import RegionConfig, VLMFO1Config
+from agent.model.configuration import NAME_MIXTURE, RegionConfig, VLMFO1Config
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -37,19 +37,25 @@ class ImageGeometry:
     grid: tuple[int, int]
     """(rows, columns) of primary patches."""
     patch_size: int
+    square: int | None = None
+    """Pixels of the square that the primary tower sees the frame squashed to, if it does so."""
 
     @classmethod
     def of(cls, width: int, height: int, config: VLMFO1Config) -> ImageGeometry:
         """All sizes of a width x height frame; pure arithmetic, nothing is decoded."""
         working = _working_size(width, height, config.image.max_long_side, config.image.min_side)
+        auxiliary = _auxiliary_size(*working, config.image.auxiliary_aspect)
         patch = config.vision.patch_size
+        square = config.primary_kind.squashed_to(config.vision)
+        if square is not None:
+            cells = (square // patch, square // patch)
+            return cls((width, height), working, auxiliary, cells, patch, square)
         rows, columns = _primary_grid(
             *working,
             cell=patch * config.vision.spatial_merge_size,
             limits=(config.image.min_pixels, config.image.max_pixels),
         )
         grid = (rows // patch, columns // patch)
-        auxiliary = _auxiliary_size(*working, config.image.auxiliary_aspect)
         return cls((width, height), working, auxiliary, grid, patch)
 
     @property
@@ -70,6 +76,8 @@ class ImageGeometry:
 
     @property
     def primary_size(self) -> tuple[int, int]:
+        if self.square is not None:
+            return self.square, self.square
         return self.grid[1] * self.patch_size, self.grid[0] * self.patch_size
 
     def normalised_boxes(self, xyxy: FloatArray, region: RegionConfig) -> FloatArray:
@@ -81,6 +89,14 @@ class ImageGeometry:
         # The published code divides by four times the finest map, not by the image.
         cells = tuple(4 * -(-side // 4) for side in self.auxiliary)
         return np.asarray(self.auxiliary_boxes(xyxy) / _size4(cells), dtype=np.float32)
+
+
+def normalised_boxes(xyxy: FloatArray, width: int, height: int, config: VLMFO1Config) -> FloatArray:
+    """Boxes of a width x height frame, in its pixels, as the model's connector wants them: 0..1."""
+    if config.region_projector == NAME_MIXTURE:
+        return np.asarray(xyxy / _size4((width, height)), dtype=np.float32)
+    geometry = ImageGeometry.of(width, height, config)
+    return geometry.normalised_boxes(xyxy, config.region)
 
 
 Picture = Image.Image | DevicePicture

@@ -15,6 +15,8 @@ from agent.errors import InvalidQuery
 SYSTEM_PROMPT = "You are a helpful assistant."
 MAX_QUERY_CHARS = 2000
 MAX_HISTORY_CHARS = 32_000
+MAX_LABELS = 80
+"""Labels of one question."""
 MAX_REGIONS = 100
 """Regions one prompt can hold; more are looked at page by page (`agent.paging`)."""
 
@@ -166,6 +168,10 @@ class Task:
         """
         if not labels:
             raise InvalidQuery("the list of labels is empty; name at least one thing to look for")
+        if len(labels) > MAX_LABELS:
+            raise InvalidQuery(
+                f"{len(labels)} labels in one question, the limit is {MAX_LABELS}; ask several"
+            )
         return cls(TaskKind.DETECT, clean_query(", ".join(clean_query(label) for label in labels)))
 
     @classmethod
@@ -255,6 +261,17 @@ class Task:
     def mentioned(self) -> tuple[int, ...]:
         """All boxes the question speaks of."""
         return self.regions if self.region is None else (self.region, *self.regions)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What is asked for, label by label; empty where the question names nothing to find."""
+        if self.kind is TaskKind.DETECT:
+            return tuple(part for label in self.query.split(",") if (part := label.strip()))
+        if self.kind in (TaskKind.REFER, TaskKind.COUNT):
+            return (self.query,)
+        if self.kind is TaskKind.VISUAL_PROMPT and self.region is not None:
+            return (region_token(self.region),)
+        return ()
 
     @property
     def text(self) -> str:

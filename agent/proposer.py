@@ -1,7 +1,8 @@
 """From frames to proposals: pixels for a proposal network, scores, suppression, frame pixels.
 
-The network is OmDet-Turbo, UPN or any detector of transformers; what it is stands in its own
-`config.json`. Settings of the post-processing travel with the model. Knows no encoder.
+The network is OmDet-Turbo, UPN or any detector of transformers, which its own `config.json` says,
+or NanoDet, a single file. Settings of the post-processing travel with the model. Where the network
+knows classes, its boxes come with evidence for them. Knows no encoder.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from PIL import Image
@@ -19,8 +21,10 @@ from torch import Tensor, nn
 from agent.batching import equal_rows
 from agent.detections import FloatArray, Proposals, centred_to_corners, select_proposals
 from agent.errors import CheckpointMismatch, InvalidBoxes
+from agent.features import AuxiliaryFeatures
 from agent.frame import Frame
 from agent.model.configuration import ProposalConfig, VLMFO1Config
+from agent.model.nanodet import NanoDet
 from agent.model.object_detector import ObjectDetector
 from agent.model.omdet_checkpoint import is_published_omdet, load_published_omdet
 from agent.model.proposal_network import ProposalNetwork, load_proposal_network, read_config
@@ -37,7 +41,7 @@ _LEAST_SIDE_PX = 2.0
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
 
-Network = ProposalNetwork | UniversalProposalNetwork | ObjectDetector
+Network = ProposalNetwork | UniversalProposalNetwork | ObjectDetector | NanoDet
 
 
 class Proposer:
@@ -98,6 +102,8 @@ class Proposer:
         """
         if not frames:
             return []
+        if isinstance(self.network, NanoDet):
+            return [self._classed(self.network, frame) for frame in frames]
         return [
             select_proposals(
                 boxes,
@@ -112,6 +118,38 @@ class Proposer:
             for frame, (boxes, scores) in zip(frames, self._scored(frames), strict=True)
         ]
 
+    @torch.inference_mode()
+    def describe(self, frame: Frame, boxes: FloatArray) -> FloatArray:
+        """Evidence for boxes of any origin: (num_boxes, num_classes) in 0..1.
+
+        Args:
+            frame: the picture.
+            boxes: (num_boxes, 4) xyxy pixels of the frame.
+
+        Raises:
+            InvalidFrame: the image body cannot be decoded.
+            CheckpointMismatch: the network knows no classes.
+        """
+        if not isinstance(self.network, NanoDet):
+            raise CheckpointMismatch(
+                "the proposal network knows no classes, so it cannot describe boxes; the model's "
+                "auxiliary features need one that does, such as NanoDet"
+            )
+        evidence = self.network.describe(frame.rgb(), torch.from_numpy(boxes).to(self._device))
+        return np.asarray(evidence.cpu().numpy(), dtype=np.float32)
+
+    def _classed(self, network: NanoDet, frame: Frame) -> Proposals:
+        config = self._config
+        found = network.propose(
+            frame.rgb(),
+            score_threshold=config.score_threshold,
+            nms_iou=config.nms_iou,
+            max_boxes=config.max_boxes,
+        )
+        return Proposals(
+            found.xyxy.cpu().numpy(), found.objectness.cpu().numpy(), found.evidence.cpu().numpy()
+        )
+
     def _scored(self, frames: list[Frame]) -> list[tuple[FloatArray, FloatArray]]:
         """Raw boxes in frame pixels and their objectness."""
         if self.network is None:
@@ -122,9 +160,10 @@ class Proposer:
             )
         if isinstance(self.network, ObjectDetector):
             return self.network([frame.rgb() for frame in frames])
-        if not isinstance(self.network, UniversalProposalNetwork):
+        if isinstance(self.network, ProposalNetwork):
             side = self.network.image_size
             return self._run(self.network, frames, (side, side))
+        assert isinstance(self.network, UniversalProposalNetwork)
         # It keeps the picture's proportions: frames of one size are one batch.
         size = self.network.config.image_size
         sizes = [size(frame.width, frame.height) for frame in frames]
@@ -153,8 +192,33 @@ class Proposer:
         return normalise(image, IMAGENET_MEAN, IMAGENET_STD)
 
 
+class ProposalEvidence:
+    """The auxiliary features of a model whose proposal network knows classes: no encoder at all.
+
+    Boxes that the network found bring their evidence with them; for those that others sent it is
+    asked. Has the methods of an encoder stage.
+    """
+
+    def __init__(self, proposer: Proposer) -> None:
+        self._proposer = proposer
+
+    def start(self, frames: list[Frame]) -> list[Frame]:
+        """Nothing has to be computed before there are boxes."""
+        return frames
+
+    def pool(self, frame: Frame, proposals: Proposals) -> AuxiliaryFeatures:
+        """The evidence of every box.
+
+        Raises:
+            InvalidFrame: the image body cannot be decoded.
+        """
+        if proposals.evidence.shape[1]:
+            return AuxiliaryFeatures(proposals.evidence)
+        return AuxiliaryFeatures(self._proposer.describe(frame, proposals.xyxy))
+
+
 def find_network(model_path: Path, name: str) -> Path | None:
-    """The folder of a proposal network; None where the model is meant to have none.
+    """The folder, or file, of a proposal network; None where the model is meant to have none.
 
     A hub name is downloaded into the Hugging Face cache, unless it is there already.
 
@@ -163,16 +227,16 @@ def find_network(model_path: Path, name: str) -> Path | None:
     """
     if name == NO_NETWORK:
         return None
-    if (model_path / name).is_dir():
+    if (model_path / name).exists():
         return model_path / name
     if name == ProposalConfig.network:
         return None  # nobody named it, so nobody misses it until boxes are wanted
-    if Path(name).is_dir():
+    if Path(name).exists():
         return Path(name)
     if not _HUB_NAME.fullmatch(name):
         raise CheckpointMismatch(
-            f"the proposal network {name!r} is neither a folder in {model_path}, nor a folder, nor "
-            "a hub name"
+            f"the proposal network {name!r} is neither a folder or file in {model_path}, nor one "
+            "elsewhere, nor a hub name"
         )
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
@@ -183,11 +247,13 @@ def find_network(model_path: Path, name: str) -> Path | None:
 
 
 def load_network(folder: Path, *, prompt: str) -> Network:
-    """The network of a folder, of the kind its `config.json` declares.
+    """The network of a folder, of the kind its `config.json` declares, or NanoDet's of a file.
 
     Raises:
         CheckpointMismatch: files are missing or do not fit.
     """
+    if folder.is_file():
+        return NanoDet.from_file(folder)
     raw = read_config(folder)
     if is_published_omdet(raw):
         return load_published_omdet(folder, prompt=prompt)

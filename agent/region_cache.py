@@ -23,8 +23,9 @@ from agent.frame import Frame
 from agent.redis_door import RedisDoor
 from agent.settings import CacheSettings
 
-PREPROCESSING_VERSION = 2
-"""Raise it when the way pixels become model inputs changes: old entries then miss."""
+PREPROCESSING_VERSION = 3
+"""Raise it when pixels become model inputs in another way, or features are written otherwise: old
+entries then miss."""
 
 _logger = logging.getLogger(__name__)
 _NAMESPACE = "groundstream:features:"

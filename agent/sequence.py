@@ -1,7 +1,7 @@
 """From features and a question to the language model's input: ids, slot types, positions.
 
 The prefix (system turn, image, regions) does not depend on the question, so its keys and values
-can be shared by every question about a frame. Layout of VLM-FO1's prompt, piece by piece.
+can be shared by every question about a frame. The words around it are the family's.
 """
 
 from __future__ import annotations
@@ -12,8 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agent.model.language_model import SlotType, mrope_positions
-from agent.prompts import END_OF_TURN, SYSTEM_PROMPT, Exchange
+from agent.model.family import QWEN2_5_VL, LanguageFamily
+from agent.model.language_model import SlotType
+from agent.prompts import (
+    GROUND_CLOSE,
+    GROUND_OPEN,
+    OBJECTS_OPEN,
+    REGION_TOKEN,
+    SYSTEM_PROMPT,
+    Exchange,
+)
 from agent.tokenizer import PromptTokenizer
 
 
@@ -26,7 +34,7 @@ class Sequence:
     slots: Tensor
     """(length,) `SlotType`."""
     positions: Tensor
-    """(3, length) M-RoPE."""
+    """(axes, length): M-RoPE's three, or one."""
     next_position: int
 
     def __len__(self) -> int:
@@ -41,13 +49,16 @@ class SequenceBuilder:
     question belongs to the question.
     """
 
-    def __init__(self, tokenizer: PromptTokenizer) -> None:
+    def __init__(self, tokenizer: PromptTokenizer, family: LanguageFamily = QWEN2_5_VL) -> None:
+        """`family`: whose words, positions and order of a region's slots are used."""
         self.tokenizer = tokenizer
-        self.end_of_turn = tokenizer.control(END_OF_TURN)
+        self.family = family
+        self.end_of_turn = tokenizer.control(family.prompt.end_of_turn)
+        self._turn_ends = family.prompt.end_of_turn + family.prompt.between_turns
 
     def prefix(
         self,
-        merged_grid: tuple[int, int] | None,
+        token_grid: tuple[int, int] | None,
         num_regions: int,
         *,
         system: str = SYSTEM_PROMPT,
@@ -56,27 +67,30 @@ class SequenceBuilder:
         """System turn, image and regions: what all questions about a frame share.
 
         Args:
-            merged_grid: (rows, columns) of image tokens; None for a conversation without image.
+            token_grid: (rows, columns) of image tokens; None for a conversation without image.
             num_regions: boxes that are listed after the image.
             system: the system turn.
             before_image: user's words in front of the image.
         """
-        opening = f"{_turn('system', system)}<|im_start|>user\n{before_image}"
-        if merged_grid is None and not num_regions:
+        words = self.family.prompt
+        opening = f"{words.system_turn.replace('{}', system)}{words.user}{before_image}"
+        if token_grid is None and not num_regions:
             return self._sequence(
                 SequenceDraft().text(self.tokenizer.encode(opening)), None, start=0
             )
-        draft = SequenceDraft().text(self.tokenizer.encode(f"{opening}<|vision_start|>"))
-        if merged_grid is not None:
-            draft.slots(SlotType.IMAGE, merged_grid[0] * merged_grid[1])
+        marked = token_grid is not None or words.marks_without_image
+        before, after = (words.before_image, words.after_image) if marked else ("", "")
+        draft = SequenceDraft().text(self.tokenizer.encode(opening + before))
+        if token_grid is not None:
+            draft.slots(SlotType.IMAGE, token_grid[0] * token_grid[1])
         # Without regions the newline after the image is the one the question begins with.
-        ending = "<|vision_end|>\n" if num_regions else "<|vision_end|>"
+        ending = after + (words.before_regions if num_regions else "")
         draft.text(self.tokenizer.encode(ending))
-        return self._with_regions(draft, num_regions, merged_grid, start=0)
+        return self._with_regions(draft, num_regions, token_grid, start=0)
 
     def regions(self, num_regions: int, *, start: int) -> Sequence:
-        """The newline and the regions alone, to follow the prefix of the bare image."""
-        draft = SequenceDraft().text(self.tokenizer.encode("\n"))
+        """The regions and what leads to them, to follow the prefix of the bare image."""
+        draft = SequenceDraft().text(self.tokenizer.encode(self.family.prompt.before_regions))
         return self._with_regions(draft, num_regions, None, start=start)
 
     def question(
@@ -95,10 +109,18 @@ class SequenceBuilder:
             history: earlier turns about the same image; the first of them follows the image.
             after_image: whether the prefix ends with an image or its regions.
         """
-        turns = [f"{old.question}<|im_end|>\n{_ASSISTANT}{old.answer}<|im_end|>\n"
-                 for old in history]  # fmt: skip
-        words = "<|im_start|>user\n".join([*turns, f"{text}<|im_end|>\n{_ASSISTANT}"])
-        ids = self.tokenizer.encode(("\n" if after_image else "") + words)
+        words, ends = self.family.prompt, self._turn_ends
+        turns = [f"{old.question}{ends}{words.assistant}{old.answer}{ends}" for old in history]
+        written = words.user.join([*turns, f"{text}{ends}{words.assistant}"])
+        ids = self.tokenizer.encode((words.before_question if after_image else "") + written)
+        return self._sequence(SequenceDraft().text(ids), None, start=start)
+
+    def opened_list(self, label: str, *, start: int) -> Sequence:
+        """The turn's end and an answer that is open where the first region of `label` stands."""
+        words = self.family.prompt
+        before = "" if REGION_TOKEN.fullmatch(label) else words.before_label
+        opening = f"{GROUND_OPEN}{before}{label}{GROUND_CLOSE}{OBJECTS_OPEN}"
+        ids = self.tokenizer.encode(f"{self._turn_ends}{words.assistant}{opening}")
         return self._sequence(SequenceDraft().text(ids), None, start=start)
 
     def answer(self, text: str, ids: Iterable[int] | None = None, *, start: int) -> Sequence:
@@ -109,16 +131,22 @@ class SequenceBuilder:
     def _with_regions(
         self, draft: SequenceDraft, num_regions: int, grid: tuple[int, int] | None, *, start: int
     ) -> Sequence:
+        order = self.family.order.tokens()
         for index in range(num_regions):
-            draft.text([self.tokenizer.region(index)]).slots(SlotType.REGION, 1)
+            token = self.tokenizer.region(index)
+            for is_token in order:
+                if is_token:
+                    draft.text([token])
+                else:
+                    draft.slots(SlotType.REGION, 1)
         return self._sequence(draft, grid, start=start)
 
     def _sequence(
         self, draft: SequenceDraft, grid: tuple[int, int] | None, *, start: int
     ) -> Sequence:
-        slots = torch.tensor(draft.kinds)
-        positions, following = mrope_positions(slots, grid, start=start)
-        return Sequence(torch.tensor(draft.ids), slots, positions, following)
+        slots = torch.tensor(draft.kinds, dtype=torch.long)
+        positions, following = self.family.positions(slots, grid, start=start)
+        return Sequence(torch.tensor(draft.ids, dtype=torch.long), slots, positions, following)
 
 
 class SequenceDraft:
@@ -137,10 +165,3 @@ class SequenceDraft:
         self.ids += [0] * count
         self.kinds += [kind] * count
         return self
-
-
-_ASSISTANT = "<|im_start|>assistant\n"
-
-
-def _turn(role: str, content: str) -> str:
-    return f"<|im_start|>{role}\n{content}<|im_end|>\n"

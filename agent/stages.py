@@ -17,10 +17,10 @@ from agent.encoders import AuxiliaryEncoderStage, PrimaryEncoderStage
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame
 from agent.generation import LanguageStage
-from agent.model_directory import find_model
+from agent.model_directory import find_model, has_auxiliary_encoder
 from agent.pipeline import Pipeline
 from agent.prompts import Task
-from agent.proposer import Proposer
+from agent.proposer import ProposalEvidence, Proposer
 from agent.region_cache import MemoryRegionCache, RegionCache
 from agent.stage_settings import EngineSettings
 from agent.urgency import Limits
@@ -38,7 +38,7 @@ class LocalStages:
         self,
         proposer: Proposer,
         primary: PrimaryEncoderStage,
-        auxiliary: AuxiliaryEncoderStage,
+        auxiliary: AuxiliaryEncoderStage | ProposalEvidence,
         language: LanguageStage,
         *,
         max_batch_frames: int = 1,
@@ -64,7 +64,7 @@ class LocalStages:
         engine: EngineSettings | None = None,
         max_batch_frames: int | None = None,
     ) -> LocalStages:
-        """All four stages of a model directory.
+        """All stages of a model directory; one whose proposals bring evidence has no fourth.
 
         Args:
             model: name or folder.
@@ -78,10 +78,14 @@ class LocalStages:
         Raises:
             CheckpointMismatch: files are missing or do not fit.
         """
+        proposer = Proposer.from_pretrained(model, device=device, network=proposal_network)
+        auxiliary: AuxiliaryEncoderStage | ProposalEvidence = ProposalEvidence(proposer)
+        if has_auxiliary_encoder(model):
+            auxiliary = AuxiliaryEncoderStage.from_pretrained(model, device=device, dtype=dtype)
         return cls(
-            Proposer.from_pretrained(model, device=device, network=proposal_network),
+            proposer,
             PrimaryEncoderStage.from_pretrained(model, device=device, dtype=dtype),
-            AuxiliaryEncoderStage.from_pretrained(model, device=device, dtype=dtype),
+            auxiliary,
             LanguageStage.from_pretrained(model, device=device, dtype=dtype, engine=engine),
             max_batch_frames=batch_limit(device, max_batch_frames),
         )
@@ -159,4 +163,5 @@ def local_pipeline(
         cache if cache is not None else MemoryRegionCache(budget_bytes=_DEFAULT_CACHE_BYTES),
         model_digest=directory.digest,
         least_confidence=directory.least_confidence,
+        one_per_object=directory.one_per_object,
     )

@@ -45,6 +45,11 @@ class PromptTokenizer:
         self._added = frozenset(tokenizer.get_added_tokens_decoder())
 
     @classmethod
+    def is_in(cls, directory: Path) -> bool:
+        """Whether a folder holds any tokenizer files."""
+        return any((directory / name).is_file() for name in (_FILE, *_SLOW_FILES))
+
+    @classmethod
     def from_directory(cls, directory: Path) -> PromptTokenizer:
         """Read `tokenizer.json`, else the published `vocab.json`, `merges.txt` and added tokens.
 
@@ -123,6 +128,17 @@ class PromptTokenizer:
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of several tokens (bytes of one character may span tokens)."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
+
+def with_control_tokens(tokenizer: Tokenizer) -> PromptTokenizer:
+    """A family's tokenizer that also knows regions and the answer grammar.
+
+    Tokens it lacks are appended, so that ids it had stay; the model must have rows for them.
+    """
+    known = tokenizer.get_vocab(with_added_tokens=True)
+    lacking = [token for token in CONTROL_TOKENS if token not in known]
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in lacking])
+    return PromptTokenizer(tokenizer)
 
 
 def _published(directory: Path) -> Tokenizer:

@@ -44,7 +44,8 @@ def plain_ids(
 ) -> tuple[list[int], int]:
     """The whole prompt at once, then greedy decoding token by token: (ids, passes)."""
     model, builder = language._language, language._builder
-    prefix = builder.prefix(language._geometry(features).merged_grid, len(features.proposals))
+    grid = language._model.config.token_grid(features.grid)
+    prefix = builder.prefix(grid, len(features.proposals))
     question = builder.question(task.text, start=prefix.next_position)
     embeddings = torch.cat(
         [language._embedded(prefix, features), language._embedded(question, None)]

@@ -195,7 +195,7 @@ class Measurement:
         """The whole prompt in one pass, and one token behind it."""
         language, builder = self.language, self.language._builder
         model = language._language
-        grid = language._geometry(features).merged_grid
+        grid = self.language._model.config.token_grid(features.grid)
         prefix = builder.prefix(grid, len(features.proposals))
         question = builder.question(self.task("dog").text, start=prefix.next_position)
         device = self.shape.device

@@ -16,6 +16,7 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
 from agent.errors import SettingsError
+from agent.model_directory import has_auxiliary_encoder
 from agent.settings import (
     DeploymentSettings,
     ServiceSettings,
@@ -70,6 +71,10 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
             )
         )
 
+    # One that the model does not have needs no numbers.
+    auxiliary = has_auxiliary_encoder(settings.model)
+    if not auxiliary:
+        options.pop(AuxiliaryEncoder.__name__, None)
     batches = {"max_batch_frames": settings.max_batch_frames}
     weights = {"dtype": settings.dtype}
     encoder = {**batches, **weights, "compiled": settings.compiled}
@@ -78,7 +83,9 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
         settings,
         proposal=stage(Proposal, "proposal", network=settings.proposal_network, **batches),
         primary_encoder=stage(PrimaryEncoder, "primary_encoder", **encoder),
-        auxiliary_encoder=stage(AuxiliaryEncoder, "auxiliary_encoder", **encoder),
+        auxiliary_encoder=(
+            stage(AuxiliaryEncoder, "auxiliary_encoder", **encoder) if auxiliary else None
+        ),
         language=stage(Language, "language", engine=settings.engine, **weights),
     )
     if options:

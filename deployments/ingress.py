@@ -258,7 +258,7 @@ class Ingress:
         settings: ServiceSettings,
         proposal: DeploymentHandle[Any],
         primary_encoder: DeploymentHandle[Any],
-        auxiliary_encoder: DeploymentHandle[Any],
+        auxiliary_encoder: DeploymentHandle[Any] | None,
         language: DeploymentHandle[Any],
     ) -> None:
         configure_logs(settings.observe.log_format)
@@ -276,6 +276,7 @@ class Ingress:
             self._cache,
             model_digest=model.digest,
             least_confidence=model.least_confidence,
+            one_per_object=model.one_per_object,
         )
         capabilities = messages.capabilities_to_message(settings, model, service_version=_version())
         self._store = open_session_store(settings.cache, ttl_s=settings.stream.session.ttl_s)

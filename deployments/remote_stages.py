@@ -18,7 +18,7 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from agent.detections import Proposals
+from agent.detections import FloatArray, Proposals
 from agent.errors import Overloaded, StageUnavailable
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame
@@ -39,7 +39,8 @@ class StageChannels:
 
     proposal: StageChannel
     primary_encoder: StageChannel
-    auxiliary_encoder: StageChannel
+    auxiliary_encoder: StageChannel | None
+    """None: the proposal network describes boxes."""
     language: StageChannel
 
     @classmethod
@@ -47,17 +48,21 @@ class StageChannels:
         cls,
         proposal: DeploymentHandle[Any],
         primary_encoder: DeploymentHandle[Any],
-        auxiliary_encoder: DeploymentHandle[Any],
+        auxiliary_encoder: DeploymentHandle[Any] | None,
         language: DeploymentHandle[Any],
     ) -> StageChannels:
         """To the deployments behind these handles."""
-        handles = (proposal, primary_encoder, auxiliary_encoder, language)
-        return cls(*(StageChannel(handle) for handle in handles))
+        return cls(
+            StageChannel(proposal),
+            StageChannel(primary_encoder),
+            None if auxiliary_encoder is None else StageChannel(auxiliary_encoder),
+            StageChannel(language),
+        )
 
     async def close(self) -> None:
         """Close all connections."""
         channels = (self.proposal, self.primary_encoder, self.auxiliary_encoder, self.language)
-        await asyncio.gather(*(channel.close() for channel in channels))
+        await asyncio.gather(*(channel.close() for channel in channels if channel is not None))
 
 
 class PendingProposals:
@@ -148,13 +153,26 @@ class RemoteStages:
     async def encode_auxiliary(
         self, frame: Frame, proposals: Awaitable[Proposals]
     ) -> AuxiliaryFeatures:
-        """Region features of the auxiliary encoder."""
+        """Region features of the auxiliary encoder, or what the proposal network says of boxes."""
+        channel = self._channels.auxiliary_encoder
+        if channel is None:
+            return AuxiliaryFeatures(await self._evidence(frame, await proposals))
         self._check_encoder(self._meters.auxiliary_encoder)
         self._calls.encode_auxiliary += 1
         features: AuxiliaryFeatures = await self._encode(
-            self._channels.auxiliary_encoder, self._meters.auxiliary_encoder, frame, proposals
+            channel, self._meters.auxiliary_encoder, frame, proposals
         )
         return features
+
+    async def _evidence(self, frame: Frame, proposals: Proposals) -> FloatArray:
+        """What came with the boxes; of boxes that clients sent the network is asked."""
+        if proposals.evidence.shape[1]:
+            return proposals.evidence
+        self._check_encoder(self._meters.proposal)
+        asked = (frame, *self._told(), proposals.xyxy)
+        call = self._channels.proposal.call("describe", *asked)
+        evidence: FloatArray = await self._waiting.served(self._meters.proposal, call)
+        return evidence
 
     async def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """What the language model writes."""

@@ -28,7 +28,7 @@ from agent.stage_settings import StageLimits
 from agent.started_tasks import started
 from deployments.cluster_tls import server_credentials
 
-METHODS = ("propose", "encode", "answer", "write_answer")
+METHODS = ("propose", "describe", "encode", "answer", "write_answer")
 """Of a replica, what may be called from outside."""
 CALL, CALL_IN_PARTS, STREAM = "call", "parts", "stream"
 """First part of a method's path: one message either way; the last argument in a message of its

@@ -21,9 +21,8 @@ PARTS = {
     "quotas": "quotas",
     "vision stages": "proposer encoders processor batching device_picture",
     "language stage": "generation generation_request engine drafting grammar prefix_cache sequence "
-    "tokenizer",
+    "tokenizer model_tokenizer label_lists",
     "zoom": "crops zoom zoom_policy revisions ergo_protocol ergo",
-    "other VLMs": "attached families",
     "command line": "cli evaluation_cli benchmark_cli experiment_cli inspection",
 }
 """Modules of `agent` by part; packages inside it are parts of their own."""

@@ -48,7 +48,7 @@ class Handle:
 class StagesHere(RemoteStages):
     """The remote stages with the replicas that they call; to be left before the loop ends."""
 
-    def __init__(self, handles: Sequence[Handle], **options: Any) -> None:
+    def __init__(self, handles: Sequence[Handle | None], **options: Any) -> None:
         self.handles = handles
         self._to_them = StageChannels.over(*handles)  # type: ignore[arg-type]
         super().__init__(self._to_them, timeout_s=30.0, **options)
@@ -59,7 +59,8 @@ class StagesHere(RemoteStages):
     async def __aexit__(self, *_error: object) -> None:
         await self._to_them.close()
         for handle in self.handles:
-            await handle.close()
+            if handle is not None:
+                await handle.close()
 
 
 def remote_stages(
@@ -83,9 +84,16 @@ def remote_stages(
 
 
 def stages_of(
-    handles: Sequence[Handle], metrics: ServiceMetrics, *, model: str = "", overlap: bool = False
+    handles: Sequence[Handle | None],
+    metrics: ServiceMetrics,
+    *,
+    model: str = "",
+    overlap: bool = False,
 ) -> StagesHere:
-    """The stages behind four handles, in the order of `StageChannels`, asked for a model's work."""
+    """The stages behind four handles, in the order of `StageChannels`, asked for a model's work.
+
+    In place of the auxiliary encoder's there may be None.
+    """
     return StagesHere(
         handles, calls=metrics.stage_calls, meters=metrics.meters, overlap=overlap, model=model
     )

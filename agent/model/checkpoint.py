@@ -7,28 +7,21 @@ known before a weight is read. Knows nothing of images or prompts.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
-    Qwen2_5_VLRotaryEmbedding,
-    Qwen2_5_VLVisionRotaryEmbedding,
-)
+from torch import Tensor
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionRotaryEmbedding
 
 from agent.errors import CheckpointMismatch, SettingsError
-from agent.model.checkpoint_files import (
-    StoredTensor,
-    header,
-    read_json,
-    stored_tensors,
-    tensors,
-)
+from agent.model.bases import based_weights, find_base
+from agent.model.checkpoint_files import StoredTensor, header, read_json, stored_tensors, tensors
 from agent.model.checkpoint_names import our_name, published_name
-from agent.model.configuration import VLMFO1Config
-from agent.model.primary_encoder import BFloat16VisionRotary
+from agent.model.configuration import ADDITIONS, VLMFO1Config
+from agent.model.llava_encoder import LlavaVisionEncoder
+from agent.model.primary_encoder import BFloat16VisionRotary, PrimaryVisionEncoder
+from agent.model.strict_weights import compare, refuse
 from agent.model.vlm_fo1 import ALL_PARTS, VLMFO1, Part
 
 PART_PREFIXES = {
@@ -37,62 +30,9 @@ PART_PREFIXES = {
     Part.LANGUAGE: ("language_model.", "image_projector.", "region_projector."),
 }
 _TIED_HEAD = "lm_head.weight"
+_OF_THE_BASE = ("primary_encoder.", "language_model.")
 _FLOAT32_ALWAYS = ("region_encoder.primary_norm.", "region_encoder.auxiliary_norm.")
 """The published code runs the region norms in float32 whatever the model's type."""
-_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Differences:
-    """How the weights of a directory disagree with what the configuration builds."""
-
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    wrong_shape: tuple[str, ...] = ()
-    """"key is (3,), expected (4,)"."""
-    wrong_dtype: tuple[str, ...] = field(default=())
-
-    def __bool__(self) -> bool:
-        return any((self.missing, self.unexpected, self.wrong_shape, self.wrong_dtype))
-
-    def lines(self, *, shown: int | None = None) -> list[str]:
-        """One line per kind of problem; at most `shown` keys each."""
-        kinds = (
-            ("missing", self.missing),
-            ("unexpected", self.unexpected),
-            ("of another shape", self.wrong_shape),
-            ("of an unusable type", self.wrong_dtype),
-        )
-        return [
-            f"{len(keys)} {what}: {', '.join(sorted(keys)[:shown])}"
-            + (", ..." if shown is not None and len(keys) > shown else "")
-            for what, keys in kinds
-            if keys
-        ]
-
-
-def compare(
-    wanted: dict[str, tuple[int, ...]], stored: dict[str, StoredTensor], *, any_dtype: bool = False
-) -> Differences:
-    """Keys and shapes that are wanted against those that are there.
-
-    Integers are refused unless `any_dtype` (a module's counters are integers).
-    """
-    shared = wanted.keys() & stored.keys()
-    return Differences(
-        missing=tuple(sorted(wanted.keys() - stored.keys())),
-        unexpected=tuple(sorted(stored.keys() - wanted.keys())),
-        wrong_shape=tuple(
-            f"{key} is {stored[key].shape}, expected {wanted[key]}"
-            for key in sorted(shared)
-            if stored[key].shape != wanted[key]
-        ),
-        wrong_dtype=tuple(
-            f"{key} is {stored[key].dtype}, expected F32, F16 or BF16"
-            for key in sorted(shared)
-            if not (any_dtype or stored[key].is_floating)
-        ),
-    )
 
 
 def published_shapes(model: VLMFO1) -> dict[str, tuple[int, ...]]:
@@ -132,16 +72,17 @@ def load_model(
     Raises:
         CheckpointMismatch: files, keys, shapes or types do not fit the configuration.
     """
-    stored = stored_tensors(directory)
-    config = config or read_config(directory, stored)
-    skipped = tuple(prefix for part in ALL_PARTS - parts for prefix in PART_PREFIXES[part])
+    config = config or read_config(directory)
+    if config.base or config.weights:
+        return _load_from_files(directory, config, parts, device, dtype)
+    skipped = _prefixes_of(ALL_PARTS - parts)
     stored = {
         key: tensor
-        for key, tensor in without_tied_head(stored, config).items()
+        for key, tensor in without_tied_head(stored_tensors(directory), config).items()
         if not (skipped and our_name(key).startswith(skipped))
     }
     model = build_empty(config, parts, device=device)
-    _refuse(directory, compare(published_shapes(model), stored))
+    refuse(directory, compare(published_shapes(model), stored))
     loaded: dict[str, Tensor] = {}
     by_file: dict[Path, list[str]] = {}
     for key, entry in stored.items():
@@ -155,6 +96,45 @@ def load_model(
     return model.eval()
 
 
+def _load_from_files(
+    directory: Path,
+    config: VLMFO1Config,
+    parts: frozenset[Part],
+    device: str,
+    dtype: torch.dtype | None,
+) -> VLMFO1:
+    """A model whose language model is others', or whose parts have files of their own."""
+    loaded: dict[str, Tensor] = {}
+    skipped = _prefixes_of(ALL_PARTS - parts)
+
+    def is_wanted(name: str) -> bool:
+        return not (skipped and name.startswith(skipped))
+
+    for beginning, file in config.weights:
+        if not is_wanted(beginning):
+            continue
+        path = directory / file
+        keys = [key for key in header(path) if is_wanted(beginning + key)]
+        for key, tensor in tensors(path, keys, device=device):
+            loaded[beginning + key] = tensor.to(dtype or tensor.dtype)
+    if config.base:
+        adapter = directory / config.adapter if config.adapter else None
+        base = find_base(config.base, directory)
+        loaded |= based_weights(base, adapter, dtype, is_wanted)
+    model = build_empty(config, parts, device=device)
+    here = {
+        name: StoredTensor(tuple(tensor.shape), "F32", directory) for name, tensor in loaded.items()
+    }
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    refuse(directory, compare(shapes, here))
+    model.load_state_dict({name: t.to(device) for name, t in loaded.items()}, assign=True)
+    return model.eval()
+
+
+def _prefixes_of(parts: frozenset[Part]) -> tuple[str, ...]:
+    return tuple(prefix for part in parts for prefix in PART_PREFIXES[part])
+
+
 def read_config(directory: Path, stored: dict[str, StoredTensor] | None = None) -> VLMFO1Config:
     """The configuration of a directory; sizes that only the weights know are read from them.
 
@@ -164,12 +144,22 @@ def read_config(directory: Path, stored: dict[str, StoredTensor] | None = None) 
     raw = read_json(directory / "config.json")
     stated = raw.get("groundstream")
     preprocessor = directory / "preprocessor_config.json"
-    stored = stored_tensors(directory) if stored is None else stored
+    if stored is None:
+        stored = {} if stands_apart(directory) else stored_tensors(directory)
     extra = {**stored_sizes(stored), **(stated if isinstance(stated, dict) else {})}
     return VLMFO1Config.from_dict(
         {**raw, "groundstream": extra},
         read_json(preprocessor) if preprocessor.is_file() else None,
     )
+
+
+def stands_apart(directory: Path) -> bool:
+    """Whether a model stands on another's weights, or has files for its parts."""
+    try:
+        stated = read_json(directory / "config.json").get("groundstream")
+    except CheckpointMismatch:
+        return False  # whoever reads it will say why
+    return isinstance(stated, dict) and bool(stated.get("base") or stated.get("weights"))
 
 
 def stored_sizes(stored: dict[str, StoredTensor]) -> dict[str, object]:
@@ -222,15 +212,29 @@ def build_empty(
     with torch.device("meta"):
         model = VLMFO1(config, parts)
     # Rotary tables are computed, not stored, so they must be made again where they will live.
-    if model.primary_encoder is not None:
+    if isinstance(model.primary_encoder, LlavaVisionEncoder):
+        model.primary_encoder.renew_tables(device)
+    if isinstance(model.primary_encoder, PrimaryVisionEncoder):
         rotary = BFloat16VisionRotary if config.bf16_rotary else Qwen2_5_VLVisionRotaryEmbedding
         model.primary_encoder.tower.rotary_pos_emb = rotary(config.vision).to(device)
     if model.language_model is not None:
-        text = model.language_model.model
-        text.rotary_emb = Qwen2_5_VLRotaryEmbedding(config.text).to(device)
+        model.language_model.renew_rotary(device)
         if config.bf16_rotary:
-            text.rotary_emb.inv_freq = text.rotary_emb.inv_freq.bfloat16().float()
+            rotary_table = model.language_model.model.rotary_emb
+            rotary_table.inv_freq = rotary_table.inv_freq.bfloat16().float()
     return model
+
+
+def save_additions(model: VLMFO1, directory: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write `config.json` and what a model adds to the folder it stands on."""
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: (tensor if dtype is None else tensor.to(dtype)).contiguous()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(_OF_THE_BASE)
+    }
+    save_file(state, directory / ADDITIONS, metadata={"format": "pt"})
+    _write_config(model.config, directory)
 
 
 def save_model(model: VLMFO1, directory: Path, *, dtype: torch.dtype | None = None) -> None:
@@ -241,31 +245,8 @@ def save_model(model: VLMFO1, directory: Path, *, dtype: torch.dtype | None = No
         for name, tensor in model.state_dict().items()
     }
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(model.config.to_dict(), indent=2) + "\n"
-    (directory / "config.json").write_text(text)
+    _write_config(model.config, directory)
 
 
-def load_weights_into(module: nn.Module, path: Path) -> None:
-    """Load a plain safetensors file whose keys are the module's own names, strictly.
-
-    Raises:
-        CheckpointMismatch: unreadable file, missing, unexpected or wrongly shaped keys.
-    """
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    stored = header(path)
-    _refuse(path, compare(wanted, stored, any_dtype=True))
-    module.load_state_dict(
-        {
-            key: tensor.float() if tensor.is_floating_point() else tensor
-            for key, tensor in tensors(path, stored, device="cpu")
-        }
-    )
-
-
-def _refuse(where: Path, differences: Differences) -> None:
-    if differences:
-        raise CheckpointMismatch(
-            f"{where} does not fit its configuration; "
-            + "; ".join(differences.lines(shown=_SHOWN))
-            + "; 'groundstream model check' lists all"
-        )
+def _write_config(config: VLMFO1Config, directory: Path) -> None:
+    (directory / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from agent.errors import CheckpointMismatch
 
-# (published, ours); both directions are derived from this table, first match wins.
+# (published, ours); both directions are derived from this table, first match wins. A connector
+# that was never published has its name from training.
 _PREFIXES = (
     ("model.vision_tower.image_tower.", "primary_encoder.tower."),
     ("model.vision_tower_aux.image_tower.", "auxiliary_encoder.tower."),
@@ -18,6 +19,7 @@ _PREFIXES = (
     ("model.object_vp_extractor.vt_region_norm.", "region_encoder.primary_norm."),
     ("model.object_vp_extractor.aux_region_norm.", "region_encoder.auxiliary_norm."),
     ("model.mm_projector_aux.", "region_projector."),
+    ("connector.", "region_projector."),
     ("model.mm_projector.", "image_projector."),
     ("lm_head.", "language_model.lm_head."),
     ("model.", "language_model.model."),

@@ -1,29 +1,43 @@
 """Architecture of a VLM-FO1 model, as it travels with the weights in `config.json`.
 
 The file's layout is the published one (flat language-model keys, `vision_config`, `mm_*` keys);
-what the published code keeps in source (DaViT shapes, pyramid width, image limits) stands in
-an extra `groundstream` section, with the published values as defaults. Knows no settings.
+what the published code keeps in source (DaViT shapes, pyramid width, image limits) and what it
+has no choice of (language family, encoders, order of a region's slots) stands in an extra
+`groundstream` section, with the published values as defaults. Knows no settings.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import Qwen2_5_VLTextConfig
+from transformers import PretrainedConfig, Qwen2_5_VLTextConfig
 from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
 from agent.errors import CheckpointMismatch
+from agent.model.bases import base_text, llava_published
 from agent.model.checkpoint_files import read_json
+from agent.model.family import LanguageFamily, RegionOrder, find_family, flat_text
+from agent.model.llava_encoder import LlavaVisionConfig
+from agent.model.primary_kinds import ClassifierConfig, PrimaryKind, find_primary
 
 logger = logging.getLogger(__name__)
 
 _COMBINATIONS = ("concat", "concat_aux_pos")
 _STRATEGIES = ("bbox_based", "feature_map_based", "hybrid")
 _PROJECTORS = ("identity", "linear", "mlp2x_gelu")
+NAME_MIXTURE = "name_mixture"
+"""The connector of class evidence; see `agent.model.name_mixture`."""
+NO_IMAGE_TOKENS = "none"
+_IMAGE_PROJECTORS = (*_PROJECTORS, NAME_MIXTURE, NO_IMAGE_TOKENS)
+_REGION_PROJECTORS = (*_PROJECTORS, NAME_MIXTURE)
+ADDITIONS = "additions.safetensors"
+"""What a model with a folder as its base holds itself, under our parameter names."""
+DAVIT, EVIDENCE = "davit", "proposal"
+_AUXILIARIES = (DAVIT, EVIDENCE)
 _ASPECTS = ("dynamic", "dynamic_square", "squash")
 
 
@@ -112,6 +126,8 @@ class ProposalConfig:
     """A folder inside the model's, any other folder, a hub name, or "none": clients send boxes."""
     prompt: str = "object"
     """The one word that zero-shot detectors are asked for."""
+    num_classes: int = 0
+    """Classes whose scores the network gives with each box: its evidence."""
 
     def __post_init__(self) -> None:
         for name in ("score_threshold", "nms_iou"):
@@ -125,8 +141,10 @@ class ProposalConfig:
 class VLMFO1Config:
     """Everything `VLMFO1` needs to build itself."""
 
-    vision: Qwen2_5_VLVisionConfig
-    text: Qwen2_5_VLTextConfig
+    vision: Any
+    """The primary encoder's, of its kind's own type."""
+    text: PretrainedConfig
+    """The decoder's, of its family's own type."""
     davit: DaViTConfig = field(default_factory=DaViTConfig)
     region: RegionConfig = field(default_factory=RegionConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
@@ -136,28 +154,67 @@ class VLMFO1Config:
     tie_word_embeddings: bool = True
     least_confidence: float = 0.0
     """Boxes that the language model names with less are no detections (ours)."""
+    one_per_object: bool = False
+    """Of an answer's boxes that overlap or hold one another only the surest counts (ours)."""
     bf16_rotary: bool = False
     """Round the rotary frequencies of both transformers to bfloat16, as the published loader
     does by casting the whole model; published scores were presumably measured so."""
+    family: str = "qwen2_5_vl"
+    """The language model's; see `agent.model.family`."""
+    region_order: str = ""
+    """How a region's token and its slots stand, such as `RSSR`; empty: as the family has it."""
+    primary: str = "qwen_vit"
+    """The kind of the primary encoder; see `agent.model.primary_kinds`."""
+    auxiliary: str = DAVIT
+    """`davit`, or `proposal`: the class evidence that comes with the proposals, and no encoder."""
+    base: str = ""
+    """A language model that others publish and this one stands on; see `agent.model.bases`."""
+    adapter: str = ""
+    """A file of the folder with what this model adds to its base."""
+    weights: tuple[tuple[str, str], ...] = ()
+    """(beginning of our parameter names, file of the folder) of parts with files of their own."""
 
     def __post_init__(self) -> None:
-        for name in (self.image_projector, self.region_projector):
-            if name not in _PROJECTORS:
+        for what, name, known in (
+            ("projector type", self.image_projector, _IMAGE_PROJECTORS),
+            ("projector type", self.region_projector, _REGION_PROJECTORS),
+            ("auxiliary encoder", self.auxiliary, _AUXILIARIES),
+        ):
+            if name not in known:
                 raise CheckpointMismatch(
-                    f"projector type {name!r} is unknown; supported: {', '.join(_PROJECTORS)}"
+                    f"{what} {name!r} is unknown; supported: {', '.join(known)}"
                 )
+
+    @property
+    def language_family(self) -> LanguageFamily:
+        """The family, with this model's own order of a region's slots."""
+        family = find_family(self.family)
+        order = RegionOrder(self.region_order) if self.region_order else family.order
+        return replace(family, order=order)
+
+    @property
+    def primary_kind(self) -> PrimaryKind:
+        """What the primary encoder says of itself."""
+        return find_primary(self.primary)
 
     @property
     def primary_region_width(self) -> int:
         """Channels the primary encoder contributes to a region feature."""
         if self.region.use_feature_pyramid:
             return 4 * self.region.pyramid_width
-        return self.vision.hidden_size * len(self.vision.fullatt_block_indexes)
+        return self.primary_kind.region_width(self.vision)
 
     @property
     def auxiliary_region_width(self) -> int:
-        """Channels the auxiliary encoder contributes: all four levels."""
-        return sum(self.davit.widths)
+        """Channels the auxiliary encoder contributes: all four levels; or each class's score."""
+        return sum(self.davit.widths) if self.auxiliary == DAVIT else self.proposal.num_classes
+
+    def token_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
+        """(rows, columns) of image tokens for `PrimaryFeatures.grid`; None: there are none."""
+        if self.image_projector == NO_IMAGE_TOKENS:
+            return None
+        merged = self.primary_kind.merged(self.vision)
+        return grid[0] // merged, grid[1] // merged
 
     @property
     def region_width(self) -> int:
@@ -191,27 +248,11 @@ class VLMFO1Config:
                 "encoder alone were never supported by the published code either"
             )
         try:
-            text = Qwen2_5_VLTextConfig(
-                vocab_size=raw["vocab_size"],
-                hidden_size=raw["hidden_size"],
-                intermediate_size=raw["intermediate_size"],
-                num_hidden_layers=raw["num_hidden_layers"],
-                num_attention_heads=raw["num_attention_heads"],
-                num_key_value_heads=raw["num_key_value_heads"],
-                rms_norm_eps=raw["rms_norm_eps"],
-                max_position_embeddings=raw["max_position_embeddings"],
-                rope_parameters={
-                    "rope_type": "default",
-                    "rope_theta": raw["rope_theta"],
-                    "mrope_section": raw["rope_scaling"]["mrope_section"],
-                },
-                bos_token_id=raw.get("bos_token_id"),
-                eos_token_id=raw.get("eos_token_id"),
-                pad_token_id=None,
-            )
-            vision = Qwen2_5_VLVisionConfig(
-                **{k: v for k, v in raw["vision_config"].items() if k != "model_type"}
-            )
+            family = find_family(extra.get("family", cls.family))
+            base = extra.get("base", "")
+            text = family.read_text({**base_text(base), **raw})
+            kind = find_primary(extra.get("primary", cls.primary))
+            vision = kind.read(raw["vision_config"])
             region = RegionConfig(
                 combination=raw["mm_region_feature_combination"],
                 primary_only=raw.get("mm_use_vt_region_feature_only", False),
@@ -237,7 +278,15 @@ class VLMFO1Config:
                 region_projector=raw["mm_projector_aux_type"],
                 tie_word_embeddings=raw.get("tie_word_embeddings", False),
                 least_confidence=extra.get("least_confidence", 0.0),
+                one_per_object=extra.get("one_per_object", False),
                 bf16_rotary=extra.get("bf16_rotary", False),
+                family=family.name,
+                region_order=extra.get("region_order", ""),
+                primary=kind.name,
+                auxiliary=extra.get("auxiliary", DAVIT),
+                base=base,
+                adapter=extra.get("adapter", ""),
+                weights=tuple(extra.get("weights", {}).items()),
             )
         except KeyError as error:
             raise CheckpointMismatch(f"config.json lacks the key {error}") from error
@@ -251,31 +300,16 @@ class VLMFO1Config:
     def to_dict(self) -> dict[str, Any]:
         """The published layout, with the `groundstream` section."""
         text, vision = self.text, self.vision
+        published = self.family == VLMFO1Config.family
+        rope = text.rope_parameters
         return {
-            "architectures": ["OmChatQwen25VLForCausalLM"],
-            "model_type": "omchat_qwen2_5_vl",
-            "vocab_size": text.vocab_size,
-            "hidden_size": text.hidden_size,
-            "intermediate_size": text.intermediate_size,
-            "num_hidden_layers": text.num_hidden_layers,
-            "num_attention_heads": text.num_attention_heads,
-            "num_key_value_heads": text.num_key_value_heads,
-            "rms_norm_eps": text.rms_norm_eps,
-            "max_position_embeddings": text.max_position_embeddings,
-            "rope_theta": text.rope_parameters["rope_theta"],
-            "rope_scaling": {
-                "rope_type": "default",
-                "type": "default",
-                "mrope_section": list(text.rope_parameters["mrope_section"]),
-            },
-            "bos_token_id": text.bos_token_id,
-            "eos_token_id": text.eos_token_id,
+            "architectures": ["OmChatQwen25VLForCausalLM" if published else "GroundstreamModel"],
+            "model_type": "omchat_qwen2_5_vl" if published else "groundstream",
+            **flat_text(text),
+            **({"rope_scaling": _published_rope(rope)} if "mrope_section" in rope else {}),
             "tie_word_embeddings": self.tie_word_embeddings,
             "tokenizer_padding_side": "right",
-            "vision_config": {
-                "model_type": "qwen2_5_vl",
-                **{name: _plain(getattr(vision, name)) for name in _VISION_KEYS},
-            },
+            "vision_config": self.primary_kind.write(vision),
             "aux_image_aspect_ratio": self.image.auxiliary_aspect,
             "mm_use_region_index_token": True,
             "mm_num_region_tokens": self.proposal.max_boxes,
@@ -296,7 +330,15 @@ class VLMFO1Config:
                 "max_long_side": self.image.max_long_side,
                 "proposal": asdict(self.proposal),
                 "least_confidence": self.least_confidence,
+                "one_per_object": self.one_per_object,
                 "bf16_rotary": self.bf16_rotary,
+                "family": self.family,
+                "region_order": self.language_family.order.word,
+                "primary": self.primary,
+                "auxiliary": self.auxiliary,
+                "base": self.base,
+                "adapter": self.adapter,
+                "weights": dict(self.weights),
             },
         }
 
@@ -306,15 +348,12 @@ class VLMFO1Config:
         return cls.from_dict(read_json(path))
 
 
-_VISION_KEYS = (
-    "depth", "hidden_size", "hidden_act", "intermediate_size", "num_heads", "in_channels",
-    "patch_size", "spatial_merge_size", "temporal_patch_size", "tokens_per_second",
-    "window_size", "out_hidden_size", "fullatt_block_indexes",
-)  # fmt: skip
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _published_rope(rope: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "rope_type": "default",
+        "type": "default",
+        "mrope_section": list(rope["mrope_section"]),
+    }
 
 
 def _pixel_limits(preprocessor: dict[str, Any]) -> dict[str, int]:
@@ -374,4 +413,58 @@ def nano_config(vocab_size: int) -> VLMFO1Config:
         image=ImageConfig(max_long_side=448),
         proposal=ProposalConfig(score_threshold=0.25, nms_iou=0.6),
         least_confidence=0.5,
+    )
+
+
+def pocket_config(text: PretrainedConfig) -> VLMFO1Config:
+    """The embedded pocket model: pretrained parts that see photographs and have read English."""
+    return VLMFO1Config(
+        vision=ClassifierConfig(),
+        text=text,
+        region=RegionConfig(use_feature_pyramid=False, apply_position=False),
+        proposal=ProposalConfig(
+            score_threshold=0.08, nms_iou=0.6, network="nanodet.safetensors", num_classes=80
+        ),
+        one_per_object=True,
+        image_projector=NAME_MIXTURE,
+        region_projector=NAME_MIXTURE,
+        family="llama",
+        primary="efficientnet_lite0",
+        auxiliary=EVIDENCE,
+        base="smollm2-135m-instruct",
+        adapter="language.safetensors",
+        weights=(("primary_encoder.", "efficientnet_lite0.safetensors"),),
+    )
+
+
+def llava_config(
+    published: Path,
+    *,
+    davit: DaViTConfig | None = None,
+    region: RegionConfig | None = None,
+    region_projector: str = "mlp2x_gelu",
+) -> VLMFO1Config:
+    """A published LLaVA-OneVision with regions: its folder is the base, the rest is added.
+
+    Args:
+        published: the folder.
+        davit, region, region_projector: what is added. Without a feature pyramid, the default, the
+            connector is the only part that has to be trained.
+
+    Raises:
+        CheckpointMismatch: the folder is no LLaVA-OneVision.
+    """
+    model = llava_published(published)
+    preprocessor = read_json(published / "preprocessor_config.json")
+    return VLMFO1Config(
+        vision=LlavaVisionConfig(model, preprocessor),
+        text=model.text_config,
+        davit=davit or DaViTConfig(),
+        region=region or RegionConfig(use_feature_pyramid=False),
+        region_projector=region_projector,
+        tie_word_embeddings=bool(model.text_config.tie_word_embeddings),
+        family="llava_onevision",
+        primary="llava_onevision",
+        base=str(published.resolve()),
+        weights=(("", ADDITIONS),),
     )

@@ -1,9 +1,10 @@
 """EfficientNet-Lite0: ImageNet's 1,000 classes for a picture or for regions of it.
 
 The published mobile network without squeeze-and-excitation (Apache-2.0), batch norm folded into
-the convolutions. Large regions are read off the last map, where context helps; small ones go
-through the last blocks once more on a crop of the map at stride 16, where context would drown
-them. Pictures in, maps and probabilities out; knows neither frames nor detectors.
+the convolutions. A picture is looked at twice. Large regions are read off the last map of a small
+copy, in which they have about the size the network was trained for. Small ones go through the last
+blocks on a crop of a larger copy's map at stride 16, where context would drown them. Pictures in,
+maps and probabilities out; knows neither frames nor detectors.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from agent.frame import RGBArray
-from agent.model.checkpoint import load_weights_into
 from agent.model.roi_pooling import pool_regions
+from agent.model.strict_weights import load_weights_into
 
-LONG_SIDE = 512
-"""Pixels of the longer side of a picture as the network sees it."""
+FINE_SIDE = 512
+"""Pixels of the longer side of the copy that small regions are cropped from."""
+COARSE_SIDE = 288
+"""The same for large regions, whose last map is read (figures in docs/decisions)."""
 WIDTH = 1280
 """Channels of the last map, which the classifier reads."""
 NUM_CLASSES = 1000
 SMALL_SIDE_PX = 120.0
-"""Regions whose geometric mean of the sides is less, in pixels of the network's picture, take the
-late head."""
+"""Regions whose geometric mean of the sides is less, in pixels of the fine copy, take the late
+head."""
 CROP_CELLS = 8
 """Cells along each side of a crop of the map at stride 16."""
 
@@ -59,11 +62,12 @@ class PictureMaps:
     """One picture's maps, waiting for boxes."""
 
     stride16: Tensor
-    """(1, 112, height / 16, width / 16)."""
+    """(1, 112, rows, columns) of the fine copy."""
     final: Tensor
-    """(1, 1280, height / 32, width / 32)."""
-    scale: tuple[float, float] = (1.0, 1.0)
-    """Pixels of the network's picture per pixel of the boxes', along x and y."""
+    """(1, 1280, rows, columns) of the coarse copy, at stride 32."""
+    fine_scale: tuple[float, float] = (1.0, 1.0)
+    """Pixels of the fine copy per pixel of the boxes', along x and y."""
+    coarse_scale: tuple[float, float] = (1.0, 1.0)
 
 
 class EfficientNetLite0(nn.Module):
@@ -112,11 +116,16 @@ class EfficientNetLite0(nn.Module):
         Returns:
             (batch, 112, height / 16, width / 16) and (batch, 1280, height / 32, width / 32).
         """
+        middle = self.middle(pixels)
+        return middle, self._last(middle)
+
+    def middle(self, pixels: Tensor) -> Tensor:
+        """The map at stride 16 alone; see `maps`."""
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         hidden = nn.functional.relu6(self.stem(pixels), inplace=True)
         for block in self.blocks[:_LATE_BLOCKS]:
             hidden = block(hidden)
-        return hidden, self._last(hidden)
+        return hidden
 
     def classify(self, features: Tensor) -> Tensor:
         """(..., 1280) mean of the last map to (..., 1000) logits."""
@@ -132,17 +141,18 @@ class EfficientNetLite0(nn.Module):
         return nn.functional.relu6(self.head(hidden), inplace=True)
 
     @torch.inference_mode()
-    def look(self, rgb: RGBArray, *, long_side: int = LONG_SIDE) -> PictureMaps:
+    def look(self, rgb: RGBArray) -> PictureMaps:
         """The maps of one picture, to be described with boxes in its own pixels.
 
         Args:
             rgb: (height, width, 3) uint8.
-            long_side: pixels of the longer side at which the network looks.
         """
-        pixels, scale = prepare(rgb, long_side=long_side)
+        fine, fine_scale = prepare(rgb, long_side=FINE_SIDE)
+        coarse, coarse_scale = prepare(rgb, long_side=COARSE_SIDE)
         weight = self.head.weight
-        stride16, final = self.maps(pixels.to(weight.device, weight.dtype))
-        return PictureMaps(stride16, final, scale)
+        stride16 = self.middle(fine.to(weight.device, weight.dtype))
+        _, final = self.maps(coarse.to(weight.device, weight.dtype))
+        return PictureMaps(stride16, final, fine_scale, coarse_scale)
 
     def describe(
         self, maps: PictureMaps, boxes: Tensor, *, small_side_px: float = SMALL_SIDE_PX
@@ -152,22 +162,23 @@ class EfficientNetLite0(nn.Module):
         Args:
             maps: of one picture.
             boxes: (num_boxes, 4) xyxy in pixels of the picture that `look` was given.
-            small_side_px: regions whose geometric mean of the sides is less, in pixels of the
-                network's picture, take the late head; the others the last map's mean.
+            small_side_px: regions whose geometric mean of the sides is less, in pixels of the fine
+                copy, take the late head; the others the last map's mean.
 
         Returns:
             (num_boxes, 1000) probabilities, each row summing to 1, and (num_boxes, 1280) pooled
             features, whose `classify` gives them.
         """
         boxes = boxes.to(maps.final.device, torch.float32)
-        boxes = boxes * boxes.new_tensor(maps.scale * 2)
-        sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0.0)
+        fine = boxes * boxes.new_tensor(maps.fine_scale * 2)
+        sides = (fine[:, 2:] - fine[:, :2]).clamp(min=0.0)
         small = sides.prod(dim=1).sqrt() < small_side_px
         features = maps.final.new_zeros(len(boxes), WIDTH)
         if bool(small.any()):
-            features[small] = self.late(crop_map(maps.stride16, boxes[small]))
+            features[small] = self.late(crop_map(maps.stride16, fine[small]))
         if not bool(small.all()):
-            shifted = boxes[~small] - _cell_centre(_FINAL_STRIDE)
+            coarse = boxes[~small] * boxes.new_tensor(maps.coarse_scale * 2)
+            shifted = coarse - _cell_centre(_FINAL_STRIDE)
             pooled = pool_regions(
                 maps.final, shifted[None], spatial_scale=1.0 / _FINAL_STRIDE, roi_size=_ROI_SIZE
             )
@@ -219,7 +230,7 @@ class _Block(nn.Module):
         return hidden + narrow if self._residual else narrow
 
 
-def prepare(rgb: RGBArray, *, long_side: int = LONG_SIDE) -> tuple[Tensor, tuple[float, float]]:
+def prepare(rgb: RGBArray, *, long_side: int) -> tuple[Tensor, tuple[float, float]]:
     """A picture resized so that both sides are multiples of 32, without padding.
 
     The longer side becomes `long_side`, the other what keeps the proportions, each rounded to the

@@ -1,17 +1,24 @@
-"""Language side: Qwen2.5 decoder on embeddings, with M-RoPE positions and a key/value cache.
+"""Language side: transformers' decoders on embeddings, with positions and a key/value cache.
 
 Sequences are embeddings plus a slot type per position (text, image or region); no sentinel ids.
-Knows neither tokenizer nor pixels.
+What differs between decoders stands in one table. Knows neither tokenizer nor pixels.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
+from transformers import LlamaModel, PretrainedConfig, Qwen2_5_VLTextModel, Qwen2Model
 from transformers.cache_utils import DynamicCache
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
+
+from agent.model.ragged_attention import RaggedBatch
 
 
 class SlotType(IntEnum):
@@ -22,17 +29,49 @@ class SlotType(IntEnum):
     REGION = 2
 
 
-class LanguageModel(nn.Module):
-    """Qwen2.5-VL's text model and its head."""
+@dataclass(frozen=True)
+class Decoder:
+    """One of transformers' decoders, and what has to be known to run it."""
 
-    def __init__(self, config: Qwen2_5_VLTextConfig, *, tie_word_embeddings: bool) -> None:
+    model: type[Any]
+    rotary: type[Any]
+    num_axes: int
+    """Numbers that make up a position: its place in the text, or time, row and column."""
+    no_mask: Any
+    """What keeps it from making a mask, which ragged attention would not look at."""
+
+
+_NO_MASKS = {"full_attention": None, "sliding_attention": None}
+DECODERS = {
+    "qwen2_5_vl_text": Decoder(Qwen2_5_VLTextModel, Qwen2_5_VLRotaryEmbedding, 3, _NO_MASKS),
+    "qwen2": Decoder(Qwen2Model, Qwen2RotaryEmbedding, 1, _NO_MASKS),
+    # Only a mask of four dimensions, be it empty, is taken as it is.
+    "llama": Decoder(LlamaModel, LlamaRotaryEmbedding, 1, torch.empty(1, 1, 0, 0)),
+}
+"""By the `model_type` of a decoder's configuration."""
+
+
+class LanguageModel(nn.Module):
+    """A decoder and its head."""
+
+    def __init__(self, config: PretrainedConfig, *, tie_word_embeddings: bool) -> None:
         super().__init__()
         config._attn_implementation = "sdpa"
         self.config = config
-        self.model = Qwen2_5_VLTextModel(config)
+        self._decoder = DECODERS[config.model_type]
+        self.model = self._decoder.model(config)
         self.lm_head = (
             None if tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, False)
         )
+
+    @property
+    def num_axes(self) -> int:
+        """Rows of `positions`."""
+        return self._decoder.num_axes
+
+    def renew_rotary(self, device: str) -> None:
+        """Make the rotary table again where it will live: it is computed, not stored."""
+        self.model.rotary_emb = self._decoder.rotary(self.config).to(device)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """(..., length) ids to (..., length, hidden) embeddings."""
@@ -56,19 +95,57 @@ class LanguageModel(nn.Module):
 
         Args:
             embeddings: (batch, length, hidden).
-            positions: (3, batch, length) M-RoPE positions (time, row, column).
+            positions: (axes, batch, length).
             attention_mask: (batch, 1, length, keys) additive or boolean; None is causal.
             cache: keys and values of earlier positions; extended in place.
         """
         output = self.model(
             inputs_embeds=embeddings,
-            position_ids=positions,
+            position_ids=self._position_ids(positions),
             attention_mask=attention_mask,
             past_key_values=cache,
             use_cache=cache is not None,
         )
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def packed(self, embeddings: Tensor, positions: Tensor, batch: RaggedBatch) -> Tensor:
+        """Hidden states of one packed row; attention must be the ragged one.
+
+        Args:
+            embeddings: (tokens, hidden).
+            positions: (axes, tokens).
+            batch: whose tokens they are, and what these may look at.
+
+        Returns:
+            (tokens, hidden), after the final norm.
+        """
+        output = self.model(
+            inputs_embeds=embeddings[None],
+            position_ids=self._position_ids(positions[:, None]),
+            attention_mask=self._decoder.no_mask,
+            use_cache=False,
+            ragged=batch,
+        )
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def _position_ids(self, positions: Tensor) -> Tensor:
+        """In the decoder's own form: positions of one axis come without it."""
+        return positions if self.num_axes > 1 else positions[0]
+
+
+def slot_positions(
+    num_axes: int, slots: Tensor, grid: tuple[int, int] | None, *, start: int = 0
+) -> tuple[Tensor, int]:
+    """Positions of one sequence for a decoder with so many axes, and the next free one.
+
+    With one axis every slot takes one step, whatever fills it; with three see `mrope_positions`.
+    """
+    if num_axes > 1:
+        return mrope_positions(slots, grid, start=start)
+    following = start + len(slots)
+    return torch.arange(start, following)[None], following
 
 
 def mrope_positions(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from agent.detections import non_maximum_suppression
 from agent.frame import RGBArray
-from agent.model.checkpoint import load_weights_into
+from agent.model.strict_weights import load_weights_into
 
 COCO_NAMES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, OmDetTurboConfig, OmDetTurboForObjectDetection, SwinConfig
 
-from agent.model.checkpoint import load_weights_into
 from agent.model.checkpoint_files import read_json
 from agent.model.diverse_queries import prefer_diverse_queries
 from agent.model.shift_first_swin import shift_before_padding
+from agent.model.strict_weights import load_weights_into
 
 DEFAULT_PROMPT = "object"
 CLASS_WORDS, TASK_WORDS = "{}", "Detect {}."

