@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from agent.cli import DeviceOption, ModelOption, pipeline_of
-from agent.model_directory import NANO
+from agent.model_directory import DEFAULT_MODEL
 from agent.zoom_policy import Zoom, ZoomPolicy
 
 eval_app = typer.Typer(help="Measure the model on benchmarks.", no_args_is_help=True)
@@ -21,7 +21,7 @@ def eval_detection(
     images: Annotated[Path, typer.Option(help="Folder of images.")],
     annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
     limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     seed: Annotated[int, typer.Option(help="Chooses the absent labels.")] = 0,
     every_label: Annotated[
@@ -60,7 +60,7 @@ def eval_tracking(
         bool, typer.Option(help="True boxes instead of a model: tracking by itself.")
     ] = False,
     baselines: Annotated[bool, typer.Option(help="Also without tracking.")] = True,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
 ) -> None:
@@ -99,7 +99,7 @@ def eval_high_resolution(
     full: Annotated[bool, typer.Option(help="Also the full-resolution pass (slow).")] = True,
     policy: Annotated[ZoomPolicy, typer.Option(help="Of the zoom column.")] = ZoomPolicy.AUTO,
     tokens: Annotated[int | None, typer.Option(help="Vision tokens of second looks.")] = None,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
 ) -> None:
