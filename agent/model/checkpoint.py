@@ -187,16 +187,19 @@ def stored_sizes(stored: dict[str, StoredTensor]) -> dict[str, object]:
     return sizes
 
 
-def weight_type(name: str, device: str) -> torch.dtype | None:
-    """The type that `dtype: name` of the settings means on a device; None keeps the stored one.
+def weight_type(name: str, device: str, part: Part) -> torch.dtype | None:
+    """The type that `dtype: name` of the settings means for a part; None keeps the stored one.
 
-    `auto` is float32 on a CPU, where half precision gains little, and the stored type elsewhere.
+    `auto` is resolved here and nowhere else. On a CPU it is float32, but for the language part
+    where the processor multiplies bfloat16 by itself: reading weights is what a word costs there,
+    and half of them is half the memory. Encoders gain little from it. Elsewhere it is the stored
+    type.
 
     Raises:
         SettingsError: no such type.
     """
     types = {
-        "auto": torch.float32 if device == "cpu" else None,
+        "auto": _suited_to_cpu(part) if device == "cpu" else None,
         "stored": None,
         "float32": torch.float32,
         "bfloat16": torch.bfloat16,
@@ -205,6 +208,11 @@ def weight_type(name: str, device: str) -> torch.dtype | None:
     if name not in types:
         raise SettingsError(f"dtype {name!r} is unknown; known: {', '.join(types)}")
     return types[name]
+
+
+def _suited_to_cpu(part: Part) -> torch.dtype:
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if part is Part.LANGUAGE and native else torch.float32
 
 
 def build_empty(

@@ -122,12 +122,14 @@ def test_regions_through_the_engine_equal_one_long_pass(stage):
     embeddings = torch.cat([stage._embedded(prefix, shown), language.embed(question.ids)])[None]
     positions, position = torch.cat([prefix.positions, question.positions], 1)[:, None], 0
     position, cache, ids = question.next_position, DynamicCache(), []
+    grammar = stage._grammar(task, stage._tokens.first(len(shown.proposals)))
     while len(ids) < task.max_new_tokens:
         hidden = language(embeddings, positions, cache=cache)
-        token = int(language.logits(hidden[0, -1]).argmax())
+        token = int(grammar.constrain(language.logits(hidden[0, -1])).argmax())
         if token == builder.end_of_turn:
             break
         ids.append(token)
+        grammar = grammar.advanced(token)
         embeddings, positions = (
             language.embed(torch.tensor([[token]])),
             torch.tensor([[[position]]]),
