@@ -5,10 +5,10 @@ Reads configuration, headers and tokenizer; no weight is loaded.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.base_package import find_package
 from agent.errors import CheckpointMismatch
 from agent.model.checkpoint import (
     build_empty,
@@ -17,7 +17,7 @@ from agent.model.checkpoint import (
     stored_sizes,
     without_tied_head,
 )
-from agent.model.checkpoint_files import StoredTensor, read_json, stored_tensors
+from agent.model.checkpoint_files import StoredTensor, header, read_json, stored_tensors
 from agent.model.configuration import VLMFO1Config
 from agent.model.strict_weights import compare
 from agent.tokenizer import PromptTokenizer
@@ -50,6 +50,8 @@ class ModelReport:
 def inspect_model(directory: Path) -> ModelReport:
     """Look through a directory; nothing is raised, every problem is reported."""
     report = ModelReport(directory)
+    if _stands_on_others(directory):
+        return _inspect_parts(report)
     stored = _attempt(report, lambda: stored_tensors(directory)) or {}
     report.found = _sizes(stored)
     raw = _attempt(report, lambda: read_json(directory / "config.json"))
@@ -71,6 +73,43 @@ def inspect_model(directory: Path) -> ModelReport:
     return report
 
 
+def _stands_on_others(directory: Path) -> bool:
+    """Whether parts have files of their own, or a base that others publish."""
+    try:
+        ours = read_json(directory / "config.json").get("groundstream")
+    except CheckpointMismatch:
+        return False
+    return isinstance(ours, dict) and bool(ours.get("base") or ours.get("weights"))
+
+
+def _inspect_parts(report: ModelReport) -> ModelReport:
+    """Each part by its own file; their keys and shapes are compared when they are loaded."""
+    directory = report.directory
+    config = _attempt(report, lambda: read_config(directory))
+    if config is None:
+        return report
+    network = (("proposal network", config.proposal.network),)
+    files = [(beginning.strip("."), file) for beginning, file in config.weights]
+    added = [("added to the base", config.adapter)] if config.adapter else []
+    for part, file in (*network, *files, *added):
+        if part != "proposal network" or (directory / file).is_file():
+            held = _attempt(report, lambda file=file: header(directory / file))
+            if held is not None:
+                report.found[part] = _summed(list(held.values()))
+    if config.base:
+        package = _attempt(report, lambda: find_package(config.base).identity())
+        report.found["base"] = f"{config.base}: {package or 'missing'}"
+    report.switches = {
+        "language model": f"{config.text.num_hidden_layers} layers of {config.text.hidden_size}, "
+        f"family {config.family}",
+        "primary encoder": config.primary,
+        "auxiliary features": config.auxiliary,
+        "projectors": f"image {config.image_projector}, region {config.region_projector}",
+        "trained for": ", ".join(config.tasks).lower() or "all tasks",
+    }
+    return report
+
+
 def _attempt(report: ModelReport, read):  # type: ignore[no-untyped-def]
     try:
         return read()
@@ -81,18 +120,17 @@ def _attempt(report: ModelReport, read):  # type: ignore[no-untyped-def]
 
 
 def _sizes(stored: dict[str, StoredTensor]) -> dict[str, str]:
-    tensors: Counter[str] = Counter()
-    numbers: Counter[str] = Counter()
-    size: Counter[str] = Counter()
+    parts: dict[str, list[StoredTensor]] = {}
     for key, tensor in stored.items():
         part = next((name for name, prefix in _PARTS if key.startswith(prefix)), "unknown")
-        tensors[part] += 1
-        numbers[part] += tensor.num_elements
-        size[part] += tensor.num_elements * _BYTES.get(tensor.dtype, 1)
-    return {
-        part: f"{count} tensors, {numbers[part] / 1e6:.2f} M numbers, {size[part] / 2**20:.1f} MiB"
-        for part, count in tensors.items()
-    }
+        parts.setdefault(part, []).append(tensor)
+    return {part: _summed(tensors) for part, tensors in parts.items()}
+
+
+def _summed(tensors: list[StoredTensor]) -> str:
+    numbers = sum(tensor.num_elements for tensor in tensors)
+    size = sum(tensor.num_elements * _BYTES.get(tensor.dtype, 1) for tensor in tensors)
+    return f"{len(tensors)} tensors, {numbers / 1e6:.2f} M numbers, {size / 2**20:.1f} MiB"
 
 
 def _has(stored: dict[str, StoredTensor], prefix: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,11 +21,14 @@ from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.proposer import ProposalEvidence, Proposer
 from agent.region_cache import MemoryRegionCache
+from agent.settings import load_serve_config
 from agent.stages import LocalStages
+from deployments.app import bind
 from deployments.language import Language
 from deployments.metrics import ServiceMetrics
 from deployments.primary_encoder import PrimaryEncoder
 from deployments.proposal import Proposal
+from deployments.stage_meter import StageMeters
 from tests.fakes import FakeProposer
 from tests.handles import Handle, stages_of
 from tests.unit.pocket_folder import pocket_weights, write_pocket_folder
@@ -141,7 +145,7 @@ def test_a_temperature_decides_more(folder, frame, tmp_path):
 
 async def test_a_model_of_three_stages_in_one_process(folder, frame):
     assert not has_auxiliary_encoder(str(folder))
-    assert has_auxiliary_encoder("nano")
+    assert has_auxiliary_encoder("unreadable")
     stages = LocalStages.from_pretrained(str(folder), dtype="bfloat16")
     try:
         pipeline = Pipeline(stages, MemoryRegionCache(), model_digest="pocket")
@@ -191,3 +195,16 @@ async def test_a_model_of_three_stages_in_the_service():
         given, _ = await pipeline.features(frame, boxes=boxes)
         assert (given.auxiliary_regions == 0.75).all()
         assert metrics.stage_calls.encode_auxiliary == 0
+
+
+def test_a_stage_that_a_model_lacks_is_nowhere(folder):
+    """No deployment, no meter, and no numbers are missed or in the way."""
+    config = load_serve_config(Path(__file__).parents[2] / "serve_config.yaml")
+    assert "AuxiliaryEncoder" in {entry.name for entry in config.deployments}
+    for model, found in ((str(folder), False), ("unreadable", True)):
+        built = bind(replace(config.service, model=model), config.deployments)
+        stages = built._bound_deployment.init_kwargs
+        assert (stages["auxiliary_encoder"] is not None) == found
+    meters = StageMeters(auxiliary_encoder=None)
+    assert [meter.name for meter in meters] == ["proposal", "primary_encoder", "language"]
+    assert meters.encoding_s() == meters.primary_encoder.expected_s()
