@@ -123,6 +123,11 @@ class Stages(Protocol):
     that the encoders accept as it is: they start on their own maps and wait for the boxes inside.
     """
 
+    @property
+    def has_auxiliary_encoder(self) -> bool:
+        """Whether one describes the boxes; else the proposal network does, in its own time."""
+        ...
+
     def within(self, limits: Limits) -> Stages:
         """The same stages for one call's work, refused at once where it would come too late."""
         ...

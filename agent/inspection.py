@@ -6,7 +6,6 @@ another's.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,6 +95,7 @@ def _inspect_apart(report: ModelReport) -> ModelReport:
         "auxiliary features": config.auxiliary,
         "order of a region": config.language_family.order.word,
         "projectors": f"image {config.image_projector}, region {config.region_projector}",
+        "trained for": ", ".join(config.tasks).lower() or "all tasks",
     }
     _attempt(report, lambda: load_model(directory, dtype=None))
     _attempt(report, lambda: model_tokenizer(directory, config))
@@ -112,18 +112,17 @@ def _attempt(report: ModelReport, read):  # type: ignore[no-untyped-def]
 
 
 def _sizes(stored: dict[str, StoredTensor]) -> dict[str, str]:
-    tensors: Counter[str] = Counter()
-    numbers: Counter[str] = Counter()
-    size: Counter[str] = Counter()
+    parts: dict[str, list[StoredTensor]] = {}
     for key, tensor in stored.items():
         part = next((name for name, prefix in _PARTS if key.startswith(prefix)), "unknown")
-        tensors[part] += 1
-        numbers[part] += tensor.num_elements
-        size[part] += tensor.num_elements * _BYTES.get(tensor.dtype, 1)
-    return {
-        part: f"{count} tensors, {numbers[part] / 1e6:.2f} M numbers, {size[part] / 2**20:.1f} MiB"
-        for part, count in tensors.items()
-    }
+        parts.setdefault(part, []).append(tensor)
+    return {part: _summed(tensors) for part, tensors in parts.items()}
+
+
+def _summed(tensors: list[StoredTensor]) -> str:
+    numbers = sum(tensor.num_elements for tensor in tensors)
+    size = sum(tensor.num_elements * _BYTES.get(tensor.dtype, 1) for tensor in tensors)
+    return f"{len(tensors)} tensors, {numbers / 1e6:.2f} M numbers, {size / 2**20:.1f} MiB"
 
 
 def _has(stored: dict[str, StoredTensor], prefix: str) -> bool:

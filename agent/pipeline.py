@@ -264,7 +264,8 @@ class Pipeline:
 
         async def auxiliary_timed() -> AuxiliaryFeatures:
             result = await self._stages.encode_auxiliary(frame, pending)
-            timings.auxiliary_s = since()
+            if self._stages.has_auxiliary_encoder:
+                timings.auxiliary_s = since()
             return result
 
         async def proposals_timed() -> Proposals:

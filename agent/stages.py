@@ -45,6 +45,7 @@ class LocalStages:
     ) -> None:
         self._primary = primary
         self._auxiliary = auxiliary
+        self.has_auxiliary_encoder = not isinstance(auxiliary, ProposalEvidence)
         self.language = language
         self._threads = ThreadPoolExecutor(max_workers=3, thread_name_prefix="stage")
         self._proposals, self._primary_maps, self._auxiliary_maps = (
@@ -117,7 +118,7 @@ class LocalStages:
         self, frame: Frame, proposals: Awaitable[Proposals]
     ) -> AuxiliaryFeatures:
         """Maps at once, pooling when the boxes are there."""
-        self.calls["encode_auxiliary"] += 1
+        self.calls["encode_auxiliary"] += self.has_auxiliary_encoder
         maps = await asyncio.wrap_future(self._auxiliary_maps.submit(frame))
         return await self._run(self._auxiliary.pool, maps, await proposals)
 

@@ -41,6 +41,7 @@ from client.types import (
     OutgoingFrame,
     Query,
     ServiceStats,
+    StageCalls,
     StageTimings,
 )
 from client.vision_agent_client import VisionAgentClient
@@ -257,9 +258,7 @@ def show(report: Report, folder: Path, console: Console) -> None:
     before, after = report.before.stage_calls, report.after.stage_calls
     console.print(
         f"stage calls during these questions: proposals {after.propose - before.propose}, "
-        f"primary encoder {after.encode_primary - before.encode_primary}, "
-        f"auxiliary encoder {after.encode_auxiliary - before.encode_auxiliary}, "
-        f"language {after.answer - before.answer}"
+        f"encoders {_encoded(after) - _encoded(before)}, language {after.answer - before.answer}"
     )
     cache = report.after.cache
     console.print(f"region cache: {cache.hits} hits, {cache.misses} misses, {cache.errors} errors")
@@ -270,6 +269,10 @@ def show(report: Report, folder: Path, console: Console) -> None:
     )
     console.print(f"service ready after {report.ready_s:.1f} s")
     console.print(f"wrote {folder / 'annotated.mp4'} and {folder / 'annotated.png'}")
+
+
+def _encoded(calls: StageCalls) -> int:
+    return calls.encode_primary + calls.encode_auxiliary
 
 
 def _frames_table(report: Report) -> Table:
@@ -299,19 +302,24 @@ def _latency_table(report: Report) -> Table:
     table.add_column("video")
     table.add_column("quantile")
     table.add_column("capture to answer")
-    for stage in _STAGES:
+    timings = [taken for stream in report.streams for taken in stream.timings]
+    shown = [stage for stage in _STAGES if any(_ms(taken, stage) for taken in timings)]
+    for stage in shown:
         table.add_column(stage)
     for stream in report.streams:
         if not stream.timings:
             continue
         for name, share in (("p50", 50), ("p95", 95)):
             stages = [
-                np.percentile([getattr(t, f"{stage}_ms") for t in stream.timings], share)
-                for stage in _STAGES
+                np.percentile([_ms(t, stage) for t in stream.timings], share) for stage in shown
             ]
             delay = np.percentile(stream.delays_ms, share)
             table.add_row(stream.name, name, *(f"{value:.0f}" for value in (delay, *stages)))
     return table
+
+
+def _ms(timings: StageTimings, stage: str) -> float:
+    return float(getattr(timings, f"{stage}_ms"))
 
 
 def _questions_table(report: Report) -> Table:

@@ -109,6 +109,7 @@ class RemoteStages:
         self._waiting = _Waiting(Limits(), timeout_s)
         self._model = model
         self._channels = channels
+        self.has_auxiliary_encoder = channels.auxiliary_encoder is not None
 
     def within(self, limits: Limits) -> RemoteStages:
         """The same stages, channels and meters for one call."""

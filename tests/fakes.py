@@ -156,6 +156,8 @@ class FakeLanguage(FakeStage):
 class FakeStages:
     """The four fakes in this process, as the pipeline wants them."""
 
+    has_auxiliary_encoder = True
+
     def __init__(self) -> None:
         self.calls = StageCalls()
         self.limits: list[Limits] = []

@@ -52,6 +52,8 @@ class OracleSettings:
 class OracleStages:
     """Implements `agent.features.Stages` from the truth."""
 
+    has_auxiliary_encoder = False
+
     def __init__(self, truth: Mapping[int, TrueFrame], settings: OracleSettings) -> None:
         """Answer about frames by their index.
 

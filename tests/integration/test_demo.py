@@ -53,7 +53,7 @@ def test_the_demo_runs_and_leaves_nothing_behind(empty_model: Path, tmp_path: Pa
         timeout=_DEMO_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "proposals 0, primary encoder 0, auxiliary encoder 0, language 5" in done.stdout
+    assert "proposals 0, encoders 0, language 5" in done.stdout
     assert "1 then 2" in done.stdout  # The query changed in mid-stream.
     assert done.stdout.rstrip().endswith("annotated.png")
     assert "Traceback" not in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,14 +25,14 @@ from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.proposer import ProposalEvidence, Proposer
 from agent.region_cache import MemoryRegionCache
-from agent.settings import DeploymentSettings, ServiceSettings
+from agent.settings import load_serve_config
 from agent.stages import LocalStages
 from deployments.app import bind
-from deployments.auxiliary_encoder import AuxiliaryEncoder
 from deployments.language import Language
 from deployments.metrics import ServiceMetrics
 from deployments.primary_encoder import PrimaryEncoder
 from deployments.proposal import Proposal
+from deployments.stage_meter import StageMeters
 from tests.fakes import FakeProposer
 from tests.handles import Handle, stages_of
 from tests.unit.pocket_folder import pocket_weights, write_pocket_folder
@@ -154,7 +155,7 @@ def test_a_temperature_decides_more(folder, frame, tmp_path):
 
 async def test_a_model_of_three_stages_in_one_process(folder, frame):
     assert not has_auxiliary_encoder(str(folder))
-    assert has_auxiliary_encoder("nano")
+    assert has_auxiliary_encoder("unreadable")
     stages = LocalStages.from_pretrained(str(folder), dtype="bfloat16")
     try:
         pipeline = Pipeline(stages, MemoryRegionCache(), model_digest="pocket")
@@ -179,14 +180,6 @@ def test_it_can_be_looked_through(folder, tmp_path):
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     problems = "\n".join(inspect_model(tmp_path).problems)
     assert "language.safetensors cannot be read" in problems
-
-
-def test_a_deployment_that_the_model_has_no_use_for_is_not_made(folder):
-    numbers = [DeploymentSettings(AuxiliaryEncoder.__name__, num_replicas=2)]
-    for model, made in ((str(folder), False), ("nano", True)):
-        settings = replace(ServiceSettings(), model=model)
-        stages = bind(settings, numbers)._bound_deployment.init_kwargs
-        assert (stages["auxiliary_encoder"] is not None) == made
 
 
 NUM_CLASSES = 3
@@ -222,3 +215,16 @@ async def test_a_model_of_three_stages_in_the_service():
         given, _ = await pipeline.features(frame, boxes=boxes)
         assert (given.auxiliary_regions == 0.75).all()
         assert metrics.stage_calls.encode_auxiliary == 0
+
+
+def test_a_stage_that_a_model_lacks_is_nowhere(folder):
+    """No deployment, no meter, and no numbers are missed or in the way."""
+    config = load_serve_config(Path(__file__).parents[2] / "serve_config.yaml")
+    assert "AuxiliaryEncoder" in {entry.name for entry in config.deployments}
+    for model, found in ((str(folder), False), ("unreadable", True)):
+        built = bind(replace(config.service, model=model), config.deployments)
+        stages = built._bound_deployment.init_kwargs
+        assert (stages["auxiliary_encoder"] is not None) == found
+    meters = StageMeters(auxiliary_encoder=None)
+    assert [meter.name for meter in meters] == ["proposal", "primary_encoder", "language"]
+    assert meters.encoding_s() == meters.primary_encoder.expected_s()
