@@ -16,7 +16,7 @@ import typer
 from agent.cli import DeviceOption, ModelOption, pipeline_of
 from agent.evaluation.report import plain, print_columns, print_figures
 from agent.evaluation_cli import eval_app as eval_app
-from agent.model_directory import NANO, find_model
+from agent.model_directory import DEFAULT_MODEL, find_model
 
 if TYPE_CHECKING:
     from agent.evaluation.tally import Estimate
@@ -36,7 +36,7 @@ _ARTWORK, _CACHE = Path(".artwork"), Path(".evaluation")
 def eval_odinw(
     folder: Annotated[Path, typer.Argument(help="ODinW13 as downloaded and unpacked.")],
     limit: LimitOption = None,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
@@ -52,7 +52,7 @@ def eval_odinw(
 def eval_ovdeval(
     folder: Annotated[Path, typer.Argument(help="Holds annotations/ and images/.")],
     limit: LimitOption = None,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
@@ -76,7 +76,7 @@ def eval_refcoco(
     images: ImagesOption,
     split: Annotated[str, typer.Option(help="val, testA, testB or test.")] = "val",
     limit: LimitOption = None,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
@@ -96,7 +96,7 @@ def eval_countbench(
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Pictures, where not in the table.")] = None,
     limit: LimitOption = None,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
@@ -114,7 +114,7 @@ def eval_pixmo_count(
     table: Annotated[Path, typer.Argument(help="Parquet of allenai/pixmo-count.")],
     images: Annotated[Path | None, typer.Option(help="Pictures, by SHA-256 or name.")] = None,
     limit: LimitOption = None,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
@@ -137,7 +137,7 @@ def eval_named_regions(
         typer.Option(help="sentence-transformers model for semantic similarity (not offline)."),
     ] = None,
     limit: LimitOption = None,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
@@ -157,7 +157,7 @@ def eval_cocotext(
     images: ImagesOption,
     split: Annotated[str, typer.Option(help="val or train.")] = "val",
     limit: LimitOption = None,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
@@ -176,7 +176,7 @@ def eval_ferret_bench(
     answers: Annotated[Path, typer.Option(help="Written for the judge.")] = Path("answers.jsonl"),
     think: Annotated[bool, typer.Option(help="Reasoning questions ask for thoughts.")] = True,
     limit: LimitOption = None,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
@@ -199,7 +199,7 @@ def eval_multiple_choice(
         bool, typer.Option(help="Right only under every rotation of the options (MMBench).")
     ] = False,
     limit: LimitOption = None,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
@@ -218,7 +218,7 @@ def eval_pope(
     questions: Annotated[Path, typer.Option(help="coco_pope_random.json and the like.")],
     images: ImagesOption,
     limit: LimitOption = None,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
@@ -255,7 +255,7 @@ def eval_suite(
     num: NumOption = 500,
     artwork: ArtworkOption = _ARTWORK,
     cache: CacheOption = _CACHE,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
     markdown: MarkdownOption = False,
@@ -290,7 +290,7 @@ def eval_proposals(
     ] = None,
     artwork: ArtworkOption = _ARTWORK,
     cache: CacheOption = _CACHE,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
     markdown: MarkdownOption = False,
@@ -323,7 +323,7 @@ def eval_clutter(
     num: NumOption = 20,
     artwork: ArtworkOption = _ARTWORK,
     cache: CacheOption = _CACHE,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
     markdown: MarkdownOption = False,

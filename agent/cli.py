@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from agent.errors import InvalidQuery
-from agent.model_directory import NANO, find_model
+from agent.model_directory import DEFAULT_MODEL, find_model
 from agent.prompts import Task, TaskKind
 from agent.zoom_policy import Zoom, ZoomPolicy
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from agent.revisions import Revision
     from agent.streaming.video_source import SourceFrame, VideoSource
 
-ModelOption = Annotated[str, typer.Option(help="'nano' or a checkpoint folder.")]
+ModelOption = Annotated[str, typer.Option(help="'pocket' or a checkpoint folder.")]
 DtypeOption = Annotated[
     str, typer.Option(help="Type of the weights: auto, stored, float32, bfloat16, float16.")
 ]
@@ -37,12 +37,12 @@ def ground(
     ] = None,
     task: Annotated[
         TaskKind,
-        typer.Option(help="What to ask; the nano model knows detect, count and region_caption."),
+        typer.Option(help="What to ask; models may know some of these only."),
     ] = TaskKind.DETECT,
     region: Annotated[
         list[int] | None, typer.Option(help="Boxes a region task is about, by number.")
     ] = None,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "auto",
     proposals: Annotated[
@@ -235,7 +235,7 @@ def pipeline_of(
 
 @model_app.command("check")
 def model_check(
-    directory: Annotated[str, typer.Argument(help="'nano' or a checkpoint folder.")],
+    directory: Annotated[str, typer.Argument(help="'pocket' or a checkpoint folder.")],
 ) -> None:
     """Say what a model directory holds, how it will compute, and everything that does not fit."""
     from rich.console import Console

@@ -316,7 +316,7 @@ def _load(
         find_model(model).path,
         parts=frozenset({part}),
         device=device,
-        dtype=weight_type(dtype, device),
+        dtype=weight_type(dtype, device, part),
     )
     if compiled and device != "cpu":
         compile_blocks(loaded)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent.cli import DeviceOption, ModelOption, pipeline_of
-from agent.model_directory import NANO
+from agent.model_directory import DEFAULT_MODEL
 from agent.zoom_policy import Zoom, ZoomPolicy
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def eval_detection(
     images: Annotated[Path, typer.Option(help="Folder of images.")],
     annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
     limit: Annotated[int | None, typer.Option(help="Only the first images.", min=1)] = None,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     seed: Annotated[int, typer.Option(help="Chooses the absent labels.")] = 0,
     every_label: Annotated[
@@ -73,7 +73,7 @@ def eval_words(
     limit: Annotated[int | None, typer.Option(help="Only the first images.", min=1)] = None,
     labels: Annotated[int, typer.Option(help="Most names in one question.", min=1)] = 40,
     seed: Annotated[int, typer.Option(help="Chooses the absent names.")] = 0,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
 ) -> None:
@@ -102,7 +102,7 @@ def eval_tracking(
         bool, typer.Option(help="True boxes instead of a model: tracking by itself.")
     ] = False,
     baselines: Annotated[bool, typer.Option(help="Also without tracking.")] = True,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
 ) -> None:
@@ -127,7 +127,7 @@ def eval_video(
     key_every: Annotated[int, typer.Option(help="The model sees one of so many frames.", min=1)],
     latency_ms: Annotated[float, typer.Option(help="Key frame to answer.", min=0.0)] = 0.0,
     every_frame: Annotated[bool, typer.Option(help="Also the model on every frame.")] = True,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
 ) -> None:
@@ -173,7 +173,7 @@ def eval_high_resolution(
     full: Annotated[bool, typer.Option(help="Also the full-resolution pass (slow).")] = True,
     policy: Annotated[ZoomPolicy, typer.Option(help="Of the zoom column.")] = ZoomPolicy.AUTO,
     tokens: Annotated[int | None, typer.Option(help="Vision tokens of second looks.")] = None,
-    model: ModelOption = NANO,
+    model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
 ) -> None:

@@ -27,7 +27,7 @@ DirectoryOption = Annotated[
     Path, typer.Option(help="Of a training; arms go to experiments/ in it.")
 ]
 BaseOption = Annotated[
-    str | None, typer.Option(help="A model ('nano' or a folder) in place of a training.")
+    str | None, typer.Option(help="A model ('pocket' or a folder) in place of a training.")
 ]
 RecipeOption = Annotated[
     Path | None, typer.Option(help="Hyperparameters; default: agent/training/experiments.yaml.")

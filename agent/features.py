@@ -117,7 +117,7 @@ class StageTimings:
 
 
 class Stages(Protocol):
-    """The four stages of the pipeline; in one process or behind deployment handles.
+    """The stages of the pipeline; in one process or behind deployment handles.
 
     `propose` returns at once with a pending result that may be awaited any number of times and
     that the encoders accept as it is: they start on their own maps and wait for the boxes inside.

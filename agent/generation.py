@@ -25,7 +25,14 @@ from agent.generation_request import (
     QuestionInput,
     Request,
 )
-from agent.grammar import AnswerGrammar, AnswerTokens, RegionListGrammar
+from agent.grammar import (
+    AnswerGrammar,
+    AnswerTokens,
+    BoundedAnswerGrammar,
+    Grammar,
+    RegionListGrammar,
+    meaningless_in_answers,
+)
 from agent.label_lists import LabelBranch, join_labels
 from agent.model.checkpoint import load_model, weight_type
 from agent.model.language_model import LanguageModel, SlotType
@@ -66,6 +73,7 @@ class LanguageStage:
         self._tokens = AnswerTokens.of(
             tokenizer, num_regions=MAX_REGIONS, end_of_turn=self._builder.end_of_turn
         )
+        self._never = meaningless_in_answers(tokenizer, self._tokens)
         settings = engine or EngineSettings()
         self.prefixes = PrefixCache(settings.prefix_bytes)
         self.engine = Engine(self._language, self.prefixes, settings, device=device)
@@ -94,7 +102,7 @@ class LanguageStage:
             directory,
             parts=frozenset({Part.LANGUAGE}),
             device=device,
-            dtype=weight_type(dtype, device),
+            dtype=weight_type(dtype, device, Part.LANGUAGE),
         )
         tokenizer = model_tokenizer(directory, loaded.config)
         if tokenizer.vocab_size > loaded.config.text.vocab_size:
@@ -236,11 +244,16 @@ class LanguageStage:
             end_of_turn=self._builder.end_of_turn,
             max_new_tokens=task.max_new_tokens,
             drafter=self._drafter(task, tokens),
-            grammar=AnswerGrammar(tokens, all_regions=self._tokens.regions)
-            if task.constrained
-            else None,
+            grammar=self._grammar(task, tokens),
             deadline_s=time.monotonic() + task.patience_s,
         )
+
+    def _grammar(self, task: Task, tokens: AnswerTokens) -> Grammar | None:
+        """None where the model may write what it likes."""
+        form = AnswerGrammar(tokens, all_regions=self._tokens.regions)
+        if self._builder.family.prompt.bounds_answers:
+            return BoundedAnswerGrammar(form, never=self._never)
+        return form if task.constrained else None
 
     def _drafter(self, task: Task, tokens: AnswerTokens) -> Drafter:
         before, encode = self._builder.family.prompt.before_label, self._tokenizer.encode

@@ -18,6 +18,11 @@ from torch import Tensor
 from agent.prompts import END_OF_TURN
 from agent.tokenizer import PromptTokenizer
 
+_MAX_LABEL_TOKENS = 24
+_ROUNDS, _LEAST_ROUND = 3, 6
+_MEMORY = 36
+"""Tokens that a grammar remembers: a phrase of twelve, three times."""
+
 
 class Place(Enum):
     """Where in an answer the next token stands."""
@@ -131,6 +136,65 @@ class AnswerGrammar:
         return constrained
 
 
+class BoundedAnswerGrammar:
+    """The answer grammar for a model whose words may run on: it comes to an end by itself.
+
+    Regions go upwards and stand once in a list, labels are short, no control token is written that
+    means nothing in an answer, and words that say the same again and again end the turn.
+    """
+
+    renormalises = False
+
+    def __init__(
+        self,
+        inner: AnswerGrammar,
+        *,
+        never: tuple[int, ...],
+        since: int = 0,
+        region: int = -1,
+        written: tuple[int, ...] = (),
+    ) -> None:
+        """Begin, or stand within, an answer.
+
+        Args:
+            inner: follows the form.
+            never: tokens that mean nothing in an answer.
+            since: tokens since the place was entered.
+            region: the last region of the list, or of the regions that stand side by side.
+            written: the last tokens.
+        """
+        self._inner = inner
+        self._never = never
+        self._since = since
+        self._region = region
+        self._written = written
+
+    def advanced(self, token: int) -> BoundedAnswerGrammar:
+        """The grammar after one more token."""
+        inner, regions = self._inner.advanced(token), self._inner.tokens.regions
+        return BoundedAnswerGrammar(
+            inner,
+            never=self._never,
+            since=self._since + 1 if inner.place is self._inner.place else 0,
+            region=regions.index(token) if token in regions else -1,
+            written=(*self._written, token)[-_MEMORY:],
+        )
+
+    def constrain(self, logits: Tensor) -> Tensor:
+        """(vocabulary,) logits with what may not come next at minus infinity."""
+        tokens, place = self._inner.tokens, self._inner.place
+        if place is Place.TEXT and _goes_round(self._written):
+            return _only(logits, [tokens.end_of_turn])
+        if place is Place.LABEL and self._since >= _MAX_LABEL_TOKENS:
+            return _only(logits, [tokens.ground_close])
+        constrained = self._inner.constrain(logits)
+        forbidden = [*self._never, *tokens.regions[: self._region + 1]]
+        if place is Place.LABEL and self._since == 0:
+            forbidden.append(tokens.ground_close)
+        constrained[forbidden] = -torch.inf
+        return constrained
+
+
 class RegionListGrammar:
     """A list of regions whose opening the prompt holds already: upwards, each once, then its end.
 
@@ -152,6 +216,22 @@ class RegionListGrammar:
     def constrain(self, logits: Tensor) -> Tensor:
         """(vocabulary,) logits with all but later regions and the end at minus infinity."""
         return _only(logits, [*self.tokens.regions[self._first :], self.tokens.objects_close])
+
+
+def meaningless_in_answers(tokenizer: PromptTokenizer, tokens: AnswerTokens) -> tuple[int, ...]:
+    """Control tokens that a tokenizer has and no answer in words needs."""
+    meant = {*tokens.forms, *tokens.regions, tokens.end_of_turn}
+    return tuple(sorted(tokenizer.control_ids - meant))
+
+
+def _goes_round(written: tuple[int, ...]) -> bool:
+    """Whether the last tokens say one thing three times or more, `_LEAST_ROUND` tokens in all."""
+    for length in range(1, _MEMORY // _ROUNDS + 1):
+        rounds = max(_ROUNDS, -(-_LEAST_ROUND // length))
+        tail = written[-rounds * length :]
+        if len(tail) == rounds * length and tail == tail[:length] * rounds:
+            return True
+    return False
 
 
 def _only(logits: Tensor, allowed: list[int]) -> Tensor:

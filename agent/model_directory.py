@@ -9,12 +9,16 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from agent.base_package import PACKAGES
 from agent.errors import CheckpointMismatch
 
-NANO = "nano"
-_WEIGHTS = Path(__file__).parent / "weights" / "nano"
-_REQUIRED = ("config.json",)
+EMBEDDED = ("pocket", "nano")
+"""Models that the package brings, by name; the first is the default everywhere."""
+DEFAULT_MODEL = EMBEDDED[0]
+_WEIGHTS = Path(__file__).parent / "weights"
+_CONFIG = "config.json"
 _CHUNK = 1 << 20
 _DIGESTED = frozenset({".json", ".safetensors", ".pth", ".txt"})
 
@@ -26,28 +30,38 @@ class ModelDirectory:
     path: Path
     name: str
     digest: str
-    """BLAKE2b-256 over configuration and weights; part of every cache key."""
+    """BLAKE2b-256 over configuration and weights; part of every cache key. Of a language model that
+    others bring, name, size and version stand for its contents."""
 
     def config(self) -> dict[str, object]:
         """The parsed `config.json`."""
-        loaded: dict[str, object] = json.loads((self.path / "config.json").read_text())
+        loaded: dict[str, object] = json.loads((self.path / _CONFIG).read_text())
         return loaded
 
     @property
     def least_confidence(self) -> float:
         """Boxes that this model names with less are no detections; what its card recommends."""
-        extra = self.config().get("groundstream")
-        return float(extra.get("least_confidence", 0.0)) if isinstance(extra, dict) else 0.0
+        return float(self._ours().get("least_confidence", 0.0))
 
     @property
     def one_per_object(self) -> bool:
         """Whether overlapping boxes of one answer are one object."""
-        extra = self.config().get("groundstream")
-        return bool(extra.get("one_per_object", False)) if isinstance(extra, dict) else False
+        return bool(self._ours().get("one_per_object", False))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the kinds of questions it was trained for; empty: all there are."""
+        return tuple(self._ours().get("tasks", ()))
+
+    def _ours(self) -> dict[str, Any]:
+        """What only our configurations state."""
+        return _section(self.config())
 
 
-def find_model(model: str = NANO, *, proposal_network: str | None = None) -> ModelDirectory:
-    """The directory of `model`: the embedded nano model or a folder.
+def find_model(
+    model: str = DEFAULT_MODEL, *, proposal_network: str | None = None
+) -> ModelDirectory:
+    """The directory of `model`: an embedded model or a folder.
 
     Args:
         model: name or folder.
@@ -57,13 +71,12 @@ def find_model(model: str = NANO, *, proposal_network: str | None = None) -> Mod
         CheckpointMismatch: no such folder, or a required file is missing.
     """
     path = _path(model)
-    for name in _REQUIRED:
-        if not (path / name).is_file():
-            raise CheckpointMismatch(
-                f"{path / name} does not exist; --model takes '{NANO}' or a folder that holds a "
-                "VLM-FO1 checkpoint"
-            )
-    name = model if model == NANO else path.name
+    if not (path / _CONFIG).is_file():
+        raise CheckpointMismatch(
+            f"{path / _CONFIG} does not exist; --model takes '{DEFAULT_MODEL}' or a folder that "
+            "holds a VLM-FO1 checkpoint"
+        )
+    name = model if model in EMBEDDED else path.name
     return ModelDirectory(path, name, _digest(path, proposal_network))
 
 
@@ -74,44 +87,56 @@ def has_auxiliary_encoder(model: str) -> bool:
     loads it will say why.
     """
     try:
-        config = json.loads((_path(model) / "config.json").read_text())
+        config = json.loads((_path(model) / _CONFIG).read_text())
         return bool(config["groundstream"]["auxiliary"] != "proposal")
     except (OSError, ValueError, LookupError, TypeError):
         return True
 
 
 def _path(model: str) -> Path:
-    return _WEIGHTS if model == NANO else Path(model)
+    return _WEIGHTS / model if model in EMBEDDED else Path(model)
 
 
 def _digest(path: Path, proposal_network: str | None) -> str:
     digest = hashlib.blake2b(digest_size=32)
-    named = proposal_network is not None
-    elsewhere = [] if named else _elsewhere(path, "proposal", "network")
-    if proposal_network is not None:
+    section = _read_section(path)
+    elsewhere = _elsewhere(path, section.get("base"))
+    if proposal_network is None:
+        elsewhere += _elsewhere(path, section.get("proposal", {}).get("network"))
+    else:
         digest.update(proposal_network.encode())
-        elsewhere = [Path(proposal_network)] if Path(proposal_network).is_dir() else []
-    for folder in (path, *elsewhere, *_elsewhere(path, "base")):
-        for file in sorted(folder.glob("**/*")):
+        elsewhere += [given] if (given := Path(proposal_network)).exists() else []
+    for place in (path, *elsewhere):
+        folder = place.parent if place.is_file() else place
+        for file in [place] if place.is_file() else sorted(place.glob("**/*")):
             if file.is_file() and file.suffix in _DIGESTED:
                 digest.update(file.relative_to(folder).as_posix().encode())
                 with file.open("rb") as stream:
                     while chunk := stream.read(_CHUNK):
                         digest.update(chunk)
+    # Of a base that is unknown, whoever loads the model will say so.
+    if (package := PACKAGES.get(section.get("base", ""))) is not None:
+        digest.update(package.identity().encode())
     return digest.hexdigest()
 
 
-def _elsewhere(path: Path, *keys: str) -> list[Path]:
-    """The folder that the model's configuration names under some keys, if it is not inside it."""
-    try:
-        value = json.loads((path / "config.json").read_text()).get("groundstream", {})
-    except ValueError:
-        return []  # whoever parses the file will say so
-    for key in keys:
-        value = value.get(key, {})
-    if not isinstance(value, str) or not value:
+def _elsewhere(path: Path, name: object) -> list[Path]:
+    """The folder or file that a model names, if there is one and it is not inside the model's."""
+    if not isinstance(name, str) or not name:
         return []
     # Joined to a folder, an absolute path stays what it is.
-    folder = path / value if (path / value).is_dir() else Path(value)
-    inside = folder.resolve().is_relative_to(path.resolve())
-    return [folder] if folder.is_dir() and not inside else []
+    place = path / name if (path / name).exists() else Path(name)
+    inside = place.resolve().is_relative_to(path.resolve())
+    return [place] if place.exists() and not inside else []
+
+
+def _read_section(path: Path) -> dict[str, Any]:
+    try:
+        return _section(json.loads((path / _CONFIG).read_text()))
+    except ValueError:
+        return {}  # whoever parses the file will say so
+
+
+def _section(config: dict[str, object]) -> dict[str, Any]:
+    section = config.get("groundstream")
+    return section if isinstance(section, dict) else {}

@@ -32,7 +32,7 @@ _PLACEHOLDER = "{}"
 
 
 class TaskKind(Enum):
-    """What the published model was trained to do; the nano model knows `NANO_TASKS`."""
+    """What the published model was trained to do; a model's configuration may name fewer."""
 
     DETECT = "detect"
     REFER = "refer"
@@ -73,8 +73,6 @@ _NEEDS_QUERY = frozenset(
     {TaskKind.DETECT, TaskKind.REFER, TaskKind.COUNT, TaskKind.REASON, TaskKind.CHAT}
 )
 _SEARCHES = frozenset({TaskKind.DETECT, TaskKind.REFER, TaskKind.COUNT, TaskKind.VISUAL_PROMPT})
-NANO_TASKS = frozenset({TaskKind.DETECT, TaskKind.COUNT, TaskKind.REFER, TaskKind.REGION_CAPTION})
-"""What the embedded nano model was trained for."""
 
 _DETECT = "Please detect {query} in this image. Answer the question with object indexes."
 _TEMPLATES = {

@@ -20,6 +20,7 @@ import yaml
 
 from agent.errors import SettingsError
 from agent.frame import FrameLimits
+from agent.model_directory import DEFAULT_MODEL
 from agent.server_settings import AccessSettings, ObserveSettings, ServerSettings
 from agent.stage_settings import EngineSettings, StageFactories, StageThreads
 
@@ -207,13 +208,14 @@ class LocalClusterSettings:
 class ServiceSettings:
     """Everything the service's own code needs to know."""
 
-    model: str = "nano"
+    model: str = DEFAULT_MODEL
     """Embedded model name or checkpoint folder."""
     device: str = "cpu"
-    """Where the four stages compute: cpu, cuda, cuda:1 ..."""
+    """Where the stages compute: cpu, cuda, cuda:1 ..."""
     dtype: str = "auto"
-    """Type of encoder and language weights: auto (float32 on a CPU, else as stored), stored,
-    float32, bfloat16, float16."""
+    """Type of encoder and language weights: auto (as stored on a GPU; on a CPU float32, but
+    bfloat16 for the language model where the processor computes it), stored, float32, bfloat16,
+    float16."""
     compiled: bool = False
     """Compile the encoders' feed-forward parts when they first run; on a GPU alone."""
     proposal_network: str | None = None

@@ -1,4 +1,4 @@
-"""Settings of the four stages' replicas: the engine's bounds, classes and threads.
+"""Settings of the stages' replicas: the engine's bounds, classes and threads.
 
 Part of `agent.settings`, which says how they are loaded.
 """

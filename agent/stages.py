@@ -1,4 +1,4 @@
-"""The four stages in one process: for notebooks, the command line, evaluation and benchmarks.
+"""A model's stages in one process: for notebooks, the command line, evaluation and benchmarks.
 
 The service binds the same pipeline to deployment handles instead (`deployments/`).
 """
@@ -17,7 +17,7 @@ from agent.encoders import AuxiliaryEncoderStage, PrimaryEncoderStage
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame
 from agent.generation import LanguageStage
-from agent.model_directory import find_model, has_auxiliary_encoder
+from agent.model_directory import DEFAULT_MODEL, find_model, has_auxiliary_encoder
 from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.proposer import ProposalEvidence, Proposer
@@ -56,7 +56,7 @@ class LocalStages:
     @classmethod
     def from_pretrained(
         cls,
-        model: str = "nano",
+        model: str = DEFAULT_MODEL,
         *,
         device: str = "cpu",
         dtype: str = "auto",
@@ -143,7 +143,7 @@ class LocalStages:
 
 
 def local_pipeline(
-    model: str = "nano",
+    model: str = DEFAULT_MODEL,
     *,
     device: str = "cpu",
     dtype: str = "auto",

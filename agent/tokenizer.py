@@ -42,7 +42,8 @@ class PromptTokenizer:
         if missing:
             raise CheckpointMismatch(f"the tokenizer lacks the control token {missing[0]!r}")
         self._tokenizer = tokenizer
-        self._added = frozenset(tokenizer.get_added_tokens_decoder())
+        self.control_ids = frozenset(tokenizer.get_added_tokens_decoder())
+        """Ids of all control tokens, a model's own included."""
 
     @classmethod
     def is_in(cls, directory: Path) -> bool:
@@ -110,7 +111,7 @@ class PromptTokenizer:
         Raises:
             InvalidQuery: it would.
         """
-        spoken = self._added.intersection(self.encode(words))
+        spoken = self.control_ids.intersection(self.encode(words))
         if spoken:
             token = self.decode([min(spoken)])
             raise InvalidQuery(f"the query contains the control token {token!r}; remove it")

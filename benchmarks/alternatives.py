@@ -42,7 +42,7 @@ from transformers.models.owlv2.configuration_owlv2 import Owlv2Config
 from transformers.models.owlv2.modeling_owlv2 import Owlv2ForObjectDetection
 
 from agent.frame import Frame, frame_from_rgb
-from agent.model_directory import NANO
+from agent.model_directory import DEFAULT_MODEL
 from agent.pipeline import Pipeline
 from agent.processor import IMAGENET_MEAN, IMAGENET_STD
 from agent.prompts import Task
@@ -339,7 +339,7 @@ def _row(
 def main() -> None:
     """Measure on the first frame of the demo video."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default=NANO)
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--smoke", action="store_true", help="tiny alternatives")

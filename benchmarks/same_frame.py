@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agent.frame import Frame, frame_from_rgb
+from agent.model_directory import DEFAULT_MODEL
 from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.region_cache import MemoryRegionCache
@@ -105,7 +106,7 @@ async def measure(bench: Bench, *, rounds: int) -> list[dict[str, object]]:
 def main() -> None:
     """Measure on the first frame of the demo video."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="nano")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)

@@ -3,7 +3,7 @@
     python -m benchmarks.scaling
 
 Two kinds of stages: stand-ins that take 20 ms and no processor, as stages on devices of their own
-do, and nano on this machine's processors. Callers with new frames keep the service busy; then
+do, and pocket on this machine's processors. Callers with new frames keep the service busy; then
 frames arrive at random at a share of that rate, and the time they wait before the stages is
 compared with the model's (benchmarks/queueing.py). Two replicas are predicted from what was
 measured with one. Prints tables and, last, one JSON line.
@@ -35,8 +35,8 @@ from client.service_process import ServiceProcess
 from client.types import StageLoad
 from client.vision_agent_client import VisionAgentClient
 
-_STAGES = ("Proposal", "PrimaryEncoder", "AuxiliaryEncoder", "Language")
-_SERIAL = ("proposal", "primary_encoder", "auxiliary_encoder")
+_STAGES = ("Proposal", "PrimaryEncoder", "Language")
+_SERIAL = ("proposal", "primary_encoder")
 """Stages whose replicas serve one call at a time."""
 _READY_S = 300.0
 _CALLERS = 12
@@ -170,7 +170,7 @@ def main() -> None:
     options = parser.parse_args()
     figures = {}
     with interruptible():
-        for kind in ("stand-ins", "nano"):
+        for kind in ("stand-ins", "pocket"):
             runs = {}
             for replicas in (1, 2):
                 with contextlib.ExitStack() as stack:

@@ -117,9 +117,9 @@ async def measure(target: str, *, overlap: bool, num: int) -> dict[str, Any]:
             unary_ms.append(1e3 * (time.perf_counter() - started_s))
     # Boxes and maps side by side, or one after the other; then the language stage.
     computed = {s.name: s.compute_ms / max(1, s.num_done) for s in stages}
-    before = (computed["proposal"], computed["primary_encoder"], computed["auxiliary_encoder"])
-    first = max(before) if overlap else before[0] + max(before[1:])
-    stages_ms = first + computed["language"]
+    language_ms, boxes_ms = computed.pop("language"), computed.pop("proposal")
+    maps_ms = max(computed.values())
+    stages_ms = (max(boxes_ms, maps_ms) if overlap else boxes_ms + maps_ms) + language_ms
     parts = where_it_goes(results, waited_ms, stages_ms)
     return {
         "frame_bytes": len(picture),

@@ -1,7 +1,7 @@
 """Stages that take a fixed time and no processor: what is left of an answer's latency is the shell.
 
-Same protocol as the real ones. Results have the shapes of nano's for a 640x480 frame, so that what
-travels between deployments is what really travels.
+Same protocol as the real ones. Results have the shapes of pocket's, so that what travels between
+deployments is what really travels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from agent.detections import Proposals
-from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
+from agent.features import FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame
 from agent.prompts import Task
 from agent.stage_settings import StageFactories
@@ -26,7 +26,7 @@ from agent.stage_settings import StageFactories
 STAGE_S = 0.020
 """What every stage takes."""
 _NUM_BOXES = 20
-_NUM_TOKENS, _TOKEN_WIDTH, _REGION_WIDTH = 180, 256, 512
+_NUM_TOKENS, _TOKEN_WIDTH, _REGION_WIDTH, _NUM_CLASSES = 25, 1000, 1016, 80
 _MAX_TOGETHER = 64
 _CONFIG = Path(__file__).parents[1] / "serve_config.yaml"
 
@@ -48,7 +48,8 @@ class StandInProposer(StandIn):
         time.sleep(STAGE_S)
         corners = np.linspace(0.0, 100.0, _NUM_BOXES, dtype=np.float32)
         boxes = np.stack([corners, corners, corners + 50, corners + 50], axis=1)
-        return [Proposals(boxes, np.full(_NUM_BOXES, 0.5, dtype=np.float32)) for _ in frames]
+        evidence = np.full((_NUM_BOXES, _NUM_CLASSES), 0.5, dtype=np.float32)
+        return [Proposals(boxes, evidence[:, 0], evidence) for _ in frames]
 
 
 class StandInPrimaryEncoder(StandIn):
@@ -63,20 +64,7 @@ class StandInPrimaryEncoder(StandIn):
         """At once."""
         tokens = np.zeros((_NUM_TOKENS, _TOKEN_WIDTH), dtype=np.float32)
         regions = np.zeros((len(proposals), _REGION_WIDTH), dtype=np.float32)
-        return PrimaryFeatures(tokens, (24, 30), regions)
-
-
-class StandInAuxiliaryEncoder(StandIn):
-    """Zeros in place of features."""
-
-    def start(self, frames: list[Frame]) -> list[None]:
-        """The fixed time, for each."""
-        time.sleep(STAGE_S * len(frames))
-        return [None for _ in frames]
-
-    def pool(self, _maps: None, proposals: Proposals) -> AuxiliaryFeatures:
-        """At once."""
-        return AuxiliaryFeatures(np.zeros((len(proposals), _REGION_WIDTH), dtype=np.float32))
+        return PrimaryFeatures(tokens, (5, 5), regions)
 
 
 class StandInLanguage(StandIn):
@@ -103,7 +91,6 @@ class StandInLanguage(StandIn):
 FACTORIES = StageFactories(
     proposal=f"{__name__}:{StandInProposer.__name__}",
     primary_encoder=f"{__name__}:{StandInPrimaryEncoder.__name__}",
-    auxiliary_encoder=f"{__name__}:{StandInAuxiliaryEncoder.__name__}",
     language=f"{__name__}:{StandInLanguage.__name__}",
 )
 

@@ -27,7 +27,7 @@ from agent.detections import FloatArray
 from agent.evaluation.moving_scenes import moving_sequence
 from agent.features import FrameFeatures
 from agent.frame import Frame, frame_from_rgb
-from agent.model_directory import find_model
+from agent.model_directory import DEFAULT_MODEL, find_model
 from agent.pipeline import Grounding, Pipeline
 from agent.prompts import Task
 from agent.region_cache import MemoryRegionCache
@@ -202,7 +202,7 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
 def main() -> None:
     """Measure on composed scenes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="nano")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--artwork", type=Path, default=_ROOT / ".artwork")
     parser.add_argument("--scenes", type=int, default=3)

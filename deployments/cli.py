@@ -26,7 +26,7 @@ def serve(
     ] = DEFAULT_CONFIG,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.", min=1, max=65535)] = None,
-    model: Annotated[str | None, typer.Option(help="'nano' or a checkpoint folder.")] = None,
+    model: Annotated[str | None, typer.Option(help="'pocket' or a checkpoint folder.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
     insecure: Annotated[
         bool, typer.Option(help="Allow other machines to connect without encryption.")

@@ -1,4 +1,4 @@
-"""The front end: our own gRPC server inside a Serve replica, in front of the four stages.
+"""The front end: our own gRPC server inside a Serve replica, in front of the stages.
 
 Holds streams and their sessions, runs no model. Several replicas of one node share the port.
 """
@@ -268,7 +268,7 @@ class Ingress:
         self._freed = FreedMemory()
         self._settings = settings
         self._channels = StageChannels.over(proposal, primary_encoder, auxiliary_encoder, language)
-        self._metrics = ServiceMetrics()
+        self._metrics = ServiceMetrics(meters=self._meters())
         self._cache = open_cache(settings.cache)
         model = find_model(settings.model, proposal_network=settings.proposal_network)
         pipeline = Pipeline(
@@ -350,6 +350,12 @@ class Ingress:
             model=model,
         )
 
+    def _meters(self) -> StageMeters:
+        """One for each stage that there is."""
+        if self._channels.auxiliary_encoder is None:
+            return StageMeters(auxiliary_encoder=None)
+        return StageMeters()
+
     def _stages(self, calls: StageCalls, meters: StageMeters) -> RemoteStages:
         stream = self._settings.stream
         return RemoteStages(
@@ -367,7 +373,7 @@ class Ingress:
         frame = frame_from_rgb(grey)
         while True:
             pipeline = Pipeline(
-                self._stages(StageCalls(), StageMeters()),
+                self._stages(StageCalls(), self._meters()),
                 MemoryRegionCache(),
                 model_digest="warm-up",
             )

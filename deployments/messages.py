@@ -16,10 +16,10 @@ from agent.detections import Detections, FloatArray, Proposals
 from agent.errors import InvalidBoxes, InvalidQuery, InvalidRequest
 from agent.features import StageTimings
 from agent.frame import Frame, FrameLimits, read_frame
-from agent.model_directory import NANO, ModelDirectory
+from agent.model_directory import ModelDirectory
 from agent.parsing import Answer, AnswerStatus
 from agent.pipeline import Grounding
-from agent.prompts import MAX_QUERY_CHARS, MAX_REGIONS, NANO_TASKS, Exchange, Task, TaskKind
+from agent.prompts import MAX_QUERY_CHARS, MAX_REGIONS, Exchange, Task, TaskKind
 from agent.region_cache import CacheStats
 from agent.settings import ServiceSettings
 from agent.streaming.feature_reuse import Reused
@@ -322,8 +322,9 @@ def result_to_message(
 def capabilities_to_message(
     settings: ServiceSettings, model: ModelDirectory, *, service_version: str
 ) -> pb.Capabilities:
-    """What the service can do; the embedded model was trained for some tasks only."""
-    known = [kind for kind in TaskKind if model.name != NANO or kind in NANO_TASKS]
+    """What the service can do; a model may have been trained for some tasks only."""
+    trained = model.tasks
+    known = [kind for kind in TaskKind if not trained or kind.name in trained]
     return pb.Capabilities(
         service_version=service_version,
         model_name=model.name,

@@ -57,9 +57,14 @@ class ServiceTotals:
 class ServiceMetrics:
     """Sums the books of all calls and streams, open and ended."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        meters: StageMeters | None = None,
+    ) -> None:
         self.stage_calls = StageCalls()
-        self.meters = StageMeters()
+        self.meters = meters or StageMeters()
         self.failures: Counter[str] = Counter()
         """Errors told to clients, by the name of their code."""
         self._clock = clock

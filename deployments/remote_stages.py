@@ -35,7 +35,7 @@ from deployments.tracing import stage_span
 
 @dataclass(frozen=True)
 class StageChannels:
-    """Ways to the four stages; one set for all that a front end asks."""
+    """Ways to the stages; one set for all that a front end asks."""
 
     proposal: StageChannel
     primary_encoder: StageChannel
@@ -154,14 +154,12 @@ class RemoteStages:
         self, frame: Frame, proposals: Awaitable[Proposals]
     ) -> AuxiliaryFeatures:
         """Region features of the auxiliary encoder, or what the proposal network says of boxes."""
-        channel = self._channels.auxiliary_encoder
-        if channel is None:
+        channel, meter = self._channels.auxiliary_encoder, self._meters.auxiliary_encoder
+        if channel is None or meter is None:
             return AuxiliaryFeatures(await self._evidence(frame, await proposals))
-        self._check_encoder(self._meters.auxiliary_encoder)
+        self._check_encoder(meter)
         self._calls.encode_auxiliary += 1
-        features: AuxiliaryFeatures = await self._encode(
-            channel, self._meters.auxiliary_encoder, frame, proposals
-        )
+        features: AuxiliaryFeatures = await self._encode(channel, meter, frame, proposals)
         return features
 
     async def _evidence(self, frame: Frame, proposals: Proposals) -> FloatArray:

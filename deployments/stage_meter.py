@@ -170,20 +170,28 @@ class WritingMeter:
 
 @dataclass(frozen=True)
 class StageMeters:
-    """What is known about the load of the four stages; lives as long as the front end."""
+    """What is known about the load of the stages; lives as long as the front end."""
 
     proposal: StageMeter = field(default_factory=lambda: StageMeter("proposal"))
     primary_encoder: StageMeter = field(default_factory=lambda: StageMeter("primary_encoder"))
-    auxiliary_encoder: StageMeter = field(default_factory=lambda: StageMeter("auxiliary_encoder"))
+    auxiliary_encoder: StageMeter | None = field(
+        default_factory=lambda: StageMeter("auxiliary_encoder")
+    )
+    """None: the model has no such stage."""
     language: StageMeter = field(default_factory=lambda: StageMeter("language"))
     writing: WritingMeter = field(default_factory=WritingMeter)
 
     def __iter__(self) -> Iterator[StageMeter]:
-        return iter((self.proposal, self.primary_encoder, self.auxiliary_encoder, self.language))
+        yield from (self.proposal, *self._encoders, self.language)
+
+    @property
+    def _encoders(self) -> tuple[StageMeter, ...]:
+        auxiliary = self.auxiliary_encoder
+        return (self.primary_encoder,) if auxiliary is None else (self.primary_encoder, auxiliary)
 
     def encoding_s(self) -> float:
-        """Both encoders, which work side by side."""
-        return max(self.primary_encoder.expected_s(), self.auxiliary_encoder.expected_s())
+        """All encoders, which work side by side."""
+        return max(meter.expected_s() for meter in self._encoders)
 
 
 def _mean(old: float | None, new: float) -> float:

@@ -35,7 +35,7 @@ def train(
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(help="What refine, align or instruct start from: 'nano' or a folder."),
+        typer.Option(help="What refine, align or instruct start from: 'pocket' or a folder."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Of this stage.", min=1)] = None,
     output: Annotated[

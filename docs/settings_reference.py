@@ -1,7 +1,7 @@
 """Writes the table of docs/tuning.md from agent/settings.py: `python docs/settings_reference.py`.
 
 A setting's meaning is the docstring below its field, or that of the group where all fields mean
-the same for different things (threads and classes of the four stages).
+the same for different things (threads and classes of the stages).
 tests/unit/test_documentation.py fails when the page is old or lacks a key of serve_config.yaml.
 """
 

@@ -116,7 +116,9 @@ def _load_from_files(
         path = directory / file
         keys = [key for key in header(path) if is_wanted(beginning + key)]
         for key, tensor in tensors(path, keys, device=device):
-            loaded[beginning + key] = tensor.to(dtype or tensor.dtype)
+            name = beginning + key
+            wide = config.primary_kind.is_precise and name.startswith(PART_PREFIXES[Part.PRIMARY])
+            loaded[name] = tensor.to(torch.float32 if wide else dtype or tensor.dtype)
     if config.base:
         adapter = directory / config.adapter if config.adapter else None
         base = find_base(config.base, directory)
@@ -185,16 +187,19 @@ def stored_sizes(stored: dict[str, StoredTensor]) -> dict[str, object]:
     return sizes
 
 
-def weight_type(name: str, device: str) -> torch.dtype | None:
-    """The type that `dtype: name` of the settings means on a device; None keeps the stored one.
+def weight_type(name: str, device: str, part: Part) -> torch.dtype | None:
+    """The type that `dtype: name` of the settings means for a part; None keeps the stored one.
 
-    `auto` is float32 on a CPU, where half precision gains little, and the stored type elsewhere.
+    `auto` is resolved here and nowhere else. On a CPU it is float32, but for the language part
+    where the processor multiplies bfloat16 by itself: reading weights is what a word costs there,
+    and half of them is half the memory. Encoders gain little from it. Elsewhere it is the stored
+    type.
 
     Raises:
         SettingsError: no such type.
     """
     types = {
-        "auto": torch.float32 if device == "cpu" else None,
+        "auto": _suited_to_cpu(part) if device == "cpu" else None,
         "stored": None,
         "float32": torch.float32,
         "bfloat16": torch.bfloat16,
@@ -203,6 +208,11 @@ def weight_type(name: str, device: str) -> torch.dtype | None:
     if name not in types:
         raise SettingsError(f"dtype {name!r} is unknown; known: {', '.join(types)}")
     return types[name]
+
+
+def _suited_to_cpu(part: Part) -> torch.dtype:
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if part is Part.LANGUAGE and native else torch.float32
 
 
 def build_empty(

@@ -156,6 +156,9 @@ class VLMFO1Config:
     """Boxes that the language model names with less are no detections (ours)."""
     one_per_object: bool = False
     """Of an answer's boxes that overlap or hold one another only the surest counts (ours)."""
+    tasks: tuple[str, ...] = ()
+    """Kinds of questions it was trained for (names of `TaskKind`), as the service tells its
+    clients; empty: all (ours)."""
     bf16_rotary: bool = False
     """Round the rotary frequencies of both transformers to bfloat16, as the published loader
     does by casting the whole model; published scores were presumably measured so."""
@@ -279,6 +282,7 @@ class VLMFO1Config:
                 tie_word_embeddings=raw.get("tie_word_embeddings", False),
                 least_confidence=extra.get("least_confidence", 0.0),
                 one_per_object=extra.get("one_per_object", False),
+                tasks=tuple(extra.get("tasks", ())),
                 bf16_rotary=extra.get("bf16_rotary", False),
                 family=family.name,
                 region_order=extra.get("region_order", ""),
@@ -331,6 +335,7 @@ class VLMFO1Config:
                 "proposal": asdict(self.proposal),
                 "least_confidence": self.least_confidence,
                 "one_per_object": self.one_per_object,
+                "tasks": list(self.tasks),
                 "bf16_rotary": self.bf16_rotary,
                 "family": self.family,
                 "region_order": self.language_family.order.word,
@@ -426,6 +431,7 @@ def pocket_config(text: PretrainedConfig) -> VLMFO1Config:
             score_threshold=0.08, nms_iou=0.6, network="nanodet.safetensors", num_classes=80
         ),
         one_per_object=True,
+        tasks=("DETECT", "REFER", "COUNT", "REGION_CAPTION", "VISUAL_PROMPT", "CHAT"),
         image_projector=NAME_MIXTURE,
         region_projector=NAME_MIXTURE,
         family="llama",

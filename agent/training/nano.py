@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from agent.errors import SettingsError
-from agent.model_directory import NANO, find_model
+from agent.model_directory import DEFAULT_MODEL, find_model
 from agent.training import grounding, language, proposals, refinement, reinforcement, vision
 from agent.training.annotations import DataSource
 from agent.training.artwork import build_atlas, build_backgrounds
@@ -113,7 +113,7 @@ class NanoTraining:
         torch.set_num_threads(self.num_threads)
         home = self.directory / "reinforce"
         figures = reinforcement.run(
-            self.artwork, home, self.output, self.recipe.reinforce, model=self.base or NANO
+            self.artwork, home, self.output, self.recipe.reinforce, model=self.base or DEFAULT_MODEL
         )
         for when, rewards in figures.items():
             logger.info("%s: %s", when, rewards)

@@ -57,8 +57,8 @@ class PointingRecipe:
     scenes_per_step: tuple[int, int] = (2, 3)
     """While pointing is learned, and after."""
     labels_per_scene: tuple[int, int] = (16, 28)
-    fewest_regions: int = 5
-    most_regions: tuple[int, int] = (12, 64)
+    fewest_regions: int = 1
+    most_regions: tuple[int, int] = (12, 100)
     doubt: tuple[float, float] = (0.4, 1.0)
     """Reached at the end of either part, from none: 1 is that of photographs."""
     words_weight: float = 0.25

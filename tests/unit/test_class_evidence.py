@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from agent.detections import Proposals
 from agent.encoders import PrimaryEncoderStage
@@ -15,7 +16,9 @@ from agent.feature_codec import decode_features, encode_features
 from agent.features import FrameFeatures
 from agent.frame import frame_from_rgb
 from agent.inspection import inspect_model
+from agent.model.checkpoint import load_model
 from agent.model.configuration import ProposalConfig
+from agent.model.vlm_fo1 import Part
 from agent.model_directory import has_auxiliary_encoder
 from agent.pipeline import Pipeline
 from agent.prompts import Task
@@ -126,6 +129,12 @@ def test_the_classifier_as_primary_stage(folder, frame):
     assert features.regions[1, 1000:1011].argmax() == gray
     none = stage.pool(stage.start([frame])[0], Proposals())
     assert none.regions.shape == (0, 1016)
+
+
+def test_the_classifier_stays_precise(folder):
+    for dtype in (torch.bfloat16, None):
+        model = load_model(folder, parts=frozenset({Part.PRIMARY}), dtype=dtype)
+        assert {p.dtype for p in model.primary_encoder.parameters()} == {torch.float32}
 
 
 def test_a_temperature_decides_more(folder, frame, tmp_path):

@@ -66,12 +66,14 @@ def plain(stage, features, task) -> tuple[str, ...]:
     embeddings = stage._embedded(whole, features)[None]
     positions, position = whole.positions[:, None], whole.next_position
     cache, ids = DynamicCache(), []
+    grammar = stage._grammar(task, stage._tokens.first(len(features.proposals)))
     while len(ids) < task.max_new_tokens:
-        hidden = language(embeddings, positions, cache=cache)
-        token = int(language.logits(hidden[0, -1]).argmax())
+        logits = language.logits(language(embeddings, positions, cache=cache)[0, -1])
+        token = int((grammar.constrain(logits) if grammar else logits).argmax())
         if token == stage._builder.end_of_turn:
             break
         ids.append(token)
+        grammar = grammar.advanced(token) if grammar else None
         embeddings = language.embed(torch.tensor([[token]]))
         positions = torch.full((language.num_axes, 1, 1), position)
         position += 1
@@ -174,6 +176,18 @@ def test_prefixes_in_chunks_change_nothing(stage, config):
         assert small.engine.counts["steps"] > 4
     finally:
         small.close()
+
+
+def test_compiled_layers_write_the_same(stage, config):
+    traced = family_stage(config.family)
+    torch._dynamo.reset()
+    traced.engine.compile(backend="eager")
+    try:
+        for seed in range(2):
+            features = random_features(config, f"compiled {seed}", seed=seed)
+            assert traced.answer(features, DETECT).pieces == stage.answer(features, DETECT).pieces
+    finally:
+        traced.close()
 
 
 def test_positions_have_as_many_axes_as_the_decoder_reads(stage, config):

@@ -20,7 +20,8 @@ from tests.unit.tiny_model import tiny_config, write_tiny_model
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
-    return LanguageStage.from_pretrained(str(write_tiny_model(tmp_path_factory.mktemp("m"))))
+    model = str(write_tiny_model(tmp_path_factory.mktemp("m")))
+    return LanguageStage.from_pretrained(model, dtype="float32")
 
 
 def features(key, num_boxes=3, seed=0):

@@ -9,6 +9,7 @@ import torch
 from agent.errors import SettingsError
 from agent.frame import read_frame
 from agent.model.checkpoint import weight_type
+from agent.model.vlm_fo1 import Part
 from agent.prompts import Task, TaskKind
 from agent.stages import local_pipeline
 from tests.pictures import encoded_image
@@ -34,7 +35,19 @@ async def test_bfloat16_end_to_end(tmp_path):
 
 
 def test_types_by_name():
-    assert weight_type("auto", "cpu") == torch.float32
-    assert weight_type("auto", "cuda") is None
+    for part in Part:
+        assert weight_type("float16", "cpu", part) == torch.float16
+        assert weight_type("auto", "cuda", part) is None
     with pytest.raises(SettingsError, match="known: auto"):
-        weight_type("float8", "cpu")
+        weight_type("float8", "cpu", Part.LANGUAGE)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_on_a_cpu_only_the_language_model_is_halved_and_only_where_that_is_native(
+    monkeypatch, native
+):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    types = {part: weight_type("auto", "cpu", part) for part in Part}
+    assert types.pop(Part.LANGUAGE) == (torch.bfloat16 if native else torch.float32)
+    assert set(types.values()) == {torch.float32}

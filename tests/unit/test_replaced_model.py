@@ -34,7 +34,7 @@ _DOG = Task.detect("dog")
 
 @contextlib.asynccontextmanager
 async def pipeline(*models: str, overlap: bool = False) -> AsyncIterator[Pipeline]:
-    """A front end of the new model over four stages, each of its own."""
+    """A front end of the new model over stages of its own."""
     handles = [
         Handle(stage(f"tests.fakes:{fake}", "", "cpu", 1, model_revision=model))
         for (stage, fake), model in zip(_STAGES, models, strict=True)

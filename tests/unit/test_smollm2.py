@@ -115,19 +115,21 @@ def test_the_engine_writes_what_transformers_writes(stage, published):
 @torch.inference_mode()
 def test_regions_through_the_engine_equal_one_long_pass(stage):
     """Two slots a region, an image, a prefix shared: against plain decoding with a cache."""
-    shown, task = features(key="frame"), replace(Task.detect("dog"), max_new_tokens=8)
+    shown, task = features(key="frame"), replace(Task.chat("Where is the dog?"), max_new_tokens=8)
     builder, language = stage._builder, stage._language
     prefix = builder.prefix((3, 4), len(shown.proposals))
     question = builder.question(task.text, start=prefix.next_position)
     embeddings = torch.cat([stage._embedded(prefix, shown), language.embed(question.ids)])[None]
     positions, position = torch.cat([prefix.positions, question.positions], 1)[:, None], 0
     position, cache, ids = question.next_position, DynamicCache(), []
+    grammar = stage._grammar(task, stage._tokens.first(len(shown.proposals)))
     while len(ids) < task.max_new_tokens:
         hidden = language(embeddings, positions, cache=cache)
-        token = int(language.logits(hidden[0, -1]).argmax())
+        token = int(grammar.constrain(language.logits(hidden[0, -1])).argmax())
         if token == builder.end_of_turn:
             break
         ids.append(token)
+        grammar = grammar.advanced(token)
         embeddings, positions = (
             language.embed(torch.tensor([[token]])),
             torch.tensor([[[position]]]),
