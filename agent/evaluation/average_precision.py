@@ -71,8 +71,8 @@ def resampled_precision(
     drawn = weighted_precision(truth, rows, images, weights)
     count = len(truth["annotations"])
     return {
-        "AP": interval(whole.AP, drawn[:, 0], count=count),
-        "AP50": interval(whole.AP50, drawn[:, 1], count=count),
+        "AP": interval(whole.AP, drawn[:, 0], count=count, centred=True),
+        "AP50": interval(whole.AP50, drawn[:, 1], count=count, centred=True),
     }
 
 

@@ -7,6 +7,7 @@ that are `also` right for its box.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,8 @@ def load_coco(images: Path, annotations: Path, *, limit: int | None = None) -> C
         found = tuple(_image(images, entry, objects.get(entry["id"], [])) for entry in entries)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise SourceError(f"{annotations} is not a COCO annotation file ({error!r})") from error
+    if len({image.image_id for image in found}) < len(found):
+        raise SourceError(f"{annotations} has several images of one id; ids must differ")
     if not images.is_dir() and found:
         raise SourceError(f"{images} is not a folder; give the one of the pictures with --images")
     for image in found:
@@ -135,9 +138,9 @@ def _read(annotations: Path) -> dict[str, Any]:
 
 def _image(folder: Path, entry: dict[str, Any], listed: list[dict[str, Any]]) -> CocoImage:
     objects = [o for o in listed if not o.get("iscrowd", 0)]
-    boxes = np.array([o["bbox"] for o in objects], dtype=np.float32).reshape(-1, 4)
-    if len(boxes) != len(objects) or not np.isfinite(boxes).all():
+    if not all(_is_box(o["bbox"]) for o in listed):
         raise ValueError(f"image {entry['id']} has a bbox that is not four numbers")
+    boxes = np.array([o["bbox"] for o in objects], dtype=np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     path = folder / entry["file_name"]
     if not path.is_file() and (folder / path.name).is_file():
@@ -150,6 +153,14 @@ def _image(folder: Path, entry: dict[str, Any], listed: list[dict[str, Any]]) ->
         tuple(_names(entry.get("absent", []))),
         frozenset(int(o["category_id"]) for o in listed if o.get("iscrowd", 0)),
     )  # fmt: skip
+
+
+def _is_box(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and all(isinstance(side, int | float) and math.isfinite(side) for side in value)
+    )
 
 
 def _names(listed: object) -> list[str]:

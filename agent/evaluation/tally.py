@@ -66,17 +66,22 @@ def resampling_weights(num_images: int, num_resamples: int, seed: int) -> np.nda
     return np.asarray(drawn)
 
 
-def interval(value: float, resampled: np.ndarray, *, count: float = 0.0) -> Estimate:
-    """How far the middle 95 % of resampled figures lie from their mean, around the measured one.
+def interval(
+    value: float, resampled: np.ndarray, *, count: float = 0.0, centred: bool = False
+) -> Estimate:
+    """The middle 95 % of resampled figures (percentiles), widened to hold the measured one.
 
-    Of a share the mean is the measured figure. Average precision comes out higher where images
-    are drawn twice, so that its plain percentiles may not even hold it. A figure that no mean is
-    near (nearly all resamples alike) still lies in its interval.
+    Args:
+        value: the measured figure.
+        resampled: figures of the images drawn again.
+        count: what it was measured on.
+        centred: move them all until their mean is the measured figure. Of a share it is anyway;
+            average precision comes out higher where images are drawn twice, and its percentiles
+            may lie beside it.
     """
     if not len(resampled):
         return Estimate(float(value), float(value), float(value), float(count))
+    moved = resampled - (resampled.mean() - value if centred else 0.0)
     edge = 50.0 * (1.0 - _LEVEL)
-    low, high = np.percentile(resampled, [edge, 100.0 - edge]) - (resampled.mean() - value)
-    # Figures are not negative, and shares not above one.
-    low, high = max(low, 0.0), min(high, max(1.0, resampled.max()))
+    low, high = np.percentile(np.clip(moved, 0.0, max(1.0, resampled.max())), [edge, 100.0 - edge])
     return Estimate(float(value), float(min(low, value)), float(max(high, value)), float(count))

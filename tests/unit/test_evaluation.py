@@ -236,6 +236,8 @@ def test_wrong_image_folder(folder, tmp_path):
     ("change", "message"),
     [({"annotation_1": {"category_id": 9}}, "category 9"),
      ({"annotation_1": {"bbox": [1, 2, 3]}}, "not a COCO"),
+     ({"annotation_1": {"bbox": ["1", "2", "3", "4"]}}, "four numbers"),
+     ({"annotation_1": {"bbox": [1, 2, 3], "iscrowd": 1}}, "four numbers"),
      ({"annotation_1": {"bbox": [1, 2, 3, float("nan")]}}, "four numbers"),
      ({"annotation_1": {"also": "pet"}}, "list of names"),
      ({"image": {"absent": ["cat"]}}, "'cat' as absent"),
@@ -244,6 +246,14 @@ def test_wrong_image_folder(folder, tmp_path):
 def test_a_file_that_contradicts_itself(folder, change, message):
     with pytest.raises(SourceError, match=message):
         load_coco(folder, rewritten(folder, **change))
+
+
+def test_two_images_of_one_id(folder):
+    raw = json.loads((folder / "annotations.json").read_text())
+    raw["images"] *= 2
+    (folder / "twice.json").write_text(json.dumps(raw))
+    with pytest.raises(SourceError, match="of one id"):
+        load_coco(folder, folder / "twice.json")
 
 
 def test_pictures_are_looked_at_before_the_model_is(folder):
