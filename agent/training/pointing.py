@@ -42,6 +42,7 @@ from agent.training.vocabulary import Vocabulary, vocabulary
 NUM_KNOWN = 49_152
 NEW_TOKENS = tuple(token for token in CONTROL_TOKENS if not token.startswith(("<|endof", "<|im_")))
 _OPENING = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
+_LEAST_TEXT_TOKENS = 24
 _TURN = "<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -56,7 +57,7 @@ class PointingRecipe:
     steps: int = 900
     scenes_per_step: tuple[int, int] = (2, 3)
     """While pointing is learned, and after."""
-    labels_per_scene: tuple[int, int] = (16, 28)
+    labels_per_scene: tuple[int, int] = (16, 22)
     fewest_regions: int = 1
     most_regions: tuple[int, int] = (12, 100)
     doubt: tuple[float, float] = (0.4, 1.0)
@@ -273,18 +274,25 @@ class Lesson:
 class Rehearsal:
     """Text on which the model is to stay what it was."""
 
-    def __init__(self, model: PointingModel, texts: list[str], length: int, seed: int) -> None:
+    def __init__(
+        self, model: PointingModel, texts: list[list[str]], length: int, seed: int
+    ) -> None:
+        """`texts`: several sources, of which each step takes any as likely as another."""
         self._model = model
         self._length = length
         self._dice = random.Random(seed)
-        self._ids = [
-            ids for text in texts
-            if len(ids := model.tokenizer.encode(text, add_special_tokens=False).ids) >= 24
-        ]  # fmt: skip
+        self._sources = [
+            found for source in texts if (found := [ids for t in source if (ids := self._long(t))])
+        ]
+
+    def _long(self, text: str) -> list[int]:
+        """Its ids, or none if it is too short to say anything."""
+        ids: list[int] = self._model.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids if len(ids) >= _LEAST_TEXT_TOKENS else []
 
     def loss(self) -> Tensor:
         """Mean divergence from the untouched model on a piece of text."""
-        ids = self._dice.choice(self._ids)
+        ids = self._dice.choice(self._dice.choice(self._sources))
         start = self._dice.randrange(max(1, len(ids) - self._length))
         piece = torch.tensor(ids[start : start + self._length])
         positions, embedded = torch.arange(len(piece)), self._model.known[piece]
@@ -371,7 +379,12 @@ def _askable(scene: Scene) -> bool:
 
 
 def train(
-    recipe: PointingRecipe, head: np.ndarray, texts: list[str], output: Path, *, minutes: float
+    recipe: PointingRecipe,
+    head: np.ndarray,
+    texts: list[list[str]],
+    output: Path,
+    *,
+    minutes: float,
 ) -> None:
     """Run, or go on with, the training whose state lies in `output`."""
     output.mkdir(parents=True, exist_ok=True)
@@ -501,17 +514,17 @@ def classifier_head(path: Path) -> np.ndarray:
         return np.asarray(stored.get_tensor(name).float().numpy())
 
 
-def plain_texts(wordnet: Path | None, folder: Path | None) -> list[str]:
-    """English that training did not write: WordNet's definitions, and text files of a folder."""
-    texts: list[str] = []
+def plain_texts(wordnet: Path | None, folders: list[Path]) -> list[list[str]]:
+    """English that training did not write: WordNet's definitions, and folders of text files."""
+    sources: list[list[str]] = []
     if wordnet is not None:
         lines = wordnet.read_text(encoding="latin-1").splitlines()
         glosses = [line.partition(" | ")[2].strip() for line in lines if " | " in line]
-        texts += [". ".join(glosses[k : k + 6]) for k in range(0, len(glosses), 6)]
-    if folder is not None:
-        for path in sorted(folder.glob("**/*.txt")):
-            texts.append(path.read_text(errors="replace"))
-    return texts
+        sources.append([". ".join(glosses[k : k + 6]) for k in range(0, len(glosses), 6)])
+    for folder in folders:
+        files = sorted(folder.glob("**/*.txt"))
+        sources.append([path.read_text(errors="replace") for path in files])
+    return sources
 
 
 def export(run: Path, folder: Path) -> None:
@@ -535,7 +548,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="state of the run")
     parser.add_argument("--export", type=Path, help="only write what the run has learned there")
     parser.add_argument("--wordnet", type=Path, help="data.noun: text to rehearse")
-    parser.add_argument("--texts", type=Path, help="a folder of text to rehearse")
+    parser.add_argument(
+        "--texts", type=Path, action="append", default=[], help="a folder of text to rehearse"
+    )
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--steps", type=int, default=PointingRecipe.steps)
     parser.add_argument("--threads", type=int, default=2)
