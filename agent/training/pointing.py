@@ -59,8 +59,8 @@ class PointingRecipe:
     """While pointing is learned, and after."""
     labels_per_scene: tuple[int, int] = (16, 22)
     fewest_regions: int = 1
-    most_regions: tuple[int, int] = (12, 100)
-    doubt: tuple[float, float] = (0.4, 1.0)
+    most_regions: tuple[int, int] = (12, 24)
+    doubt: tuple[float, float] = (0.4, 0.75)
     """Reached at the end of either part, from none: 1 is that of photographs."""
     words_weight: float = 0.25
     """Weight of a token that is chosen among all, against one chosen among regions."""
@@ -333,7 +333,8 @@ def lesson_tree(
     if liked is not None:
         branches.append(writer.asked(liked[1], stem=0))
         kinds.append("likes")
-    told = dice.choice((questions.names, questions.names, questions.yes_or_no, questions.lists))
+    kinds_of_words = (questions.names, questions.names, questions.yes_or_no, questions.lists)
+    told = dice.choice(kinds_of_words if scene.things else (questions.yes_or_no,))
     branches.append(writer.told(told(scene)))
     kinds.append("told")
     if dice.random() < 0.25:
@@ -350,7 +351,7 @@ def evaluate(model: PointingModel, head: np.ndarray, *, scenes: int, seed: int) 
     writer, words = SceneWriter(model.tokenizer), vocabulary()
     lesson = Lesson(model, writer)
     found: dict[str, list[float]] = defaultdict(list)
-    for count in (10, 30, 60):
+    for count in (5, 12, 24):
         maker = SceneMaker(words, head, seed + count)
         seen = Questioner(words, seed + count)
         unseen = Questioner(words, seed + count, may_ask=held_out)
