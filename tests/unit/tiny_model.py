@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPTextConfig, OmDetTurboConfig, SwinConfig
 
+from agent.answer_rules import AnswerRules
 from agent.model.checkpoint import save_model
 from agent.model.configuration import (
     DaViTConfig,
@@ -57,7 +58,7 @@ def tiny_config(vocab_size: int) -> VLMFO1Config:
         region=RegionConfig(pyramid_width=8),
         image=ImageConfig(max_long_side=112),
         proposal=ProposalConfig(score_threshold=0.0, nms_iou=0.6, max_boxes=8),
-        least_confidence=0.0,
+        rules=AnswerRules(),
     )
 
 
