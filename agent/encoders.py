@@ -17,6 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+# Its name at transformers' top level demands torchvision; the class itself does not.
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+    LlavaOnevisionImageProcessorPil,
+)
+
 from agent.batching import equal_rows
 from agent.detections import Proposals
 from agent.features import AuxiliaryFeatures, PrimaryFeatures
@@ -26,7 +31,12 @@ from agent.model.checkpoint import load_model, weight_type
 from agent.model.compilation import compile_blocks
 from agent.model.efficientnet import FINE_SIDE, PictureMaps
 from agent.model.primary_encoder import PrimaryMaps
-from agent.model.primary_kinds import EFFICIENTNET_LITE0, QWEN_VIT, ClassifierConfig
+from agent.model.primary_kinds import (
+    EFFICIENTNET_LITE0,
+    LLAVA_ONEVISION,
+    QWEN_VIT,
+    ClassifierConfig,
+)
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.model_directory import find_model
 from agent.processor import (
@@ -188,9 +198,45 @@ class ClassifierEye:
         return powers / powers.sum(dim=-1, keepdim=True)
 
 
+class LlavaEye:
+    """LLaVA-OneVision's tiles and tokens, and the pooling of its whole-picture tile."""
+
+    def __init__(self, model: VLMFO1, device: str) -> None:
+        assert model.primary_encoder is not None
+        self._encoder = model.primary_encoder
+        self._regions = model.region_encoder
+        self._config = model.config
+        self._processor = LlavaOnevisionImageProcessorPil(**self._config.vision.preprocessor)
+        self._device = device
+
+    def start(self, frames: list[Frame]) -> list[StartedPrimary]:
+        """The tower's maps, frame by frame: each is a batch of tiles."""
+        return [self._started(frame) for frame in frames]
+
+    def _started(self, frame: Frame) -> StartedPrimary:
+        inputs = self._processor(images=[frame.rgb()], return_tensors="pt")
+        weight = next(self._encoder.parameters())
+        maps = self._encoder(
+            inputs["pixel_values"].to(weight.device, weight.dtype), inputs["image_sizes"]
+        )
+        return StartedPrimary(ImageGeometry.of(frame.width, frame.height, self._config), maps)
+
+    def pool(self, started: StartedPrimary, proposals: Proposals) -> PrimaryFeatures:
+        """Pooled maps, and the family's image tokens in one row."""
+        boxes = torch.from_numpy(started.geometry.primary_boxes(proposals.xyxy)).to(self._device)
+        regions = self._regions.pool_primary(started.maps.levels, boxes[None])[0]
+        tokens = started.maps.image_tokens
+        return PrimaryFeatures(
+            image_tokens=tokens.float().cpu().numpy(),
+            grid=(1, len(tokens)),
+            regions=regions.float().cpu().numpy(),
+        )
+
+
 _EYES: dict[str, Callable[[VLMFO1, str], PrimaryEye]] = {
     QWEN_VIT.name: ViTEye,
     EFFICIENTNET_LITE0.name: ClassifierEye,
+    LLAVA_ONEVISION.name: LlavaEye,
 }
 
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agent.cli import DeviceOption, ModelOption, pipeline_of
 from agent.model_directory import DEFAULT_MODEL
 from agent.zoom_policy import Zoom, ZoomPolicy
+
+if TYPE_CHECKING:
+    from agent.evaluation.tracking import TrackingScores
+
+_LEAST_SPELLINGS = 200
 
 eval_app = typer.Typer(help="Measure the model on benchmarks.", no_args_is_help=True)
 
@@ -20,34 +25,71 @@ eval_app = typer.Typer(help="Measure the model on benchmarks.", no_args_is_help=
 def eval_detection(
     images: Annotated[Path, typer.Option(help="Folder of images.")],
     annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
-    limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first images.", min=1)] = None,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     seed: Annotated[int, typer.Option(help="Chooses the absent labels.")] = 0,
     every_label: Annotated[
         bool, typer.Option("--every-label", help="Ask each image for all labels, as COCO does.")
     ] = False,
+    resamples: Annotated[int, typer.Option(help="Of the intervals.", min=1)] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
 ) -> None:
     """Ask a COCO-format folder for what is there and what is not."""
     from rich.console import Console
     from rich.table import Table
 
-    from agent.evaluation.coco_folder import load_coco
+    from agent.evaluation.coco_folder import check_pictures, load_coco
     from agent.evaluation.detection import as_dict, evaluate_detection
 
     data = load_coco(images, annotations, limit=limit)
+    check_pictures(data)
+    from agent.proposer import Proposer
+
+    proposer = Proposer.from_pretrained(model, device=device, score_threshold=0.0, max_boxes=100)
     measuring = evaluate_detection(
-        pipeline_of(model, device), data, seed=seed, every_label=every_label
-    )
-    scores = as_dict(asyncio.run(measuring))
+        pipeline_of(model, device), data, seed=seed, every_label=every_label,
+        propose=lambda frame: proposer.propose([frame])[0], num_resamples=resamples,
+    )  # fmt: skip
+    scores = asyncio.run(measuring)
     if as_json:
-        typer.echo(json.dumps(scores))
+        typer.echo(json.dumps(as_dict(scores)))
         return
-    table = Table("figure", "value", title=f"{annotations} ({len(data.images)} images)")
-    for name, value in scores.items():
-        table.add_row(name, f"{value:.4f}")
+    table = Table(
+        "figure", "value (95 % interval)", title=f"{annotations} ({scores.images} images)"
+    )
+    for name, value in as_dict(scores).items():
+        if isinstance(value, int | float):
+            low, high = scores.intervals.get(name, (None, None))
+            around = "" if low is None else f" ({low:.3f} to {high:.3f})"
+            table.add_row(name, (f"{value}" if isinstance(value, int) else f"{value:.4f}") + around)
     Console().print(table)
+
+
+@eval_app.command("words")
+def eval_words(
+    images: Annotated[Path, typer.Option(help="Folder of images.")],
+    annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
+    limit: Annotated[int | None, typer.Option(help="Only the first images.", min=1)] = None,
+    labels: Annotated[int, typer.Option(help="Most names in one question.", min=1)] = 40,
+    seed: Annotated[int, typer.Option(help="Chooses the absent names.")] = 0,
+    model: ModelOption = DEFAULT_MODEL,
+    device: DeviceOption = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
+) -> None:
+    """Ask for the same things in other words, and for many at once: are the answers the same?"""
+    from agent.evaluation.coco_folder import check_pictures, load_coco
+    from agent.evaluation.report import print_figures
+    from agent.evaluation.words import evaluate_words, num_present_ways, questions
+
+    data = load_coco(images, annotations, limit=limit)
+    check_pictures(data)
+    asked = questions(data, labels=labels, seed=seed)
+    number = num_present_ways(asked)
+    if number < _LEAST_SPELLINGS:
+        typer.echo(f"only {number} other ways to ask for what is there; give more images", err=True)
+    scores = asyncio.run(evaluate_words(pipeline_of(model, device), data, asked))
+    print_figures(f"{annotations} ({len(asked)} images)", scores.figures(), as_json=as_json)
 
 
 @eval_app.command("tracking")
@@ -65,11 +107,6 @@ def eval_tracking(
     as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
 ) -> None:
     """Follow standing queries through composed moving scenes: HOTA, IDF1, age of the evidence."""
-    from dataclasses import asdict
-
-    from rich.console import Console
-    from rich.table import Table
-
     from agent.evaluation.moving_scenes import measure_tracking
 
     pipeline = None if oracle else pipeline_of(model, device)
@@ -79,11 +116,48 @@ def eval_tracking(
             baselines=baselines,
         )
     )  # fmt: skip
+    what = "oracle" if oracle else model
+    _print_ways(scores, f"{num} sequences of {duration_s:g} s, {what}", as_json=as_json)
+
+
+@eval_app.command("video")
+def eval_video(
+    video: Annotated[Path, typer.Option(help="The video.")],
+    annotations: Annotated[Path, typer.Option(help="COCO file with frame_index and track_id.")],
+    key_every: Annotated[int, typer.Option(help="The model sees one of so many frames.", min=1)],
+    latency_ms: Annotated[float, typer.Option(help="Key frame to answer.", min=0.0)] = 0.0,
+    every_frame: Annotated[bool, typer.Option(help="Also the model on every frame.")] = True,
+    model: ModelOption = DEFAULT_MODEL,
+    device: DeviceOption = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
+) -> None:
+    """Follow through a labelled video between key frames, against the model on every frame."""
+    from agent.evaluation.tracking import check_metrics
+    from agent.evaluation.video_tracks import load_video, measure_video
+
+    check_metrics()
+    data = load_video(video, annotations)
+    scores = asyncio.run(
+        measure_video(
+            pipeline_of(model, device), data, key_every=key_every, latency_s=latency_ms / 1e3,
+            every_frame=every_frame,
+        )
+    )  # fmt: skip
+    title = f"{video}, {len(data.truth)} labelled frames, key frames: one of {key_every}"
+    _print_ways(scores, title, as_json=as_json)
+
+
+def _print_ways(scores: dict[str, TrackingScores], title: str, *, as_json: bool) -> None:
+    """Figures of tracking, a column for each way of answering."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
     if as_json:
         typer.echo(json.dumps({name: asdict(value) for name, value in scores.items()}))
         return
-    what = "oracle" if oracle else model
-    table = Table("figure", *scores, title=f"{num} sequences of {duration_s:g} s, {what}")
+    table = Table("figure", *scores, title=title)
     for name in asdict(next(iter(scores.values()))):
         table.add_row(name, *(f"{getattr(value, name):.3f}" for value in scores.values()))
     Console().print(table)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agent.drafting import Drafter, RegionListDrafter
 from agent.engine import Engine
-from agent.errors import InvalidQuery, Overloaded
+from agent.errors import CheckpointMismatch, InvalidQuery, Overloaded
 from agent.features import FrameFeatures, Generation
 from agent.generation_request import (
     Completion,
@@ -105,6 +105,11 @@ class LanguageStage:
             dtype=weight_type(dtype, device, Part.LANGUAGE),
         )
         tokenizer = model_tokenizer(directory, loaded.config)
+        if tokenizer.vocab_size > loaded.config.text.vocab_size:
+            raise CheckpointMismatch(
+                f"{directory} has embeddings of {loaded.config.text.vocab_size} tokens, but "
+                f"control tokens make it {tokenizer.vocab_size}: add rows for them"
+            )
         return cls(loaded, tokenizer, device=device, engine=engine)
 
     def answer(self, features: FrameFeatures | None, task: Task) -> Generation:

@@ -1,6 +1,7 @@
 """What a model directory holds and whether it can be loaded: everything wrong, said at once.
 
-Reads configuration, headers and tokenizer; no weight is loaded.
+Reads configuration, headers and tokenizer; weights are loaded only of a model that stands on
+another's.
 """
 
 from __future__ import annotations
@@ -8,18 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.base_package import find_package
 from agent.errors import CheckpointMismatch
 from agent.model.checkpoint import (
     build_empty,
+    load_model,
     published_shapes,
     read_config,
+    stands_apart,
     stored_sizes,
     without_tied_head,
 )
 from agent.model.checkpoint_files import StoredTensor, header, read_json, stored_tensors
 from agent.model.configuration import VLMFO1Config
 from agent.model.strict_weights import compare
+from agent.model_tokenizer import model_tokenizer
 from agent.tokenizer import PromptTokenizer
 
 _PARTS = (
@@ -50,8 +53,8 @@ class ModelReport:
 def inspect_model(directory: Path) -> ModelReport:
     """Look through a directory; nothing is raised, every problem is reported."""
     report = ModelReport(directory)
-    if _stands_on_others(directory):
-        return _inspect_parts(report)
+    if stands_apart(directory):
+        return _inspect_apart(report)
     stored = _attempt(report, lambda: stored_tensors(directory)) or {}
     report.found = _sizes(stored)
     raw = _attempt(report, lambda: read_json(directory / "config.json"))
@@ -73,40 +76,29 @@ def inspect_model(directory: Path) -> ModelReport:
     return report
 
 
-def _stands_on_others(directory: Path) -> bool:
-    """Whether parts have files of their own, or a base that others publish."""
-    try:
-        ours = read_json(directory / "config.json").get("groundstream")
-    except CheckpointMismatch:
-        return False
-    return isinstance(ours, dict) and bool(ours.get("base") or ours.get("weights"))
-
-
-def _inspect_parts(report: ModelReport) -> ModelReport:
-    """Each part by its own file; their keys and shapes are compared when they are loaded."""
+def _inspect_apart(report: ModelReport) -> ModelReport:
+    """A model on a base, or in several files: whether they fit shows when it is loaded."""
     directory = report.directory
     config = _attempt(report, lambda: read_config(directory))
     if config is None:
         return report
-    network = (("proposal network", config.proposal.network),)
-    files = [(beginning.strip("."), file) for beginning, file in config.weights]
-    added = [("added to the base", config.adapter)] if config.adapter else []
-    for part, file in (*network, *files, *added):
-        if part != "proposal network" or (directory / file).is_file():
-            held = _attempt(report, lambda file=file: header(directory / file))
-            if held is not None:
-                report.found[part] = _summed(list(held.values()))
-    if config.base:
-        package = _attempt(report, lambda: find_package(config.base).identity())
-        report.found["base"] = f"{config.base}: {package or 'missing'}"
+    files = [file for _, file in config.weights] + ([config.adapter] if config.adapter else [])
+    for file in files:
+        stored = _attempt(report, lambda file=file: header(directory / file)) or {}
+        numbers = sum(tensor.num_elements for tensor in stored.values())
+        report.found[file] = f"{len(stored)} tensors, {numbers / 1e6:.2f} M numbers"
+    text = config.text
     report.switches = {
-        "language model": f"{config.text.num_hidden_layers} layers of {config.text.hidden_size}, "
-        f"family {config.family}",
+        "language model": f"{config.family}, {text.num_hidden_layers} layers of "
+        f"{text.hidden_size}, on {config.base or 'nothing else'}",
         "primary encoder": config.primary,
         "auxiliary features": config.auxiliary,
+        "order of a region": config.language_family.order.word,
         "projectors": f"image {config.image_projector}, region {config.region_projector}",
         "trained for": ", ".join(config.tasks).lower() or "all tasks",
     }
+    _attempt(report, lambda: load_model(directory, dtype=None))
+    _attempt(report, lambda: model_tokenizer(directory, config))
     return report
 
 

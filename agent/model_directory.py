@@ -100,11 +100,12 @@ def _path(model: str) -> Path:
 def _digest(path: Path, proposal_network: str | None) -> str:
     digest = hashlib.blake2b(digest_size=32)
     section = _read_section(path)
-    elsewhere = _network_elsewhere(path, section)
-    if proposal_network is not None:
+    elsewhere = _elsewhere(path, section.get("base"))
+    if proposal_network is None:
+        elsewhere += _elsewhere(path, section.get("proposal", {}).get("network"))
+    else:
         digest.update(proposal_network.encode())
-        given = Path(proposal_network)
-        elsewhere = [given] if given.exists() else []
+        elsewhere += [given] if (given := Path(proposal_network)).exists() else []
     for place in (path, *elsewhere):
         folder = place.parent if place.is_file() else place
         for file in [place] if place.is_file() else sorted(place.glob("**/*")):
@@ -119,10 +120,9 @@ def _digest(path: Path, proposal_network: str | None) -> str:
     return digest.hexdigest()
 
 
-def _network_elsewhere(path: Path, section: dict[str, Any]) -> list[Path]:
-    """The proposal network's folder or file, if the model names one outside its own folder."""
-    name = section.get("proposal", {}).get("network")
-    if not name:
+def _elsewhere(path: Path, name: object) -> list[Path]:
+    """The folder or file that a model names, if there is one and it is not inside the model's."""
+    if not isinstance(name, str) or not name:
         return []
     # Joined to a folder, an absolute path stays what it is.
     place = path / name if (path / name).exists() else Path(name)

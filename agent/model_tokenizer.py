@@ -6,7 +6,7 @@ from pathlib import Path
 
 from agent.model.bases import find_base
 from agent.model.configuration import VLMFO1Config
-from agent.tokenizer import CONTROL_TOKENS, PromptTokenizer
+from agent.tokenizer import PromptTokenizer, with_control_tokens
 
 
 def model_tokenizer(directory: Path, config: VLMFO1Config) -> PromptTokenizer:
@@ -19,5 +19,5 @@ def model_tokenizer(directory: Path, config: VLMFO1Config) -> PromptTokenizer:
         CheckpointMismatch: files are missing or damaged, or control tokens are lacking.
     """
     if config.base and not PromptTokenizer.is_in(directory):
-        return PromptTokenizer(find_base(config.base).tokenizer(CONTROL_TOKENS))
+        return with_control_tokens(find_base(config.base, directory).tokenizer())
     return PromptTokenizer.from_directory(directory)

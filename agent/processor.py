@@ -37,19 +37,25 @@ class ImageGeometry:
     grid: tuple[int, int]
     """(rows, columns) of primary patches."""
     patch_size: int
+    square: int | None = None
+    """Pixels of the square that the primary tower sees the frame squashed to, if it does so."""
 
     @classmethod
     def of(cls, width: int, height: int, config: VLMFO1Config) -> ImageGeometry:
         """All sizes of a width x height frame; pure arithmetic, nothing is decoded."""
         working = _working_size(width, height, config.image.max_long_side, config.image.min_side)
+        auxiliary = _auxiliary_size(*working, config.image.auxiliary_aspect)
         patch = config.vision.patch_size
+        square = config.primary_kind.squashed_to(config.vision)
+        if square is not None:
+            cells = (square // patch, square // patch)
+            return cls((width, height), working, auxiliary, cells, patch, square)
         rows, columns = _primary_grid(
             *working,
             cell=patch * config.vision.spatial_merge_size,
             limits=(config.image.min_pixels, config.image.max_pixels),
         )
         grid = (rows // patch, columns // patch)
-        auxiliary = _auxiliary_size(*working, config.image.auxiliary_aspect)
         return cls((width, height), working, auxiliary, grid, patch)
 
     @property
@@ -70,6 +76,8 @@ class ImageGeometry:
 
     @property
     def primary_size(self) -> tuple[int, int]:
+        if self.square is not None:
+            return self.square, self.square
         return self.grid[1] * self.patch_size, self.grid[0] * self.patch_size
 
     def normalised_boxes(self, xyxy: FloatArray, region: RegionConfig) -> FloatArray:

@@ -131,6 +131,17 @@ class PromptTokenizer:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
 
+def with_control_tokens(tokenizer: Tokenizer) -> PromptTokenizer:
+    """A family's tokenizer that also knows regions and the answer grammar.
+
+    Tokens it lacks are appended, so that ids it had stay; the model must have rows for them.
+    """
+    known = tokenizer.get_vocab(with_added_tokens=True)
+    lacking = [token for token in CONTROL_TOKENS if token not in known]
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in lacking])
+    return PromptTokenizer(tokenizer)
+
+
 def _published(directory: Path) -> Tokenizer:
     """Qwen2's byte-level BPE from its slow files, with the added tokens of the checkpoint."""
     from transformers import Qwen2Tokenizer

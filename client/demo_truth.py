@@ -1,4 +1,4 @@
-"""What is really in the demo videos, and how much of it was found."""
+"""What is really in the demo videos, frame by labelled frame, and how much of it was found."""
 
 from __future__ import annotations
 
@@ -42,25 +42,29 @@ class Score:
 
 
 class Truth:
-    """The objects of every frame of one composed video."""
+    """What a video shows in the frames that somebody labelled by hand; the others count nothing."""
 
-    def __init__(self, frames: list[dict[str, list[Box]]]) -> None:
+    def __init__(self, frames: dict[int, dict[str, list[Box]]]) -> None:
+        """`frames`: of each labelled frame the boxes of each name, xyxy pixels."""
         self._frames = frames
 
     @classmethod
-    def beside(cls, video: Path) -> Truth:
-        """Read the JSON file that was written together with the video."""
-        loaded = json.loads(video.with_suffix(".json").read_text(encoding="utf-8"))
-        frames: list[dict[str, list[Box]]] = []
-        for frame in loaded["frames"]:
-            boxes: dict[str, list[Box]] = {}
-            for item in frame["objects"]:
-                boxes.setdefault(item["label"], []).append(tuple(item["xyxy"]))
-            frames.append(boxes)
+    def read(cls, path: Path) -> Truth:
+        """A file in COCO's form for videos: images with `frame_index`, boxes as x, y, w, h."""
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+        names = {category["id"]: category["name"] for category in loaded["categories"]}
+        number = {image["id"]: image["frame_index"] for image in loaded["images"]}
+        frames: dict[int, dict[str, list[Box]]] = {index: {} for index in number.values()}
+        for item in loaded["annotations"]:
+            x, y, width, height = item["bbox"]
+            boxes = frames[number[item["image_id"]]].setdefault(names[item["category_id"]], [])
+            boxes.append((x, y, x + width, y + height))
         return cls(frames)
 
     def score(self, frame: int, label: str, boxes: Sequence[Box]) -> Score:
         """One answer against the truth; each true box may be found once."""
+        if frame not in self._frames:
+            return Score()
         true = self._frames[frame].get(label, [])
         num_right = 0
         if true and boxes:

@@ -15,15 +15,14 @@ BEGIN, END = "<!-- module graph: begin -->", "<!-- module graph: end -->"
 PACKAGES = ("agent", "deployments", "client", "protos")
 PARTS = {
     "values": "frame detections features errors settings server_settings stage_settings urgency "
-    "prompts model_directory interrupts started_tasks drawing written_text",
+    "prompts model_directory base_package interrupts started_tasks drawing written_text",
     "pipeline": "pipeline paging parsing carried_answers single_flight stages",
     "region cache": "region_cache feature_codec redis_door",
     "quotas": "quotas",
     "vision stages": "proposer encoders processor batching device_picture",
     "language stage": "generation generation_request engine drafting grammar prefix_cache sequence "
-    "tokenizer model_tokenizer",
+    "tokenizer model_tokenizer label_lists",
     "zoom": "crops zoom zoom_policy revisions ergo_protocol ergo",
-    "other VLMs": "attached families",
     "command line": "cli evaluation_cli benchmark_cli experiment_cli inspection",
 }
 """Modules of `agent` by part; packages inside it are parts of their own."""

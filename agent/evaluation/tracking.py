@@ -82,7 +82,7 @@ async def run_followed(
     sequence: MovingSequence, pipeline: Pipeline, *, latency_s: float, settings: FollowSettings
 ) -> Run:
     """The service's way: key frames where they are due, tracks between."""
-    queries = _standing(sequence.queries)
+    queries = standing(sequence.queries)
     follower, run = Follower(settings), Run({name: [] for name in sequence.queries})
     pending: tuple[float, Keyframe, Grounding] | None = None
     for frame in sequence.frames:
@@ -99,23 +99,23 @@ async def run_followed(
             pending = (now_ns / 1e9 + latency_s, keyframe, grounding)
             run.num_keyframes += 1
         for answer in follower.answers(queries):
-            _note(run, answer, now_ns)
+            note_answer(run, answer, now_ns)
     return run
 
 
 async def run_every_frame(sequence: MovingSequence, pipeline: Pipeline) -> Run:
     """Baseline (a): the model on every frame, numbers by rank in the answer."""
-    queries = _standing(sequence.queries)
+    queries = standing(sequence.queries)
     run = Run({name: [] for name in sequence.queries}, num_keyframes=len(sequence.frames))
     for frame in sequence.frames:
         grounding = await _ground(pipeline, frame, queries)
-        _note_held(run, queries, grounding, 0.0)
+        note_grounding(run, queries, grounding, 0.0)
     return run
 
 
 async def run_last_held(sequence: MovingSequence, pipeline: Pipeline, *, latency_s: float) -> Run:
     """Baseline (b): the model without a pause, its last answer shown until the next."""
-    queries = _standing(sequence.queries)
+    queries = standing(sequence.queries)
     run = Run({name: [] for name in sequence.queries})
     held: tuple[float, Grounding] | None = None
     coming: tuple[float, Grounding] | None = None
@@ -127,10 +127,19 @@ async def run_last_held(sequence: MovingSequence, pipeline: Pipeline, *, latency
             coming = (now_s, await _ground(pipeline, frame, queries))
             run.num_keyframes += 1
         if held is None:
-            _note_held(run, queries, None, 0.0)
+            note_grounding(run, queries, None, 0.0)
         else:
-            _note_held(run, queries, held[1], now_s - held[0])
+            note_grounding(run, queries, held[1], now_s - held[0])
     return run
+
+
+def check_metrics() -> None:
+    """Before a long run.
+
+    Raises:
+        SettingsError: TrackEval is not installed.
+    """
+    _metrics()
 
 
 def scores_of(runs: Sequence[tuple[MovingSequence, Run]]) -> TrackingScores:
@@ -155,7 +164,7 @@ def scores_of(runs: Sequence[tuple[MovingSequence, Run]]) -> TrackingScores:
         det_a=float(np.mean(of_hota["DetA"])),
         ass_a=float(np.mean(of_hota["AssA"])),
         idf1=float(of_identity["IDF1"]),
-        keyframes_per_s=sum(run.num_keyframes for _, run in runs) / duration_s,
+        keyframes_per_s=sum(run.num_keyframes for _, run in runs) / max(duration_s, 1e-3),
         age_p50_ms=p50,
         age_p95_ms=p95,
         age_p99_ms=p99,
@@ -164,7 +173,8 @@ def scores_of(runs: Sequence[tuple[MovingSequence, Run]]) -> TrackingScores:
     )
 
 
-def _standing(names: Iterable[str]) -> tuple[StandingQuery, ...]:
+def standing(names: Iterable[str]) -> tuple[StandingQuery, ...]:
+    """A standing query for each name."""
     return tuple(StandingQuery(name, Task.detect(name), epoch=1) for name in names)
 
 
@@ -172,7 +182,8 @@ async def _ground(pipeline: Pipeline, frame: Frame, queries: Sequence[StandingQu
     return await pipeline.ground(frame, [query.task for query in queries])
 
 
-def _note(run: Run, answer: QueryAnswer, now_ns: int) -> None:
+def note_answer(run: Run, answer: QueryAnswer, now_ns: int) -> None:
+    """Write down what the tracker says to one query about the newest frame."""
     run.num_answers += 1
     run.num_pending += answer.status is AnswerStatus.PENDING
     if answer.evidence is not None:
@@ -182,9 +193,10 @@ def _note(run: Run, answer: QueryAnswer, now_ns: int) -> None:
     run.reported[answer.query.id].append(Reported(boxes, ids))
 
 
-def _note_held(
+def note_grounding(
     run: Run, queries: Sequence[StandingQuery], grounding: Grounding | None, age_s: float
 ) -> None:
+    """Write down what the model said to all queries, its boxes numbered as they come."""
     for index, query in enumerate(queries):
         run.num_answers += 1
         if grounding is None:

@@ -1,12 +1,14 @@
-"""Language models that others publish and ours stand on: their shapes, weights and tokenizers.
+"""Models that others publish and ours stand on: their shapes, weights and tokenizers.
 
-A model that stands on a base holds only what it adds, in one file: low-rank changes
-(`<layer>.lora_a`, `<layer>.lora_b`), or whole weights in place of the base's; rows for new tokens
-(`new_tokens.weight`); and its connector (`connector.`). Knows no regions and no pictures.
+A base is known by name, or is a folder as its family publishes it. A model that stands on one holds
+only what it adds: in its adapter low-rank changes (`<layer>.lora_a`, `<layer>.lora_b`), or whole
+weights in place of the base's; rows for new tokens (`new_tokens.weight`); and its connector
+(`connector.`). Knows no regions and no pictures.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,80 +17,152 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import LlavaOnevisionConfig, PretrainedConfig
 
 from agent.errors import CheckpointMismatch
 from agent.model import smollm2
-from agent.model.checkpoint_files import header, tensors
+from agent.model.checkpoint_files import header, read_json, stored_tensors, tensors
 from agent.model.checkpoint_names import our_name
 from agent.model.family import flat_text
 from agent.model.low_rank import merge
 
+Wanted = Callable[[str], bool]
+"""Whether a parameter, by our name, is of a part that is loaded."""
+
 
 @dataclass(frozen=True)
 class Base:
-    """A language model by others."""
+    """A model by others."""
 
+    weights: Callable[[torch.dtype | None, Wanted], dict[str, Tensor]]
+    """Under our parameter names, in a type; None is the stored one, or bfloat16."""
+    tokenizer: Callable[[], Tokenizer]
     text: Callable[[], PretrainedConfig]
     """Shape of its decoder."""
-    weights: Callable[[torch.dtype], dict[str, Tensor]]
-    """Under transformers' names of the decoder within its model: `model.` and `lm_head.`."""
-    tokenizer: Callable[[tuple[str, ...]], Tokenizer]
-    """Its own, with those of the given control tokens that it lacks appended."""
+
+
+def _smollm2_weights(dtype: torch.dtype | None, wanted: Wanted) -> dict[str, Tensor]:
+    if not wanted(_EMBEDDINGS):
+        return {}
+    found = smollm2.smollm2_weights(dtype or torch.bfloat16)
+    return {our_name(key): value for key, value in found.items()}
 
 
 _BASES = {
-    smollm2.NAME: Base(smollm2.smollm2_config, smollm2.smollm2_weights, smollm2.smollm2_tokenizer),
+    smollm2.NAME: Base(
+        _smollm2_weights, lambda: smollm2.smollm2_tokenizer(), lambda: smollm2.smollm2_config()
+    ),
 }
-
-
-_EMBEDDINGS, _NEW_TOKENS = "model.embed_tokens.weight", "new_tokens.weight"
+_EMBEDDINGS, _NEW_TOKENS = "language_model.model.embed_tokens.weight", "new_tokens.weight"
 _LOW_RANK = (".lora_a", ".lora_b")
+# LLaVA-OneVision's names, as they were published and as transformers has them today.
+_LLAVA = (
+    (re.compile(r"^(?:model\.language_model|language_model\.model)\."), "language_model.model."),
+    (re.compile(r"^(?:language_model\.)?lm_head\."), "language_model.lm_head."),
+    (
+        re.compile(r"^(?:model\.)?vision_tower\.(?:vision_model\.)?"),
+        "primary_encoder.model.vision_tower.",
+    ),
+    (
+        re.compile(r"^(?:model\.)?(multi_modal_projector\.|image_newline)"),
+        r"primary_encoder.model.\1",
+    ),
+)
 
 
-def find_base(name: str) -> Base:
-    """The base of a name.
+def find_base(name: str, directory: Path) -> Base:
+    """The base of a name, or of a folder within `directory` or elsewhere.
 
     Raises:
-        CheckpointMismatch: nobody has that name.
+        CheckpointMismatch: it is neither.
     """
-    if name not in _BASES:
+    if name in _BASES:
+        return _BASES[name]
+    folder = directory / name  # joined to a folder, an absolute path stays what it is
+    if not folder.is_dir():
         known = ", ".join(sorted(_BASES))
-        raise CheckpointMismatch(f"the base {name!r} is unknown; known: {known}")
-    return _BASES[name]
+        raise CheckpointMismatch(f"the base {name!r} is no folder, and unknown; known: {known}")
+    return Base(
+        lambda dtype, wanted: _llava_weights(folder, dtype, wanted),
+        lambda: _folder_tokenizer(folder),
+        lambda: _folder_text(folder),
+    )
 
 
 def base_text(name: str) -> dict[str, Any]:
-    """The flat keys of a base's decoder, for what a configuration leaves out; none without one.
-
-    Raises:
-        CheckpointMismatch: nobody has that name.
-    """
-    return flat_text(find_base(name).text()) if name else {}
+    """The flat keys of a named base's decoder, for what a configuration leaves out."""
+    return flat_text(_BASES[name].text()) if name in _BASES else {}
 
 
-def adapted_weights(name: str, adapter: Path | None, dtype: torch.dtype) -> dict[str, Tensor]:
+def based_weights(
+    base: Base, adapter: Path | None, dtype: torch.dtype | None, wanted: Wanted
+) -> dict[str, Tensor]:
     """A base's weights under our parameter names, with what a model adds to them.
 
     Args:
-        name: of the base.
+        base: what it stands on.
         adapter: the model's file; None: the base as it is.
-        dtype: of the language model's weights; the connector's stay float32.
+        dtype: of the weights; the connector's stay float32.
+        wanted: which of them.
 
     Raises:
-        CheckpointMismatch: the file cannot be read, or changes a layer that the base lacks.
+        CheckpointMismatch: a file cannot be read, or changes a layer that the base lacks.
     """
-    weights = find_base(name).weights(dtype)
-    added = {} if adapter is None else dict(tensors(adapter, header(adapter), device="cpu"))
+    weights = base.weights(dtype, wanted)
+    if adapter is None or not wanted(_EMBEDDINGS):
+        return weights
+    added = dict(tensors(adapter, header(adapter), device="cpu"))
+    rows = added.pop(_NEW_TOKENS, None)
+    connector = {key: added.pop(key) for key in list(added) if key.startswith("connector.")}
     low_rank = {key: added.pop(key) for key in list(added) if key.endswith(_LOW_RANK)}
     try:
-        merge(weights, low_rank)
+        merge(weights, {our_name(key): value for key, value in low_rank.items()})
     except (KeyError, RuntimeError) as error:
-        raise CheckpointMismatch(f"{adapter} does not fit {name}: {error}") from error
-    rows = added.pop(_NEW_TOKENS, None)
+        raise CheckpointMismatch(f"{adapter} does not fit its base: {error}") from error
+    held = weights[_EMBEDDINGS]
+    weights |= {our_name(key): value.to(held.dtype) for key, value in added.items()}
     if rows is not None:
-        weights[_EMBEDDINGS] = torch.cat([weights[_EMBEDDINGS], rows.to(dtype)])
-    connector = {key: added.pop(key) for key in list(added) if key.startswith("connector.")}
-    weights |= {key: value.to(dtype) for key, value in added.items()}
-    weights |= {key: value.float() for key, value in connector.items()}
-    return {our_name(key): value for key, value in weights.items()}
+        weights[_EMBEDDINGS] = torch.cat([weights[_EMBEDDINGS], rows.to(held.dtype)])
+    return weights | {our_name(key): value.float() for key, value in connector.items()}
+
+
+def _llava_weights(folder: Path, dtype: torch.dtype | None, wanted: Wanted) -> dict[str, Tensor]:
+    stored, weights = stored_tensors(folder), {}
+    for path in {tensor.file for tensor in stored.values()}:
+        names = {key: _llava_name(key) for key in header(path)}
+        keys = [key for key, name in names.items() if wanted(name)]
+        for key, tensor in tensors(path, keys, device="cpu"):
+            weights[names[key]] = tensor.to(dtype or tensor.dtype)
+    if _folder_text(folder).tie_word_embeddings:
+        weights.pop("language_model.lm_head.weight", None)
+    return weights
+
+
+def _llava_name(key: str) -> str:
+    for pattern, replacement in _LLAVA:
+        if pattern.match(key):
+            return pattern.sub(replacement, key)
+    raise CheckpointMismatch(f"the key {key!r} is not part of a LLaVA-OneVision")
+
+
+def _folder_tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointMismatch(f"{path} does not exist; copy the base's tokenizer files")
+    return Tokenizer.from_file(str(path))
+
+
+def _folder_text(folder: Path) -> PretrainedConfig:
+    return llava_published(folder).text_config
+
+
+def llava_published(folder: Path) -> LlavaOnevisionConfig:
+    """The configuration of a published LLaVA-OneVision.
+
+    Raises:
+        CheckpointMismatch: the folder is none.
+    """
+    raw = read_json(folder / "config.json")
+    if raw.get("model_type") != LlavaOnevisionConfig.model_type:
+        raise CheckpointMismatch(f"{folder} is no LLaVA-OneVision")
+    return LlavaOnevisionConfig(**{k: v for k, v in raw.items() if k != "model_type"})

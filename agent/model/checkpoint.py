@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionRotaryEmbedding
 
-from agent.errors import SettingsError
-from agent.model.bases import adapted_weights
+from agent.errors import CheckpointMismatch, SettingsError
+from agent.model.bases import based_weights, find_base
 from agent.model.checkpoint_files import StoredTensor, header, read_json, stored_tensors, tensors
 from agent.model.checkpoint_names import our_name, published_name
-from agent.model.configuration import VLMFO1Config
+from agent.model.configuration import ADDITIONS, VLMFO1Config
+from agent.model.llava_encoder import LlavaVisionEncoder
 from agent.model.primary_encoder import BFloat16VisionRotary, PrimaryVisionEncoder
 from agent.model.strict_weights import compare, refuse
 from agent.model.vlm_fo1 import ALL_PARTS, VLMFO1, Part
@@ -29,8 +30,7 @@ PART_PREFIXES = {
     Part.LANGUAGE: ("language_model.", "image_projector.", "region_projector."),
 }
 _TIED_HEAD = "lm_head.weight"
-_BASE_DTYPE = torch.bfloat16
-"""What a base's weights, which are stored in fewer bits, are expanded to where no type is asked."""
+_OF_THE_BASE = ("primary_encoder.", "language_model.")
 _FLOAT32_ALWAYS = ("region_encoder.primary_norm.", "region_encoder.auxiliary_norm.")
 """The published code runs the region norms in float32 whatever the model's type."""
 
@@ -105,15 +105,24 @@ def _load_from_files(
 ) -> VLMFO1:
     """A model whose language model is others', or whose parts have files of their own."""
     loaded: dict[str, Tensor] = {}
-    wanted = _prefixes_of(parts)
+    skipped = _prefixes_of(ALL_PARTS - parts)
+
+    def is_wanted(name: str) -> bool:
+        return not (skipped and name.startswith(skipped))
+
     for beginning, file in config.weights:
-        if beginning.startswith(wanted):
-            path = directory / file
-            for key, tensor in tensors(path, header(path), device=device):
-                loaded[beginning + key] = tensor.to(dtype or tensor.dtype)
-    if config.base and Part.LANGUAGE in parts:
+        if not is_wanted(beginning):
+            continue
+        path = directory / file
+        keys = [key for key in header(path) if is_wanted(beginning + key)]
+        for key, tensor in tensors(path, keys, device=device):
+            name = beginning + key
+            wide = config.primary_kind.is_precise and name.startswith(PART_PREFIXES[Part.PRIMARY])
+            loaded[name] = tensor.to(torch.float32 if wide else dtype or tensor.dtype)
+    if config.base:
         adapter = directory / config.adapter if config.adapter else None
-        loaded |= adapted_weights(config.base, adapter, dtype or _BASE_DTYPE)
+        base = find_base(config.base, directory)
+        loaded |= based_weights(base, adapter, dtype, is_wanted)
     model = build_empty(config, parts, device=device)
     here = {
         name: StoredTensor(tuple(tensor.shape), "F32", directory) for name, tensor in loaded.items()
@@ -138,13 +147,21 @@ def read_config(directory: Path, stored: dict[str, StoredTensor] | None = None) 
     stated = raw.get("groundstream")
     preprocessor = directory / "preprocessor_config.json"
     if stored is None:
-        apart = isinstance(stated, dict) and (stated.get("base") or stated.get("weights"))
-        stored = {} if apart else stored_tensors(directory)
+        stored = {} if stands_apart(directory) else stored_tensors(directory)
     extra = {**stored_sizes(stored), **(stated if isinstance(stated, dict) else {})}
     return VLMFO1Config.from_dict(
         {**raw, "groundstream": extra},
         read_json(preprocessor) if preprocessor.is_file() else None,
     )
+
+
+def stands_apart(directory: Path) -> bool:
+    """Whether a model stands on another's weights, or has files for its parts."""
+    try:
+        stated = read_json(directory / "config.json").get("groundstream")
+    except CheckpointMismatch:
+        return False  # whoever reads it will say why
+    return isinstance(stated, dict) and bool(stated.get("base") or stated.get("weights"))
 
 
 def stored_sizes(stored: dict[str, StoredTensor]) -> dict[str, object]:
@@ -205,6 +222,8 @@ def build_empty(
     with torch.device("meta"):
         model = VLMFO1(config, parts)
     # Rotary tables are computed, not stored, so they must be made again where they will live.
+    if isinstance(model.primary_encoder, LlavaVisionEncoder):
+        model.primary_encoder.renew_tables(device)
     if isinstance(model.primary_encoder, PrimaryVisionEncoder):
         rotary = BFloat16VisionRotary if config.bf16_rotary else Qwen2_5_VLVisionRotaryEmbedding
         model.primary_encoder.tower.rotary_pos_emb = rotary(config.vision).to(device)
@@ -216,6 +235,18 @@ def build_empty(
     return model
 
 
+def save_additions(model: VLMFO1, directory: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write `config.json` and what a model adds to the folder it stands on."""
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: (tensor if dtype is None else tensor.to(dtype)).contiguous()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(_OF_THE_BASE)
+    }
+    save_file(state, directory / ADDITIONS, metadata={"format": "pt"})
+    _write_config(model.config, directory)
+
+
 def save_model(model: VLMFO1, directory: Path, *, dtype: torch.dtype | None = None) -> None:
     """Write `config.json` and `model.safetensors` in the published layout."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -224,5 +255,8 @@ def save_model(model: VLMFO1, directory: Path, *, dtype: torch.dtype | None = No
         for name, tensor in model.state_dict().items()
     }
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(model.config.to_dict(), indent=2) + "\n"
-    (directory / "config.json").write_text(text)
+    _write_config(model.config, directory)
+
+
+def _write_config(config: VLMFO1Config, directory: Path) -> None:
+    (directory / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.models.florence2.modeling_florence2 import Florence2VisionMLP
 
 from agent.model.language_model import LanguageModel
+from agent.model.primary_encoder import PrimaryVisionEncoder
 from agent.model.vlm_fo1 import VLMFO1
 
 PASS_SIZES = (8, 32, 128, 512)
@@ -26,6 +27,8 @@ PASS_SIZES = (8, 32, 128, 512)
 def compile_blocks(model: VLMFO1, *, backend: str = "inductor") -> list[nn.Module]:
     """Have the feed-forward parts of whatever towers `model` holds compiled when they first run.
 
+    Of primary encoders Qwen's ViT alone is worth it.
+
     Returns:
         What will be compiled.
     """
@@ -33,7 +36,7 @@ def compile_blocks(model: VLMFO1, *, backend: str = "inductor") -> list[nn.Modul
     if model.auxiliary_encoder is not None:
         modules = model.auxiliary_encoder.tower.blocks.modules()
         chosen += [module for module in modules if isinstance(module, Florence2VisionMLP)]
-    if model.primary_encoder is not None:
+    if isinstance(model.primary_encoder, PrimaryVisionEncoder):
         chosen += [block.mlp for block in model.primary_encoder.tower.blocks]
     for module in chosen:
         module.compile(backend=backend, dynamic=True)

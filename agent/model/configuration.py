@@ -18,9 +18,10 @@ from transformers.models.florence2.configuration_florence2 import Florence2Visio
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
 from agent.errors import CheckpointMismatch
-from agent.model.bases import base_text
+from agent.model.bases import base_text, llava_published
 from agent.model.checkpoint_files import read_json
 from agent.model.family import LanguageFamily, RegionOrder, find_family, flat_text
+from agent.model.llava_encoder import LlavaVisionConfig
 from agent.model.primary_kinds import ClassifierConfig, PrimaryKind, find_primary
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ NAME_MIXTURE = "name_mixture"
 NO_IMAGE_TOKENS = "none"
 _IMAGE_PROJECTORS = (*_PROJECTORS, NAME_MIXTURE, NO_IMAGE_TOKENS)
 _REGION_PROJECTORS = (*_PROJECTORS, NAME_MIXTURE)
+ADDITIONS = "additions.safetensors"
+"""What a model with a folder as its base holds itself, under our parameter names."""
 DAVIT, EVIDENCE = "davit", "proposal"
 _AUXILIARIES = (DAVIT, EVIDENCE)
 _ASPECTS = ("dynamic", "dynamic_square", "squash")
@@ -437,4 +440,37 @@ def pocket_config(text: PretrainedConfig) -> VLMFO1Config:
         base="smollm2-135m-instruct",
         adapter="language.safetensors",
         weights=(("primary_encoder.", "efficientnet_lite0.safetensors"),),
+    )
+
+
+def llava_config(
+    published: Path,
+    *,
+    davit: DaViTConfig | None = None,
+    region: RegionConfig | None = None,
+    region_projector: str = "mlp2x_gelu",
+) -> VLMFO1Config:
+    """A published LLaVA-OneVision with regions: its folder is the base, the rest is added.
+
+    Args:
+        published: the folder.
+        davit, region, region_projector: what is added. Without a feature pyramid, the default, the
+            connector is the only part that has to be trained.
+
+    Raises:
+        CheckpointMismatch: the folder is no LLaVA-OneVision.
+    """
+    model = llava_published(published)
+    preprocessor = read_json(published / "preprocessor_config.json")
+    return VLMFO1Config(
+        vision=LlavaVisionConfig(model, preprocessor),
+        text=model.text_config,
+        davit=davit or DaViTConfig(),
+        region=region or RegionConfig(use_feature_pyramid=False),
+        region_projector=region_projector,
+        tie_word_embeddings=bool(model.text_config.tie_word_embeddings),
+        family="llava_onevision",
+        primary="llava_onevision",
+        base=str(published.resolve()),
+        weights=(("", ADDITIONS),),
     )

@@ -14,6 +14,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVi
 
 from agent.errors import CheckpointMismatch
 from agent.model.efficientnet import NUM_CLASSES, EfficientNetLite0
+from agent.model.llava_encoder import LlavaVisionConfig, LlavaVisionEncoder
 from agent.model.primary_encoder import PrimaryVisionEncoder
 
 _QWEN_KEYS = (
@@ -58,6 +59,10 @@ class PrimaryKind:
     """Channels of an image token, before the image projector."""
     merged: Callable[[Any], int] = lambda vision: 1
     """Rows, and columns, of `PrimaryFeatures.grid` that share an image token."""
+    is_precise: bool = False
+    """Whether it stays in float32 whatever the type of the model's other weights."""
+    squashed_to: Callable[[Any], int | None] = lambda vision: None
+    """Pixels of the square that every picture is squashed to; None keeps its proportions."""
 
 
 def _read_qwen(raw: Mapping[str, Any]) -> Qwen2_5_VLVisionConfig:
@@ -92,10 +97,22 @@ EFFICIENTNET_LITE0 = PrimaryKind(
     build=lambda vision: EfficientNetLite0(),
     region_width=lambda vision: vision.region_width,
     token_width=lambda vision: NUM_CLASSES,
+    # It is small, and what it says are shares that lie close together.
+    is_precise=True,
 )
 """ImageNet's classes, region by region, with what the region looks like."""
+LLAVA_ONEVISION = PrimaryKind(
+    "llava_onevision",
+    read=LlavaVisionConfig.from_dict,
+    write=LlavaVisionConfig.to_dict,
+    build=LlavaVisionEncoder,
+    region_width=lambda vision: vision.hidden_size * len(vision.tapped_layers),
+    token_width=lambda vision: vision.token_width,
+    squashed_to=lambda vision: vision.side,
+)
+"""SigLIP with LLaVA-OneVision's tiles and image tokens."""
 
-_KINDS = {kind.name: kind for kind in (QWEN_VIT, EFFICIENTNET_LITE0)}
+_KINDS = {kind.name: kind for kind in (QWEN_VIT, EFFICIENTNET_LITE0, LLAVA_ONEVISION)}
 
 
 def find_primary(name: str) -> PrimaryKind:

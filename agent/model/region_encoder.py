@@ -7,38 +7,20 @@ VLM-FO1, section 3.2. Boxes are in pixels of the encoder's own image.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
 import torch
 from torch import Tensor, nn
 
 from agent.model.auxiliary_encoder import STRIDE
-from agent.model.configuration import RegionConfig
+from agent.model.configuration import VLMFO1Config
 from agent.model.feature_pyramid import SCALES, SimpleFeaturePyramid
 from agent.model.position_embedding import box_position_embedding, map_position_embedding
 from agent.model.roi_pooling import pool_regions, pool_upsampled_levels
 
 
-class RegionLayout(Protocol):
-    """What the encoder must know of its surroundings: a `VLMFO1Config`, or another family's."""
-
-    @property
-    def region(self) -> RegionConfig: ...
-    @property
-    def vision(self) -> Any:
-        """Something with `hidden_size`, channels of a map, and `patch_size`, pixels of a cell."""
-        ...
-
-    @property
-    def primary_region_width(self) -> int: ...
-    @property
-    def auxiliary_region_width(self) -> int: ...
-
-
 class RegionEncoder(nn.Module):
     """Region pooling, optional norms, fusion and box positions."""
 
-    def __init__(self, config: RegionLayout) -> None:
+    def __init__(self, config: VLMFO1Config) -> None:
         super().__init__()
         self.config = config
         self._region = config.region

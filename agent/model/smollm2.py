@@ -6,7 +6,6 @@ in memory; nothing is downloaded. Knows no regions and no images.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -135,7 +134,6 @@ def smollm2_tokenizer(new_tokens: tuple[str, ...] = ()) -> Tokenizer:
     return tokenizer
 
 
-@lru_cache(maxsize=1)
 def _file() -> GGUFFile:
     return GGUFFile(smollm2_file())
 

@@ -49,13 +49,20 @@ _TURN = "<|im_end|>\n<|im_start|>assistant\n"
 class PointingRecipe:
     """The numbers of a run."""
 
-    scenes_per_step: int = 4
-    labels_per_scene: int = 18
     align_steps: int = 60
-    steps: int = 1500
-    fewest_regions: int = 5
-    most_regions: int = 60
-    curriculum_steps: int = 300
+    """Stage 1: connector and new tokens alone."""
+    pointing_steps: int = 350
+    """So many steps see small scenes, where pointing is learned at a third of the price."""
+    steps: int = 900
+    scenes_per_step: tuple[int, int] = (2, 3)
+    """While pointing is learned, and after."""
+    labels_per_scene: tuple[int, int] = (16, 28)
+    fewest_regions: int = 1
+    most_regions: tuple[int, int] = (12, 100)
+    doubt: tuple[float, float] = (0.4, 1.0)
+    """Reached at the end of either part, from none: 1 is that of photographs."""
+    words_weight: float = 0.25
+    """Weight of a token that is chosen among all, against one chosen among regions."""
     rank: int = 16
     adapter_rate: float = 5e-4
     connector_rate: float = 2e-4
@@ -212,7 +219,10 @@ def scene_tensors(scene: Scene) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 class Lesson:
     """One scene as a loss."""
 
-    def __init__(self, model: PointingModel, writer: SceneWriter) -> None:
+    def __init__(
+        self, model: PointingModel, writer: SceneWriter, *, words_weight: float = 1.0
+    ) -> None:
+        self._words_weight = words_weight
         self._model = model
         self._writer = writer
         self._candidates = torch.tensor([*writer.regions, writer.close])
@@ -256,7 +266,8 @@ class Lesson:
             wanted = tree.targets[tree.free]
             losses[tree.free] = nn.functional.cross_entropy(logits, wanted, reduction="none")
             right[tree.free] = logits.argmax(-1) == wanted
-        return losses.mean(), right, tree.branch
+        weights = torch.where(tree.free, self._words_weight, 1.0)
+        return (losses * weights).sum() / weights.sum(), right, tree.branch
 
 
 class Rehearsal:
@@ -288,15 +299,23 @@ class Rehearsal:
 
 
 def lesson_tree(
-    scene: Scene, writer: SceneWriter, questions: Questioner, dice: random.Random, labels: int
+    scene: Scene,
+    writer: SceneWriter,
+    questions: Questioner,
+    dice: random.Random,
+    labels: int,
+    *,
+    alone: bool = False,
 ) -> tuple[Tree, list[int], list[int], list[str]]:
-    """A scene's questions packed, and what kind each branch is."""
-    trunk, image, slots = writer.trunk(scene, cells=dice.random() < 0.4)
+    """A scene's questions packed, and what kind each branch is; `alone`: labels and no others."""
+    trunk, image, slots = writer.trunk(scene, cells=dice.random() < (0.2 if alone else 0.7))
     branches, kinds = [writer.turn()], ["turn"]
     asked = questions.labels(scene, labels)
     for one in asked:
         branches.append(writer.asked(one, stem=0))
         kinds.append("label" if one.regions else "absent")
+    if alone:
+        return pack(trunk, slots, branches), image, slots, kinds
     for _ in range(2):
         described = questions.described(scene)
         if described is not None:
@@ -372,7 +391,7 @@ def train(
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
     first = _restored(model, optimiser, output / "state.pt")
     writer = SceneWriter(model.tokenizer)
-    lesson = Lesson(model, writer)
+    lesson = Lesson(model, writer, words_weight=recipe.words_weight)
     maker = SceneMaker(words, head, recipe.seed + 1000 * first + 1)
     questions = Questioner(words, recipe.seed + 1000 * first + 2)
     dice = random.Random(recipe.seed + 1000 * first + 3)
@@ -386,27 +405,37 @@ def train(
         for layer in model.adapted:
             layer.lora_a.requires_grad_(not aligning)
             layer.lora_b.requires_grad_(not aligning)
-        warm = min(1.0, (step + 1) / 30) * max(0.05, 1 - step / recipe.steps)
+        early = step < recipe.pointing_steps
+        part = 0 if early else 1
+        share = (step - recipe.pointing_steps) / (recipe.steps - recipe.pointing_steps)
+        warm = min(1.0, (step + 1) / 30) * (1.0 if early else max(0.03, 1 - share))
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * warm
-        ceiling = recipe.most_regions if step >= recipe.curriculum_steps else round(
-            10 + (recipe.most_regions - 10) * step / recipe.curriculum_steps
-        )  # fmt: skip
-        for _ in range(recipe.scenes_per_step):
+        ceiling, maker.doubt = (
+            recipe.most_regions[0],
+            recipe.doubt[0] * step / recipe.pointing_steps,
+        )
+        if not early:
+            # Half of the second part is the way to full size and doubt.
+            grown = min(1.0, 2 * share)
+            ceiling += round(grown * (recipe.most_regions[1] - ceiling))
+            maker.doubt = recipe.doubt[0] + grown * (recipe.doubt[1] - recipe.doubt[0])
+        num_scenes = recipe.scenes_per_step[part]
+        for _ in range(num_scenes):
             count = round(
                 math.exp(dice.uniform(math.log(recipe.fewest_regions), math.log(ceiling)))
             )
             scene = maker.scene(count)
             tree, image, slots, kinds = lesson_tree(
-                scene, writer, questions, dice, recipe.labels_per_scene
+                scene, writer, questions, dice, recipe.labels_per_scene[part], alone=early
             )
             loss, right, branch = lesson.loss(scene, tree, image, slots)
-            (loss / recipe.scenes_per_step).backward()
+            (loss / num_scenes).backward()
             tally["loss"].append(float(loss.detach()))
             for index, kind in enumerate(kinds):
                 if kind != "turn":
                     tally[kind].append(float(right[branch == index].all()))
-        if not aligning and recipe.text_weight:
+        if not aligning and recipe.text_weight and (step % 2 == 0 or not early):
             kept = rehearsal.loss()
             (recipe.text_weight * kept).backward()
             tally["text"].append(float(kept.detach()))

@@ -158,6 +158,9 @@ class SceneMaker:
         self._dice = np.random.default_rng(seed)
         self._choice = random.Random(seed)
         self._evidence = EvidenceModel(words, head, self._dice)
+        self.doubt = 1.0
+        """0: everything is what it seems; 1: as doubtful as photographs are. Pointing is learned
+        before doubt is."""
         # People are asked about most, and stand in most pictures.
         self._coco = np.array([8.0 if k == 0 else 1.0 for k in range(NUM_COCO)])
         self._coco /= self._coco.sum()
@@ -202,12 +205,15 @@ class SceneMaker:
     def _whole(self, number: int, thing: Thing) -> SceneRegion:
         """The box that is to be answered."""
         dice = self._dice
-        shown = self._class_of(thing)
+        shown, sure = self._class_of(thing), 1.0 - self.doubt
         objectness = max(0.1, float(dice.beta(2.8, 3.6)))
+        objectness += sure * (0.75 - objectness)
         return SceneRegion(
             number,
             self._evidence.coco(thing.coco, shown, objectness),
-            self._evidence.imagenet(shown, right=0.78, clarity=(0.2, 1.0)),
+            self._evidence.imagenet(
+                shown, right=0.78 + 0.22 * sure, clarity=(0.2 + 0.5 * sure, 1.0)
+            ),
             *self._looks(),
             self._box(float(dice.beta(1.3, 3.0))),
         )
@@ -243,7 +249,7 @@ class SceneMaker:
         return SceneRegion(
             None,
             self._evidence.coco(believed, None, self._low()),
-            self._evidence.imagenet(shown, right=0.3, clarity=(0.2, 0.95)),
+            self._evidence.imagenet(shown, right=0.3 * self.doubt, clarity=(0.2, 0.95)),
             whole.appearance, whole.colour, box.astype(np.float32),
         )  # fmt: skip
 
@@ -258,7 +264,8 @@ class SceneMaker:
 
     def _low(self) -> float:
         """Objectness of what is not a whole thing: 0.1 on the whole, one in twenty over 0.25."""
-        return float(np.clip(0.05 + self._dice.exponential(0.065), 0.05, 0.6))
+        spread = 0.01 + 0.055 * self.doubt
+        return float(np.clip(0.05 + self._dice.exponential(spread), 0.05, 0.6))
 
     def _box(self, size: float) -> Array:
         dice = self._dice

@@ -25,14 +25,22 @@ def write_scene(path: Path, *, num_frames: int) -> None:
     with VideoWriter(path, fps=10.0) as video:
         for number in range(num_frames):
             video.write(np.full((64, 96, 3), 20 + 5 * number, dtype=np.uint8))
-    dog = {"label": "dog", "xyxy": [0.0, 0.0, 48.0, 32.0]}  # What the fakes always find.
-    frames = [{"index": number, "objects": [dog]} for number in range(num_frames)]
-    path.with_suffix(".json").write_text(json.dumps({"frames": frames}))
+    # What the fakes always find.
+    boxes = [
+        {"image_id": number, "category_id": 1, "bbox": [0, 0, 48, 32]}
+        for number in range(num_frames)
+    ]
+    truth = {
+        "images": [{"id": number, "frame_index": number} for number in range(num_frames)],
+        "categories": [{"id": 1, "name": "person"}],
+        "annotations": boxes,
+    }
+    path.with_suffix(".json").write_text(json.dumps(truth))
 
 
 def test_the_demo_runs_and_leaves_nothing_behind(empty_model: Path, tmp_path: Path) -> None:
-    write_scene(tmp_path / "scene.mp4", num_frames=25)
-    write_scene(tmp_path / "scene_twemoji.mp4", num_frames=10)
+    write_scene(tmp_path / "pedestrians.mp4", num_frames=25)
+    write_scene(tmp_path / "bikes.mp4", num_frames=130)
     config = write_fake_config(empty_model, tmp_path)
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path}

@@ -10,8 +10,12 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from agent.evaluation.average_precision import average_precision, resampled_precision
-from agent.evaluation.tally import Tally
+from agent.evaluation.average_precision import (
+    average_precision,
+    resampled_precision,
+    weighted_precision,
+)
+from agent.evaluation.tally import Tally, interval
 
 
 def random_set(num_images=12, seed=3):
@@ -109,3 +113,37 @@ def test_a_share_of_nothing_is_left_out():
     tally.add("1", "precision", 0, 0)
     assert tally.estimates() == {}
     assert Tally().estimates() == {}
+
+
+def test_an_interval_holds_its_figure():
+    resampled = np.array([0.30, 0.31, 0.32, 0.31])
+    plain = interval(0.2, resampled)
+    assert (plain.low, plain.high) == (0.2, pytest.approx(0.32, abs=0.002))
+    centred = interval(0.2, resampled, centred=True)
+    # The mean, 0.31, is moved to 0.2.
+    assert (centred.low, centred.high) == pytest.approx((0.19, 0.21), abs=0.002)
+    assert 0.0 <= interval(0.001, resampled - 0.3, centred=True).low < 0.001
+    assert interval(0.5, resampled[:0]).high == 0.5
+
+
+def test_images_counted_twice_are_images_that_are_there_twice():
+    truth, rows = random_set()
+    for number in (3, 40):
+        truth["annotations"][number]["iscrowd"] = 1
+    ids = [image["id"] for image in truth["images"]]
+    times = np.random.default_rng(1).integers(0, 3, len(ids))
+    places = {image: place for place, image in enumerate(ids)}
+    found = weighted_precision(truth, rows, places, np.stack([times, np.ones(len(ids))]))
+    copies = [(image, copy) for image, count in zip(ids, times, strict=True)
+              for copy in range(count)]  # fmt: skip
+    again = {
+        **truth,
+        "images": [{"id": image + 100 * copy} for image, copy in copies],
+        "annotations": [{**a, "image_id": image + 100 * copy} for image, copy in copies
+                        for a in truth["annotations"] if a["image_id"] == image],
+    }  # fmt: skip
+    again["annotations"] = [{**a, "id": k} for k, a in enumerate(again["annotations"], start=1)]
+    repeated = [{**r, "image_id": image + 100 * copy} for image, copy in copies for r in rows
+                if r["image_id"] == image]  # fmt: skip
+    assert found[0] == pytest.approx(oracle(again, repeated)[:2], abs=1e-9)
+    assert found[1] == pytest.approx(oracle(truth, [dict(r) for r in rows])[:2], abs=1e-9)

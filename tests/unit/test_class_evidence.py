@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from agent.detections import Proposals
 from agent.encoders import PrimaryEncoderStage
@@ -15,7 +16,10 @@ from agent.errors import CheckpointMismatch, InvalidBoxes
 from agent.feature_codec import decode_features, encode_features
 from agent.features import FrameFeatures
 from agent.frame import frame_from_rgb
+from agent.inspection import inspect_model
+from agent.model.checkpoint import load_model
 from agent.model.configuration import ProposalConfig
+from agent.model.vlm_fo1 import Part
 from agent.model_directory import has_auxiliary_encoder
 from agent.pipeline import Pipeline
 from agent.prompts import Task
@@ -130,6 +134,12 @@ def test_the_classifier_as_primary_stage(folder, frame):
     assert none.regions.shape == (0, 1016)
 
 
+def test_the_classifier_stays_precise(folder):
+    for dtype in (torch.bfloat16, None):
+        model = load_model(folder, parts=frozenset({Part.PRIMARY}), dtype=dtype)
+        assert {p.dtype for p in model.primary_encoder.parameters()} == {torch.float32}
+
+
 def test_a_temperature_decides_more(folder, frame, tmp_path):
     for path in folder.iterdir():
         (tmp_path / path.name).symlink_to(path)
@@ -162,6 +172,16 @@ async def test_a_model_of_three_stages_in_one_process(folder, frame):
         assert given.features.auxiliary_regions.shape == (1, 80)
     finally:
         stages.close()
+
+
+def test_it_can_be_looked_through(folder, tmp_path):
+    report = inspect_model(folder)
+    assert not report.problems
+    assert report.switches["order of a region"] == "RSSR"
+    assert "language.safetensors" in report.found
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    problems = "\n".join(inspect_model(tmp_path).problems)
+    assert "language.safetensors cannot be read" in problems
 
 
 NUM_CLASSES = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import numpy as np
@@ -10,8 +11,14 @@ from PIL import Image
 
 from agent.detections import Detections, Proposals
 from agent.errors import SourceError
-from agent.evaluation.coco_folder import load_coco
-from agent.evaluation.detection import evaluate_detection, match_count
+from agent.evaluation.coco_folder import check_pictures, load_coco
+from agent.evaluation.detection import (
+    AskedLabels,
+    as_dict,
+    clear_cases,
+    evaluate_detection,
+    match_count,
+)
 from agent.parsing import Answer
 from agent.pipeline import Grounding
 from agent.prompts import TaskKind
@@ -85,12 +92,128 @@ async def test_mistakes_by_hand(folder):
     assert scores.f1 == pytest.approx(0.8)
     assert scores.absent_false_positive_rate == 1
     assert pytest.approx((1.0 + 51 / 101) / 2, abs=1e-3) == scores.AP50
+    # Two boxes are right; two for an owl and a bus that are not there are wrong.
+    assert scores.precision_all == pytest.approx(2 / 4)
+    assert scores.f1_all == pytest.approx(2 * 2 / (4 + 3))
+    assert (scores.present_labels, scores.absent_labels, scores.objects) == (2, 2, 3)
+
+
+async def test_intervals_hold_their_figures(folder):
+    data = load_coco(folder, folder / "annotations.json")
+    oracle = Oracle(miss_one_cat=True, invent_owls=True)
+    scores = await evaluate_detection(oracle, data, num_resamples=20)
+    figures = as_dict(scores)
+    assert set(figures["intervals"]) >= {
+        "AP", "AP50", "precision", "recall", "f1", "absent_false_positive_rate", "region_top1",
+        "proposal_recall50", "proposal_recall50_at_10", "proposal_recall70_at_100",
+    }  # fmt: skip
+    for name, (low, high) in figures["intervals"].items():
+        assert low <= figures[name] <= high
+
+
+async def test_proposal_recall_of_the_best_boxes(folder):
+    data = load_coco(folder, folder / "annotations.json")
+    dog, cat = BOXES["dog"][0], BOXES["cat"][0]
+    # Ten boxes of nothing, then the dog's; a cat's, moved by a quarter of its width (IoU 0.6).
+    best = [[0, 0, 5, 5]] * 10 + [dog, [cat[0] + 7.5, cat[1], cat[2] + 7.5, cat[3]]]
+    proposals = Proposals(np.array(best), np.linspace(1, 0, len(best)))
+    scores = await evaluate_detection(Oracle(), data, propose=lambda _frame: proposals)
+    assert scores.proposal_recall == pytest.approx(
+        {"proposal_recall50_at_10": 0, "proposal_recall50_at_30": 2 / 3,
+         "proposal_recall50_at_100": 2 / 3, "proposal_recall70_at_10": 0,
+         "proposal_recall70_at_30": 1 / 3, "proposal_recall70_at_100": 1 / 3}
+    )  # fmt: skip
+    assert scores.proposal_recall50 == 1  # those shown are the true boxes
+
+
+def rewritten(folder, **changes):
+    """The annotation file with other fields: `image` and `annotation_1` and so on are updated."""
+    raw = json.loads((folder / "annotations.json").read_text())
+    raw["images"][0] |= changes.pop("image", {})
+    for name, change in changes.items():
+        raw["annotations"][int(name.removeprefix("annotation_")) - 1] |= change
+    file = folder / "rewritten.json"
+    file.write_text(json.dumps(raw))
+    return file
+
+
+async def test_listed_absent_names_are_asked(folder):
+    file = rewritten(folder, image={"absent": ["horse", "owl", "tree"]})
+    data = load_coco(folder, file)
+    drawn = AskedLabels.draw(data.images[0], data, np.random.default_rng(0))
+    asked = [data.name_of(label) for label in drawn.absent]
+    assert len(asked) == 2
+    assert set(asked) <= {"horse", "owl", "tree"}
+    assert [task.query for task in drawn.tasks(data)] == ["dog", "cat", *asked]
+    scores = await evaluate_detection(Oracle(invent_owls=True), data)
+    assert scores.absent_false_positive_rate == 1
+    assert pytest.approx(1.0) == scores.AP50
+
+
+def test_what_may_be_called_so_is_not_drawn_as_absent(folder):
+    data = load_coco(folder, rewritten(folder, annotation_1={"also": ["bus"]}))
+    (image,) = data.images
+    assert image.also_of(0) == {"bus"}
+    for seed in range(5):
+        drawn = AskedLabels.draw(
+            image, data, np.random.default_rng(seed), arguable=frozenset({"bus"})
+        )
+        assert drawn.absent == (3,)
+    everything = AskedLabels.draw(image, data, np.random.default_rng(0), every_label=True)
+    assert set(everything.categories) == {1, 2, 3, 4}
+
+
+def test_a_crowd_is_not_absent(folder):
+    data = load_coco(folder, rewritten(folder, annotation_1={"iscrowd": 1}))
+    for seed in range(5):
+        drawn = AskedLabels.draw(data.images[0], data, np.random.default_rng(seed))
+        assert drawn.present == (2,)
+        assert 1 not in drawn.absent
+
+
+def test_a_box_that_is_right_under_another_name_does_not_count():
+    truth, others = np.array([[0, 0, 10, 10]]), np.array([[20, 0, 30, 10], [0, 0, 10, 11]])
+    boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 9], [50, 0, 60, 10]], dtype=np.float32)
+    assert clear_cases(boxes, truth, others).tolist() == [True, False, True]
+    assert clear_cases(boxes, truth, others[:0]).all()
+    assert clear_cases(boxes, truth[:0], others).tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [("cat", (1, 1, 1)), ("a grey kitten", (1, 0, 0)), ("The cats", (1, 1, 0)),
+     ("a small animal", (1, 0, 0)), ("a brown moggy", (1, 1, 0)), ("cat food", (0, 0, 0))],
+)  # fmt: skip
+async def test_names_of_given_boxes(folder, said, expected):
+    """Exact is word for word, narrow takes synonyms and what is listed, top-1 also wider words."""
+
+    class Namer(Oracle):
+        def _answer(self, task, boxes):
+            answer = super()._answer(task, boxes)
+            return Answer(task, said) if answer.text == "cat" else answer
+
+    file = rewritten(folder, annotation_2={"also": ["moggy"]}, annotation_3={"also": ["moggy"]})
+    data = load_coco(folder, file)
+    scores = await evaluate_detection(Namer(), data)
+    counted = (scores.region_top1, scores.region_top1_narrow, scores.region_top1_exact)
+    # The dog is always called a dog; there are two cats.
+    assert counted == pytest.approx([(1 + 2 * right) / 3 for right in expected])
 
 
 def test_one_object_is_matched_once():
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10]], dtype=np.float32)
     assert match_count(boxes, np.array([0.9, 0.8]), boxes[:1]) == 1
     assert match_count(boxes, np.array([0.9, 0.8]), boxes[:0]) == 0
+
+
+def test_annotations_without_areas_are_enough(folder):
+    raw = json.loads((folder / "annotations.json").read_text())
+    for row in raw["annotations"]:
+        del row["area"], row["iscrowd"], row["id"]
+    (folder / "bare.json").write_text(json.dumps(raw))
+    data = load_coco(folder, folder / "bare.json")
+    scores = asyncio.run(evaluate_detection(Oracle(), data, num_resamples=3))
+    assert pytest.approx((1, 1)) == (scores.AP, scores.AP50)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"images": []}'])
@@ -103,3 +226,42 @@ def test_not_coco(folder, text):
 def test_wrong_image_folder(folder, tmp_path):
     with pytest.raises(SourceError, match="--images"):
         load_coco(tmp_path / "elsewhere", folder / "annotations.json")
+    with pytest.raises(SourceError, match="does not exist"):
+        load_coco(tmp_path / "images" / "..", rewritten(folder, image={"file_name": "2.jpg"}))
+    with pytest.raises(SourceError, match="cannot be read"):
+        load_coco(folder, folder / "missing.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"annotation_1": {"category_id": 9}}, "category 9"),
+     ({"annotation_1": {"bbox": [1, 2, 3]}}, "not a COCO"),
+     ({"annotation_1": {"bbox": ["1", "2", "3", "4"]}}, "four numbers"),
+     ({"annotation_1": {"bbox": [1, 2, 3], "iscrowd": 1}}, "four numbers"),
+     ({"annotation_1": {"bbox": [1, 2, 3, float("nan")]}}, "four numbers"),
+     ({"annotation_1": {"also": "pet"}}, "list of names"),
+     ({"image": {"absent": ["cat"]}}, "'cat' as absent"),
+     ({"image": {"absent": ["pet"]}, "annotation_1": {"also": ["pet"]}}, "'pet' as absent")],
+)  # fmt: skip
+def test_a_file_that_contradicts_itself(folder, change, message):
+    with pytest.raises(SourceError, match=message):
+        load_coco(folder, rewritten(folder, **change))
+
+
+def test_two_images_of_one_id(folder):
+    raw = json.loads((folder / "annotations.json").read_text())
+    raw["images"] *= 2
+    (folder / "twice.json").write_text(json.dumps(raw))
+    with pytest.raises(SourceError, match="of one id"):
+        load_coco(folder, folder / "twice.json")
+
+
+def test_pictures_are_looked_at_before_the_model_is(folder):
+    check_pictures(load_coco(folder, folder / "annotations.json"))
+    with pytest.raises(SourceError, match="100x100"):
+        check_pictures(load_coco(folder, rewritten(folder, image={"width": 50})))
+    (folder / "images" / "1.jpg").write_bytes(b"no picture")
+    with pytest.raises(SourceError, match=r"1\.jpg"):
+        check_pictures(load_coco(folder, folder / "annotations.json"))
+    with pytest.raises(SourceError, match="no pictures"):
+        check_pictures(load_coco(folder, folder / "annotations.json", limit=0))

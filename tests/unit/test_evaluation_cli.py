@@ -56,7 +56,7 @@ def test_every_benchmark_has_a_command():
     listed = run("eval", "--help", env={"COLUMNS": "120"}).stdout
     for name in ("detection", "odinw", "ovdeval", "refcoco", "countbench", "pixmo-count", "lvis",
                  "paco", "cocotext", "ferret-bench", "mmbench", "mmstar", "pope", "compose",
-                 "suite", "proposals", "clutter", "tracking"):  # fmt: skip
+                 "suite", "proposals", "clutter", "tracking", "video", "words"):  # fmt: skip
         assert name in listed
 
 
@@ -74,3 +74,53 @@ def test_figures_as_markdown_and_json(capsys):
     shown = capsys.readouterr().out
     assert "0.25" in shown
     assert "12" in shown
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A COCO folder of one picture with a dog, and what is surely absent."""
+    Image.new("RGB", (90, 70), (200, 30, 30)).save(tmp_path / "7.jpg")
+    annotations = {
+        "images": [{"id": 7, "file_name": "7.jpg", "width": 90, "height": 70, "absent": ["cat"]}],
+        "annotations": [{"id": 1, "image_id": 7, "category_id": 1, "bbox": [10, 10, 40, 40],
+                         "also": ["animal"]}],
+        "categories": [{"id": 1, "name": "dog"}],
+    }  # fmt: skip
+    (tmp_path / "instances.json").write_text(json.dumps(annotations))
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["detection", "words"])
+def test_photographs_from_the_command_line(model, photographs, command):
+    arguments = ("eval", command, "--images", photographs, "--annotations",
+                 photographs / "instances.json", "--model", model)  # fmt: skip
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout.splitlines()[-1])
+    if command == "detection":
+        assert (figures["images"], figures["present_labels"], figures["absent_labels"]) == (1, 1, 1)
+        assert "region_top1" in figures["intervals"]
+    else:
+        # Four spellings and "animal"; of the cat as many.
+        assert (figures["asked_present"], figures["asked_absent"]) == (5, 5)
+        assert figures["labels_at_once"]["value"] == 2
+    assert run(*arguments, env={"COLUMNS": "120"}).exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["detection", "words"])
+def test_inputs_are_checked_before_the_model(photographs, command):
+    def error(images, annotations):
+        result = run("eval", command, "--images", images, "--annotations", annotations,
+                     "--model", photographs / "no model")  # fmt: skip
+        assert isinstance(result.exception, SourceError)
+        return str(result.exception)
+
+    labels = photographs / "instances.json"
+    assert "is not a folder" in error(photographs / "none", labels)
+    assert "cannot be read" in error(photographs, photographs / "none.json")
+    (photographs / "7.jpg").write_bytes(b"no picture")
+    assert "7.jpg" in error(photographs, labels)
+    (photographs / "7.jpg").unlink()
+    assert "does not exist" in error(photographs, labels)
+    labels.write_text("{")
+    assert "not a COCO annotation file" in error(photographs, labels)

@@ -178,6 +178,18 @@ def test_prefixes_in_chunks_change_nothing(stage, config):
         small.close()
 
 
+def test_compiled_layers_write_the_same(stage, config):
+    traced = family_stage(config.family)
+    torch._dynamo.reset()
+    traced.engine.compile(backend="eager")
+    try:
+        for seed in range(2):
+            features = random_features(config, f"compiled {seed}", seed=seed)
+            assert traced.answer(features, DETECT).pieces == stage.answer(features, DETECT).pieces
+    finally:
+        traced.close()
+
+
 def test_positions_have_as_many_axes_as_the_decoder_reads(stage, config):
     whole = whole_prompt(stage, random_features(config), DETECT)
     axes = 3 if config.family == "qwen2_5_vl" else 1

@@ -115,7 +115,7 @@ def test_the_engine_writes_what_transformers_writes(stage, published):
 @torch.inference_mode()
 def test_regions_through_the_engine_equal_one_long_pass(stage):
     """Two slots a region, an image, a prefix shared: against plain decoding with a cache."""
-    shown, task = features(key="frame"), replace(Task.chat("What is there?"), max_new_tokens=8)
+    shown, task = features(key="frame"), replace(Task.chat("Where is the dog?"), max_new_tokens=8)
     builder, language = stage._builder, stage._language
     prefix = builder.prefix((3, 4), len(shown.proposals))
     question = builder.question(task.text, start=prefix.next_position)
@@ -196,10 +196,10 @@ def test_half_precision_keeps_the_connector_wide(folder):
         (lambda s: s.pop("new_tokens.weight"), r"embed_tokens\.weight is \(49152, 576\)"),
         (lambda s: s.pop("connector.coco_power"), "1 missing: region_projector.coco_power"),
         (lambda s: s.update({"connector.more": torch.zeros(1)}), "1 unexpected"),
-        (lambda s: s.pop("model.layers.0.self_attn.q_proj.lora_b"), "does not fit smollm2"),
+        (lambda s: s.pop("model.layers.0.self_attn.q_proj.lora_b"), "does not fit its base"),
         (
             lambda s: s.update({"model.layers.99.self_attn.q_proj.lora_a": torch.zeros(4, 576)}),
-            "does not fit smollm2",
+            "does not fit its base",
         ),
         (lambda s: s.update({"nonsense": torch.zeros(1)}), "not part of"),
     ],
@@ -218,5 +218,7 @@ def test_a_base_that_nobody_knows(folder, tmp_path):
     raw = json.loads((folder / "config.json").read_text())
     raw["groundstream"]["base"] = "gpt"
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    with pytest.raises(CheckpointMismatch, match="base 'gpt' is unknown; known: smollm2"):
+    with pytest.raises(
+        CheckpointMismatch, match="base 'gpt' is no folder, and unknown; known: smollm2"
+    ):
         load_model(tmp_path, parts=LANGUAGE)
