@@ -20,6 +20,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.training.vocabulary import vocabulary
+
 log = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]
@@ -85,6 +87,13 @@ def load_concepts() -> tuple[Concept, ...]:
     return tuple(
         Concept(row["code"], row["label"], tuple(row["tags"]), int(row["group"])) for row in rows
     )
+
+
+def everyday_concepts() -> tuple[int, ...]:
+    """Ids, in order, of the concepts that ImageNet or COCO have a class for."""
+    known = vocabulary()
+    words = frozenset().union(*(thing.words for thing in (*known.imagenet, *known.coco)))
+    return tuple(k for k, concept in enumerate(load_concepts()) if concept.label.lower() in words)
 
 
 def concept_ids(labels_file: Path) -> tuple[int, ...]:
