@@ -4,7 +4,6 @@ Knows the concept list, which artwork family may be trained on, and how the rend
 laid out. It does not know how a scene is composed, nor anything of models.
 """
 
-import argparse
 import json
 import logging
 import shutil
@@ -330,17 +329,3 @@ def _read_photo(source: Path) -> Image | None:
 
     png = bytes(resvg_py.svg_to_bytes(svg_path=str(source), width=_PHOTO_LONG_PX))
     return cast("Image | None", cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR))
-
-
-def main() -> None:
-    """Build the atlas and the backgrounds that are not there yet."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--cache-dir", type=Path, default=Path(".artwork"))
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    build_atlas(arguments.cache_dir)
-    build_backgrounds(arguments.cache_dir)
-
-
-if __name__ == "__main__":
-    main()
