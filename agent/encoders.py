@@ -29,7 +29,7 @@ from agent.frame import Frame
 from agent.model.appearance import appearance_map, pool_appearance
 from agent.model.checkpoint import load_model, weight_type
 from agent.model.compilation import compile_blocks
-from agent.model.efficientnet import PictureMaps
+from agent.model.efficientnet import FINE_SIDE, PictureMaps
 from agent.model.primary_encoder import PrimaryMaps
 from agent.model.primary_kinds import (
     EFFICIENTNET_LITE0,
@@ -189,6 +189,7 @@ class ClassifierEye:
             image_tokens=self._decided(tokens).cpu().numpy(),
             grid=(cells, cells),
             regions=torch.cat([self._decided(classes).cpu(), looks], dim=1).numpy(),
+            seen_px=FINE_SIDE,
         )
 
     def _decided(self, probabilities: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from agent.detections import Proposals
 from agent.features import FrameFeatures
 
 _MAGIC = b"GSFF"
-_VERSION = 2
+_VERSION = 3
 _PREFIX = struct.Struct("<4sHI")
 _CHECKSUM_BYTES = 32
 _MAX_SIDE = 2**31 - 1
@@ -63,6 +63,7 @@ def encode_features(features: FrameFeatures, key: str) -> bytes:
             "key": key,
             "size": [features.width, features.height],
             "grid": list(features.grid),
+            "seen": features.seen_px,
             "arrays": [[name, a.dtype.name, list(a.shape)] for name, a in arrays.items()],
         },
         separators=(",", ":"),
@@ -113,6 +114,7 @@ def _features(header: dict[str, Any], buffers: memoryview, key: str) -> FrameFea
         grid=(rows, columns),
         primary_regions=arrays["primary_regions"],
         auxiliary_regions=arrays["auxiliary_regions"],
+        seen_px=_sides([header["seen"]], least=0)[0],
         key=key,
     )
 

@@ -33,6 +33,8 @@ class PrimaryFeatures:
     2x2 are merged, as Qwen's ViT does."""
     regions: Array
     """(num_boxes, primary_region_width): pooled features, or class probabilities."""
+    seen_px: int = 0
+    """Longer side of the picture that the encoder saw; 0: its cells are patches of 14 pixels."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class FrameFeatures:
     grid: tuple[int, int]
     primary_regions: Array
     auxiliary_regions: Array
+    seen_px: int = 0
+    """See `PrimaryFeatures`."""
     key: str = ""
     """Identity of frame, model, preprocessing and boxes; questions share prefixes by it."""
     image_key: str = ""

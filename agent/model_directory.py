@@ -15,7 +15,7 @@ from agent.answer_rules import AnswerRules
 from agent.base_package import PACKAGES
 from agent.errors import CheckpointMismatch
 
-EMBEDDED = ("pocket", "nano")
+EMBEDDED = ("pocket",)
 """Models that the package brings, by name; the first is the default everywhere."""
 DEFAULT_MODEL = EMBEDDED[0]
 _WEIGHTS = Path(__file__).parent / "weights"

@@ -285,6 +285,7 @@ class Pipeline:
             grid=primary.grid,
             primary_regions=primary.regions,
             auxiliary_regions=auxiliary.regions,
+            seen_px=primary.seen_px,
             key=key,
         )
 

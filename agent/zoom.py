@@ -73,6 +73,10 @@ class _Seen:
 
     @classmethod
     def of(cls, features: FrameFeatures) -> _Seen:
+        if features.seen_px:
+            longest = max(features.width, features.height)
+            seen_px = min(features.seen_px, longest)
+            return cls(seen_px, longest / seen_px)
         rows, columns = features.grid
         width, height = columns * _PATCH_PX, rows * _PATCH_PX
         reduction = math.sqrt(features.width * features.height / (width * height))

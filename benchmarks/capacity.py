@@ -1,6 +1,6 @@
 """What a cluster needs for so many streams, by the model of docs/capacity.md.
 
-    python -m benchmarks.capacity                         # nano on processors, as measured here
+    python -m benchmarks.capacity                         # the former embedded model, as measured
     python -m benchmarks.capacity --profile gpu_3b        # the published shape; assumed times
     python -m benchmarks.capacity --service-ms language=9 --streams 500
 

@@ -37,8 +37,8 @@ from agent.frame import Frame, frame_from_rgb
 from agent.generation import LanguageStage
 from agent.generation_request import Completion
 from agent.model.checkpoint import build_empty
-from agent.model.configuration import ProposalConfig, VLMFO1Config, nano_config
-from agent.model.proposal_network import ProposalNetwork, nano_proposal_config
+from agent.model.configuration import ProposalConfig, VLMFO1Config
+from agent.model.nanodet import NanoDet
 from agent.model.universal_proposals import UniversalProposalConfig, UniversalProposalNetwork
 from agent.model.vlm_fo1 import VLMFO1
 from agent.pipeline import Pipeline
@@ -51,6 +51,20 @@ from agent.training.mixture import corpus
 from benchmarks.device_floor import Rates, measured_rates, seconds, work_of
 from benchmarks.reference_path import LABELS, plain_ids
 
+_SMOKE = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
+    "rope_scaling": {"mrope_section": [2, 3, 3]}, "mm_region_hidden_size": None,
+    "vision_config": {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
+        "out_hidden_size": 64, "fullatt_block_indexes": [1],
+    },
+    "groundstream": {
+        "davit": {"depths": [1, 1, 1, 1], "widths": [8, 16, 16, 24], "num_heads": [1, 2, 2, 2]},
+        "pyramid_width": 8, "max_long_side": 448,
+    },
+}  # fmt: skip
+"""What is smaller where only the benchmark itself is tried."""
 _CONFIG = Path(__file__).parents[1] / "tests" / "golden" / "full_3b" / "config.json"
 _TOKENS_PER_PRINTED_BOX = 32
 """{"bbox_2d": [123, 456, 789, 1011], "label": "person"}, and a comma: Qwen2.5 writes every digit
@@ -93,10 +107,10 @@ class Shape:
 @torch.inference_mode()
 def random_model(shape: Shape, tokenizer: PromptTokenizer) -> VLMFO1:
     """All parts on the device: matrices drawn at random, norms and biases neutral."""
+    raw = json.loads(_CONFIG.read_text())
     if shape.is_smoke:
-        config = nano_config(tokenizer.vocab_size)
-    else:
-        config = VLMFO1Config.from_dict(json.loads(_CONFIG.read_text()))
+        raw |= _SMOKE | {"vocab_size": tokenizer.vocab_size}
+    config = VLMFO1Config.from_dict(raw)
     model = build_empty(config, device=shape.device)
     generator = torch.Generator(shape.device).manual_seed(0)
     state = {}
@@ -112,13 +126,9 @@ def random_model(shape: Shape, tokenizer: PromptTokenizer) -> VLMFO1:
 
 
 def random_proposals(shape: Shape) -> Proposer:
-    """The proposal network that FO1 publishes with, or nano's."""
+    """The proposal network that FO1 publishes with, or a quick one."""
     torch.manual_seed(0)
-    network = (
-        ProposalNetwork(nano_proposal_config())
-        if shape.is_smoke
-        else UniversalProposalNetwork(UniversalProposalConfig())
-    )
+    network = NanoDet() if shape.is_smoke else UniversalProposalNetwork(UniversalProposalConfig())
     return Proposer(network.eval(), ProposalConfig(score_threshold=0.0), device=shape.device)
 
 

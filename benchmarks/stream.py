@@ -39,8 +39,7 @@ from agent.streaming.follower import Follower, Keyframe
 from agent.streaming.session import StandingQuery
 from agent.streaming.video_source import open_source
 from agent.tokenizer import PromptTokenizer
-from agent.training.artwork import Atlas
-from agent.training.batches import nano_concepts
+from agent.training.artwork import Atlas, everyday_concepts
 
 _ROOT = Path(__file__).parents[1]
 _DEMO_QUERIES = ("dog", "automobile", "pizza", "balloon")
@@ -68,7 +67,7 @@ def scenes(artwork: Path, *, num: int, duration_s: float) -> Iterator[Scene]:
         return
     atlas = Atlas.load(artwork)
     drawable = np.asarray(atlas.valid.all(axis=0))
-    concepts = tuple(concept for concept in nano_concepts() if drawable[concept])
+    concepts = tuple(concept for concept in everyday_concepts() if drawable[concept])
     for seed in range(num):
         made = moving_sequence(atlas, seed, concepts=concepts, duration_s=duration_s)
         yield Scene(made.frames, made.queries)

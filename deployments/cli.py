@@ -124,11 +124,11 @@ def demo() -> None:
 
 def build_app() -> typer.Typer:
     """All commands of the package under one name."""
+    from agent.benchmark_cli import eval_app
     from agent.cli import ground, model_app
-    from agent.experiment_cli import eval_app
     from client.cli import health, watch
     from deployments.console.command import console
-    from deployments.training_cli import train
+    from deployments.training_cli import train_app
 
     app = typer.Typer(
         help="Find named things in pictures and video streams.",
@@ -145,7 +145,7 @@ def build_app() -> typer.Typer:
     app.command()(demo)
     app.add_typer(eval_app, name="eval")
     app.add_typer(model_app, name="model")
-    app.command()(train)
+    app.add_typer(train_app, name="train")
     return app
 
 

@@ -10,15 +10,12 @@ import logging
 import os
 import pickle
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from agent.errors import AgentError, SettingsError
-
-if TYPE_CHECKING:
-    from agent.training.nano import NanoTraining
 
 _TIMEOUT_S = 6 * 3600
 """What one worker does alone while the others wait, such as a pool of features, takes long."""
@@ -37,23 +34,20 @@ _ENVIRONMENT = {
 }
 
 
-def launch(training: NanoTraining, stage: str, num_workers: int) -> None:
-    """Train a stage on several workers: of the Ray cluster that RAY_ADDRESS names, or of a
+def launch(work: Callable[[], None], name: str, directory: Path, num_workers: int) -> None:
+    """Do a training's work on several workers: of the Ray cluster that RAY_ADDRESS names, or of a
     cluster of this machine alone, which ends with the training.
 
+    Args:
+        work: can be pickled; joins its workers by torch.distributed.
+        name: of the run.
+        directory: where Ray keeps its notes.
+        num_workers: how many do it together.
+
     Raises:
-        SettingsError: Ray Train is not installed, or the stage is none.
+        SettingsError: Ray Train is not installed.
         AgentError: whatever a worker raised of it.
     """
-    from agent.training.nano import check_stage
-
-    check_stage(stage)
-    absolute = replace(
-        training,
-        artwork=training.artwork.resolve(),
-        directory=training.directory.resolve(),
-        output=training.output.resolve(),
-    )
     with _ray(num_workers):
         try:
             from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -62,16 +56,15 @@ def launch(training: NanoTraining, stage: str, num_workers: int) -> None:
             raise SettingsError(
                 "several workers need Ray Train: pip install 'groundstream[train]'"
             ) from error
-        on_gpu = training.device.startswith("cuda")
         trainer = TorchTrainer(
             _work,
             # Pickled here, so that what only coordinates the workers need not import the training.
-            train_loop_config={"training": pickle.dumps(absolute), "stage": stage},
-            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=_TIMEOUT_S),
-            scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=on_gpu),
+            train_loop_config={"work": pickle.dumps(work)},
+            torch_config=TorchConfig(backend="gloo", timeout_s=_TIMEOUT_S),
+            scaling_config=ScalingConfig(num_workers=num_workers),
             run_config=RunConfig(
-                name=stage,
-                storage_path=str(absolute.directory / "ray"),
+                name=name,
+                storage_path=str(directory / "ray"),
                 failure_config=FailureConfig(max_failures=0),
             ),
         )
@@ -122,8 +115,5 @@ def quieten() -> None:
 
 def _work(config: dict[str, Any]) -> None:
     """What each worker does."""
-    from ray.train.torch import get_device
-
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-    training: NanoTraining = pickle.loads(config["training"])
-    replace(training, device=str(get_device())).run(config["stage"])
+    pickle.loads(config["work"])()

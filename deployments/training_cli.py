@@ -1,4 +1,4 @@
-"""The `groundstream train` command: what to train, on what, where. Heavy imports happen inside."""
+"""The `groundstream train` commands: thin, over `agent.training`. Heavy imports happen inside."""
 
 from __future__ import annotations
 
@@ -7,79 +7,141 @@ from typing import Annotated
 
 import typer
 
+from agent.model_directory import DEFAULT_MODEL
 
-def train(
-    stage: Annotated[
-        str,
-        typer.Argument(
-            help="artwork, proposals, language, vision, align, instruct, export, or all; "
-            "refine: a trained model's eyes go on learning; reinforce: practise where to look; "
-            "plot: draw the curves of what has run."
-        ),
-    ] = "all",
-    artwork: Annotated[Path, typer.Option(help="Cache of rendered artwork.")] = Path(".artwork"),
-    directory: Annotated[Path, typer.Option(help="Checkpoints and logs.")] = Path(".training"),
-    recipe: Annotated[
-        Path | None,
-        typer.Option(help="YAML with what differs from the shipped recipe (nano.yaml)."),
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Annotated pictures for align or instruct, as FORMAT:FILE (coco, lvis, refcoco, "
-            "visualgenome); may be given several times."
-        ),
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Their folder (default: beside each file).")
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(help="What refine, align or instruct start from: 'pocket' or a folder."),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Of this stage.", min=1)] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where export and reinforce write (default of export: the shipped weights)."
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
-    workers: Annotated[
-        int, typer.Option(help="Processes that train together, through Ray Train.", min=1)
-    ] = 1,
-    threads: Annotated[int, typer.Option(help="Threads of each training process.", min=1)] = 1,
+train_app = typer.Typer(
+    help="Train the embedded model, and others by reinforcement; docs/training.md.",
+    no_args_is_help=True,
+)
+
+WordNet = Annotated[Path | None, typer.Option(help="data.noun of WordNet 3.0.")]
+Artwork = Annotated[Path, typer.Option(help="Cache of rendered artwork.")]
+Workers = Annotated[
+    int, typer.Option(help="Processes that train together, through Ray Train.", min=1)
+]
+Threads = Annotated[int, typer.Option(help="Threads of each training process.", min=1)]
+
+
+@train_app.command()
+def vocabulary(
+    wordnet: Annotated[Path, typer.Option(help="data.noun of WordNet 3.0.")],
+    synsets: Annotated[Path, typer.Option(help="ImageNet's synsets, a line each.")],
+    output: Annotated[Path | None, typer.Option(help="Instead of the package's own.")] = None,
 ) -> None:
-    """Train the nano model, one stage or all; an interrupted stage goes on where it was."""
-    import logging
+    """Write the words that the embedded model's classes are called by."""
+    from agent.training import vocabulary as words
 
-    from rich import get_console
-    from rich.logging import RichHandler
+    words.write(wordnet, synsets, *([output] if output else []))
 
-    from agent.training.annotations import DataSource
-    from agent.training.nano import WEIGHTS, NanoTraining, with_own_pictures
-    from agent.training.recipe import load_recipe
+
+@train_app.command("own-answers")
+def own_answers(
+    output: Annotated[Path, typer.Option(help="A folder for one text file an answer.")],
+    count: Annotated[int, typer.Option(min=1)] = 240,
+    seed: Annotated[int, typer.Option(help="Chooses the questions.")] = 0,
+) -> None:
+    """Write what the untouched language model answers to everyday questions, to rehearse."""
+    from agent.training.own_answers import write
+
+    write(output, count=count, seed=seed)
+
+
+@train_app.command()
+def pointing(
+    head: Annotated[Path, typer.Option(help="The image classifier's weights.")],
+    directory: Annotated[Path, typer.Option(help="State and log of the run.")] = Path(
+        ".training/pointing"
+    ),
+    wordnet: WordNet = None,
+    texts: Annotated[
+        list[Path] | None, typer.Option(help="A folder of text to rehearse; several may be given.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1)] = None,
+    minutes: Annotated[float, typer.Option(help="Stop then; another run goes on.")] = float("inf"),
+    workers: Workers = 1,
+    threads: Threads = 1,
+) -> None:
+    """Teach the embedded model's language side to point; goes on where it was interrupted."""
+    from dataclasses import replace
+    from functools import partial
+
+    from agent.training.pointing import PointingRecipe, run
     from deployments.training import launch
 
-    if get_console().is_terminal:
-        # Lines above the progress bar, not through it.
-        handler = RichHandler(console=get_console(), show_path=False)
-        logging.basicConfig(
-            level=logging.INFO, format="%(message)s", handlers=[handler], force=True
-        )
-    else:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-    sources = tuple(DataSource.parse(text, images) for text in data or ())
-    training = NanoTraining(
-        artwork,
-        directory,
-        with_own_pictures(load_recipe(recipe), stage, sources, steps),
-        base=base,
-        output=output or WEIGHTS,
-        device=device,
-        num_threads=threads,
-    )
+    recipe = PointingRecipe() if steps is None else replace(PointingRecipe(), steps=steps)
+    work = partial(
+        run, recipe, head.resolve(), directory.resolve(), wordnet=wordnet and wordnet.resolve(),
+        texts=[folder.resolve() for folder in texts or ()], minutes=minutes, threads=threads,
+    )  # fmt: skip
     if workers == 1:
-        training.run(stage)
+        work()
     else:
-        launch(training, stage, workers)
+        launch(work, "pointing", directory.resolve(), workers)
+
+
+@train_app.command()
+def export(
+    output: Annotated[Path, typer.Option(help="The model's folder.")],
+    directory: Annotated[Path | None, typer.Option(help="The run that learned to point.")] = None,
+    nanodet_graph: Annotated[
+        Path | None, typer.Option(help="NanoDet-g as a TensorFlow.js graph model, a folder.")
+    ] = None,
+    efficientnet: Annotated[
+        Path | None, typer.Option(help="EfficientNet-Lite0 as a PyTorch state.")
+    ] = None,
+) -> None:
+    """Write a model's folder: what a run has learned, the vision parts, or both."""
+    from agent.training.pointing import export as export_language
+    from agent.training.vision_parts import convert
+
+    if (nanodet_graph is None) != (efficientnet is None) or not (directory or nanodet_graph):
+        raise typer.BadParameter(
+            "give --directory, or --nanodet-graph and --efficientnet, or all three"
+        )
+    if nanodet_graph is not None and efficientnet is not None:
+        convert(nanodet_graph=nanodet_graph, efficientnet=efficientnet, output=output)
+    if directory is not None:
+        export_language(directory, output)
+
+
+@train_app.command()
+def artwork(cache: Artwork = Path(".artwork")) -> None:
+    """Render the drawings that composed scenes are made of, unless they are there; needs npm."""
+    from agent.training.artwork import build_atlas, build_backgrounds
+
+    _log()
+    if not (cache / "backgrounds").is_dir():
+        build_atlas(cache)
+        build_backgrounds(cache)
+
+
+@train_app.command()
+def reinforce(
+    output: Annotated[Path, typer.Option(help="The reinforced model's folder.")],
+    base: Annotated[str, typer.Option(help="What to start from: 'pocket' or a folder.")] = (
+        DEFAULT_MODEL
+    ),
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML with what differs from the usual numbers.")
+    ] = None,
+    cache: Artwork = Path(".artwork"),
+    directory: Annotated[Path, typer.Option(help="Sheets, checkpoint and log.")] = Path(
+        ".training/reinforce"
+    ),
+    threads: Threads = 1,
+) -> None:
+    """Let a model practise where to look on high-resolution scenes."""
+    import torch
+
+    from agent.training.reinforcement import load_settings, run
+
+    _log()
+    torch.set_num_threads(threads)
+    for when, rewards in run(cache, directory, output, load_settings(recipe), model=base).items():
+        typer.echo(f"{when}: {rewards}")
+
+
+def _log() -> None:
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)

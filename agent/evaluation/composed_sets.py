@@ -1,4 +1,4 @@
-"""Composed scenes as evaluation sets: seen artwork, unseen artwork, concepts never trained on.
+"""Composed scenes as evaluation sets: drawings of everyday things in two styles, and of others.
 
 Each set is a COCO folder in a cache, written once for what it is made of. Knows no benchmark and no
 model.
@@ -12,8 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.evaluation.coco_folder import CocoFolder, load_coco
-from agent.training.artwork import TEST_FAMILIES, TRAINING_FAMILIES, load_concepts
-from agent.training.batches import nano_concepts
+from agent.training.artwork import (
+    TEST_FAMILIES,
+    TRAINING_FAMILIES,
+    everyday_concepts,
+    load_concepts,
+)
 from agent.training.scenes import SCENES_VERSION, SceneSettings, load_composer, write_coco
 
 _SPLIT = "val"
@@ -47,12 +51,12 @@ class ComposedSet:
 
 
 def evaluation_sets() -> tuple[ComposedSet, ...]:
-    """The three sets the model is judged on."""
-    trained = nano_concepts()
-    novel = tuple(sorted(set(range(len(load_concepts()))) - set(trained)))
-    seen = SceneSettings(families=TRAINING_FAMILIES, concepts=trained)
+    """Drawings of things that photographs are named by, in two styles, and drawings of others."""
+    everyday = everyday_concepts()
+    other = tuple(sorted(set(range(len(load_concepts()))) - set(everyday)))
+    drawn = SceneSettings(families=TRAINING_FAMILIES, concepts=everyday)
     return (
-        ComposedSet("seen", seen),
-        ComposedSet("twemoji", replace(seen, families=TEST_FAMILIES)),
-        ComposedSet("novel", replace(seen, concepts=novel)),
+        ComposedSet("drawn", drawn),
+        ComposedSet("twemoji", replace(drawn, families=TEST_FAMILIES)),
+        ComposedSet("other", replace(drawn, concepts=other)),
     )

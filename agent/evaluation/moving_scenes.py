@@ -21,8 +21,7 @@ from agent.frame import frame_from_rgb
 from agent.pipeline import Pipeline
 from agent.region_cache import MemoryRegionCache
 from agent.settings import FollowSettings
-from agent.training.artwork import Atlas, load_concepts
-from agent.training.batches import nano_concepts
+from agent.training.artwork import Atlas, everyday_concepts, load_concepts
 from agent.training.moving import MovingScene, MovingSettings
 
 _NUM_LABELS = 4
@@ -88,9 +87,8 @@ async def measure_tracking(
         baselines: also measure the model on every frame, and its last answer held.
     """
     atlas = Atlas.load(artwork)
-    drawable = np.flatnonzero(atlas.valid.all(axis=0))
-    nano = set(nano_concepts())
-    concepts = tuple(int(concept) for concept in drawable if int(concept) in nano)
+    drawable = np.asarray(atlas.valid.all(axis=0))
+    concepts = tuple(concept for concept in everyday_concepts() if drawable[concept])
     runs: dict[str, list[tuple[MovingSequence, Run]]] = {}
     for seed in range(num):
         sequence = moving_sequence(atlas, seed, concepts=concepts, duration_s=duration_s)

@@ -24,7 +24,6 @@ from agent.evaluation.tally import Estimate
 from agent.frame import load_frame
 from agent.pipeline import Pipeline
 from agent.prompts import MAX_REGIONS
-from agent.training.batches import jitter_boxes
 
 JITTERS = (0.05, 0.1, 0.2, 0.3)
 """Deviations of edges, in sides of the box."""
@@ -138,3 +137,17 @@ def _count_boxes(counts: DetectionCounts, image: CocoImage, proposals: Proposals
         holding = int((box_iou(proposals.xyxy, image.xyxy).max(axis=1) >= 0.5).sum())
     counts.tally.add(name, "boxes", len(proposals))
     counts.tally.add(name, "box_precision", holding, len(proposals))
+
+
+def jitter_boxes(
+    xyxy: FloatArray, amount: float, width: int, height: int, rng: np.random.Generator
+) -> FloatArray:
+    """Boxes with every edge moved by a share of the box, as a proposal network would."""
+    sides = np.concatenate([xyxy[:, 2:] - xyxy[:, :2]] * 2, axis=1)
+    moved = xyxy + rng.normal(0.0, amount, xyxy.shape) * sides
+    limits = np.array([width, height, width, height])
+    moved = np.clip(moved, 0, limits)
+    bad = (moved[:, 2] - moved[:, 0] < 4) | (moved[:, 3] - moved[:, 1] < 4)
+    moved[bad] = xyxy[bad]
+    jittered: FloatArray = moved.astype(np.float32)
+    return jittered

@@ -248,7 +248,7 @@ def write_multiple_choice(data: CocoFolder, folder: Path) -> None:
 def write_pope(data: CocoFolder, folder: Path) -> None:
     """`composed_pope_random.json`: is something there, half of the questions about absent things.
 
-    The words are those of the instruction mixture, which is how the nano model was asked.
+    The words are those of the instruction mixture, which is how questions of this kind are put.
     """
     rows: list[dict[str, Any]] = []
     vocabulary = sorted(data.categories.values())

@@ -247,6 +247,26 @@ def save_additions(model: VLMFO1, directory: Path, *, dtype: torch.dtype | None 
     _write_config(model.config, directory)
 
 
+def save_language(model: VLMFO1, directory: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write a trained language model into a folder that holds the other parts already.
+
+    Of a model that stands on a base all its weights become what it adds; the connector's stay
+    float32.
+    """
+    config = model.config
+    if not config.adapter:
+        save_model(model, directory, dtype=dtype)
+        return
+    connector, state = PART_PREFIXES[Part.LANGUAGE][-1], {}
+    for name, tensor in model.state_dict().items():
+        if name.startswith(connector):
+            state["connector." + name[len(connector) :]] = tensor.float().contiguous()
+        elif name.startswith(PART_PREFIXES[Part.LANGUAGE]):
+            state[published_name(name)] = tensor.to(dtype or tensor.dtype).contiguous()
+    save_file(state, directory / config.adapter, metadata={"format": "pt"})
+    _write_config(config, directory)
+
+
 def save_model(model: VLMFO1, directory: Path, *, dtype: torch.dtype | None = None) -> None:
     """Write `config.json` and `model.safetensors` in the published layout."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig, Qwen2_5_VLTextConfig
+from transformers import PretrainedConfig
 from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
 from agent.answer_rules import AnswerRules
 from agent.errors import CheckpointMismatch
@@ -376,45 +375,6 @@ def _davit(raw: dict[str, Any] | None) -> DaViTConfig:
         tuple(raw["widths"]),
         tuple(raw["num_heads"]),
         raw.get("window_size", DaViTConfig.window_size),
-    )
-
-
-def nano_config(vocab_size: int) -> VLMFO1Config:
-    """The embedded nano model: every part of the published one, each a few hundred wide."""
-    return VLMFO1Config(
-        vision=Qwen2_5_VLVisionConfig(
-            depth=3,
-            hidden_size=128,
-            intermediate_size=384,
-            num_heads=4,
-            out_hidden_size=256,
-            # Full attention everywhere: at a thousand patches windows cost more than they save.
-            fullatt_block_indexes=[0, 1, 2],
-            tokens_per_second=2,
-        ),
-        text=Qwen2_5_VLTextConfig(
-            vocab_size=vocab_size,
-            hidden_size=256,
-            intermediate_size=768,
-            num_hidden_layers=4,
-            num_attention_heads=8,
-            num_key_value_heads=8,
-            rms_norm_eps=1e-6,
-            max_position_embeddings=4096,
-            rope_parameters={
-                "rope_type": "default",
-                "rope_theta": 10_000.0,
-                "mrope_section": [4, 6, 6],
-            },
-            bos_token_id=0,
-            eos_token_id=2,
-            pad_token_id=None,
-        ),
-        davit=DaViTConfig((1, 1, 2, 1), (24, 64, 128, 256), (1, 2, 4, 8), 7),
-        region=RegionConfig(pyramid_width=32),
-        image=ImageConfig(max_long_side=448),
-        proposal=ProposalConfig(score_threshold=0.25, nms_iou=0.6),
-        rules=AnswerRules(least_confidence=0.5),
     )
 
 

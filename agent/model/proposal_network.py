@@ -14,18 +14,17 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, OmDetTurboConfig, OmDetTurboForObjectDetection, SwinConfig
+from transformers import OmDetTurboConfig, OmDetTurboForObjectDetection
 
 from agent.model.checkpoint_files import read_json
-from agent.model.diverse_queries import prefer_diverse_queries
 from agent.model.shift_first_swin import shift_before_padding
 from agent.model.strict_weights import load_weights_into
 
 DEFAULT_PROMPT = "object"
 CLASS_WORDS, TASK_WORDS = "{}", "Detect {}."
 """What OmDet-Turbo reads as class and as task, in the words it was trained on."""
-_NANO_PROMPT = {"class": [1, 3, 2], "task": [1, 4, 2]}
-"""The nano network has no words, only these ids."""
+_PROMPT = {"class": [1, 3, 2], "task": [1, 4, 2]}
+"""Of a network whose configuration says none: it has no words, only these ids."""
 
 
 class ProposalNetwork(nn.Module):
@@ -34,15 +33,13 @@ class ProposalNetwork(nn.Module):
     def __init__(self, config: OmDetTurboConfig) -> None:
         super().__init__()
         self.config = config
-        self._prompt: dict[str, list[int]] = getattr(config, "prompt_ids", None) or _NANO_PROMPT
+        self._prompt: dict[str, list[int]] = getattr(config, "prompt_ids", None) or _PROMPT
         with warnings.catch_warnings():
             # Advice about a CUDA kernel that is not used here.
             warnings.filterwarnings("ignore", "You'd better set embed_dim", UserWarning)
             self.detector = OmDetTurboForObjectDetection(config)
         if getattr(config, "shift_before_padding", False):
             shift_before_padding(self.detector.vision_backbone.vision_backbone)
-        if (diverse := getattr(config, "diverse_queries", None)) is not None:
-            prefer_diverse_queries(self.detector.decoder, **diverse)
 
     @property
     def image_size(self) -> int:
@@ -77,52 +74,6 @@ class ProposalNetwork(nn.Module):
             mask.expand(batch, -1),
         )  # fmt: skip
         return output.decoder_coords[-1], output.decoder_classes[-1].squeeze(-1).sigmoid()
-
-
-def nano_proposal_config() -> OmDetTurboConfig:
-    """OmDet-Turbo at a fortieth of its size."""
-    width = 96
-    return OmDetTurboConfig(
-        backbone_config=SwinConfig(
-            image_size=416,
-            patch_size=4,
-            embed_dim=32,
-            depths=[1, 1, 2, 1],
-            num_heads=[1, 2, 4, 8],
-            window_size=10,
-            out_indices=[2, 3, 4],
-        ),
-        text_config=CLIPTextConfig(
-            vocab_size=8,
-            hidden_size=32,
-            intermediate_size=64,
-            projection_dim=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=8,
-            bos_token_id=1,
-            eos_token_id=7,
-            pad_token_id=0,
-        ).to_dict(),
-        # The native Swin backbone normalises its maps itself; timm's does not.
-        apply_layernorm_after_vision_backbone=False,
-        image_size=416,
-        text_projection_in_dim=32,
-        text_projection_out_dim=32,
-        task_encoder_hidden_dim=64,
-        class_embed_dim=32,
-        num_queries=300,
-        diverse_queries={"num_candidates": 900, "max_iou": 0.7},
-        encoder_hidden_dim=width,
-        encoder_in_channels=(64, 128, 256),
-        encoder_attention_heads=4,
-        encoder_dim_feedforward=256,
-        vision_features_channels=(width, width, width),
-        decoder_hidden_dim=width,
-        decoder_num_heads=4,
-        decoder_num_layers=2,
-        decoder_dim_feedforward=256,
-    )
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Knows the concept list, which artwork family may be trained on, and how the rend
 laid out. It does not know how a scene is composed, nor anything of models.
 """
 
-import argparse
 import json
 import logging
 import shutil
@@ -19,6 +18,8 @@ from typing import Any, cast
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from agent.training.vocabulary import vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,13 @@ def load_concepts() -> tuple[Concept, ...]:
     return tuple(
         Concept(row["code"], row["label"], tuple(row["tags"]), int(row["group"])) for row in rows
     )
+
+
+def everyday_concepts() -> tuple[int, ...]:
+    """Ids, in order, of the concepts that ImageNet or COCO have a class for."""
+    known = vocabulary()
+    words = frozenset().union(*(thing.words for thing in (*known.imagenet, *known.coco)))
+    return tuple(k for k, concept in enumerate(load_concepts()) if concept.label.lower() in words)
 
 
 def concept_ids(labels_file: Path) -> tuple[int, ...]:
@@ -321,17 +329,3 @@ def _read_photo(source: Path) -> Image | None:
 
     png = bytes(resvg_py.svg_to_bytes(svg_path=str(source), width=_PHOTO_LONG_PX))
     return cast("Image | None", cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR))
-
-
-def main() -> None:
-    """Build the atlas and the backgrounds that are not there yet."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--cache-dir", type=Path, default=Path(".artwork"))
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    build_atlas(arguments.cache_dir)
-    build_backgrounds(arguments.cache_dir)
-
-
-if __name__ == "__main__":
-    main()

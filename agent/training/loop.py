@@ -371,10 +371,7 @@ def load_module_state(directory: Path) -> dict[str, Tensor]:
     """
     checkpoint = directory / CHECKPOINT
     if not checkpoint.is_file():
-        raise SourceError(
-            f"{checkpoint} does not exist: train stage {directory.name!r} first, or start from a "
-            "model directory (--base nano)"
-        )
+        raise SourceError(f"{checkpoint} does not exist: train stage {directory.name!r} first")
     state = torch.load(checkpoint, weights_only=True, map_location="cpu")["module"]
     assert isinstance(state, dict)
     return state

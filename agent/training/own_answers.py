@@ -4,12 +4,11 @@ A model that learns to point keeps what it knew if it is held to its own former 
 nothing but the writing. `write` asks the base a few hundred questions and keeps question and
 answer in its own form of conversation, one file each.
 
-    python -m agent.training.own_answers --output DIR
+    groundstream train own-answers --output DIR
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 
@@ -91,17 +90,3 @@ def _answers(
         kept = row[: row.index(end) + 1] if end in row else row
         answers.append(str(tokenizer.decode(kept, skip_special_tokens=False)))
     return answers
-
-
-def main() -> None:
-    """Write the base's own answers."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=240)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    write(options.output, count=options.count, seed=options.seed)
-
-
-if __name__ == "__main__":
-    main()

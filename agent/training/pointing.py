@@ -6,17 +6,17 @@ trains low-rank changes of its attention. Every step reads some scenes with many
 say what it said before training (knowledge distillation against itself). Resumable: the state of
 a run is one file.
 
-    python -m agent.training.pointing --head efficientnet_lite0.safetensors --output DIR
+    groundstream train pointing --head efficientnet_lite0.safetensors --directory DIR
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import random
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from agent.training.branches import Branch, Tree, pack
 from agent.training.scene_questions import Asked, Questioner, Told, held_out
 from agent.training.symbolic_scenes import Scene, SceneMaker
 from agent.training.vocabulary import Vocabulary, vocabulary
+from agent.training.workers import Workers
 
 NUM_KNOWN = 49_152
 NEW_TOKENS = tuple(token for token in CONTROL_TOKENS if not token.startswith(("<|endof", "<|im_")))
@@ -387,7 +388,11 @@ def train(
     *,
     minutes: float,
 ) -> None:
-    """Run, or go on with, the training whose state lies in `output`."""
+    """Run, or go on with, the training whose state lies in `output`.
+
+    Several workers see different scenes and step together.
+    """
+    workers = Workers.current()
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     model = PointingModel(recipe)
@@ -406,11 +411,12 @@ def train(
     first = _restored(model, optimiser, output / "state.pt")
     writer = SceneWriter(model.tokenizer)
     lesson = Lesson(model, writer, words_weight=recipe.words_weight)
-    maker = SceneMaker(words, head, recipe.seed + 1000 * first + 1)
-    questions = Questioner(words, recipe.seed + 1000 * first + 2)
-    dice = random.Random(recipe.seed + 1000 * first + 3)
-    rehearsal = Rehearsal(model, texts, recipe.text_tokens, recipe.seed + first)
-    log = (output / "log.jsonl").open("a")
+    seed = recipe.seed + 1000 * first + 1_000_000 * workers.rank
+    maker = SceneMaker(words, head, seed + 1)
+    questions = Questioner(words, seed + 2)
+    dice = random.Random(seed + 3)
+    rehearsal = Rehearsal(model, texts, recipe.text_tokens, seed)
+    log = (output / "log.jsonl").open("a") if workers.leads else None
     deadline = time.monotonic() + 60 * minutes
     tally: dict[str, list[float]] = defaultdict(list)
     started = time.monotonic()
@@ -453,11 +459,16 @@ def train(
             kept = rehearsal.loss()
             (recipe.text_weight * kept).backward()
             tally["text"].append(float(kept.detach()))
+        workers.average_gradients(trained)
         norm = nn.utils.clip_grad_norm_(trained, 1.0)
         tally["norm"].append(float(norm))
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        over = time.monotonic() > deadline
+        over = workers.agreed(time.monotonic() > deadline)
+        if log is None:
+            if over:
+                return
+            continue
         if (step + 1) % 20 == 0 or over:
             means = {k: round(float(np.mean(v)), 3) for k, v in sorted(tally.items())}
             line = {"step": step + 1, "seconds": round(time.monotonic() - started), **means}
@@ -542,30 +553,25 @@ def export(run: Path, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
 
 
-def main() -> None:
-    """Train the embedded model's language side."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--head", type=Path, help="the classifier's weights")
-    parser.add_argument("--output", type=Path, required=True, help="state of the run")
-    parser.add_argument("--export", type=Path, help="only write what the run has learned there")
-    parser.add_argument("--wordnet", type=Path, help="data.noun: text to rehearse")
-    parser.add_argument(
-        "--texts", type=Path, action="append", default=[], help="a folder of text to rehearse"
-    )
-    parser.add_argument("--minutes", type=float, default=1e9)
-    parser.add_argument("--steps", type=int, default=PointingRecipe.steps)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    if options.export is not None:
-        export(options.output, options.export)
-        return
-    if options.head is None:
-        parser.error("training needs --head, the classifier's weights")
-    torch.set_num_threads(options.threads)
-    recipe = PointingRecipe(steps=options.steps)
-    texts = plain_texts(options.wordnet, options.texts)
-    train(recipe, classifier_head(options.head), texts, options.output, minutes=options.minutes)
+def run(
+    recipe: PointingRecipe,
+    head: Path,
+    output: Path,
+    *,
+    wordnet: Path | None = None,
+    texts: Sequence[Path] = (),
+    minutes: float = math.inf,
+    threads: int = 1,
+) -> None:
+    """Train with what lies in files; see `train`.
 
-
-if __name__ == "__main__":
-    main()
+    Args:
+        recipe: every number.
+        head: the classifier's weights.
+        output: state of the run.
+        wordnet, texts: `data.noun` of WordNet and folders of text, to rehearse.
+        minutes: stop then; another run goes on.
+        threads: of this process.
+    """
+    torch.set_num_threads(threads)
+    train(recipe, classifier_head(head), plain_texts(wordnet, list(texts)), output, minutes=minutes)

@@ -22,14 +22,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor, nn
 
-from agent.model.checkpoint import load_model, save_model
+from agent.errors import SettingsError
+from agent.model.checkpoint import load_model, save_language
 from agent.model.language_model import LanguageModel, SlotType
 from agent.model.vlm_fo1 import VLMFO1
-from agent.model_directory import find_model
+from agent.model_directory import DEFAULT_MODEL, find_model
+from agent.model_tokenizer import model_tokenizer
 from agent.pipeline import Pipeline
 from agent.region_cache import MemoryRegionCache
+from agent.settings import from_mapping
 from agent.stages import LocalStages
 from agent.tokenizer import PromptTokenizer
 from agent.training.artwork import load_concepts
@@ -58,7 +62,12 @@ PARTS = ("region", "box", "accuracy", "format")
 class ReinforcementSettings:
     """Hyperparameters of one run."""
 
-    loop: LoopSettings
+    loop: LoopSettings = field(
+        default_factory=lambda: LoopSettings(
+            200, 5e-5, warmup_steps=10, decay_share=0.5, weight_decay=0.0, precision="float32",
+            save_every=25,
+        )
+    )  # fmt: skip
     drawing: Drawing = field(default_factory=Drawing)
     weights: RewardWeights = field(default_factory=RewardWeights)
     kl: float = 0.04
@@ -140,13 +149,35 @@ def mean_rewards(
     return dict(zip((*PARTS, "reward"), means, strict=True))
 
 
+def load_settings(path: Path | None) -> ReinforcementSettings:
+    """Hyperparameters, with what a YAML file says in place of the usual ones.
+
+    Raises:
+        SettingsError: the file cannot be read, or has an unknown key or an impossible value.
+    """
+    usual = dataclasses.asdict(ReinforcementSettings())
+    if path is None:
+        return ReinforcementSettings()
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path} cannot be read as YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path} must be a mapping")
+    merged = {
+        key: {**usual[key], **value} if isinstance(value, dict) and key in usual else value
+        for key, value in values.items()
+    }
+    return from_mapping(ReinforcementSettings, usual | merged, str(path))
+
+
 def run(
     artwork: Path,
     directory: Path,
     output: Path,
     settings: ReinforcementSettings,
     *,
-    model: str = "nano",
+    model: str = DEFAULT_MODEL,
 ) -> dict[str, dict[str, float]]:
     """Everything from a trained model to a reinforced one; see `reinforce`.
 
@@ -155,7 +186,7 @@ def run(
         directory: sheets, checkpoint and log; a run that was interrupted goes on from them.
         output: where the reinforced model is written.
         settings: hyperparameters.
-        model: the supervised start, "nano" or a folder; it also verifies regions.
+        model: the supervised start, a name or a folder; it also verifies regions.
     """
     directory.mkdir(parents=True, exist_ok=True)
     composer = high_resolution_composer(artwork)
@@ -171,10 +202,10 @@ def run(
     trained = load_model(folder)
     names = [concept.label for concept in load_concepts()]
     asked = {concept: names[concept] for concept in composer.settings.concepts or ()}
-    tokenizer = PromptTokenizer.from_directory(folder)
+    tokenizer = model_tokenizer(folder, trained.config)
     figures = reinforce(trained, tokenizer, sheets, held_out, asked, settings, directory)
     shutil.copytree(folder, output, dirs_exist_ok=True)
-    save_model(trained, output, dtype=torch.bfloat16)
+    save_language(trained, output, dtype=torch.bfloat16)
     return figures
 
 
@@ -240,15 +271,13 @@ class Learner:
         """
         scenes, times, advantages = [], [], []
         for one in taught:
-            num_regions = len(one.question.rows)
             turns = [Turn("rollout", one.question.task.text, "")] * len(one.ids)
             scenes.append(
                 PackedScene.questions(
                     self._prompts.builder,
-                    np.full(num_regions, -1),
+                    len(one.question.rows),
                     turns,
                     self._prompts.grids[one.question.number],
-                    np.zeros((num_regions, 4), dtype=np.float32),
                     written=one.ids,
                 )
             )
@@ -263,21 +292,18 @@ class Learner:
         asked, prompts = [one.question for one in taught], self._prompts
         for kind, parts in (
             (SlotType.IMAGE, [prompts.image[one.number] for one in asked]),
-            (SlotType.REGION, [prompts.regions[one.number][list(one.rows)] for one in asked]),
+            (SlotType.REGION, [prompts.shown(one) for one in asked]),
         ):
-            here = (batch.slots == kind)[..., None]
-            embeddings = embeddings.masked_scatter(here, torch.cat(parts).to(embeddings.dtype))
+            here = batch.slots == kind
+            if here.any():
+                values = torch.cat(parts).to(embeddings.dtype)
+                embeddings = embeddings.masked_scatter(here[..., None], values)
         return embeddings
 
 
 def token_logs(language: LanguageModel, embeddings: Tensor, batch: PackedBatch) -> Tensor:
     """(answer tokens,) log likelihood of every answer token, in the order of batch and position."""
-    hidden = language.model(
-        inputs_embeds=embeddings,
-        position_ids=batch.positions,
-        attention_mask=batch.mask,
-        use_cache=False,
-    ).last_hidden_state
+    hidden = language(embeddings, batch.positions, attention_mask=batch.mask)
     following = batch.labels[:, 1:]
     counted = following != IGNORED
     logits = language.logits(hidden[:, :-1][counted]).float()

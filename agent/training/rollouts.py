@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from agent.detections import IntArray
 from agent.engine import Engine
@@ -30,7 +31,6 @@ from agent.model.language_model import LanguageModel, SlotType
 from agent.model.vlm_fo1 import VLMFO1
 from agent.parsing import parse_regions
 from agent.prefix_cache import PrefixCache
-from agent.processor import ImageGeometry
 from agent.prompts import END_OF_TURN, Task, TaskKind
 from agent.sequence import SequenceBuilder
 from agent.tokenizer import PromptTokenizer
@@ -189,25 +189,35 @@ class SheetPrompts:
     """A sheet's part of the prompt: its image and region tokens, made once by the frozen parts."""
 
     def __init__(self, model: VLMFO1, tokenizer: PromptTokenizer, sheets: Sequence[Sheet]) -> None:
-        self.builder = SequenceBuilder(tokenizer)
-        self.grids, self.image, self.regions = [], [], []
+        family = model.config.language_family
+        self.builder = SequenceBuilder(tokenizer, family)
+        self.grids: list[tuple[int, int] | None] = []
+        self.image: list[Tensor] = []
+        self.regions: list[Tensor] = []
+        """Of each sheet (num_regions, slots of a region, hidden)."""
         for sheet in sheets:
             features = sheet.features
             with torch.no_grad():
                 self.image.append(image_slots(model, features))
-                self.regions.append(region_slots(model, features))
-            geometry = ImageGeometry.of(features.width, features.height, model.config)
-            self.grids.append(geometry.merged_grid)
+                slots = region_slots(model, features)
+            self.regions.append(slots.unflatten(0, (-1, family.order.num_slots)))
+            self.grids.append(model.config.token_grid(features.grid))
+
+    def shown(self, question: SheetQuestion) -> Tensor:
+        """(slots, hidden): what stands in the slots of the regions that a question shows."""
+        return self.regions[question.number][list(question.rows)].flatten(0, 1)
 
     def prefix(self, language: LanguageModel, question: SheetQuestion) -> PrefixInput:
         """What goes before a question."""
         number = question.number
-        regions = self.regions[number][list(question.rows)]
-        sequence = self.builder.prefix(self.grids[number], len(regions))
+        regions = self.shown(question)
+        sequence = self.builder.prefix(self.grids[number], len(question.rows))
         with torch.inference_mode():
             embeddings = language.embed(sequence.ids)
-            embeddings[sequence.slots == SlotType.IMAGE] = self.image[number]
-            embeddings[sequence.slots == SlotType.REGION] = regions
+            for kind, values in ((SlotType.IMAGE, self.image[number]), (SlotType.REGION, regions)):
+                here = sequence.slots == kind
+                if here.any():
+                    embeddings[here] = values.to(embeddings.dtype)
         return PrefixInput(embeddings, sequence.positions, sequence.next_position)
 
 

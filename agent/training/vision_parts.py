@@ -1,6 +1,6 @@
 """The pocket model's two pretrained vision parts, converted from their published files.
 
-    python -m agent.training.vision_parts --nanodet-graph DIR --efficientnet FILE --output DIR
+    groundstream train export --nanodet-graph DIR --efficientnet FILE --output DIR
 
 writes `nanodet.safetensors` and `efficientnet_lite0.safetensors`, both float16:
 
@@ -12,7 +12,6 @@ writes `nanodet.safetensors` and `efficientnet_lite0.safetensors`, both float16:
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
@@ -160,22 +159,3 @@ def _fitting(network: nn.Module, found: dict[str, Tensor], where: Path) -> dict[
     if wanted != {name: tuple(tensor.shape) for name, tensor in found.items()}:
         raise CheckpointMismatch(f"{where} holds a network of another shape")
     return found
-
-
-def main() -> None:
-    """Convert the published files of the pocket model's vision parts."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--nanodet-graph", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--efficientnet", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    convert(
-        nanodet_graph=arguments.nanodet_graph,
-        efficientnet=arguments.efficientnet,
-        output=arguments.output,
-    )
-
-
-if __name__ == "__main__":
-    main()

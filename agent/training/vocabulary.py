@@ -5,13 +5,11 @@ the words that include it ("animal", "pet"). ImageNet's come from WordNet 3.0 by
 numbers, COCO's from `everyday_words.yaml`. `build` writes `vocabulary.json`, which training reads;
 nothing here is needed to answer questions.
 
-    python -m agent.training.vocabulary --wordnet data.noun --synsets imagenet_synsets.txt \
-        --output agent/training/vocabulary.json
+    groundstream train vocabulary --wordnet data.noun --synsets imagenet_synsets.txt
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -224,20 +222,11 @@ def _plain(lemma: str) -> str:
     return lemma.replace("_", " ")
 
 
-def main() -> None:
-    """Write the vocabulary."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--wordnet", type=Path, required=True, help="data.noun of WordNet 3.0")
-    parser.add_argument(
-        "--synsets", type=Path, required=True, help="ImageNet's synsets, a line each"
+def write(wordnet: Path, synsets: Path, output: Path = _FILE) -> None:
+    """Build the vocabulary into a file, a line for each class."""
+    built = build(wordnet, synsets)
+    lines = (
+        f'"{key}": [\n' + ",\n".join(json.dumps(entry) for entry in entries) + "\n]"
+        for key, entries in built.items()
     )
-    parser.add_argument("--output", type=Path, default=_FILE)
-    options = parser.parse_args()
-    built = build(options.wordnet, options.synsets)
-    lines = (f'"{key}": [\n' + ",\n".join(json.dumps(e) for e in entries) + "\n]"
-             for key, entries in built.items())  # fmt: skip
-    options.output.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-
-
-if __name__ == "__main__":
-    main()
+    output.write_text("{\n" + ",\n".join(lines) + "\n}\n")

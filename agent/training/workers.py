@@ -5,11 +5,12 @@ Knows torch.distributed and nothing of who started the processes; alone, every c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import distributed
+import torch
+from torch import Tensor, distributed
 
 Figures = dict[str, float]
 
@@ -49,6 +50,25 @@ class Workers:
     def summed(self, figures: Figures) -> Figures:
         """Everybody's figures added up; who lacks one adds nothing."""
         return total(self.gathered(figures))
+
+    def agreed(self, flag: bool) -> bool:
+        """What the first of them says."""
+        if self.count == 1:
+            return flag
+        said = [flag]
+        distributed.broadcast_object_list(said)
+        return said[0]
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Let everybody step by the mean of all gradients; who has none counts as zero."""
+        if self.count == 1:
+            return
+        for parameter in parameters:
+            if parameter.requires_grad:
+                own = parameter.grad
+                parameter.grad = torch.zeros_like(parameter) if own is None else own
+                distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.count
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:

@@ -26,7 +26,7 @@ from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.settings import ZoomSettings
 from agent.stages import LocalStages
-from agent.training.batches import nano_concepts
+from agent.training.artwork import everyday_concepts
 from agent.training.scenes import Scene, SceneComposer, SceneSettings, load_composer
 from agent.zoom import RegionZoom, crop_rules
 from agent.zoom_policy import Arrangement
@@ -34,7 +34,7 @@ from agent.zoom_policy import Arrangement
 logger = logging.getLogger(__name__)
 SIZE = (2048, 1536)
 _LONGEST_PX = 448
-"""Longest side of a sheet: what the nano model's towers see unreduced."""
+"""Longest side of a sheet: what small models see unreduced."""
 _SAME_OBJECT_IOU = 0.5
 
 
@@ -45,7 +45,7 @@ def high_resolution_composer(artwork: Path) -> SceneComposer:
         artwork: folder of `groundstream train artwork`.
     """
     settings = SceneSettings(
-        size=SIZE, num_objects=(6, 12), object_px=(24.0, 48.0), concepts=nano_concepts()
+        size=SIZE, num_objects=(6, 12), object_px=(24.0, 48.0), concepts=everyday_concepts()
     )
     return load_composer(artwork, settings)
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.model.checkpoint import read_config
 from agent.model_directory import find_model
+from agent.model_tokenizer import model_tokenizer
 from agent.tokenizer import PromptTokenizer
 from client.vision_agent_client import VisionAgentClient
 from tests.in_process import Service, running_service
@@ -15,11 +17,12 @@ from tests.in_process import Service, running_service
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
 
 
-@pytest.fixture(scope="module", params=["nano", "published"])
+@pytest.fixture(scope="module", params=["embedded", "published"])
 def tokenizer(request: pytest.FixtureRequest) -> PromptTokenizer:
     """The embedded model's, and one in the published layout."""
-    if request.param == "nano":
-        return PromptTokenizer.from_directory(find_model("nano").path)
+    if request.param == "embedded":
+        folder = find_model().path
+        return model_tokenizer(folder, read_config(folder))
     return PromptTokenizer.from_directory(GOLDEN)
 
 

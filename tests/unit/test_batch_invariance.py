@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from agent.proposer import Proposer
 from agent.region_cache import MemoryRegionCache
 from agent.stages import LocalStages
 from agent.streaming.video_source import open_source
+from tests.unit.tiny_model import write_tiny_model
 
 VIDEO = Path(__file__).parents[2] / "demo" / "scene.mp4"
-TASKS = [Task.detect(label) for label in ("dog", "pizza", "automobile")]
+TASKS = [replace(Task.detect(label), max_new_tokens=12) for label in ("dog", "pizza", "car")]
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +34,19 @@ def frames():
     return [frame_from_rgb(np.ascontiguousarray(rgb)) for rgb in cut]
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(write_tiny_model(tmp_path_factory.mktemp("model")))
+
+
 def pipeline(stages):
-    return Pipeline(stages, MemoryRegionCache(), model_digest="nano")
+    return Pipeline(stages, MemoryRegionCache(), model_digest="tiny")
 
 
-async def test_ids_are_equal_alone_and_in_company(frames):
+async def test_ids_are_equal_alone_and_in_company(frames, model):
     alone, together = (
-        LocalStages.from_pretrained("nano", max_batch_frames=limit) for limit in (1, 8)
+        LocalStages.from_pretrained(model, dtype="float32", max_batch_frames=limit)
+        for limit in (1, 8)
     )
     one_by_one = pipeline(alone)
     plain = [
@@ -47,7 +55,7 @@ async def test_ids_are_equal_alone_and_in_company(frames):
     ]
     hits = [await one_by_one.ground(frame, TASKS) for frame in frames]
     at_once = await asyncio.gather(*(pipeline(together).ground(f, TASKS) for f in frames))
-    assert any("<region" in text for texts in plain for text in texts), "something is found"
+    assert any(text for texts in plain for text in texts), "something is said"
     for texts, hit, batched in zip(plain, hits, at_once, strict=True):
         assert hit.cache_hit
         assert [answer.text for answer in hit.answers] == texts
@@ -58,9 +66,9 @@ async def test_ids_are_equal_alone_and_in_company(frames):
 
 
 @pytest.mark.parametrize("stage", [PrimaryEncoderStage, AuxiliaryEncoderStage])
-def test_maps_of_a_batch_are_those_of_its_frames(frames, stage):
-    encoder = stage.from_pretrained("nano")
-    proposals = Proposer.from_pretrained("nano").propose(frames)
+def test_maps_of_a_batch_are_those_of_its_frames(frames, model, stage):
+    encoder = stage.from_pretrained(model)
+    proposals = Proposer.from_pretrained(model).propose(frames)
     for frame, boxes, started in zip(frames, proposals, encoder.start(frames), strict=True):
         batched, single = (encoder.pool(s, boxes) for s in (started, encoder.start([frame])[0]))
         assert started.geometry.frame == (frame.width, frame.height)
@@ -69,16 +77,16 @@ def test_maps_of_a_batch_are_those_of_its_frames(frames, stage):
     assert not np.allclose(swapped, encoder.pool(encoder.start(frames)[3], proposals[0]).regions)
 
 
-def test_proposals_of_a_batch_are_those_of_its_frames(frames):
-    proposer = Proposer.from_pretrained("nano")
+def test_proposals_of_a_batch_are_those_of_its_frames(frames, model):
+    proposer = Proposer.from_pretrained(model)
     for frame, batched in zip(frames, proposer.propose(frames), strict=True):
         (single,) = proposer.propose([frame])
         assert len(single) == len(batched) > 0
         np.testing.assert_allclose(batched.xyxy, single.xyxy, atol=0.05)
 
 
-async def test_a_damaged_frame_fails_alone(frames):
-    stages = LocalStages.from_pretrained("nano", max_batch_frames=8)
+async def test_a_damaged_frame_fails_alone(frames, model):
+    stages = LocalStages.from_pretrained(model, dtype="float32", max_batch_frames=8)
     whole = frames[0].encoded
     damaged = Frame(whole[: len(whole) // 3], frames[0].width, frames[0].height, "damaged")
     grounding = pipeline(stages)
@@ -91,11 +99,11 @@ async def test_a_damaged_frame_fails_alone(frames):
     stages.close()
 
 
-def test_pictures_resized_on_the_device_give_the_same_features(frames, monkeypatch):
+def test_pictures_resized_on_the_device_give_the_same_features(frames, model, monkeypatch):
     """What a GPU does with a picture, done by the same code on this machine."""
     from agent.device_picture import DevicePicture
 
-    stage = PrimaryEncoderStage.from_pretrained("nano")
+    stage = PrimaryEncoderStage.from_pretrained(model)
     pillow = stage.start(frames[:2])
     monkeypatch.setattr("agent.encoders.picture", DevicePicture.of)
     device = stage.start(frames[:2])

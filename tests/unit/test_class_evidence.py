@@ -82,9 +82,10 @@ def test_evidence_survives_cache_and_pages(num_classes):
 
     proposals = Proposals(random(5, 4), random(5), random(5, num_classes))
     features = FrameFeatures(
-        10, 10, proposals, random(4, 3), (2, 2), random(5, 6), random(5, 4), key="k"
+        10, 10, proposals, random(4, 3), (2, 2), random(5, 6), random(5, 4), seen_px=7, key="k"
     )
     again = decode_features(encode_features(features, "k"), "k")
+    assert again.seen_px == 7
     np.testing.assert_array_equal(again.proposals.evidence, proposals.evidence)
     page = again.select(np.array([4, 1]))
     np.testing.assert_array_equal(page.proposals.evidence, proposals.evidence[[4, 1]])
@@ -121,6 +122,7 @@ def test_the_classifier_as_primary_stage(folder, frame):
     boxes = np.array([[60, 40, 150, 140], [0, 0, 40, 30]], dtype=np.float32)
     features = stage.pool(stage.start([frame])[0], Proposals(boxes, np.ones(2)))
     assert features.grid == (5, 5)
+    assert features.seen_px == 512
     assert features.image_tokens.shape == (25, 1000)
     assert features.regions.shape == (2, 1016)
     np.testing.assert_allclose(features.image_tokens.sum(1), 1, atol=1e-4)

@@ -148,11 +148,11 @@ def test_sets_are_composed_once_and_kept_apart(artwork, cache, data):
 
 
 def test_the_three_sets_share_nothing_they_should_not():
-    seen, twemoji, novel = evaluation_sets()
-    assert "twemoji" not in seen.settings.families + novel.settings.families
+    drawn, twemoji, other = evaluation_sets()
+    assert "twemoji" not in drawn.settings.families + other.settings.families
     assert twemoji.settings.families == ("twemoji",)
-    assert twemoji.settings.concepts == seen.settings.concepts
-    assert not set(seen.settings.concepts) & set(novel.settings.concepts)
+    assert twemoji.settings.concepts == drawn.settings.concepts
+    assert not set(drawn.settings.concepts) & set(other.settings.concepts)
 
 
 async def test_the_truth_scores_full_marks_in_every_format(tmp_path, data):

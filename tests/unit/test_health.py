@@ -20,14 +20,14 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
     ("name", "status", "said"),
     [
         ("", 0, "serving"),
-        ("nano", 1, "not serving"),
+        ("pocket", 1, "not serving"),
         ("other", 1, "knows nothing called 'other'"),
     ],
 )
 async def test_exit_status_by_name(name: str, status: int, said: str) -> None:
     servicer = health.aio.HealthServicer()
     await servicer.set("", SERVING)
-    await servicer.set("nano", NOT_SERVING)
+    await servicer.set("pocket", NOT_SERVING)
     server = grpc.aio.server()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -23,4 +23,4 @@ def test_ray_that_does_not_start_is_told_with_what_to_do(
     monkeypatch.setattr(local_cluster, "ENVIRONMENT", {})
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
     with pytest.raises(StageUnavailable, match=r"timed out during startup.* less to do"):
-        local_cluster._start_ray(ServiceSettings(model="nano"), tmp_path)
+        local_cluster._start_ray(ServiceSettings(model="pocket"), tmp_path)

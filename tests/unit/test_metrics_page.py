@@ -33,7 +33,7 @@ def sources(metrics: ServiceMetrics) -> Sources:
         is_ready=lambda: True,
         is_draining=lambda: False,
         version="1",
-        model="nano",
+        model="pocket",
     )
 
 

@@ -30,14 +30,14 @@ from agent.frame import Frame, frame_from_rgb
 from agent.model.configuration import ProposalConfig
 from agent.model.object_detector import ObjectDetector
 from agent.model.omdet_checkpoint import prompt_ids
-from agent.model.proposal_network import ProposalNetwork, nano_proposal_config
+from agent.model.proposal_network import ProposalNetwork
 from agent.model_directory import find_model
 from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.proposer import Proposer, find_network
 from agent.region_cache import MemoryRegionCache
 from agent.stages import LocalStages
-from tests.unit.tiny_model import write_tiny_model
+from tests.unit.tiny_model import tiny_proposal_config, write_tiny_model
 
 OMDET = Path(__file__).parents[1] / "golden" / "omdet"
 SIZES = ((180, 140), (120, 150))
@@ -289,7 +289,7 @@ def test_selection(settings, kept):
     np.testing.assert_allclose(found.xyxy, np.clip(boxes[kept], 0, [100, 50, 100, 50]))
 
 
-def test_building_the_nano_network_is_silent():
+def test_building_a_network_is_silent():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ProposalNetwork(nano_proposal_config())
+        ProposalNetwork(tiny_proposal_config())

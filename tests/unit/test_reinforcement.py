@@ -41,7 +41,8 @@ from agent.training.zoom_scenes import (
     save_sheets,
     verified,
 )
-from tests.unit.tiny_model import NAMES, write_tiny_model
+from tests.unit.tiny_families import FAMILIES, family_model
+from tests.unit.tiny_model import NAMES, tiny_tokenizer, write_tiny_model
 
 DOG, CAT = 0, 1
 LABELS = dict(enumerate(NAMES))
@@ -178,9 +179,12 @@ def test_an_update_makes_the_better_answer_likelier(folder: Path, model: VLMFO1)
     assert float(learner.losses([drawn])[0]["kl"].detach()) > 0.0
 
 
-def test_the_packed_likelihood_is_the_engines(folder: Path, model: VLMFO1) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_packed_likelihood_is_the_engines(family: str) -> None:
     """What is made likelier is what was drawn: same prompt, same positions, same ids."""
-    tokenizer, language = loaded_tokenizer(folder), model.language_model
+    tokenizer = tiny_tokenizer()
+    model = family_model(family, tokenizer)
+    language = model.language_model
     assert language is not None
     language.model.set_attn_implementation("eager")
     sheets = [sheet(0), sheet(1)]

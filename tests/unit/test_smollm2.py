@@ -15,7 +15,7 @@ from agent.detections import Proposals
 from agent.errors import CheckpointMismatch
 from agent.features import FrameFeatures
 from agent.generation import LanguageStage
-from agent.model.checkpoint import load_model
+from agent.model.checkpoint import load_model, save_language
 from agent.model.gguf_file import GGUFFile
 from agent.model.smollm2 import load_smollm2, smollm2_file, smollm2_tokenizer, smollm2_weights
 from agent.model.vlm_fo1 import Part
@@ -222,3 +222,15 @@ def test_a_base_that_nobody_knows(folder, tmp_path):
         CheckpointMismatch, match="base 'gpt' is no folder, and unknown; known: smollm2"
     ):
         load_model(tmp_path, parts=LANGUAGE)
+
+
+def test_a_trained_language_model_becomes_what_is_added_to_its_base(tmp_path):
+    write_pocket_folder(tmp_path, strength=0.05)
+    trained = load_model(tmp_path, parts=LANGUAGE)
+    with torch.no_grad():
+        trained.language_model.model.layers[3].mlp.up_proj.weight += 1.0
+        trained.region_projector.own_names += 0.5
+    save_language(trained, tmp_path)
+    again = load_model(tmp_path, parts=LANGUAGE)
+    for name, value in trained.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, msg=name)

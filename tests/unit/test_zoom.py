@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from agent.detections import Proposals
 from agent.errors import Overloaded
-from agent.features import Generation
+from agent.features import FrameFeatures, Generation
 from agent.frame import Frame, read_frame
 from agent.parsing import AnswerStatus
 from agent.pipeline import Pipeline
@@ -17,7 +18,7 @@ from agent.prompts import Task, TaskKind
 from agent.region_cache import MemoryRegionCache
 from agent.revisions import Revision
 from agent.settings import ZoomSettings
-from agent.zoom import RegionZoom
+from agent.zoom import RegionZoom, _Seen
 from agent.zoom_policy import Arrangement, Zoom, ZoomPolicy
 from tests.fakes import SLOW_S, FakeStages
 from tests.pictures import encoded_image
@@ -61,6 +62,14 @@ def assert_inside_crops(revision: Revision) -> None:
             led = crop.to_frame(np.array([origin.found], dtype=np.float32))[0]
             assert led == pytest.approx(box, abs=1e-3)
     assert refined
+
+
+def test_how_far_the_first_look_reduced_the_frame() -> None:
+    none = np.zeros((0, 1), dtype=np.float32)
+    seen = FrameFeatures(2048, 1024, Proposals(), none, (24, 48), none, none)
+    assert _Seen.of(seen) == _Seen(672, pytest.approx(2048 / 672))
+    for seen_px, expected in ((512, _Seen(512, 4.0)), (4096, _Seen(2048, 1.0))):
+        assert _Seen.of(replace(seen, grid=(5, 5), seen_px=seen_px)) == expected
 
 
 async def test_off_is_one_look_and_the_answers_of_the_pipeline() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import CLIPTextConfig, OmDetTurboConfig, SwinConfig
+from transformers import CLIPTextConfig, OmDetTurboConfig, Qwen2_5_VLTextConfig, SwinConfig
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
-from agent.answer_rules import AnswerRules
 from agent.model.checkpoint import save_model
 from agent.model.configuration import (
     DaViTConfig,
@@ -16,7 +15,6 @@ from agent.model.configuration import (
     ProposalConfig,
     RegionConfig,
     VLMFO1Config,
-    nano_config,
 )
 from agent.model.proposal_network import ProposalNetwork, save_proposal_network
 from agent.model.vlm_fo1 import VLMFO1
@@ -31,34 +29,29 @@ def tiny_tokenizer() -> PromptTokenizer:
 
 
 def tiny_config(vocab_size: int) -> VLMFO1Config:
-    nano = nano_config(vocab_size)
-    vision = type(nano.vision)(
-        depth=2,
-        hidden_size=16,
-        intermediate_size=32,
-        num_heads=2,
-        out_hidden_size=32,
-        window_size=56,
-        fullatt_block_indexes=[1],
-    )
-    text = type(nano.text)(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
-    )
-    return replace(
-        nano,
-        vision=vision,
-        text=text,
+    return VLMFO1Config(
+        vision=Qwen2_5_VLVisionConfig(
+            depth=2,
+            hidden_size=16,
+            intermediate_size=32,
+            num_heads=2,
+            out_hidden_size=32,
+            window_size=56,
+            fullatt_block_indexes=[1],
+        ),
+        text=Qwen2_5_VLTextConfig(
+            vocab_size=vocab_size,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+        ),
         davit=DaViTConfig((1, 1, 1, 1), (8, 16, 16, 24), (1, 2, 2, 2), 4),
         region=RegionConfig(pyramid_width=8),
         image=ImageConfig(max_long_side=112),
         proposal=ProposalConfig(score_threshold=0.0, nms_iou=0.6, max_boxes=8),
-        rules=AnswerRules(),
     )
 
 

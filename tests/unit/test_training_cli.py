@@ -1,0 +1,80 @@
+"""`groundstream train`: what each command hands on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from agent.errors import SettingsError
+from agent.model.checkpoint import read_config
+from agent.training import pointing, vocabulary
+from agent.training.reinforcement import ReinforcementSettings, load_settings
+from deployments.cli import build_app
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(build_app(), ["train", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_pointing_runs_what_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[tuple[object, ...], dict[str, object]]] = []
+    monkeypatch.setattr(pointing, "run", lambda *a, **k: asked.append((a, k)))
+    run("pointing", "--head", tmp_path / "head", "--directory", tmp_path, "--steps", 7)
+    ((recipe, head, directory), options) = asked[0]
+    assert recipe == pointing.PointingRecipe(steps=7)
+    assert (head, directory) == (tmp_path / "head", tmp_path)
+    assert options["threads"] == 1
+
+
+def test_export_writes_a_folder_that_can_be_read(tmp_path: Path) -> None:
+    made = {"connector.powers": torch.ones(3), "new_tokens.weight": torch.zeros(4, 2)}
+    (tmp_path / "run").mkdir()
+    save_file(made, tmp_path / "run" / "language.safetensors")
+    run("export", "--directory", tmp_path / "run", "--output", tmp_path / "model")
+    assert read_config(tmp_path / "model").tasks
+    assert (tmp_path / "model" / "language.safetensors").is_file()
+    bad = CliRunner().invoke(build_app(), ["train", "export", "--output", str(tmp_path)])
+    assert bad.exit_code == 2
+
+
+def test_the_vocabulary_is_written_line_by_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vocabulary, "build", lambda *_: {"imagenet": [{"a": 1}], "coco": []})
+    run("vocabulary", "--wordnet", "w", "--synsets", "s", "--output", tmp_path / "v.json")
+    assert (
+        tmp_path / "v.json"
+    ).read_text() == '{\n"imagenet": [\n{"a": 1}\n],\n"coco": [\n\n]\n}\n'
+
+
+def test_a_recipe_needs_only_what_differs(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("loop: {steps: 3}\nkl: 0.5")
+    changed, usual = load_settings(mine), load_settings(None)
+    assert usual == ReinforcementSettings()
+    assert (changed.loop.steps, changed.kl) == (3, 0.5)
+    assert changed.loop.learning_rate == usual.loop.learning_rate
+    assert changed.drawing == usual.drawing
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("loop: {stepz: 3}", "did you mean 'steps'"),
+        ("loop: {steps: many}", r"loop\.steps must be int"),
+        ("loop: {precision: float8}", "bfloat16 or float32"),
+        ("- a list", "must be a mapping"),
+        ("{", "cannot be read as YAML"),
+    ],
+)
+def test_what_is_unknown_or_impossible_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(text)
+    with pytest.raises(SettingsError, match=said):
+        load_settings(mine)
