@@ -287,9 +287,9 @@ class Rehearsal:
         ]
 
     def _long(self, text: str) -> list[int]:
-        """Its ids, or none if it is too short to say anything."""
+        """Its ids, or none if it is too short to say anything or speaks in the new tokens."""
         ids: list[int] = self._model.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids if len(ids) >= _LEAST_TEXT_TOKENS else []
+        return ids if len(ids) >= _LEAST_TEXT_TOKENS and max(ids) < NUM_KNOWN else []
 
     def loss(self) -> Tensor:
         """Mean divergence from the untouched model on a piece of text."""
