@@ -92,6 +92,29 @@ def eval_words(
     print_figures(f"{annotations} ({len(asked)} images)", scores.figures(), as_json=as_json)
 
 
+@eval_app.command("forgetting")
+def eval_forgetting(
+    knowledge: Annotated[
+        Path | None, typer.Option(help="YAML of text, choices and questions of your own.")
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
+) -> None:
+    """What the language model knew before it learned to point, and what it knows now."""
+    from agent.evaluation.forgetting import Knowledge, compare
+    from agent.evaluation.report import print_columns
+
+    asked = Knowledge.read() if knowledge is None else Knowledge.read(knowledge)
+    found = compare(model, asked)
+    rows: dict[str, dict[str, object]] = {
+        "perplexity": {k: round(m.perplexity, 3) for k, m in found.items()},
+        "choices right": {k: round(m.choices_right, 3) for k, m in found.items()},
+    }
+    for number, question in enumerate(asked.questions):
+        rows[question] = {k: m.answers[number] for k, m in found.items()}
+    print_columns("forgetting", rows, as_json=as_json, markdown=False)
+
+
 @eval_app.command("tracking")
 def eval_tracking(
     artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),

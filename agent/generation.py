@@ -73,7 +73,11 @@ class LanguageStage:
         self._tokens = AnswerTokens.of(
             tokenizer, num_regions=MAX_REGIONS, end_of_turn=self._builder.end_of_turn
         )
-        self._never = meaningless_in_answers(tokenizer, self._tokens)
+        self._never = (
+            meaningless_in_answers(tokenizer, self._tokens)
+            if self._builder.family.prompt.bounds_answers
+            else ()
+        )
         settings = engine or EngineSettings()
         self.prefixes = PrefixCache(settings.prefix_bytes)
         self.engine = Engine(self._language, self.prefixes, settings, device=device)

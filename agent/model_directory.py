@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent.answer_rules import AnswerRules
 from agent.base_package import PACKAGES
 from agent.errors import CheckpointMismatch
 
@@ -39,14 +40,9 @@ class ModelDirectory:
         return loaded
 
     @property
-    def least_confidence(self) -> float:
-        """Boxes that this model names with less are no detections; what its card recommends."""
-        return float(self._ours().get("least_confidence", 0.0))
-
-    @property
-    def one_per_object(self) -> bool:
-        """Whether overlapping boxes of one answer are one object."""
-        return bool(self._ours().get("one_per_object", False))
+    def rules(self) -> AnswerRules:
+        """How it is asked, and how its answers are read."""
+        return AnswerRules.read(self._ours())
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from agent.answer_rules import AnswerRules
 from agent.carried_answers import carried_answers
 from agent.detections import FloatArray, Proposals, validate_boxes
 from agent.features import (
@@ -67,8 +68,7 @@ class Pipeline:
         cache: RegionCache,
         *,
         model_digest: str,
-        least_confidence: float = 0.0,
-        one_per_object: bool = False,
+        rules: AnswerRules | None = None,
         tenant: str = "",
     ) -> None:
         """
@@ -76,15 +76,13 @@ class Pipeline:
             stages: where work is done.
             cache: features of frames that were seen.
             model_digest: part of every key.
-            least_confidence: boxes that the model names with less are no detections.
-            one_per_object: overlapping boxes of one label are one detection.
+            rules: how the model is asked and its answers are read; None: as the published one.
             tenant: part of every key, so that tenants share nothing.
         """
         self._stages = stages
         self._cache = cache
         self._model_digest = model_digest
-        self._least_confidence = least_confidence
-        self._one_per_object = one_per_object
+        self._rules = rules or AnswerRules()
         self._tenant = tenant
         self._flights: SingleFlight[FrameFeatures] = SingleFlight()
 
@@ -159,11 +157,14 @@ class Pipeline:
 
     async def _answer(self, features: FrameFeatures, task: Task) -> Answer:
         """One question, asked on as many pages of boxes as it needs."""
-        pages = pages_for(task, len(features.proposals))
+        pages = self._pages(task, features)
         generations = await asyncio.gather(
             *(self._stages.answer(features.select(page.indices), page.task(task)) for page in pages)
         )
         return self._joined(task, list(zip(pages, generations, strict=True)), features)
+
+    def _pages(self, task: Task, features: FrameFeatures) -> tuple[Page, ...]:
+        return pages_for(task, len(features.proposals), size=self._rules.regions_per_page)
 
     def _joined(
         self, task: Task, pages: Sequence[tuple[Page, Generation]], features: FrameFeatures
@@ -172,8 +173,8 @@ class Pipeline:
             task,
             pages,
             features.proposals,
-            least_confidence=self._least_confidence,
-            one_per_object=self._one_per_object,
+            least_confidence=self._rules.least_confidence,
+            one_per_object=self._rules.one_per_object,
         )
 
     async def converse(self, task: Task) -> Answer:
@@ -200,7 +201,7 @@ class Pipeline:
         timings, started_s = StageTimings(), time.perf_counter()
         features, cache_hit = await self.features(frame, boxes=boxes, timings=timings)
         language_started = time.perf_counter()
-        pages = pages_for(task, len(features.proposals))
+        pages = self._pages(task, features)
         if len(pages) > 1:
             answer = await self._answer(features, task)
             yield answer.text

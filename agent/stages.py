@@ -163,6 +163,5 @@ def local_pipeline(
         ),
         cache if cache is not None else MemoryRegionCache(budget_bytes=_DEFAULT_CACHE_BYTES),
         model_digest=directory.digest,
-        least_confidence=directory.least_confidence,
-        one_per_object=directory.one_per_object,
+        rules=directory.rules,
     )

@@ -275,8 +275,7 @@ class Ingress:
             self._stages(self._metrics.stage_calls, self._metrics.meters),
             self._cache,
             model_digest=model.digest,
-            least_confidence=model.least_confidence,
-            one_per_object=model.one_per_object,
+            rules=model.rules,
         )
         capabilities = messages.capabilities_to_message(settings, model, service_version=_version())
         self._store = open_session_store(settings.cache, ttl_s=settings.stream.session.ttl_s)

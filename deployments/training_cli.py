@@ -34,6 +34,18 @@ def vocabulary(
     words.write(wordnet, synsets, *([output] if output else []))
 
 
+@train_app.command("own-answers")
+def own_answers(
+    output: Annotated[Path, typer.Option(help="A folder for one text file an answer.")],
+    count: Annotated[int, typer.Option(min=1)] = 240,
+    seed: Annotated[int, typer.Option(help="Chooses the questions.")] = 0,
+) -> None:
+    """Write what the untouched language model answers to everyday questions, to rehearse."""
+    from agent.training.own_answers import write
+
+    write(output, count=count, seed=seed)
+
+
 @train_app.command()
 def pointing(
     head: Annotated[Path, typer.Option(help="The image classifier's weights.")],
@@ -41,7 +53,9 @@ def pointing(
         ".training/pointing"
     ),
     wordnet: WordNet = None,
-    texts: Annotated[Path | None, typer.Option(help="A folder of text to rehearse.")] = None,
+    texts: Annotated[
+        list[Path] | None, typer.Option(help="A folder of text to rehearse; several may be given.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     minutes: Annotated[float, typer.Option(help="Stop then; another run goes on.")] = float("inf"),
     workers: Workers = 1,
@@ -57,7 +71,7 @@ def pointing(
     recipe = PointingRecipe() if steps is None else replace(PointingRecipe(), steps=steps)
     work = partial(
         run, recipe, head.resolve(), directory.resolve(), wordnet=wordnet and wordnet.resolve(),
-        texts=texts and texts.resolve(), minutes=minutes, threads=threads,
+        texts=[folder.resolve() for folder in texts or ()], minutes=minutes, threads=threads,
     )  # fmt: skip
     if workers == 1:
         work()

@@ -16,6 +16,7 @@ from typing import Any
 from transformers import PretrainedConfig
 from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
 
+from agent.answer_rules import AnswerRules
 from agent.errors import CheckpointMismatch
 from agent.model.bases import base_text, llava_published
 from agent.model.checkpoint_files import read_json
@@ -151,10 +152,8 @@ class VLMFO1Config:
     image_projector: str = "identity"
     region_projector: str = "mlp2x_gelu"
     tie_word_embeddings: bool = True
-    least_confidence: float = 0.0
-    """Boxes that the language model names with less are no detections (ours)."""
-    one_per_object: bool = False
-    """Of an answer's boxes that overlap or hold one another only the surest counts (ours)."""
+    rules: AnswerRules = field(default_factory=AnswerRules)
+    """How it is asked, and how its answers are read (ours)."""
     tasks: tuple[str, ...] = ()
     """Kinds of questions it was trained for (names of `TaskKind`), as the service tells its
     clients; empty: all (ours)."""
@@ -279,8 +278,7 @@ class VLMFO1Config:
                 image_projector=raw.get("mm_projector_type", "identity"),
                 region_projector=raw["mm_projector_aux_type"],
                 tie_word_embeddings=raw.get("tie_word_embeddings", False),
-                least_confidence=extra.get("least_confidence", 0.0),
-                one_per_object=extra.get("one_per_object", False),
+                rules=AnswerRules.read(extra),
                 tasks=tuple(extra.get("tasks", ())),
                 bf16_rotary=extra.get("bf16_rotary", False),
                 family=family.name,
@@ -332,8 +330,7 @@ class VLMFO1Config:
                 "pyramid_width": self.region.pyramid_width,
                 "max_long_side": self.image.max_long_side,
                 "proposal": asdict(self.proposal),
-                "least_confidence": self.least_confidence,
-                "one_per_object": self.one_per_object,
+                **asdict(self.rules),
                 "tasks": list(self.tasks),
                 "bf16_rotary": self.bf16_rotary,
                 "family": self.family,
@@ -390,7 +387,7 @@ def pocket_config(text: PretrainedConfig) -> VLMFO1Config:
         proposal=ProposalConfig(
             score_threshold=0.08, nms_iou=0.6, network="nanodet.safetensors", num_classes=80
         ),
-        one_per_object=True,
+        rules=AnswerRules(regions_per_page=24, least_confidence=0.5, one_per_object=True),
         tasks=("DETECT", "REFER", "COUNT", "REGION_CAPTION", "VISUAL_PROMPT", "CHAT"),
         image_projector=NAME_MIXTURE,
         region_projector=NAME_MIXTURE,

@@ -16,6 +16,7 @@ import math
 import random
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from agent.training.workers import Workers
 NUM_KNOWN = 49_152
 NEW_TOKENS = tuple(token for token in CONTROL_TOKENS if not token.startswith(("<|endof", "<|im_")))
 _OPENING = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
+_LEAST_TEXT_TOKENS = 24
 _TURN = "<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -56,10 +58,10 @@ class PointingRecipe:
     steps: int = 900
     scenes_per_step: tuple[int, int] = (2, 3)
     """While pointing is learned, and after."""
-    labels_per_scene: tuple[int, int] = (16, 28)
+    labels_per_scene: tuple[int, int] = (16, 22)
     fewest_regions: int = 1
-    most_regions: tuple[int, int] = (12, 100)
-    doubt: tuple[float, float] = (0.4, 1.0)
+    most_regions: tuple[int, int] = (12, 24)
+    doubt: tuple[float, float] = (0.4, 0.75)
     """Reached at the end of either part, from none: 1 is that of photographs."""
     words_weight: float = 0.25
     """Weight of a token that is chosen among all, against one chosen among regions."""
@@ -273,18 +275,25 @@ class Lesson:
 class Rehearsal:
     """Text on which the model is to stay what it was."""
 
-    def __init__(self, model: PointingModel, texts: list[str], length: int, seed: int) -> None:
+    def __init__(
+        self, model: PointingModel, texts: list[list[str]], length: int, seed: int
+    ) -> None:
+        """`texts`: several sources, of which each step takes any as likely as another."""
         self._model = model
         self._length = length
         self._dice = random.Random(seed)
-        self._ids = [
-            ids for text in texts
-            if len(ids := model.tokenizer.encode(text, add_special_tokens=False).ids) >= 24
-        ]  # fmt: skip
+        self._sources = [
+            found for source in texts if (found := [ids for t in source if (ids := self._long(t))])
+        ]
+
+    def _long(self, text: str) -> list[int]:
+        """Its ids, or none if it is too short to say anything."""
+        ids: list[int] = self._model.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids if len(ids) >= _LEAST_TEXT_TOKENS else []
 
     def loss(self) -> Tensor:
         """Mean divergence from the untouched model on a piece of text."""
-        ids = self._dice.choice(self._ids)
+        ids = self._dice.choice(self._dice.choice(self._sources))
         start = self._dice.randrange(max(1, len(ids) - self._length))
         piece = torch.tensor(ids[start : start + self._length])
         positions, embedded = torch.arange(len(piece)), self._model.known[piece]
@@ -325,7 +334,8 @@ def lesson_tree(
     if liked is not None:
         branches.append(writer.asked(liked[1], stem=0))
         kinds.append("likes")
-    told = dice.choice((questions.names, questions.names, questions.yes_or_no, questions.lists))
+    kinds_of_words = (questions.names, questions.names, questions.yes_or_no, questions.lists)
+    told = dice.choice(kinds_of_words if scene.things else (questions.yes_or_no,))
     branches.append(writer.told(told(scene)))
     kinds.append("told")
     if dice.random() < 0.25:
@@ -342,7 +352,7 @@ def evaluate(model: PointingModel, head: np.ndarray, *, scenes: int, seed: int) 
     writer, words = SceneWriter(model.tokenizer), vocabulary()
     lesson = Lesson(model, writer)
     found: dict[str, list[float]] = defaultdict(list)
-    for count in (10, 30, 60):
+    for count in (5, 12, 24):
         maker = SceneMaker(words, head, seed + count)
         seen = Questioner(words, seed + count)
         unseen = Questioner(words, seed + count, may_ask=held_out)
@@ -371,7 +381,12 @@ def _askable(scene: Scene) -> bool:
 
 
 def train(
-    recipe: PointingRecipe, head: np.ndarray, texts: list[str], output: Path, *, minutes: float
+    recipe: PointingRecipe,
+    head: np.ndarray,
+    texts: list[list[str]],
+    output: Path,
+    *,
+    minutes: float,
 ) -> None:
     """Run, or go on with, the training whose state lies in `output`.
 
@@ -511,17 +526,17 @@ def classifier_head(path: Path) -> np.ndarray:
         return np.asarray(stored.get_tensor(name).float().numpy())
 
 
-def plain_texts(wordnet: Path | None, folder: Path | None) -> list[str]:
-    """English that training did not write: WordNet's definitions, and text files of a folder."""
-    texts: list[str] = []
+def plain_texts(wordnet: Path | None, folders: list[Path]) -> list[list[str]]:
+    """English that training did not write: WordNet's definitions, and folders of text files."""
+    sources: list[list[str]] = []
     if wordnet is not None:
         lines = wordnet.read_text(encoding="latin-1").splitlines()
         glosses = [line.partition(" | ")[2].strip() for line in lines if " | " in line]
-        texts += [". ".join(glosses[k : k + 6]) for k in range(0, len(glosses), 6)]
-    if folder is not None:
-        for path in sorted(folder.glob("**/*.txt")):
-            texts.append(path.read_text(errors="replace"))
-    return texts
+        sources.append([". ".join(glosses[k : k + 6]) for k in range(0, len(glosses), 6)])
+    for folder in folders:
+        files = sorted(folder.glob("**/*.txt"))
+        sources.append([path.read_text(errors="replace") for path in files])
+    return sources
 
 
 def export(run: Path, folder: Path) -> None:
@@ -544,7 +559,7 @@ def run(
     output: Path,
     *,
     wordnet: Path | None = None,
-    texts: Path | None = None,
+    texts: Sequence[Path] = (),
     minutes: float = math.inf,
     threads: int = 1,
 ) -> None:
@@ -554,9 +569,9 @@ def run(
         recipe: every number.
         head: the classifier's weights.
         output: state of the run.
-        wordnet, texts: `data.noun` of WordNet and a folder of text, to rehearse.
+        wordnet, texts: `data.noun` of WordNet and folders of text, to rehearse.
         minutes: stop then; another run goes on.
         threads: of this process.
     """
     torch.set_num_threads(threads)
-    train(recipe, classifier_head(head), plain_texts(wordnet, texts), output, minutes=minutes)
+    train(recipe, classifier_head(head), plain_texts(wordnet, list(texts)), output, minutes=minutes)

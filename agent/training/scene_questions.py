@@ -78,7 +78,7 @@ class Questioner:
         asked: list[Asked] = []
         present = list({thing.names[0]: thing for thing in scene.things}.values())
         while len(asked) < count:
-            kind = dice.random()
+            kind = dice.random() if present else 1.0
             if kind < 0.62:
                 word: str | None = self._word_of(dice.choice(present))
             elif kind < 0.80:
@@ -96,6 +96,8 @@ class Questioner:
     def likes(self, scene: Scene) -> tuple[int, Asked] | None:
         """A region, and the others of its everyday kind."""
         shown = [k for k, r in enumerate(scene.regions) if r.thing is not None]
+        if not shown:
+            return None
         region = self._dice.choice(shown)
         thing = scene.things[scene.regions[region].thing or 0]
         regions = [k for k in scene.showing(thing.everyday) if k != region]
@@ -104,6 +106,8 @@ class Questioner:
     def described(self, scene: Scene) -> Asked | None:
         """A thing by its colour, its size or its place among its like."""
         dice = self._dice
+        if not scene.things:
+            return None
         thing = dice.choice(scene.things)
         word = thing.everyday
         if not self._may_ask(word):

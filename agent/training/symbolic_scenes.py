@@ -57,6 +57,8 @@ class Scene:
         ]
 
 
+_LEFTOVER = 0.12
+"""Share of scenes in which nothing is to be found."""
 _WORN = (
     "jersey", "suit", "jeans", "sweatshirt", "cowboy hat", "sunglasses", "backpack", "wig",
     "bow tie", "windsor tie",
@@ -171,11 +173,14 @@ class SceneMaker:
         num_things = max(1, int(num_regions * dice.beta(1.6, 3.0)))
         kinds = [self._kind() for _ in range(max(1, int(num_things * dice.uniform(0.4, 1.0))))]
         things = [*kinds, *(self._choice.choice(kinds) for _ in range(num_things - len(kinds)))]
-        regions = [self._whole(index, thing) for index, thing in enumerate(things)]
+        wholes = [self._whole(index, thing) for index, thing in enumerate(things)]
+        # The later pages of many boxes show parts and background and nothing else.
+        is_leftover = num_regions > 1 and dice.random() < _LEFTOVER
+        regions = [] if is_leftover else list(wholes)
         while len(regions) < num_regions:
             kind = dice.random()
             number = int(dice.integers(num_things))
-            thing, whole = things[number], regions[number]
+            thing, whole = things[number], wholes[number]
             if kind < 0.12:
                 regions.append(self._around(thing, whole, right=0.8, clarity=(0.2, 1.0), near=True))
             elif kind < 0.5:
@@ -187,7 +192,8 @@ class SceneMaker:
             else:
                 regions.append(self._background())
         regions.sort(key=lambda region: -float(region.coco.max()))
-        return Scene(tuple(regions), tuple(things), self._cells(regions))
+        shown = () if is_leftover else tuple(things)
+        return Scene(tuple(regions), shown, self._cells(regions))
 
     def _kind(self) -> Thing:
         """A class of COCO or of ImageNet."""

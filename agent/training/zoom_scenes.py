@@ -181,7 +181,8 @@ def _from_tensors(row: dict[str, Any]) -> Sheet:
         name: value.numpy() if isinstance(value, torch.Tensor) else value
         for name, value in row.items()
     }
-    proposals = Proposals(*(values.pop(name) for name in ("xyxy", "objectness", "evidence")))
+    boxes = {one.name: values.pop(one.name) for one in fields(Proposals) if one.name in values}
+    proposals = Proposals(**boxes)
     names = {one.name for one in fields(FrameFeatures)} - {"proposals"}
     features = FrameFeatures(proposals=proposals, **{name: values.pop(name) for name in names})
     return Sheet(features=features, **values)

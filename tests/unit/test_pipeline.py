@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from agent.answer_rules import AnswerRules
 from agent.errors import InvalidBoxes, InvalidFrame, InvalidQuery
 from agent.frame import frame_from_rgb, read_frame
 from agent.model_directory import find_model
@@ -163,3 +164,23 @@ async def test_where_an_answer_is_expected_changes_no_answer(pipeline, picture):
         guided = await pipeline.ground(picture, TASKS, boxes=boxes, expected=[where])
         assert guided.answers[0].text == plain.answers[0].text
         assert guided.answers[0].num_passes <= plain.answers[0].num_passes
+
+
+async def test_a_search_sees_every_page_and_a_question_the_first(model, stages, monkeypatch):
+    shown: list[int] = []
+    answer = stages.answer
+
+    async def noted(features, task):
+        shown.append(len(features.proposals))
+        return await answer(features, task)
+
+    monkeypatch.setattr(stages, "answer", noted)
+    cache = MemoryRegionCache(budget_bytes=1 << 24)
+    paged = Pipeline(stages, cache, model_digest="paged", rules=AnswerRules(regions_per_page=4))
+    frame = frame_from_rgb(np.zeros((60, 80, 3), np.uint8))
+    boxes = np.array([[x, 0, x + 5, 8] for x in range(0, 70, 7)], np.float32)
+    await paged.ground(frame, TASKS, boxes=boxes)
+    assert shown == [4, 4, 2]
+    shown.clear()
+    await paged.ground(frame, [replace(Task.chat("what?"), max_new_tokens=2)], boxes=boxes)
+    assert shown == [4]

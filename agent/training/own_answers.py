@@ -1,0 +1,92 @@
+"""What the untouched language model answers to everyday questions: text that training rehearses.
+
+A model that learns to point keeps what it knew if it is held to its own former answers; they cost
+nothing but the writing. `write` asks the base a few hundred questions and keeps question and
+answer in its own form of conversation, one file each.
+
+    groundstream train own-answers --output DIR
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import LlamaForCausalLM
+
+from agent.model.family import LLAMA
+from agent.model.smollm2 import load_smollm2, smollm2_tokenizer
+from agent.prompts import SYSTEM_PROMPT
+from agent.training.vocabulary import vocabulary
+
+_ABOUT = (
+    "What is {a}?", "Tell me about {a}.", "Write one sentence about {a}.",
+    "Describe {a} to a child.",
+    "What is {a} used for?", "Where would I find {a}?", "Write a short story about {a}.",
+    "Name three facts about {a}.", "How big is {a}?", "What does {a} look like?",
+)  # fmt: skip
+_GENERAL = (
+    "What is the capital of Italy?", "How are you?", "What is seven plus eight?",
+    "Why is the sky blue?", "How do I boil an egg?", "Name the seasons of the year.",
+    "Who wrote Romeo and Juliet?", "What should I cook tonight?", "How do airplanes fly?",
+    "Explain what a computer is.", "Give me three tips for sleeping better.", "What is love?",
+    "Translate good morning into French.", "What is the largest ocean?", "Tell me a joke.",
+    "How many days are in a year?", "What is gravity?", "Why do leaves change color?",
+    "Write a poem about autumn.", "What is the difference between a cat and a dog?",
+    "How do I learn to swim?", "What do plants need to grow?", "Who was Albert Einstein?",
+    "Is a tomato a fruit?", "What is the speed of light?", "How do I write a letter?",
+)  # fmt: skip
+_MAX_TOKENS = 96
+_TOGETHER = 40
+
+
+def questions(count: int, seed: int) -> list[str]:
+    """Everyday questions, half of them about things of the vocabulary."""
+    dice, words = random.Random(seed), vocabulary()
+    things = sorted({thing.everyday for thing in (*words.coco, *words.imagenet)})
+    asked = list(_GENERAL)
+    while len(asked) < count:
+        asked.append(dice.choice(_ABOUT).replace("{a}", f"a {dice.choice(things)}"))
+    return asked[:count]
+
+
+def write(output: Path, *, count: int, seed: int) -> None:
+    """Ask the base and write one file for each question."""
+    output.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = load_smollm2(dtype=torch.bfloat16), smollm2_tokenizer()
+    words, end = LLAMA.prompt, int(tokenizer.token_to_id(LLAMA.prompt.end_of_turn) or 0)
+    system = words.system_turn.replace("{}", SYSTEM_PROMPT)
+    ends = words.end_of_turn + words.between_turns
+    prompts = [
+        f"{system}{words.user}{text}{ends}{words.assistant}" for text in questions(count, seed)
+    ]
+    for start in range(0, count, _TOGETHER):
+        batch = prompts[start : start + _TOGETHER]
+        for number, (prompt, said) in enumerate(
+            zip(batch, _answers(model, tokenizer, batch, end), strict=True), start
+        ):
+            (output / f"answer_{number:04}.txt").write_text(prompt + said, encoding="utf-8")
+
+
+@torch.inference_mode()
+def _answers(
+    model: LlamaForCausalLM, tokenizer: Tokenizer, prompts: list[str], end: int
+) -> list[str]:
+    """Greedy answers, the end token included where it was reached."""
+    ids = [tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in prompts]
+    longest = max(map(len, ids))
+    written = model.generate(  # type: ignore[misc]
+        torch.tensor([[end] * (longest - len(row)) + row for row in ids]),
+        attention_mask=torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in ids]),
+        max_new_tokens=_MAX_TOKENS,
+        do_sample=False,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+    answers = []
+    for row in written[:, longest:].tolist():
+        kept = row[: row.index(end) + 1] if end in row else row
+        answers.append(str(tokenizer.decode(kept, skip_special_tokens=False)))
+    return answers
