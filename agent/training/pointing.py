@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from agent.errors import SettingsError
 from agent.model.appearance import COLOURS
 from agent.model.configuration import pocket_config
 from agent.model.low_rank import adapt, adapter_state, load_adapter
@@ -572,6 +573,12 @@ def run(
         wordnet, texts: `data.noun` of WordNet and folders of text, to rehearse.
         minutes: stop then; another run goes on.
         threads: of this process.
+
+    Raises:
+        SettingsError: there is nothing to rehearse.
     """
     torch.set_num_threads(threads)
-    train(recipe, classifier_head(head), plain_texts(wordnet, list(texts)), output, minutes=minutes)
+    rehearsed = plain_texts(wordnet, list(texts))
+    if recipe.text_weight and not any(rehearsed):
+        raise SettingsError("there is no text to rehearse: give --wordnet, --texts or both")
+    train(recipe, classifier_head(head), rehearsed, output, minutes=minutes)

@@ -24,7 +24,7 @@ def write_scene(path: Path, *, num_frames: int) -> None:
     """A video of one moving grey level and the truth beside it."""
     with VideoWriter(path, fps=10.0) as video:
         for number in range(num_frames):
-            video.write(np.full((64, 96, 3), 20 + 5 * number, dtype=np.uint8))
+            video.write(np.full((64, 96, 3), 20 + 5 * (number % 40), dtype=np.uint8))
     # What the fakes always find.
     boxes = [
         {"image_id": number, "category_id": 1, "bbox": [0, 0, 48, 32]}

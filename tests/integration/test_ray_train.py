@@ -30,7 +30,7 @@ def learn(directory: Path) -> None:
     own = directory / f"worker {Workers.current().rank}"
     # Measuring takes minutes.
     with patch("agent.training.pointing.evaluate", return_value={}):
-        train(recipe, head, ["a text that is not forgotten " * 20], own, minutes=60)
+        train(recipe, head, [["a text that is not forgotten " * 20]], own, minutes=60)
 
 
 @pytest.mark.slow

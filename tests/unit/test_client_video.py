@@ -158,7 +158,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_scores_count_each_true_box_once() -> None:
-    truth = Truth([{"dog": [(0, 0, 10, 10), (20, 20, 30, 30)]}])
+    truth = Truth({0: {"dog": [(0, 0, 10, 10), (20, 20, 30, 30)]}})
     twice = [(0.0, 0.0, 10.0, 10.0), (0.0, 0.0, 10.0, 9.0)]
     assert truth.score(0, "dog", twice) == Score(2, 2, 1)
     assert truth.score(0, "dog", []) == Score(2, 0, 0)

@@ -100,7 +100,7 @@ def folder(published, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def stages(folder):
-    made = LocalStages.from_pretrained(str(folder), max_batch_frames=4)
+    made = LocalStages.from_pretrained(str(folder), dtype="float32", max_batch_frames=4)
     yield made
     made.close()
 

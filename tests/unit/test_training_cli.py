@@ -32,6 +32,11 @@ def test_pointing_runs_what_was_asked(tmp_path: Path, monkeypatch: pytest.Monkey
     assert options["threads"] == 1
 
 
+def test_training_without_a_text_to_rehearse_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--wordnet"):
+        pointing.run(pointing.PointingRecipe(), tmp_path / "head", tmp_path)
+
+
 def test_export_writes_a_folder_that_can_be_read(tmp_path: Path) -> None:
     made = {"connector.powers": torch.ones(3), "new_tokens.weight": torch.zeros(4, 2)}
     (tmp_path / "run").mkdir()
