@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import time
 from collections import deque
 from enum import Enum
@@ -19,6 +20,7 @@ from agent.streaming.video_source import open_source
 from client.annotated_video import AnnotatedVideo
 from client.events import (
     KeyframeAnswer,
+    Reconnecting,
     StreamError,
     StreamEvent,
     StreamOpened,
@@ -33,7 +35,12 @@ from client.types import (
     StreamPolicy,
 )
 from client.vision_agent_client import VisionAgentClient
+from client.watch_stream import Reconnect
 
+_START_S = 10.0
+"""Without a word about patience: so long for a service that is not there at the start, ..."""
+_PATIENCE_S = 180.0
+"""... and so long for one that went away; a large model is loaded in that time."""
 _MAX_ERRORS_SHOWN = 3
 
 
@@ -46,6 +53,7 @@ async def watch_source(
     output: Path | None = None,
     rerun: Path | None = None,
     as_json: bool = False,
+    patience_s: float | None = None,
 ) -> None:
     """Stream a source until it ends and show every answer.
 
@@ -57,6 +65,8 @@ async def watch_source(
         output: where to write the annotated video, if anywhere.
         rerun: where to write a Rerun recording, if anywhere.
         as_json: print one JSON object per event instead of a table.
+        patience_s: how long to wait for a service that is not there, or not any more; infinity:
+            for ever.
 
     Raises:
         SourceError: the source cannot be read.
@@ -77,8 +87,13 @@ async def watch_source(
             for recording in recordings:
                 recording.add_frame(frame, rgb)
 
-        await client.wait_until_ready(timeout_s=10.0)
-        async with client.watch(play(opened, on_frame=record), queries, policy=policy) as stream:
+        start_s, lost_s = (
+            (_START_S, _PATIENCE_S) if patience_s is None else (patience_s, patience_s)
+        )
+        reconnect = Reconnect(patience_s=lost_s, on_attempt=view.show)
+        await client.wait_until_ready(timeout_s=None if math.isinf(start_s) else start_s)
+        frames = play(opened, on_frame=record)
+        async with client.watch(frames, queries, policy=policy, reconnect=reconnect) as stream:
             async for event in stream:
                 if isinstance(event, FrameResult):
                     for recording in recordings:
@@ -95,7 +110,7 @@ class _JsonLines(contextlib.AbstractContextManager["_JsonLines"]):
     def __exit__(self, *_error: object) -> None:
         return None
 
-    def show(self, event: StreamEvent) -> None:
+    def show(self, event: StreamEvent | Reconnecting) -> None:
         """Print the event."""
         line = {"event": type(event).__name__, **dataclasses.asdict(event)}
         line.pop("resume_token", None)  # A secret, and logs are read by many.
@@ -111,6 +126,8 @@ class _LiveTable(contextlib.AbstractContextManager["_LiveTable"]):
         self._delay_ms = 0.0
         self._keyframe: KeyframeAnswer | None = None
         self._num_resumed = 0
+        self._broken: Reconnecting | None = None
+        self._is_open = False
         self._stats: StreamStats | None = None
         self._errors: deque[StreamError] = deque(maxlen=_MAX_ERRORS_SHOWN)
         self._live = Live(get_renderable=self._render, refresh_per_second=8)
@@ -122,8 +139,9 @@ class _LiveTable(contextlib.AbstractContextManager["_LiveTable"]):
     def __exit__(self, *_error: object) -> None:
         self._live.stop()
 
-    def show(self, event: StreamEvent) -> None:
+    def show(self, event: StreamEvent | Reconnecting) -> None:
         """Keep the event for the next refresh."""
+        self._broken = event if isinstance(event, Reconnecting) else None
         match event:
             case FrameResult():
                 self._result = event
@@ -134,8 +152,9 @@ class _LiveTable(contextlib.AbstractContextManager["_LiveTable"]):
                 self._stats = event
             case StreamError():
                 self._errors.append(event)
-            case StreamOpened() if event.resumed:
-                self._num_resumed += 1
+            case StreamOpened():
+                self._is_open = True
+                self._num_resumed += event.resumed
 
     def _render(self) -> Table:
         table = Table(title=self._title, caption=self._caption())
@@ -168,7 +187,14 @@ class _LiveTable(contextlib.AbstractContextManager["_LiveTable"]):
         if self._num_resumed:
             lines.append(f"resumed {self._num_resumed} times")
         lines += [f"{error.code}: {error.message}" for error in self._errors]
-        return "\n".join(lines) or "waiting for the first answer ..."
+        if self._broken is not None:
+            lost = self._broken
+            lines.append(
+                f"the stream broke {lost.broken_s:.0f} s ago ({lost.reason}); "
+                f"opening it again, attempt {lost.attempt} ..."
+            )
+        waiting = "the first answer" if self._is_open else "the service"
+        return "\n".join(lines) or f"waiting for {waiting} ..."
 
 
 def answer_row(answer: QueryResult) -> tuple[str, str, str, str, str]:
