@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from agent.frame import RGBArray
-from agent.streaming.video_source import open_source
+from agent.streaming.video_source import SourceFrame, open_source
 from client.annotated_video import AnnotatedVideo
 from client.events import (
     KeyframeAnswer,
@@ -83,9 +82,9 @@ async def watch_source(
             recordings.append(stack.enter_context(RerunRecording(rerun)))
         stack.enter_context(view)
 
-        def record(frame: OutgoingFrame, rgb: RGBArray) -> None:
+        def record(frame: OutgoingFrame, picture: SourceFrame) -> None:
             for recording in recordings:
-                recording.add_frame(frame, rgb)
+                recording.add_frame(frame, picture.rgb, picture.pts_s)
 
         start_s, lost_s = (
             (_START_S, _PATIENCE_S) if patience_s is None else (patience_s, patience_s)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from agent.cli import DeviceOption
+
 
 def train(
     stage: Annotated[
@@ -44,7 +46,7 @@ def train(
             help="Where export and reinforce write (default of export: the shipped weights)."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    device: DeviceOption = "cpu",
     workers: Annotated[
         int, typer.Option(help="Processes that train together, through Ray Train.", min=1)
     ] = 1,

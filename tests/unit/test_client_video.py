@@ -98,7 +98,8 @@ async def test_playback_keeps_the_rate_of_the_source(video: Path) -> None:
     frames = [
         frame
         async for frame in play(
-            open_source(str(video)), on_frame=lambda frame, rgb: seen.append((frame.sequence, rgb))
+            open_source(str(video)),
+            on_frame=lambda frame, picture: seen.append((frame.sequence, picture.rgb)),
         )
     ]
     assert time.monotonic() - started_s >= 0.45  # Nine intervals of 50 ms.
