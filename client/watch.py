@@ -15,7 +15,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from agent.streaming.video_source import SourceFrame, open_source
+from agent.errors import InvalidQuery
+from agent.prompts import clean_query
+from agent.streaming.video_source import (
+    ImageFolder,
+    SourceFrame,
+    open_source,
+    shown_location,
+)
 from client.annotated_video import AnnotatedVideo
 from client.events import (
     KeyframeAnswer,
@@ -28,6 +35,7 @@ from client.events import (
 from client.playback import play
 from client.rerun_recording import RerunRecording
 from client.types import (
+    AnswerMode,
     FrameResult,
     OutgoingFrame,
     QueryResult,
@@ -36,6 +44,8 @@ from client.types import (
 from client.vision_agent_client import VisionAgentClient
 from client.watch_stream import Reconnect
 
+_FIRST_CHANGE = 1
+"""The queries that a stream begins with."""
 _START_S = 10.0
 """Without a word about patience: so long for a service that is not there at the start, ..."""
 _PATIENCE_S = 180.0
@@ -69,10 +79,17 @@ async def watch_source(
 
     Raises:
         SourceError: the source cannot be read.
+        InvalidQuery: one of the queries cannot be asked.
         SettingsError: a Rerun recording is wanted and rerun-sdk is not installed.
         ServiceError: there is no service, or the stream broke.
     """
+    for query in queries:
+        clean_query(query)  # A stream would only say so in-band, and play on.
     opened = open_source(source)
+    policy = policy or StreamPolicy()
+    if isinstance(opened, ImageFolder) and len(opened) == 1:
+        # There is no later frame to which what the model says could be carried.
+        policy = dataclasses.replace(policy, mode=AnswerMode.GROUND)
     view: _JsonLines | _LiveTable = _JsonLines() if as_json else _LiveTable(source)
     with contextlib.ExitStack() as stack:
         recordings: list[AnnotatedVideo | RerunRecording] = []
@@ -98,6 +115,8 @@ async def watch_source(
                     for recording in recordings:
                         recording.add_result(event)
                 view.show(event)
+                if isinstance(event, StreamError) and event.change_id == _FIRST_CHANGE:
+                    raise InvalidQuery(event.message)
 
 
 class _JsonLines(contextlib.AbstractContextManager["_JsonLines"]):
@@ -119,8 +138,8 @@ class _JsonLines(contextlib.AbstractContextManager["_JsonLines"]):
 class _LiveTable(contextlib.AbstractContextManager["_LiveTable"]):
     """The newest answer to each query, the delay, and where the frames went."""
 
-    def __init__(self, title: str) -> None:
-        self._title = title
+    def __init__(self, source: str) -> None:
+        self._title = shown_location(source)
         self._result: FrameResult | None = None
         self._delay_ms = 0.0
         self._keyframe: KeyframeAnswer | None = None

@@ -23,6 +23,9 @@ from agent.frame import RGBArray, load_frame
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 # Up to the last @ before the path: careless passwords hold one, too.
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")
+_SECRETS = re.compile(
+    r"([?&](?:pass(?:word|wd)?|pwd|pw|token|secret|(?:api_?)?key|auth)=)[^&#\s]*", re.IGNORECASE
+)
 _DEFAULT_FPS = 25.0
 _LIVE_SCHEMES = ("rtsp://", "rtsps://", "rtp://", "udp://", "srt://", "rtmp://")
 # Over TCP no picture is torn; a source that says nothing for ten seconds is gone.
@@ -52,7 +55,7 @@ class VideoSource(Protocol):
 
 def shown_location(source: str) -> str:
     """A source's name, or any text about it, without the password that camera URLs often carry."""
-    return _CREDENTIALS.sub("", source)
+    return _SECRETS.sub(r"\1***", _CREDENTIALS.sub("", source))
 
 
 def open_source(source: str, *, fps: float | None = None) -> VideoSource:
@@ -144,6 +147,9 @@ class ImageFolder:
             raise SourceError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         self.fps = fps
         self.is_live = False
+
+    def __len__(self) -> int:
+        return len(self._paths)
 
     def check(self, limit: int | None = None) -> tuple[int, int]:
         """Read all headers and the first picture; (width, height) that hold every one.
