@@ -6,6 +6,7 @@ import pytest
 
 from agent.errors import InvalidQuery
 from agent.prompts import MAX_HISTORY_TURNS, Exchange, Task, clean_query
+from tests.parity.golden_sets import task_of
 
 
 def test_published_words():
@@ -95,3 +96,12 @@ def test_ordinary_angle_brackets_are_fine():
 def test_negative_regions(ask):
     with pytest.raises(InvalidQuery):
         ask(-1)
+
+
+@pytest.mark.parametrize(
+    "text", ["Describe it.", "Is <region0> left of <region12>?\nSay <region0>.", "<region3>"]
+)
+def test_a_golden_question_is_asked_in_its_own_words(text):
+    task = task_of(text)
+    assert task.text == text
+    assert "<region" not in task.query
