@@ -20,6 +20,10 @@ class AnswerRules:
     one_per_object: bool = False
     """Of boxes of one label that overlap or hold one another only the surest is a detection."""
 
+    weigh_objectness: bool = False
+    """A detection's confidence is the model's times the proposal network's: for models whose region
+    tokens say what a box shows, and hardly how much of it."""
+
     @classmethod
     def read(cls, section: Mapping[str, Any]) -> AnswerRules:
         """From the `groundstream` section of a configuration."""
@@ -27,4 +31,5 @@ class AnswerRules:
             int(section.get("regions_per_page", MAX_REGIONS)),
             float(section.get("least_confidence", 0.0)),
             bool(section.get("one_per_object", False)),
+            bool(section.get("weigh_objectness", False)),
         )

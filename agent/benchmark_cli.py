@@ -266,11 +266,11 @@ def eval_suite(
     from agent.proposer import Proposer
 
     digest = find_model(model).digest[:12]
+    sets = [(one, one.load(cache, artwork, num)) for one in evaluation_sets()]
     proposer = Proposer.from_pretrained(model, device=device, score_threshold=0.0)
     suite = Suite(pipeline_of(model, device), lambda frame: proposer.propose([frame])[0])
     columns: dict[str, dict[str, Estimate]] = {}
-    for one in evaluation_sets():
-        data = one.load(cache, artwork, num)
+    for one, data in sets:
         results = one.folder(cache, num) / f"suite{SUITE_VERSION}-{digest}.jsonl"
         columns[one.name] = asyncio.run(suite.measure(data, results, title=one.name))
     rows = {title: {name: found.get(key) for name, found in columns.items()}
@@ -338,10 +338,10 @@ def eval_clutter(
     from agent.evaluation.composed_sets import evaluation_sets
 
     settings = evaluation_sets()[0].settings
+    sets = {number: crowded_set(number, settings).load(cache, artwork, num) for number in NUMBERS}
     pipeline, proposer = pipeline_of(model, device), unlimited_proposer(model, device=device)
     found = {}
-    for number in NUMBERS:
-        data = crowded_set(number, settings).load(cache, artwork, num)
+    for number, data in sets.items():
         found[number] = asyncio.run(measure_clutter(pipeline, proposer, data))
     rows = {
         f"{clutter.num_objects:.0f} objects: {source}": {

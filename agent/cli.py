@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +12,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from agent.devices import checked_device
 from agent.errors import InvalidQuery
 from agent.model_directory import DEFAULT_MODEL, find_model
 from agent.prompts import Task, TaskKind
 from agent.zoom_policy import Zoom, ZoomPolicy
 
 if TYPE_CHECKING:
-    from agent.pipeline import Grounding, Pipeline
+    from agent.grounded_output import GroundedOutput
+    from agent.pipeline import Pipeline
     from agent.revisions import Revision
-    from agent.streaming.video_source import SourceFrame, VideoSource
+    from agent.streaming.video_source import VideoSource
 
 ModelOption = Annotated[str, typer.Option(help="'pocket' or a checkpoint folder.")]
 DtypeOption = Annotated[
     str, typer.Option(help="Type of the weights: auto, stored, float32, bfloat16, float16.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...", callback=checked_device)]
 
 model_app = typer.Typer(help="Look at model directories.", no_args_is_help=True)
 
@@ -40,7 +43,7 @@ def ground(
         typer.Option(help="What to ask; models may know some of these only."),
     ] = TaskKind.DETECT,
     region: Annotated[
-        list[int] | None, typer.Option(help="Boxes a region task is about, by number.")
+        list[int] | None, typer.Option(help="Boxes a region task is about, by number.", min=0)
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
@@ -49,10 +52,10 @@ def ground(
         str | None, typer.Option(help="A proposal network by folder or hub name, or 'none'.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Annotated PNG or MP4 (default: beside the source).")
+        Path | None, typer.Option(help="Annotated picture or video (default: beside the source).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per frame.")] = False,
-    limit: Annotated[int | None, typer.Option(help="Stop after this many frames.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Stop after this many frames.", min=1)] = None,
     zoom: Annotated[
         ZoomPolicy, typer.Option(help="Look again at parts of large frames (docs/zoom.md).")
     ] = ZoomPolicy.OFF,
@@ -64,15 +67,23 @@ def ground(
     ] = None,
 ) -> None:
     """Find things in pictures or a video, in this process."""
-    from agent.streaming.video_source import open_source
+    from agent.grounded_output import GroundedOutput, check_output, check_pictures, output_beside
+    from agent.streaming.video_source import IMAGE_SUFFIXES, open_source
 
     tasks = tasks_of(task, queries or [], region or [])
+    where = output or output_beside(source)
+    is_one_picture = limit == 1 or Path(source).suffix.lower() in IMAGE_SUFFIXES
+    check_output(where, source, is_one_picture=is_one_picture)
     frames = open_source(source)
+    size = check_pictures(frames, limit=limit)
     pipeline = pipeline_of(model, device, dtype, proposals)
     budget_s = None if zoom_budget_ms is None else zoom_budget_ms / 1e3
-    asyncio.run(_ground_all(pipeline, frames, tasks, output or _beside(source),
-                            zoom=Zoom(zoom, zoom_tokens, budget_s),
-                            as_json=as_json, limit=limit))  # fmt: skip
+    with GroundedOutput(where, fps=frames.fps, size=size) as written:
+        asyncio.run(_ground_all(pipeline, frames, tasks, written,
+                                zoom=Zoom(zoom, zoom_tokens, budget_s),
+                                as_json=as_json, limit=limit))  # fmt: skip
+    if not as_json:
+        typer.echo(f"wrote {where}")
 
 
 def tasks_of(kind: TaskKind, queries: list[str], regions: list[int]) -> list[Task]:
@@ -105,7 +116,7 @@ async def _ground_all(
     pipeline: Pipeline,
     frames: VideoSource,
     tasks: list[Task],
-    output: Path,
+    written: GroundedOutput,
     *,
     zoom: Zoom,
     as_json: bool,
@@ -115,28 +126,15 @@ async def _ground_all(
     from agent.zoom import RegionZoom
 
     zoomer = RegionZoom(pipeline)
-    written: list[tuple[SourceFrame, Grounding]] = []
-    for index, picture in enumerate(frames):
-        if limit is not None and index >= limit:
-            break
+    for index, picture in enumerate(itertools.islice(frames, limit)):
         frame = frame_from_rgb(picture.rgb, index=index, jpeg_quality=None)
         async for revision in zoomer.look(frame, tasks, zoom):
             standing = revision
-        written.append((picture, standing.grounding))
+        written.add(picture, standing.grounding)
         if as_json:
             typer.echo(json.dumps(_json_line(index, picture.pts_s, standing)))
         else:
             _print_table(index, standing)
-    _write_annotated(output, written, frames.fps)
-    if not as_json:
-        typer.echo(f"wrote {output}")
-
-
-def _beside(source: str) -> Path:
-    path = Path(source)
-    video = path.suffix.lower() in {".mp4", ".mov", ".mkv", ".avi", ".webm"}
-    folder = path.parent if path.exists() else Path()
-    return folder / f"{path.stem}_grounded{'.mp4' if video or path.is_dir() else '.png'}"
 
 
 def _json_line(index: int, pts_s: float, revision: Revision) -> dict[str, object]:
@@ -194,40 +192,11 @@ def _print_table(index: int, revision: Revision) -> None:
     Console().print(table)
 
 
-def _write_annotated(
-    output: Path, written: list[tuple[SourceFrame, Grounding]], fps: float
-) -> None:
-    from PIL import Image
-
-    from agent.drawing import LabelledBox, draw_boxes
-    from agent.streaming.video_writer import VideoWriter
-
-    drawn = [
-        draw_boxes(
-            picture.rgb,
-            [
-                LabelledBox((x1, y1, x2, y2), label, float(score))
-                for answer in grounding.answers
-                for (x1, y1, x2, y2), label, score in zip(
-                    answer.detections.xyxy.tolist(), answer.detections.label,
-                    answer.detections.confidence, strict=True,
-                )
-            ],
-        )
-        for picture, grounding in written
-    ]  # fmt: skip
-    if output.suffix.lower() == ".png":
-        Image.fromarray(drawn[0]).save(output)
-        return
-    with VideoWriter(output, fps=fps) as video:
-        for rgb in drawn:
-            video.write(rgb)
-
-
 def pipeline_of(
     model: str, device: str, dtype: str = "auto", proposals: str | None = None
 ) -> Pipeline:
-    """A ready pipeline in this process."""
+    """A ready pipeline in this process; says that it is being loaded, which takes its time."""
+    typer.echo(f"loading {model} on {device} ...", err=True)
     from agent.stages import local_pipeline
 
     return local_pipeline(model, device=device, dtype=dtype, proposal_network=proposals)

@@ -90,6 +90,7 @@ def join_pages(
     *,
     least_confidence: float = 0.0,
     one_per_object: bool = False,
+    weigh_objectness: bool = False,
 ) -> Answer:
     """One answer from what the model wrote about each page of the frame's proposals.
 
@@ -101,6 +102,7 @@ def join_pages(
         proposals: all boxes of the frame.
         least_confidence: boxes named with less are left out of the detections.
         one_per_object: of boxes of one label that overlap or hold one another the surest stays.
+        weigh_objectness: a box's confidence is the model's times the proposal network's.
     """
     rows: list[tuple[str, int, float]] = []
     texts: list[str] = []
@@ -117,6 +119,10 @@ def join_pages(
             rows += [
                 (label, int(page.indices[index]), confidence.get(index, 0.0)) for index in known
             ]
+    if weigh_objectness:
+        rows = [
+            (label, box, score * float(proposals.objectness[box])) for label, box, score in rows
+        ]
     # A reference box stands on every page and may be found on several.
     named = {(label, box): (label, box, score) for label, box, score in rows}
     rows = [row for row in named.values() if row[2] >= least_confidence]

@@ -175,6 +175,7 @@ class Pipeline:
             features.proposals,
             least_confidence=self._rules.least_confidence,
             one_per_object=self._rules.one_per_object,
+            weigh_objectness=self._rules.weigh_objectness,
         )
 
     async def converse(self, task: Task) -> Answer:

@@ -15,6 +15,8 @@ from agent.errors import InvalidQuery
 SYSTEM_PROMPT = "You are a helpful assistant."
 MAX_QUERY_CHARS = 2000
 MAX_HISTORY_CHARS = 32_000
+MAX_HISTORY_TURNS = 100
+"""Earlier turns of one question; an empty one costs its tokens too."""
 MAX_LABELS = 80
 """Labels of one question."""
 MAX_REGIONS = 100
@@ -106,24 +108,44 @@ def region_token(index: int) -> str:
     return f"<region{index}>"
 
 
-def clean_query(query: str) -> str:
-    """The query with white space folded.
+def check_query(query: str) -> str:
+    """The query as it is: white space is part of a question (choices stand on lines of their own).
 
     Raises:
         InvalidQuery: empty, longer than `MAX_QUERY_CHARS`, or containing a control token of the
             model (`<region3>`, `<|im_end|>`), which a user must not be able to speak.
     """
-    text = " ".join(query.split())
-    if not text:
-        raise InvalidQuery("the query is empty; say what to look for, for example 'dog'")
     if len(query) > MAX_QUERY_CHARS:
         raise InvalidQuery(
             f"the query has {len(query)} characters, the limit is {MAX_QUERY_CHARS}; shorten it"
         )
-    found = _CONTROL.search(text)
+    if not query.strip():
+        raise InvalidQuery("the query is empty; say what to look for, for example 'dog'")
+    found = _CONTROL.search(query)
     if found:
         raise InvalidQuery(f"the query contains the control token {found.group()!r}; remove it")
-    return text
+    return query
+
+
+def clean_query(query: str) -> str:
+    """A label with its white space folded.
+
+    Raises:
+        InvalidQuery: as `check_query`, of the label before folding and after.
+    """
+    return check_query(" ".join(check_query(query).split()))
+
+
+def check_num_turns(num_turns: int) -> None:
+    """Refuses a conversation that is too long; ask before anything is made of its turns.
+
+    Raises:
+        InvalidQuery: more turns than `MAX_HISTORY_TURNS`.
+    """
+    if num_turns > MAX_HISTORY_TURNS:
+        raise InvalidQuery(
+            f"{num_turns} earlier turns, the limit is {MAX_HISTORY_TURNS}; leave out the oldest"
+        )
 
 
 @dataclass(frozen=True)
@@ -231,9 +253,10 @@ class Task:
         """Anything else; `{}` in the question stands for a region.
 
         Raises:
-            InvalidQuery: as `clean_query`; placeholders and regions differ in number; or an
-                earlier turn would end its turn early, or all of them are too long.
+            InvalidQuery: as `check_query`; placeholders and regions differ in number; or an
+                earlier turn would end its turn early, or all of them are too many or too long.
         """
+        check_num_turns(len(history))
         length = sum(len(turn.question) + len(turn.answer) for turn in history)
         if length > MAX_HISTORY_CHARS:
             raise InvalidQuery(
@@ -290,7 +313,7 @@ def _checked(region: int) -> int:
 
 
 def _referring(question: str, regions: tuple[int, ...]) -> str:
-    text = clean_query(question)
+    text = check_query(question)
     if text.count(_PLACEHOLDER) < len(regions):
         raise InvalidQuery(
             f"{len(regions)} regions are given, but the question has "

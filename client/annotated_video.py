@@ -23,7 +23,7 @@ class AnnotatedVideo:
     """Writes H.264; use it as a context manager, or call `close`."""
 
     def __init__(self, path: Path, *, fps: float) -> None:
-        self._held: deque[tuple[int, RGBArray]] = deque()
+        self._held: deque[tuple[int, RGBArray, float | None]] = deque()
         self._last: FrameResult | None = None
         self._video = VideoWriter(path, fps=fps)
 
@@ -38,23 +38,23 @@ class AnnotatedVideo:
     ) -> None:
         self.close()
 
-    def add_frame(self, frame: OutgoingFrame, rgb: RGBArray) -> None:
-        """A frame that is being sent, and its pixels."""
-        self._held.append((frame.sequence, rgb))
+    def add_frame(self, frame: OutgoingFrame, rgb: RGBArray, pts_s: float | None = None) -> None:
+        """A frame that is being sent, its pixels, and its time in the source."""
+        self._held.append((frame.sequence, rgb, pts_s))
         if len(self._held) > _MAX_HELD:
-            self._write(self._held.popleft()[1], self._last)
+            self._write(*self._held.popleft()[1:], self._last)
 
     def add_result(self, result: FrameResult) -> None:
         """An answer; they come in the order of their frames."""
         while self._held and self._held[0][0] <= result.sequence:
-            sequence, rgb = self._held.popleft()
-            self._write(rgb, self._nearest(sequence, result))
+            sequence, rgb, pts_s = self._held.popleft()
+            self._write(rgb, pts_s, self._nearest(sequence, result))
         self._last = result
 
     def close(self) -> None:
         """Write what is left and finish the file."""
         while self._held:
-            self._write(self._held.popleft()[1], self._last)
+            self._write(*self._held.popleft()[1:], self._last)
         self._video.close()
 
     def _nearest(self, sequence: int, coming: FrameResult) -> FrameResult:
@@ -63,8 +63,8 @@ class AnnotatedVideo:
             return coming
         return last
 
-    def _write(self, rgb: RGBArray, result: FrameResult | None) -> None:
-        self._video.write(rgb if result is None else draw_result(rgb, result))
+    def _write(self, rgb: RGBArray, pts_s: float | None, result: FrameResult | None) -> None:
+        self._video.write(rgb if result is None else draw_result(rgb, result), pts_s)
 
 
 def draw_result(rgb: RGBArray, result: FrameResult, *, caption: str = "") -> RGBArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,14 @@ def watch(
     max_age_ms: Annotated[
         float, typer.Option(help="Refuse answers older than this; 0: any age.", min=0.0)
     ] = 0.0,
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            help="Wait so many seconds for a service that is not there, or went away; 0: for ever.",
+            show_default="10 at the start, 180 later",
+            min=0.0,
+        ),
+    ] = None,
     tls_ca: Annotated[
         Path | None, typer.Option(help="Encrypt, trusting this certificate authority (PEM).")
     ] = None,
@@ -58,7 +67,14 @@ def watch(
     async def run() -> None:
         async with VisionAgentClient(target, tls=tls, token=token) as client:
             await watch_source(
-                client, source, queries, policy=policy, output=output, rerun=rerun, as_json=as_json
+                client,
+                source,
+                queries,
+                policy=policy,
+                output=output,
+                rerun=rerun,
+                as_json=as_json,
+                patience_s=math.inf if patience == 0.0 else patience,
             )
 
     asyncio.run(run())

@@ -25,7 +25,7 @@ from rich.table import Table
 from agent.errors import AgentError
 from agent.frame import RGBArray
 from agent.interrupts import interruptible
-from agent.streaming.video_source import open_source
+from agent.streaming.video_source import SourceFrame, open_source
 from client.annotated_video import AnnotatedVideo, draw_result
 from client.demo_truth import Score, Truth
 from client.events import (
@@ -126,10 +126,10 @@ async def stream_video(
     queries = {query.name: query.text for query in _STANDING}
     video = AnnotatedVideo(output, fps=source.fps) if output is not None else None
 
-    def on_frame(frame: OutgoingFrame, rgb: RGBArray) -> None:
-        sent[frame.sequence] = Picture(frame, rgb)
+    def on_frame(frame: OutgoingFrame, picture: SourceFrame) -> None:
+        sent[frame.sequence] = Picture(frame, picture.rgb)
         if video is not None:
-            video.add_frame(frame, rgb)
+            video.add_frame(frame, picture.rgb, picture.pts_s)
 
     async with client.watch(play(source, on_frame=on_frame), _STANDING) as stream:
         async for event in stream:

@@ -150,6 +150,17 @@ class KeyframeAnswer:
     TRACK_UNCERTAIN or REFRESH."""
 
 
+@dataclass(frozen=True)
+class Reconnecting:
+    """The stream is broken and about to be opened again; see `Reconnect.on_attempt`."""
+
+    attempt: int
+    """From 1, since the last message of the service."""
+    broken_s: float
+    """Since the first failure after that message."""
+    reason: str
+
+
 StreamEvent = (
     FrameResult
     | KeyframeAnswer

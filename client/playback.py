@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
-from agent.frame import RGBArray, frame_from_rgb
+from agent.frame import frame_from_rgb
 from agent.streaming.newest_picture import NewestPicture
 from agent.streaming.video_source import SourceFrame, VideoSource
 from client.types import OutgoingFrame
@@ -16,13 +16,13 @@ JPEG_QUALITY = 90
 
 
 async def play(
-    source: VideoSource, *, on_frame: Callable[[OutgoingFrame, RGBArray], None] | None = None
+    source: VideoSource, *, on_frame: Callable[[OutgoingFrame, SourceFrame], None] | None = None
 ) -> AsyncIterator[OutgoingFrame]:
     """Every picture of the source, when its time has come.
 
     Args:
         source: read and compressed in a thread, so that the event loop stays free.
-        on_frame: told each frame and its pixels just before it is sent.
+        on_frame: told each frame and its picture just before it is sent.
 
     Raises:
         SourceError: the source cannot be read on.
@@ -38,7 +38,7 @@ async def play(
             await asyncio.sleep(started_s + picture.pts_s - time.monotonic())
         frame = OutgoingFrame(encoded, sequence, capture_time_ns=time.time_ns())
         if on_frame is not None:
-            on_frame(frame, picture.rgb)
+            on_frame(frame, picture)
         yield frame
 
 

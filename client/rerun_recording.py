@@ -49,7 +49,7 @@ class RerunRecording:
     ) -> None:
         self._stream.flush()
 
-    def add_frame(self, frame: OutgoingFrame, _rgb: RGBArray) -> None:
+    def add_frame(self, frame: OutgoingFrame, _rgb: RGBArray, _pts_s: float | None = None) -> None:
         """A frame that is being sent."""
         self._at(frame.sequence, frame.capture_time_ns)
         picture = self._rerun.EncodedImage(contents=frame.encoded, media_type="image/jpeg")

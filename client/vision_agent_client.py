@@ -187,8 +187,8 @@ class VisionAgentClient:
         except grpc.aio.AioRpcError as error:
             raise error_of(error) from None
 
-    async def wait_until_ready(self, timeout_s: float = 120.0) -> None:
-        """Return as soon as the service answers frames.
+    async def wait_until_ready(self, timeout_s: float | None = 120.0) -> None:
+        """Return as soon as the service answers frames; None: wait for ever.
 
         Raises:
             ServiceError: not within `timeout_s`.

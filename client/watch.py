@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import time
 from collections import deque
 from enum import Enum
@@ -14,11 +15,18 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from agent.frame import RGBArray
-from agent.streaming.video_source import open_source
+from agent.errors import InvalidQuery
+from agent.prompts import clean_query
+from agent.streaming.video_source import (
+    ImageFolder,
+    SourceFrame,
+    open_source,
+    shown_location,
+)
 from client.annotated_video import AnnotatedVideo
 from client.events import (
     KeyframeAnswer,
+    Reconnecting,
     StreamError,
     StreamEvent,
     StreamOpened,
@@ -27,13 +35,21 @@ from client.events import (
 from client.playback import play
 from client.rerun_recording import RerunRecording
 from client.types import (
+    AnswerMode,
     FrameResult,
     OutgoingFrame,
     QueryResult,
     StreamPolicy,
 )
 from client.vision_agent_client import VisionAgentClient
+from client.watch_stream import Reconnect
 
+_FIRST_CHANGE = 1
+"""The queries that a stream begins with."""
+_START_S = 10.0
+"""Without a word about patience: so long for a service that is not there at the start, ..."""
+_PATIENCE_S = 180.0
+"""... and so long for one that went away; a large model is loaded in that time."""
 _MAX_ERRORS_SHOWN = 3
 
 
@@ -46,6 +62,7 @@ async def watch_source(
     output: Path | None = None,
     rerun: Path | None = None,
     as_json: bool = False,
+    patience_s: float | None = None,
 ) -> None:
     """Stream a source until it ends and show every answer.
 
@@ -57,13 +74,22 @@ async def watch_source(
         output: where to write the annotated video, if anywhere.
         rerun: where to write a Rerun recording, if anywhere.
         as_json: print one JSON object per event instead of a table.
+        patience_s: how long to wait for a service that is not there, or not any more; infinity:
+            for ever.
 
     Raises:
         SourceError: the source cannot be read.
+        InvalidQuery: one of the queries cannot be asked.
         SettingsError: a Rerun recording is wanted and rerun-sdk is not installed.
         ServiceError: there is no service, or the stream broke.
     """
+    for query in queries:
+        clean_query(query)  # A stream would only say so in-band, and play on.
     opened = open_source(source)
+    policy = policy or StreamPolicy()
+    if isinstance(opened, ImageFolder) and len(opened) == 1:
+        # There is no later frame to which what the model says could be carried.
+        policy = dataclasses.replace(policy, mode=AnswerMode.GROUND)
     view: _JsonLines | _LiveTable = _JsonLines() if as_json else _LiveTable(source)
     with contextlib.ExitStack() as stack:
         recordings: list[AnnotatedVideo | RerunRecording] = []
@@ -73,17 +99,24 @@ async def watch_source(
             recordings.append(stack.enter_context(RerunRecording(rerun)))
         stack.enter_context(view)
 
-        def record(frame: OutgoingFrame, rgb: RGBArray) -> None:
+        def record(frame: OutgoingFrame, picture: SourceFrame) -> None:
             for recording in recordings:
-                recording.add_frame(frame, rgb)
+                recording.add_frame(frame, picture.rgb, picture.pts_s)
 
-        await client.wait_until_ready(timeout_s=10.0)
-        async with client.watch(play(opened, on_frame=record), queries, policy=policy) as stream:
+        start_s, lost_s = (
+            (_START_S, _PATIENCE_S) if patience_s is None else (patience_s, patience_s)
+        )
+        reconnect = Reconnect(patience_s=lost_s, on_attempt=view.show)
+        await client.wait_until_ready(timeout_s=None if math.isinf(start_s) else start_s)
+        frames = play(opened, on_frame=record)
+        async with client.watch(frames, queries, policy=policy, reconnect=reconnect) as stream:
             async for event in stream:
                 if isinstance(event, FrameResult):
                     for recording in recordings:
                         recording.add_result(event)
                 view.show(event)
+                if isinstance(event, StreamError) and event.change_id == _FIRST_CHANGE:
+                    raise InvalidQuery(event.message)
 
 
 class _JsonLines(contextlib.AbstractContextManager["_JsonLines"]):
@@ -95,7 +128,7 @@ class _JsonLines(contextlib.AbstractContextManager["_JsonLines"]):
     def __exit__(self, *_error: object) -> None:
         return None
 
-    def show(self, event: StreamEvent) -> None:
+    def show(self, event: StreamEvent | Reconnecting) -> None:
         """Print the event."""
         line = {"event": type(event).__name__, **dataclasses.asdict(event)}
         line.pop("resume_token", None)  # A secret, and logs are read by many.
@@ -105,12 +138,14 @@ class _JsonLines(contextlib.AbstractContextManager["_JsonLines"]):
 class _LiveTable(contextlib.AbstractContextManager["_LiveTable"]):
     """The newest answer to each query, the delay, and where the frames went."""
 
-    def __init__(self, title: str) -> None:
-        self._title = title
+    def __init__(self, source: str) -> None:
+        self._title = shown_location(source)
         self._result: FrameResult | None = None
         self._delay_ms = 0.0
         self._keyframe: KeyframeAnswer | None = None
         self._num_resumed = 0
+        self._broken: Reconnecting | None = None
+        self._is_open = False
         self._stats: StreamStats | None = None
         self._errors: deque[StreamError] = deque(maxlen=_MAX_ERRORS_SHOWN)
         self._live = Live(get_renderable=self._render, refresh_per_second=8)
@@ -122,8 +157,9 @@ class _LiveTable(contextlib.AbstractContextManager["_LiveTable"]):
     def __exit__(self, *_error: object) -> None:
         self._live.stop()
 
-    def show(self, event: StreamEvent) -> None:
+    def show(self, event: StreamEvent | Reconnecting) -> None:
         """Keep the event for the next refresh."""
+        self._broken = event if isinstance(event, Reconnecting) else None
         match event:
             case FrameResult():
                 self._result = event
@@ -134,8 +170,9 @@ class _LiveTable(contextlib.AbstractContextManager["_LiveTable"]):
                 self._stats = event
             case StreamError():
                 self._errors.append(event)
-            case StreamOpened() if event.resumed:
-                self._num_resumed += 1
+            case StreamOpened():
+                self._is_open = True
+                self._num_resumed += event.resumed
 
     def _render(self) -> Table:
         table = Table(title=self._title, caption=self._caption())
@@ -168,7 +205,14 @@ class _LiveTable(contextlib.AbstractContextManager["_LiveTable"]):
         if self._num_resumed:
             lines.append(f"resumed {self._num_resumed} times")
         lines += [f"{error.code}: {error.message}" for error in self._errors]
-        return "\n".join(lines) or "waiting for the first answer ..."
+        if self._broken is not None:
+            lost = self._broken
+            lines.append(
+                f"the stream broke {lost.broken_s:.0f} s ago ({lost.reason}); "
+                f"opening it again, attempt {lost.attempt} ..."
+            )
+        waiting = "the first answer" if self._is_open else "the service"
+        return "\n".join(lines) or f"waiting for {waiting} ..."
 
 
 def answer_row(answer: QueryResult) -> tuple[str, str, str, str, str]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -22,6 +23,7 @@ from client.events import (
     Drain,
     PolicyAck,
     QueriesAck,
+    Reconnecting,
     StreamError,
     StreamEvent,
     StreamOpened,
@@ -36,6 +38,7 @@ from client.types import (
 )
 from protos import vision_agent_pb2 as pb
 
+_MAX_DOUBLINGS = 60
 _ANSWER_S = 1.0
 """Longest wait for the first word of a service; ours says it at once."""
 
@@ -54,10 +57,22 @@ class Reconnect:
     up."""
     first_pause_s: float = 0.1
     max_pause_s: float = 5.0
+    patience_s: float | None = None
+    """Give up after so long without a message, however many attempts that were; infinity: never.
+    None: `max_attempts` decides."""
+    on_attempt: Callable[[Reconnecting], None] | None = None
+    """Told before each attempt."""
+
+    def is_used_up(self, attempts: int, broken_s: float) -> bool:
+        """Whether no more attempts are made after so many, in so long."""
+        if self.max_attempts == 0 or self.patience_s is None:
+            return attempts >= self.max_attempts
+        return broken_s >= self.patience_s
 
     def pause_s(self, attempt: int) -> float:
         """The pause before attempt number `attempt`, from 1."""
-        bound = min(self.max_pause_s, self.first_pause_s * 2.0 ** (attempt - 1))
+        doublings = min(attempt - 1, _MAX_DOUBLINGS)
+        bound = min(self.max_pause_s, self.first_pause_s * 2.0**doublings)
         return random.uniform(0.0, bound)
 
 
@@ -141,9 +156,9 @@ class WatchStream:
             ServiceError: the stream broke and could not be opened again, or was refused then.
             Exception: whatever the frame iterator raised.
         """
-        attempt = 0
+        attempt, broken_at_s = 0, 0.0
         while True:
-            has_ended = False
+            has_ended, reason = False, "the service has ended the stream"
             try:
                 async for message in self._call:
                     attempt = 0
@@ -160,12 +175,19 @@ class WatchStream:
             except grpc.aio.AioRpcError as error:
                 # A write that was under way when the service ended the call is an error to gRPC,
                 # which then says nothing of how the service ended it.
-                is_last = attempt >= self._reconnect.max_attempts or not may_pass(error)
+                broken_at_s = broken_at_s if attempt else time.monotonic()
+                broken_s = time.monotonic() - broken_at_s
+                is_last = self._reconnect.is_used_up(attempt, broken_s) or not may_pass(error)
                 if is_last and not has_ended:
                     raise error_of(error) from None
+                reason = str(error_of(error))
             if has_ended and not self._is_draining:
                 break
+            broken_at_s = broken_at_s if attempt else time.monotonic()
             attempt += 1
+            if self._reconnect.on_attempt is not None:
+                broken_s = time.monotonic() - broken_at_s
+                self._reconnect.on_attempt(Reconnecting(attempt, broken_s, reason))
             await self._reopen(attempt)
         if self._sender.done() and not self._sender.cancelled():
             self._sender.result()

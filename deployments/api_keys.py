@@ -60,16 +60,24 @@ def add_api_key(path: Path, *, name: str, tenant: str) -> str:
     """Write a new key's digest to the end of a file, which is made if need be; returns the key.
 
     Raises:
-        SettingsError: the file cannot be written, or the tenant is empty.
+        SettingsError: the file cannot be written, or would not be a list of keys; or the tenant is
+            empty.
     """
     if not tenant:
         raise SettingsError("the tenant is empty; say whose key this is")
     key = PREFIX + secrets.token_urlsafe(_KEY_BYTES)
     entry = asdict(ApiKey(name, tenant, digest_of(key)))
+    line = yaml.safe_dump([entry], sort_keys=False).encode()
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, _PRIVATE)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(yaml.safe_dump([entry], sort_keys=False))
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, _PRIVATE)
+        with os.fdopen(handle, "r+b", buffering=0) as file:
+            known = file.read() or b""
+            if known and not known.endswith(b"\n"):
+                line = b"\n" + line  # Editors differ about the end of the last line.
+            read_api_keys(known + line)
+            file.write(line)
+    except (ValueError, SettingsError) as error:
+        raise SettingsError(f"{path} is no list of keys to be added to: {error}") from None
     except OSError as error:
         raise SettingsError(f"cannot write {path}: {error.strerror}") from error
     return key

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
+from agent.devices import checked_device
 from agent.errors import AgentError
 
 if TYPE_CHECKING:
@@ -27,7 +29,12 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.", min=1, max=65535)] = None,
     model: Annotated[str | None, typer.Option(help="'pocket' or a checkpoint folder.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="cpu, cuda, cuda:1 ...", callback=lambda device: device and checked_device(device)
+        ),
+    ] = None,
     insecure: Annotated[
         bool, typer.Option(help="Allow other machines to connect without encryption.")
     ] = False,
@@ -122,6 +129,23 @@ def demo() -> None:
     raise typer.Exit(run_demo())
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import importlib.metadata
+
+        typer.echo(f"groundstream {importlib.metadata.version('groundstream')}")
+        raise typer.Exit
+
+
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Show it.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Of no command."""
+
+
 def build_app() -> typer.Typer:
     """All commands of the package under one name."""
     from agent.benchmark_cli import eval_app
@@ -135,6 +159,7 @@ def build_app() -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
     )
+    app.callback()(_options)
     app.command()(ground)
     app.command()(watch)
     app.command()(serve)
@@ -146,7 +171,41 @@ def build_app() -> typer.Typer:
     app.add_typer(eval_app, name="eval")
     app.add_typer(model_app, name="model")
     app.add_typer(train_app, name="train")
+    _hide_type_of_flags(app)
     return app
+
+
+class _Command(TyperCommand):
+    """Its help shows no type beside flags, which take no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """See the base class."""
+        return _without_type_of_flags(super().get_params(ctx))
+
+
+class _Group(TyperGroup):
+    """As `_Command`."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """See the base class."""
+        return _without_type_of_flags(super().get_params(ctx))
+
+
+def _without_type_of_flags(params: list[Any]) -> list[Any]:
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
+    return params
+
+
+def _hide_type_of_flags(app: typer.Typer) -> None:
+    app.info.cls = _Group
+    for command in app.registered_commands:
+        command.cls = _Command
+    for group in app.registered_groups:
+        group.cls = _Group
+        if group.typer_instance is not None:
+            _hide_type_of_flags(group.typer_instance)
 
 
 def main() -> None:

@@ -47,6 +47,8 @@ class KeyframeTurns:
         self._line: dict[Hashable, _InLine] = {}
         self._last_turn: dict[Hashable, float] = {}
         self._strain = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        """The only one there is; set while somebody waits."""
 
     @property
     def strain(self) -> float:
@@ -87,6 +89,7 @@ class KeyframeTurns:
             if stream in self._taken:
                 self.give_back(stream)
             self._line.pop(stream, None)
+            self._look_again()
             raise
 
     def give_back(self, stream: Hashable) -> None:
@@ -142,8 +145,11 @@ class KeyframeTurns:
 
     def _look_again(self) -> None:
         """Come back when a pause is over or somebody may have lost interest."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if any(entry.waiter is not None for entry in self._line.values()):
             now_s = self._clock()
             soonest_s = min(self._resting, default=now_s + _FORGET_S) - now_s
             loop = asyncio.get_running_loop()
-            loop.call_later(min(max(soonest_s, 0.001), _FORGET_S), self._hand_on)
+            self._timer = loop.call_later(min(max(soonest_s, 0.001), _FORGET_S), self._hand_on)

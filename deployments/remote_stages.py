@@ -12,7 +12,8 @@ import contextlib
 import copy
 import dataclasses
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,9 @@ from deployments.stage_door import StageFull
 from deployments.stage_meter import StageMeter, StageMeters
 from deployments.stage_queue import Served
 from deployments.tracing import stage_span
+
+_CLOCK_S = 0.001
+"""A time limit may end this much early."""
 
 
 @dataclass(frozen=True)
@@ -193,8 +197,8 @@ class RemoteStages:
         asked = (features, self._patient(task), self._model)
         session = _prefix_owner(features)
         pieces = self._channels.language.stream("write_answer", *asked, session=session)
-        async with self._waiting.on(self._meters.language) as served:
-            async for piece in pieces:
+        with self._waiting.on(self._meters.language) as served:
+            async for piece in self._waiting.each(pieces):
                 if isinstance(piece, str):
                     yield piece
                 else:
@@ -240,21 +244,37 @@ class _Waiting:
 
     async def served(self, meter: StageMeter, call: Awaitable[Served[Any]]) -> Any:
         """The call's result, waited for and measured."""
-        async with self.on(meter) as served:
-            done = await call
+        with self.on(meter) as served:
+            async with asyncio.timeout(min(self.limits.left_s, self.timeout_s)):
+                done = await call
             served(done)
             return done.value
 
-    @contextlib.asynccontextmanager
-    async def on(self, meter: StageMeter) -> AsyncIterator[Callable[[Served[Any]], None]]:
-        """`asyncio.timeout` that says which stage was late, and measures the call."""
-        left_s = self.limits.left_s
+    async def each(self, pieces: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """What a call yields, as it comes.
+
+        Time that the reader takes between two pieces is its own: it counts to the deadline, but
+        not as the stage's. No time limit is open then, which would cancel whoever reads.
+        """
+        waited_s = 0.0
+        while True:
+            asked_s = time.monotonic()
+            try:
+                async with asyncio.timeout(min(self.limits.left_s, self.timeout_s - waited_s)):
+                    piece = await anext(pieces)
+            except StopAsyncIteration:
+                return
+            waited_s += time.monotonic() - asked_s
+            yield piece
+
+    @contextlib.contextmanager
+    def on(self, meter: StageMeter) -> Iterator[Callable[[Served[Any]], None]]:
+        """Measures the call, and says which stage was late where time is up inside."""
         try:
             with stage_span(meter.name), meter.call() as served:
-                async with asyncio.timeout(min(left_s, self.timeout_s)):
-                    yield served
+                yield served
         except TimeoutError:
-            if left_s < self.timeout_s:
+            if self.limits.left_s <= _CLOCK_S:
                 raise Overloaded(
                     f"the {meter.name} stage was not done before the deadline; allow more time, "
                     "send less or try again later",

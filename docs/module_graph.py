@@ -16,7 +16,7 @@ PACKAGES = ("agent", "deployments", "client", "protos")
 PARTS = {
     "values": "frame detections features errors settings server_settings stage_settings urgency "
     "prompts answer_rules model_directory base_package interrupts started_tasks drawing "
-    "written_text",
+    "written_text devices",
     "pipeline": "pipeline paging parsing carried_answers single_flight stages",
     "region cache": "region_cache feature_codec redis_door",
     "quotas": "quotas",
@@ -24,7 +24,7 @@ PARTS = {
     "language stage": "generation generation_request engine drafting grammar prefix_cache sequence "
     "tokenizer model_tokenizer label_lists",
     "zoom": "crops zoom zoom_policy revisions ergo_protocol ergo",
-    "command line": "cli evaluation_cli benchmark_cli inspection",
+    "command line": "cli evaluation_cli benchmark_cli inspection grounded_output",
 }
 """Modules of `agent` by part; packages inside it are parts of their own."""
 

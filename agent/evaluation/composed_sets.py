@@ -11,6 +11,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from agent.errors import SourceError
 from agent.evaluation.coco_folder import CocoFolder, load_coco
 from agent.training.artwork import (
     TEST_FAMILIES,
@@ -40,6 +41,10 @@ class ComposedSet:
         """The first `num` scenes of the validation split, composed unless they are in the cache."""
         folder = self.folder(cache, num)
         if not folder.is_dir():
+            if not artwork.is_dir():
+                raise SourceError(
+                    f"there is no artwork in {artwork}; `groundstream train artwork` fetches it"
+                )
             composer = load_composer(artwork, self.settings)
             scenes = (composer.compose_split(_SPLIT, index) for index in range(num))
             # Renamed when whole, so that an interrupted run is not taken for a set.

@@ -387,7 +387,12 @@ def pocket_config(text: PretrainedConfig) -> VLMFO1Config:
         proposal=ProposalConfig(
             score_threshold=0.08, nms_iou=0.6, network="nanodet.safetensors", num_classes=80
         ),
-        rules=AnswerRules(regions_per_page=24, least_confidence=0.5, one_per_object=True),
+        rules=AnswerRules(
+            regions_per_page=24,
+            least_confidence=0.2,
+            one_per_object=True,
+            weigh_objectness=True,
+        ),
         tasks=("DETECT", "REFER", "COUNT", "REGION_CAPTION", "VISUAL_PROMPT", "CHAT"),
         image_projector=NAME_MIXTURE,
         region_projector=NAME_MIXTURE,

@@ -68,6 +68,12 @@ class BoxFilter:
         growth = float(np.sqrt(max(abs(np.linalg.det(camera[:, :2])), 1e-6)))
         self._mean[2:, 0] *= growth
 
+    def rescale(self, factor: FloatArray) -> None:
+        """The same place in a picture of another size, (2,) times as wide and as high."""
+        four = np.tile(np.asarray(factor, dtype=np.float64), 2)
+        self._mean *= four[:, None]
+        self._covariance *= np.square(four)[:, None, None]
+
     def copy(self) -> BoxFilter:
         """The same state, to go on from twice."""
         other = BoxFilter.__new__(BoxFilter)

@@ -8,7 +8,7 @@ recorded stream replays to the bit. Knows no wire, no models and no event loop.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,8 @@ class Keyframe:
     reason: KeyframeReason
     sketch: Sketch | None
     """What the frame looked like."""
+    size: FloatArray | None = None
+    """(2,) the frame's width and height in pixels, where it was looked at."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Follower:
         self._reference: _Reference | None = None
         self._sketch: Sketch | None = None
         self._clocks: tuple[int, int] | None = None
+        self._size: FloatArray | None = None
+        """(2,) width and height of the newest frame, pixels."""
         self._drift: NDArray[np.float64] = np.zeros(2)
         """Pixels per second by which the camera moves the middle of the picture."""
         self.now_s = 0.0
@@ -111,9 +115,15 @@ class Follower:
         """`observe` for a picture that has been decoded."""
         dt_s = self._step_s(capture_ns, received_ns)
         self.now_s += dt_s
+        size = np.asarray(np.round(view.scale * view.grey.shape[::-1]), dtype=np.float32)
+        if self._size is not None and not np.array_equal(size, self._size):
+            self.tracker.rescale(size / self._size)
+            self._points.rescale(size / self._size)
+            ego_motion = None  # In which frame's pixels would it be?
+        self._size = size
         motion = self._points.advance(view, self.tracker.boxes(), ego_motion)
-        height, width = view.grey.shape * view.scale[::-1]
-        self.tracker.advance(dt_s, motion, width=round(width), height=round(height))
+        width, height = (round(side) for side in size.tolist())
+        self.tracker.advance(dt_s, motion, width=width, height=height)
         self._drift = np.zeros(2)
         if motion is not None and dt_s > 0.0:
             self._drift = motion.shift_at(np.array([width, height]) / 2) / dt_s
@@ -186,7 +196,7 @@ class Follower:
         if self._sketch is not None:
             self._reference = _Reference(self._sketch, self.tracker.boxes(), identity())
         places = self.tracker.places()
-        return Keyframe(evidence, tuple(queries), places, reason, self._sketch)
+        return Keyframe(evidence, tuple(queries), places, reason, self._sketch, self._size)
 
     def expected(self, keyframe: Keyframe) -> list[FloatArray | None]:
         """Where the answer of each of a key frame's queries is likely to be in that frame.
@@ -232,20 +242,18 @@ class Follower:
         ]
         appearance = _appearance(grounding.features)
         found = _observations(pairs, grounding, keyframe.evidence, appearance)
+        scale = self._scale_since(keyframe)
         ids = self.tracker.update(
-            found,
+            [replace(seen, xyxy=seen.xyxy * scale) for seen in found],
             asked=[query for query, answer in pairs if answer.status in _DEFINITE],
-            places=keyframe.places,
+            places={number: box * scale for number, box in keyframe.places.items()},
             since=since,
             mean_appearance=appearance.mean(axis=0) if len(appearance) else None,
         )
         for query, answer in pairs:
             self.last[query] = LastAnswer(answer.status, answer.text, keyframe.evidence)
         self.keep_only(standing)
-        return [
-            _grounded_answer(query, answer, keyframe.evidence, found, ids)
-            for query, answer in pairs
-        ]
+        return [_grounded_answer(query, answer, keyframe, found, ids) for query, answer in pairs]
 
     def abandon_keyframe(self, keyframe: Keyframe) -> None:
         """The language model could not answer."""
@@ -261,9 +269,14 @@ class Follower:
         last = self.last.get(query)
         if last is None:
             return QueryAnswer(query, AnswerStatus.PENDING, Source.TRACKED)
-        boxes = tuple(
-            FollowedBox(_box(self._ahead(track.box, ahead_s)), track.id, claim, Source.TRACKED)
+        seen = [
+            (_inside(self._ahead(track.box, ahead_s), self._size), track, claim)
             for track, claim in self.tracker.seen(query)
+        ]
+        boxes = tuple(
+            FollowedBox(box, track.id, claim, Source.TRACKED)
+            for box, track, claim in seen
+            if box is not None
         )
         status = last.status
         if boxes and status in _DEFINITE:
@@ -272,6 +285,12 @@ class Follower:
             # It was there; nothing says where it is now.
             status = AnswerStatus.UNSURE
         return QueryAnswer(query, status, Source.TRACKED, last.text, boxes, last.evidence)
+
+    def _scale_since(self, keyframe: Keyframe) -> FloatArray:
+        """(4,) what takes a key frame's pixels to the newest frame's, if its size is another."""
+        if self._size is None or keyframe.size is None:
+            return np.ones(4, dtype=np.float32)
+        return np.tile(self._size / keyframe.size, 2)
 
     def _ahead(self, box: BoxFilter, ahead_s: float) -> FloatArray:
         """Where a box is some time later if it and the camera go on as they go."""
@@ -354,14 +373,15 @@ def _claims_of(
 def _grounded_answer(
     query: StandingQuery,
     answer: Answer,
-    evidence: Evidence,
+    keyframe: Keyframe,
     found: Sequence[Observation],
     ids: Sequence[int],
 ) -> QueryAnswer:
     boxes = tuple(
-        FollowedBox(claim.proposal, track_id, claim, Source.GROUNDED)
+        FollowedBox(box, track_id, claim, Source.GROUNDED)
         for seen, track_id in zip(found, ids, strict=True)
         if (claim := seen.claims.get(query.id)) is not None
+        and (box := _inside(claim.proposal, keyframe.size)) is not None
     )
     return QueryAnswer(
         query=query,
@@ -369,7 +389,7 @@ def _grounded_answer(
         source=Source.GROUNDED,
         text=answer.text,
         boxes=boxes,
-        evidence=evidence,
+        evidence=keyframe.evidence,
         num_unknown_regions=answer.num_unknown_regions,
         num_prefix_tokens_reused=answer.num_prefix_tokens_reused,
         num_passes=answer.num_passes,
@@ -390,6 +410,17 @@ def _appearance(features: FrameFeatures | None) -> FloatArray:
 def _moved_boxes(xyxy: FloatArray, camera: Affine) -> FloatArray:
     corners = xyxy.reshape(-1, 2) @ camera[:, :2].T + camera[:, 2]
     return np.asarray(corners, dtype=np.float32).reshape(-1, 4)
+
+
+def _inside(xyxy: FloatArray | Box, size: FloatArray | None) -> Box | None:
+    """What can be seen of a box; None where that is nothing, all of it where no size is known."""
+    x1, y1, x2, y2 = (float(value) for value in xyxy)
+    if size is None:
+        return x1, y1, x2, y2
+    width, height = size.tolist()
+    x1, x2 = min(max(x1, 0.0), width), min(max(x2, 0.0), width)
+    y1, y2 = min(max(y1, 0.0), height), min(max(y2, 0.0), height)
+    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
 def _box(xyxy: FloatArray) -> Box:

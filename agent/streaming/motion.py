@@ -200,6 +200,13 @@ class PointField:
         self._refill(moved_boxes)
         return motion
 
+    def rescale(self, factor: FloatArray) -> None:
+        """From here on frames are (2,) times as wide and as high; points are the view's anyway."""
+        to_new = np.diag(np.asarray(factor, dtype=np.float64))
+        for name, camera in self._cameras.items():
+            linear = to_new @ camera[:, :2] @ np.linalg.inv(to_new)
+            self._cameras[name] = np.column_stack([linear, to_new @ camera[:, 2]])
+
     def set_bookmark(self, name: int) -> None:
         """Remember where all points are now."""
         # No copy: these arrays are replaced, never changed.

@@ -138,14 +138,25 @@ class Session(Generic[T]):
         Raises:
             InvalidQuery: two have one name, or there are too many; nothing has changed then.
         """
+        self.check_count(len(queries))
         names = [name for name, _ in queries]
         if len(set(names)) != len(names):
             raise InvalidQuery(f"query ids must differ: {names}")
-        self._check_count(len(queries))
         epoch = self._epoch + 1
         self._queries = {name: StandingQuery(name, task, epoch) for name, task in queries}
         self._epoch = epoch
         return epoch
+
+    def check_count(self, count: int) -> None:
+        """Refuses more queries than may stand; ask before anything is made of them.
+
+        Raises:
+            InvalidQuery: too many.
+        """
+        if count > self._max_queries:
+            raise InvalidQuery(
+                f"{count} queries, the limit is {self._max_queries} at a time; remove some"
+            )
 
     def put_query(self, name: str, task: Task) -> int:
         """Add a query or replace the one of that name; returns the new epoch.
@@ -154,7 +165,7 @@ class Session(Generic[T]):
             InvalidQuery: there are too many.
         """
         if name not in self._queries:
-            self._check_count(len(self._queries) + 1)
+            self.check_count(len(self._queries) + 1)
         self._epoch += 1
         self._queries[name] = StandingQuery(name, task, self._epoch)
         return self._epoch
@@ -355,10 +366,4 @@ class Session(Generic[T]):
             raise InvalidRequest(
                 f"frame {sequence} came after frame {self._last_received}; sequence numbers must "
                 "increase along a stream"
-            )
-
-    def _check_count(self, count: int) -> None:
-        if count > self._max_queries:
-            raise InvalidQuery(
-                f"{count} queries, the limit is {self._max_queries} at a time; remove some"
             )

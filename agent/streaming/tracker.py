@@ -169,6 +169,11 @@ class Tracker:
                     track.supported_s = self._now_s
         self._lose_those_out_of_sight(width, height)
 
+    def rescale(self, factor: FloatArray) -> None:
+        """From here on frames are (2,) times as wide and as high; things stay where they are."""
+        for track in (*self.tracks, *self.remembered):
+            track.box.rescale(factor)
+
     def snap(self, xyxy: FloatArray) -> None:
         """Correct all places by the newest frame's class-agnostic (n, 4) boxes.
 

@@ -20,8 +20,12 @@ from av.error import FFmpegError
 from agent.errors import InvalidFrame, SourceError
 from agent.frame import RGBArray, load_frame
 
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+# Up to the last @ before the path: careless passwords hold one, too.
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")
+_SECRETS = re.compile(
+    r"([?&](?:pass(?:word|wd)?|pwd|pw|token|secret|(?:api_?)?key|auth)=)[^&#\s]*", re.IGNORECASE
+)
 _DEFAULT_FPS = 25.0
 _LIVE_SCHEMES = ("rtsp://", "rtsps://", "rtp://", "udp://", "srt://", "rtmp://")
 # Over TCP no picture is torn; a source that says nothing for ten seconds is gone.
@@ -49,6 +53,11 @@ class VideoSource(Protocol):
     def __iter__(self) -> Iterator[SourceFrame]: ...
 
 
+def shown_location(source: str) -> str:
+    """A source's name, or any text about it, without the password that camera URLs often carry."""
+    return _SECRETS.sub(r"\1***", _CREDENTIALS.sub("", source))
+
+
 def open_source(source: str, *, fps: float | None = None) -> VideoSource:
     """A source by name: a video or image file, a folder of images, `camera:0` or a URL.
 
@@ -70,7 +79,7 @@ def open_source(source: str, *, fps: float | None = None) -> VideoSource:
         return ImageFolder(path, fps=fps or _DEFAULT_FPS)
     if not path.is_file():
         raise SourceError(f"{source} does not exist; give a video, an image, a folder or camera:0")
-    if path.suffix.lower() in _IMAGE_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageFolder(path, fps=fps or _DEFAULT_FPS)
     return VideoFile(source)
 
@@ -107,14 +116,15 @@ class VideoFile:
                     rgb = picture.to_ndarray(format="rgb24")
                     yield SourceFrame(np.asarray(rgb, dtype=np.uint8), time_s - first_s)
             except (FFmpegError, OSError) as error:
-                raise SourceError(f"reading {self._shown()} failed: {error}") from error
+                reason = shown_location(str(error))
+                raise SourceError(f"reading {self._shown()} failed: {reason}") from error
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[av.container.InputContainer]:
         try:
             opened = av.open(self._location, format=self._container, options=self._options)
         except (FFmpegError, OSError, ValueError) as error:
-            reason = _CREDENTIALS.sub("", str(error))
+            reason = shown_location(str(error))
             raise SourceError(f"cannot open {self._shown()}: {reason}") from error
         with opened:
             if not opened.streams.video:
@@ -122,8 +132,7 @@ class VideoFile:
             yield opened
 
     def _shown(self) -> str:
-        """The location without the password that camera URLs often carry."""
-        return _CREDENTIALS.sub("", self._location)
+        return shown_location(self._location)
 
 
 class ImageFolder:
@@ -131,13 +140,33 @@ class ImageFolder:
 
     def __init__(self, path: Path, *, fps: float) -> None:
         if path.is_dir():
-            self._paths = sorted(p for p in path.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
+            self._paths = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         else:
             self._paths = [path]
         if not self._paths:
-            raise SourceError(f"{path} holds no images ({', '.join(sorted(_IMAGE_SUFFIXES))})")
+            raise SourceError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         self.fps = fps
         self.is_live = False
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def check(self, limit: int | None = None) -> tuple[int, int]:
+        """Read all headers and the first picture; (width, height) that hold every one.
+
+        Raises:
+            SourceError: one of the first `limit` files is no picture.
+        """
+        width = height = 0
+        for index, path in enumerate(self._paths[:limit]):
+            try:
+                frame = load_frame(path)
+                if index == 0:
+                    frame.rgb()
+            except InvalidFrame as error:
+                raise SourceError(f"{path}: {error}") from error
+            width, height = max(width, frame.width), max(height, frame.height)
+        return width, height
 
     def __iter__(self) -> Iterator[SourceFrame]:
         for index, path in enumerate(self._paths):

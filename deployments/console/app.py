@@ -38,6 +38,7 @@ from agent.errors import (
     Overloaded,
     StageUnavailable,
 )
+from agent.streaming.video_source import shown_location
 from client.errors import ServiceError
 from client.events import StreamEvent
 from client.types import Capabilities, Query, TaskKind
@@ -170,8 +171,10 @@ class Console:
     async def running(self, _app: Starlette) -> AsyncIterator[None]:
         """Streams the sources that were named; closes the connection in the end."""
         queries = tuple(self._settings.queries)
-        shown = [self._board.open(source, queries) for source in self._settings.sources]
-        tasks = [asyncio.create_task(show_source(self._client, stream)) for stream in shown]
+        tasks = []
+        for source in self._settings.sources:
+            stream = self._board.open(shown_location(source), queries)
+            tasks.append(asyncio.create_task(show_source(self._client, stream, source)))
         try:
             yield
         finally:

@@ -62,14 +62,14 @@ async def relay(
                 await heard(event)
 
 
-async def show_source(client: VisionAgentClient, shown: BoardStream) -> None:
-    """Watch the camera or video that `shown` is named after for as long as the console runs.
+async def show_source(client: VisionAgentClient, shown: BoardStream, source: str) -> None:
+    """Watch a camera or video, whose address may hold a password, for as long as the console runs.
 
     A file starts again when it ends; what cannot be opened is tried again.
     """
     while True:
         try:
-            await relay(client, shown, play(open_source(shown.name)))
+            await relay(client, shown, play(open_source(source)))
         except AgentError as error:
             _logger.warning("%s: %s; trying again in %.0f s", shown.name, error, _RETRY_S)
             shown.error = str(error)

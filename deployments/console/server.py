@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
+from agent.errors import SettingsError
 from agent.server_settings import ServerSettings
 from client.channel import TlsOptions
 from client.vision_agent_client import VisionAgentClient
@@ -55,7 +56,8 @@ async def run_console(
         stop_with_parent: end with the process that started this one.
 
     Raises:
-        SettingsError: other machines would reach it in plain text, and nobody said they may.
+        SettingsError: other machines would reach it in plain text, and nobody said they may; or
+            the port is taken.
     """
     server.check_address()
     key = None if server.is_local else secrets.token_urlsafe(24)
@@ -63,11 +65,17 @@ async def run_console(
     settings = dataclasses.replace(settings, key=key, hosts=hosts)
     client = VisionAgentClient(service.target, tls=service.tls, token=service.token)
     running = uvicorn.Server(_uvicorn_config(client, server, settings))
+    try:
+        listening = _listen(server)
+    except SettingsError:
+        await client.close()
+        raise
     report(f"console of {service.target} on {_address(server, key)}")
     watcher = asyncio.create_task(_end_with_parent(running)) if stop_with_parent else None
     try:
-        await running.serve()
+        await running.serve(sockets=[listening])
     finally:
+        listening.close()
         if watcher is not None:
             watcher.cancel()
 
@@ -90,6 +98,17 @@ def _uvicorn_config(
         access_log=False,
         log_level="warning",
     )
+
+
+def _listen(server: ServerSettings) -> socket.socket:
+    """Taken before anybody is told the address."""
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    try:
+        return socket.create_server((server.host, server.port), family=family)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot show the console on {server.address}: {error.strerror}; give another --port"
+        ) from error
 
 
 def _address(server: ServerSettings, key: str | None) -> str:

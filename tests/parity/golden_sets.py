@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from agent.generation import LanguageStage
 from agent.model.checkpoint import load_model
 from agent.model.configuration import VLMFO1Config
 from agent.processor import ImageGeometry
-from agent.prompts import Task, TaskKind
+from agent.prompts import REGION_TOKEN, Task
 from agent.tokenizer import PromptTokenizer
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -84,6 +84,13 @@ class CompactTokenizer:
     def decode(self, ids: list[int]) -> str:
         known = [self._to_real[i] if i < len(self._to_real) else 0 for i in ids]
         return self.real.decode(known)
+
+
+def task_of(text: str, *, max_new_tokens: int = 16) -> Task:
+    """The CHAT question of this very text; regions in it as a caller has to say them."""
+    regions = tuple(int(number) for number in REGION_TOKEN.findall(text))
+    question = REGION_TOKEN.sub("{}", text)
+    return replace(Task.chat(question, regions=regions), max_new_tokens=max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,7 @@ class GoldenSet:
 
     def task(self, max_new_tokens: int = 16) -> Task:
         """The question the set asked, in its own words."""
-        return Task(TaskKind.CHAT, self.meta["text"], max_new_tokens=max_new_tokens)
+        return task_of(self.meta["text"], max_new_tokens=max_new_tokens)
 
     def features(self, boxes: np.ndarray, key: str = "") -> FrameFeatures:
         """What our stages make of the image, from pixels on."""

@@ -24,7 +24,7 @@ from agent.server_settings import AccessSettings, JwtSettings, ServerSettings, T
 from client.channel import TlsOptions
 from client.types import FrameResult, Query
 from client.vision_agent_client import ServiceError, VisionAgentClient
-from deployments.api_keys import add_api_key, digest_of
+from deployments.api_keys import add_api_key, digest_of, read_api_keys
 from deployments.reloaded_file import ReloadedFile
 from protos import vision_agent_pb2 as pb
 from tests.certificates import Authority, Certificate
@@ -445,3 +445,21 @@ async def test_logs_hold_no_secrets_and_no_payloads(
     assert SECRET in caplog.text  # The bug itself is told, for those who run the service.
     for secret in (key, expired, "gsk_guessed", words, "Bearer", "JFIF"):
         assert secret not in caplog.text
+
+
+@pytest.mark.parametrize("ending", ["", "\n", "\n\n", "  # old"])
+def test_a_key_is_added_whatever_the_last_line_ends_in(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / "keys.yaml"
+    first = add_api_key(path, name="a", tenant="one")
+    path.write_text(path.read_text().rstrip("\n") + ending)
+    second = add_api_key(path, name="b", tenant="two")
+    assert set(read_api_keys(path.read_bytes())) == {digest_of(first), digest_of(second)}
+
+
+@pytest.mark.parametrize("content", ["[]", "keys: 1", "- name: a", "{", "words"])
+def test_no_key_is_added_to_what_is_no_list_of_keys(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_text(content)
+    with pytest.raises(SettingsError, match="no list of keys"):
+        add_api_key(path, name="a", tenant="one")
+    assert path.read_text() == content

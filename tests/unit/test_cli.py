@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 from pathlib import Path
@@ -97,3 +98,20 @@ def test_saving_writes_the_same_bits(published, tmp_path):
     first, second = (load_file(d / "model.safetensors") for d in (published, tmp_path / "again"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_version_is_told():
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.output.strip() == f"groundstream {importlib.metadata.version('groundstream')}"
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("ground",), ("serve",), ("watch",), ("eval",), ("eval", "detection")]
+)
+def test_help_shows_no_type_beside_flags(command):
+    shown = CliRunner().invoke(build_app(), [*command, "--help"], env={"COLUMNS": "120"}).output
+    assert "--help" in shown
+    assert "<bool>" not in shown
+    if command and command != ("eval",):
+        assert "<int>" in shown or "<float" in shown or "<int range>" in shown

@@ -12,7 +12,7 @@ import pytest
 from agent.drawing import LabelledBox, draw_boxes, label_colour
 from agent.errors import SourceError
 from agent.frame import RGBArray
-from agent.streaming.video_source import ImageFolder, VideoFile, open_source
+from agent.streaming.video_source import ImageFolder, VideoFile, open_source, shown_location
 from client.annotated_video import AnnotatedVideo
 from client.demo_truth import Score, Truth
 from client.playback import play
@@ -24,6 +24,7 @@ from client.types import (
     QueryResult,
     StageTimings,
 )
+from client.watch import _LiveTable
 from tests.pictures import encoded_image
 
 BLACK = np.zeros((64, 96, 3), dtype=np.uint8)
@@ -90,6 +91,20 @@ def test_passwords_of_cameras_are_not_repeated() -> None:
     with pytest.raises(SourceError) as raised:
         open_source("rtsp://user:secret@127.0.0.1:1/stream")
     assert "secret" not in str(raised.value)
+    for source in (
+        "rtsp://user:secret@camera/1",
+        "rtsp://user:sec@ret:secret@camera/1",
+        "http://camera/video?user=me&password=secret&size=2",
+        "http://camera/video?Pwd=secret",
+    ):
+        shown = shown_location(source)
+        assert "secret" not in shown
+        assert "ret:" not in shown
+        assert "camera/" in shown
+        assert shown_location(f"cannot open {source} now") == f"cannot open {shown} now"
+    assert shown_location("http://camera/?a=1&b=x@y") == "http://camera/?a=1&b=x@y"
+    title = _LiveTable("rtsp://user:secret@camera/1")._render().title
+    assert title == "rtsp://camera/1"
 
 
 async def test_playback_keeps_the_rate_of_the_source(video: Path) -> None:
@@ -98,7 +113,8 @@ async def test_playback_keeps_the_rate_of_the_source(video: Path) -> None:
     frames = [
         frame
         async for frame in play(
-            open_source(str(video)), on_frame=lambda frame, rgb: seen.append((frame.sequence, rgb))
+            open_source(str(video)),
+            on_frame=lambda frame, picture: seen.append((frame.sequence, picture.rgb)),
         )
     ]
     assert time.monotonic() - started_s >= 0.45  # Nine intervals of 50 ms.

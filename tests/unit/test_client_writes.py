@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import grpc.aio
 import pytest
 
 from client.errors import ServiceError
-from client.events import StreamEvent, StreamStats
+from client.events import Reconnecting, StreamEvent, StreamStats
 from client.types import FrameResult, OutgoingFrame, StreamPolicy
 from client.vision_agent_client import VisionAgentClient
 from client.watch_stream import Reconnect, WatchStream
@@ -218,3 +219,33 @@ async def test_a_stream_that_may_not_open_again_ends() -> None:
     ):
         with pytest.raises(ServiceError, match="no such policy"):
             await events_of(stream)
+
+
+def test_the_pause_before_any_attempt_is_bounded() -> None:
+    for attempt in (1, 2, 1_024, 1_025, 10**9):
+        assert 0.0 <= Reconnect().pause_s(attempt) <= 5.0
+    assert Reconnect(first_pause_s=0.1).pause_s(1) <= 0.1
+
+
+async def test_patience_is_in_seconds_and_each_attempt_is_told() -> None:
+    async def is_away(_calls: Calls, context: Any) -> None:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "being restarted")
+
+    told: list[Reconnecting] = []
+    patient = Reconnect(
+        max_attempts=1, first_pause_s=0.01, max_pause_s=0.02, patience_s=0.3, on_attempt=told.append
+    )
+    started_s = time.monotonic()
+    async with (
+        client_of(is_away) as (client, _),
+        asyncio.timeout(20.0),
+        client.watch(silence(), [], reconnect=patient) as stream,
+    ):
+        with pytest.raises(ServiceError, match="being restarted"):
+            async for _ in stream:
+                pass
+    assert time.monotonic() - started_s >= 0.3
+    assert [attempt.attempt for attempt in told] == list(range(1, len(told) + 1))
+    assert len(told) > 3
+    assert "being restarted" in told[0].reason
+    assert told[-1].broken_s <= 0.3

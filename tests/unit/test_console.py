@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -276,3 +277,24 @@ async def _next(socket: aiohttp.ClientWebSocketResponse, kind: str) -> dict:
         while (event := await socket.receive_json())["kind"] != kind:
             assert event["kind"] != "error", event
     return event
+
+
+async def test_a_port_that_is_taken_is_told_before_the_address() -> None:
+    told: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = ServerSettings(host="127.0.0.1", port=taken.getsockname()[1])
+        with pytest.raises(SettingsError, match="give another --port"):
+            await run_console(
+                ServiceAccess("127.0.0.1:1"), server, ConsoleSettings(), report=told.append
+            )
+    assert not told
+
+
+async def test_no_password_of_a_camera_is_shown(caplog: pytest.LogCaptureFixture) -> None:
+    camera = "rtsp://user:secret@127.0.0.1:1/stream"
+    async with visiting(ConsoleSettings(sources=(camera,), queries=("dog",))) as browser:
+        await asyncio.sleep(0.3)
+        async with browser.get("/api/service") as reply:
+            said = await reply.text()
+    assert "secret" not in said + caplog.text
+    assert "trying again" in caplog.text

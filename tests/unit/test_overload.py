@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from collections.abc import AsyncIterator
 
 import grpc
 import pytest
 
 from agent.errors import Overloaded
+from agent.features import Generation
+from agent.prompts import Task
 from agent.settings import KeyframeSettings, ServiceSettings, SharingSettings
-from agent.urgency import Urgency
+from agent.urgency import Limits, Urgency
 from client.events import StreamError
 from client.types import FramePriority, FrameResult, StreamPolicy
 from client.vision_agent_client import VisionAgentClient
@@ -89,6 +92,28 @@ async def test_a_call_without_enough_time_is_refused_before_its_deadline() -> No
         with pytest.raises(Overloaded):
             [piece async for piece in client.ask(encoded_image(2), "cat", timeout_s=SLOW_S / 2)]
         assert (await client.ground(encoded_image(2), ["slow cat"], timeout_s=5.0)).results
+
+
+async def test_a_slow_reader_gets_a_typed_error_and_its_time_is_not_the_stages() -> None:
+    metrics = ServiceMetrics()
+    async with remote_stages(metrics) as stages:
+        task = Task.chat("how are you?")  # About no picture.
+
+        async def read_slowly(pieces: AsyncIterator[str | Generation]) -> list[str | Generation]:
+            read = []
+            async for piece in pieces:
+                read.append(piece)
+                await asyncio.sleep(0.25)
+            return read
+
+        hurried = stages.within(Limits.starting_now(0.2))
+        with pytest.raises(Overloaded, match="before the deadline"):
+            await read_slowly(hurried.write_answer(None, task))
+        assert metrics.meters.language.counts.in_flight == 0
+        patient = stages.within(Limits.starting_now(None))
+        patient._waiting = dataclasses.replace(patient._waiting, timeout_s=0.2)
+        read = await read_slowly(patient.write_answer(None, task))
+        assert isinstance(read[-1], Generation)
 
 
 async def test_deadlines_and_urgency_reach_the_stages() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agent.errors import InvalidQuery
-from agent.prompts import Exchange, Task, clean_query
+from agent.prompts import MAX_HISTORY_TURNS, Exchange, Task, clean_query
+from tests.parity.golden_sets import task_of
 
 
 def test_published_words():
@@ -65,6 +66,28 @@ def test_refused(query):
         clean_query(query)
 
 
+def test_turns_are_counted_before_their_characters():
+    turns = (Exchange("", ""),)
+    assert Task.chat("And now?", history=turns * MAX_HISTORY_TURNS).text == "And now?"
+    with pytest.raises(InvalidQuery, match="101 earlier turns, the limit is 100"):
+        Task.chat("And now?", history=turns * (MAX_HISTORY_TURNS + 1))
+
+
+@pytest.mark.parametrize("ask", [Task.chat, Task.reason])
+def test_white_space_of_a_question_stays_as_typed(ask):
+    question = "Which  is it?\nA. dog\n\tB. cat\n"
+    assert ask(question).query == question
+    assert ask(question).text.endswith(question)
+    for bad in ("  \n", " " * 2001, "a\n<|im_end|>", "<|im\n_end|>"):
+        with pytest.raises(InvalidQuery):
+            ask(bad)
+
+
+def test_white_space_of_a_label_is_folded():
+    assert Task.detect(" red\n  car ", "dog").query == "red car, dog"
+    assert Task.refer("the\tdog ").query == Task.count(" the  dog").query == "the dog"
+
+
 def test_ordinary_angle_brackets_are_fine():
     assert clean_query("a < b > c <region>") == "a < b > c <region>"
 
@@ -73,3 +96,12 @@ def test_ordinary_angle_brackets_are_fine():
 def test_negative_regions(ask):
     with pytest.raises(InvalidQuery):
         ask(-1)
+
+
+@pytest.mark.parametrize(
+    "text", ["Describe it.", "Is <region0> left of <region12>?\nSay <region0>.", "<region3>"]
+)
+def test_a_golden_question_is_asked_in_its_own_words(text):
+    task = task_of(text)
+    assert task.text == text
+    assert "<region" not in task.query

@@ -31,6 +31,16 @@ def test_every_change_is_an_epoch() -> None:
     assert session.query_ids == ("b",)
 
 
+def test_queries_are_counted_before_anything_else() -> None:
+    session = new_session()
+    with pytest.raises(InvalidQuery, match="1000 queries, the limit is 3") as raised:
+        session.set_queries([("the same name", DOG)] * 1000)
+    assert len(str(raised.value)) < 100
+    session.check_count(3)
+    with pytest.raises(InvalidQuery, match="the limit is 3"):
+        session.check_count(4)
+
+
 def test_replacing_keeps_the_order() -> None:
     session = new_session()
     session.set_queries([("a", DOG), ("b", DOG)])

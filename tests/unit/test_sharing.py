@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -114,6 +115,35 @@ async def test_who_must_have_a_turn_gets_it_when_it_is_free() -> None:
         await second
     turns.leave("b")
     assert turns.try_take("d")
+
+
+async def test_however_many_take_turns_one_timer_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+    call_later = loop.call_later
+
+    def counted(*arguments: Any) -> asyncio.TimerHandle:
+        timers.append(call_later(*arguments))
+        return timers[-1]
+
+    def pending() -> int:
+        return sum(not timer.cancelled() and timer.when() > loop.time() for timer in timers)
+
+    turns = KeyframeTurns(SharingSettings(keyframes_at_once=1))
+    await turns.take("a")
+    monkeypatch.setattr(loop, "call_later", counted)
+    waiting = [asyncio.create_task(turns.take(("b", number))) for number in range(50)]
+    await asyncio.sleep(0)
+    assert pending() == 1
+    turns.give_back("a")
+    for _ in range(200):
+        turns.try_take("a")
+        turns._hand_on()
+    assert pending() == 1
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert pending() == 0  # Nobody waits: nothing to come back for.
 
 
 async def test_a_frame_waits_only_briefly_for_its_look() -> None:
