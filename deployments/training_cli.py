@@ -56,6 +56,9 @@ def pointing(
     texts: Annotated[
         list[Path] | None, typer.Option(help="A folder of text to rehearse; several may be given.")
     ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="A model's folder: begin with what it has learned.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     minutes: Annotated[float, typer.Option(help="Stop then; another run goes on.")] = float("inf"),
     workers: Workers = 1,
@@ -71,7 +74,8 @@ def pointing(
     recipe = PointingRecipe() if steps is None else replace(PointingRecipe(), steps=steps)
     work = partial(
         run, recipe, head.resolve(), directory.resolve(), wordnet=wordnet and wordnet.resolve(),
-        texts=[folder.resolve() for folder in texts or ()], minutes=minutes, threads=threads,
+        texts=[folder.resolve() for folder in texts or ()], start=start and start.resolve(),
+        minutes=minutes, threads=threads,
     )  # fmt: skip
     if workers == 1:
         work()

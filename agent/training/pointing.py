@@ -388,8 +388,11 @@ def train(
     output: Path,
     *,
     minutes: float,
+    start: Path | None = None,
 ) -> None:
     """Run, or go on with, the training whose state lies in `output`.
+
+    With `start` a new run begins with what that model's folder has learned.
 
     Several workers see different scenes and step together.
     """
@@ -409,7 +412,7 @@ def train(
     trained = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
     rates = [float(group["lr"]) for group in groups]  # type: ignore[arg-type]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
-    first = _restored(model, optimiser, output / "state.pt")
+    first = _restored(model, optimiser, output / "state.pt", start)
     writer = SceneWriter(model.tokenizer)
     lesson = Lesson(model, writer, words_weight=recipe.words_weight)
     seed = recipe.seed + 1000 * first + 1_000_000 * workers.rank
@@ -484,8 +487,13 @@ def train(
             return
 
 
-def _restored(model: PointingModel, optimiser: torch.optim.Optimizer, path: Path) -> int:
+def _restored(
+    model: PointingModel, optimiser: torch.optim.Optimizer, path: Path, start: Path | None
+) -> int:
+    """The step to go on from: an interrupted run's, or the first, with what `start` has learned."""
     if not path.is_file():
+        if start is not None:
+            _take_over(model, load_file(start / "language.safetensors"))
         return 0
     state = torch.load(path, weights_only=True)
     load_adapter(model.language, state["adapter"])
@@ -494,6 +502,21 @@ def _restored(model: PointingModel, optimiser: torch.optim.Optimizer, path: Path
     model.token_delta.data.copy_(state["delta"])
     optimiser.load_state_dict(state["optimiser"])
     return int(state["step"])
+
+
+def _take_over(model: PointingModel, learned: dict[str, Tensor]) -> None:
+    """Begin with what a model's folder holds."""
+    floats = {key: value.float() for key, value in learned.items()}
+    prefix = "connector."
+    load_adapter(
+        model.language,
+        {k.removeprefix("model."): v for k, v in floats.items() if k.startswith("model.")},
+    )
+    model.connector.load_state_dict(
+        {k.removeprefix(prefix): v for k, v in floats.items() if k.startswith(prefix)}
+    )
+    rows = floats["new_tokens.weight"]
+    model.token_delta.data.copy_(rows - model.token_base - model.token_offset)
 
 
 def _save(
@@ -561,6 +584,7 @@ def run(
     *,
     wordnet: Path | None = None,
     texts: Sequence[Path] = (),
+    start: Path | None = None,
     minutes: float = math.inf,
     threads: int = 1,
 ) -> None:
@@ -571,6 +595,7 @@ def run(
         head: the classifier's weights.
         output: state of the run.
         wordnet, texts: `data.noun` of WordNet and folders of text, to rehearse.
+        start: a model's folder; a new run begins with what it has learned.
         minutes: stop then; another run goes on.
         threads: of this process.
 
@@ -581,4 +606,4 @@ def run(
     rehearsed = plain_texts(wordnet, list(texts))
     if recipe.text_weight and not any(rehearsed):
         raise SettingsError("there is no text to rehearse: give --wordnet, --texts or both")
-    train(recipe, classifier_head(head), rehearsed, output, minutes=minutes)
+    train(recipe, classifier_head(head), rehearsed, output, minutes=minutes, start=start)
