@@ -234,7 +234,7 @@ def eval_pope(
 def compose(
     out: Annotated[Path, typer.Option(help="A folder with COCO files gets the other formats.")],
     num: NumOption = 40,
-    name: Annotated[str, typer.Option(help="seen, twemoji or novel.")] = "seen",
+    name: Annotated[str, typer.Option(help="drawn, twemoji or other.")] = "drawn",
     artwork: ArtworkOption = _ARTWORK,
 ) -> None:
     """Compose an evaluation set and write it in every benchmark's format."""
@@ -243,7 +243,7 @@ def compose(
 
     chosen = {one.name: one for one in evaluation_sets()}.get(name)
     if chosen is None:
-        raise typer.BadParameter("--name is seen, twemoji or novel")
+        raise typer.BadParameter("--name is drawn, twemoji or other")
     data = chosen.load(out, artwork, num)
     typer.echo(f"pictures: {data.images[0].path.parent}")
     for benchmark, folder in write_formats(data, chosen.folder(out, num)).items():

@@ -356,10 +356,10 @@ def choices(path):
 
 
 REPLIES = {
-    "Look. What is it? A. dog B. cat Answer with the letter of the right option.": "B",
-    "Look. What is it? A. cat B. dog Answer with the letter of the right option.": "The cat",
-    "And this? A. owl B. fox Answer with the letter of the right option.": "(A) owl",
-    "And this? A. fox B. owl Answer with the letter of the right option.": "A. fox",
+    "Look.\nWhat is it?\nA. dog\nB. cat\nAnswer with the letter of the right option.": "B",
+    "Look.\nWhat is it?\nA. cat\nB. dog\nAnswer with the letter of the right option.": "The cat",
+    "And this?\nA. owl\nB. fox\nAnswer with the letter of the right option.": "(A) owl",
+    "And this?\nA. fox\nB. owl\nAnswer with the letter of the right option.": "A. fox",
 }
 
 

@@ -105,12 +105,8 @@ class Truthful:
     def _chat(self, text, present):
         if text.startswith("Is there any "):
             return "yes" if text[13:].split(" in this image")[0] in present else "no"
-        options = [line.split(". ") for line in text.split("in the image? ")[1:]]
-        for letter in "ABCD":
-            name = text.split(f"{letter}. ")[1].split(" B. ")[0].split(" C. ")[0]
-            if name.split(" D. ")[0].split(" Answer with")[0] in present:
-                return letter
-        raise AssertionError(options)
+        options = dict(line.split(". ", 1) for line in text.splitlines() if line[1:3] == ". ")
+        return next(letter for letter, name in options.items() if name in present)
 
     def _meant(self, words, names, boxes):
         """Rows of a name, or the one row a relation to it means."""
