@@ -385,7 +385,7 @@ def pocket_config(text: PretrainedConfig) -> VLMFO1Config:
         text=text,
         region=RegionConfig(use_feature_pyramid=False, apply_position=False),
         proposal=ProposalConfig(
-            score_threshold=0.08, nms_iou=0.6, network="nanodet.safetensors", num_classes=80
+            score_threshold=0.15, nms_iou=0.6, network="nanodet.safetensors", num_classes=80
         ),
         rules=AnswerRules(
             regions_per_page=24,
