@@ -15,6 +15,7 @@ from agent.errors import InvalidBoxes
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 
 def _empty_boxes() -> FloatArray:
@@ -171,13 +172,7 @@ def box_iou(a: FloatArray, b: FloatArray) -> FloatArray:
 
 def non_maximum_suppression(xyxy: FloatArray, scores: FloatArray, *, iou: float) -> IntArray:
     """Indices of the boxes kept by greedy NMS, best score first (ties: lower index first)."""
-    order = np.argsort(-scores, kind="stable")
-    overlap = box_iou(xyxy[order], xyxy[order])
-    alive = np.ones(len(order), dtype=bool)
-    for rank in range(len(order)):
-        if alive[rank]:
-            alive[rank + 1 :] &= overlap[rank, rank + 1 :] <= iou
-    return np.asarray(order[alive], dtype=np.int64)
+    return _best_of_alike(box_iou(xyxy, xyxy) > iou, scores)
 
 
 def surest_claims(
@@ -191,14 +186,23 @@ def surest_claims(
         iou: two boxes that overlap more than this claim one object.
         containment: so do two of which this share of the smaller lies in the other.
     """
+    alike = (box_iou(xyxy, xyxy) > iou) | (box_containment(xyxy, xyxy) > containment)
+    return _best_of_alike(alike, scores)
+
+
+def _best_of_alike(alike: BoolArray, scores: FloatArray) -> IntArray:
+    """Indices of those, best score first, that are not alike to a better one that is kept.
+
+    Args:
+        alike: (n, n) symmetric.
+        scores: (n,); ties go to the lower index.
+    """
     order = np.argsort(-scores, kind="stable")
-    boxes = xyxy[order]
-    overlap, inside = box_iou(boxes, boxes), box_containment(boxes, boxes)
+    alike = alike[np.ix_(order, order)]
     alive = np.ones(len(order), dtype=bool)
     for rank in range(len(order)):
         if alive[rank]:
-            same = (overlap[rank] > iou) | (inside[rank] > containment)
-            alive[rank + 1 :] &= ~same[rank + 1 :]
+            alive[rank + 1 :] &= ~alike[rank, rank + 1 :]
     return np.asarray(order[alive], dtype=np.int64)
 
 

@@ -159,11 +159,11 @@ class LanguageStage:
     ) -> Future[Generation]:
         """Each label of the question on a branch of its own."""
         self._tokenizer.check_words(task.query)
-        tokens = self._tokens.first(len(features.proposals))
+        tokens, prefix = self._tokens.first(len(features.proposals)), self._source(features)
         branches: list[LabelBranch] = []
         try:
             for label in task.labels:
-                request = self._list_request(features, task, label, tokens)
+                request = self._list_request(prefix, task, label, tokens)
                 branches.append(LabelBranch(label, self.engine.submit(request)))
         except Overloaded:
             for branch in branches:
@@ -172,7 +172,7 @@ class LanguageStage:
         return join_labels(branches, self._tokenizer.pieces, on_text)
 
     def _list_request(
-        self, features: FrameFeatures, task: Task, label: str, tokens: AnswerTokens
+        self, prefix: PrefixSource, task: Task, label: str, tokens: AnswerTokens
     ) -> Request:
         def question(start: int) -> QuestionInput:
             opened = self._builder.opened_list(label, start=start)
@@ -185,7 +185,7 @@ class LanguageStage:
             if (found := parse_regions(draft).get(label, []))
         ]
         return Request(
-            prefix=self._source(features),
+            prefix=prefix,
             question=question,
             end_of_turn=tokens.objects_close,
             max_new_tokens=task.max_new_tokens,

@@ -14,6 +14,7 @@ from enum import Enum
 
 import numpy as np
 
+from agent.answer_rules import AnswerRules
 from agent.detections import Detections, Proposals, surest_claims
 from agent.features import Generation
 from agent.paging import Page
@@ -88,9 +89,7 @@ def join_pages(
     pages: Sequence[tuple[Page, Generation]],
     proposals: Proposals,
     *,
-    least_confidence: float = 0.0,
-    one_per_object: bool = False,
-    weigh_objectness: bool = False,
+    rules: AnswerRules | None = None,
 ) -> Answer:
     """One answer from what the model wrote about each page of the frame's proposals.
 
@@ -100,10 +99,9 @@ def join_pages(
         task: the question.
         pages: what was shown together, and what was written about it.
         proposals: all boxes of the frame.
-        least_confidence: boxes named with less are left out of the detections.
-        one_per_object: of boxes of one label that overlap or hold one another the surest stays.
-        weigh_objectness: a box's confidence is the model's times the proposal network's.
+        rules: how the model's answers are read; None: as the published one's.
     """
+    rules = rules or AnswerRules()
     rows: list[tuple[str, int, float]] = []
     texts: list[str] = []
     labelled = False
@@ -119,14 +117,14 @@ def join_pages(
             rows += [
                 (label, int(page.indices[index]), confidence.get(index, 0.0)) for index in known
             ]
-    if weigh_objectness:
+    if rules.weigh_objectness:
         rows = [
             (label, box, score * float(proposals.objectness[box])) for label, box, score in rows
         ]
     # A reference box stands on every page and may be found on several.
     named = {(label, box): (label, box, score) for label, box, score in rows}
-    rows = [row for row in named.values() if row[2] >= least_confidence]
-    if one_per_object and task.kind.searches:
+    rows = [row for row in named.values() if row[2] >= rules.least_confidence]
+    if rules.one_per_object and task.kind.searches:
         rows = _without_repeated_claims(rows, proposals)
     indices = np.array([box for _, box, _ in rows], dtype=np.int64)
     detections = Detections(

@@ -169,14 +169,7 @@ class Pipeline:
     def _joined(
         self, task: Task, pages: Sequence[tuple[Page, Generation]], features: FrameFeatures
     ) -> Answer:
-        return join_pages(
-            task,
-            pages,
-            features.proposals,
-            least_confidence=self._rules.least_confidence,
-            one_per_object=self._rules.one_per_object,
-            weigh_objectness=self._rules.weigh_objectness,
-        )
+        return join_pages(task, pages, features.proposals, rules=self._rules)
 
     async def converse(self, task: Task) -> Answer:
         """A question without a picture (CHAT)."""

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
+import torch
 from torch import nn
 
 from agent.errors import CheckpointMismatch
 from agent.model.checkpoint_files import StoredTensor, header, tensors
 
+Network = TypeVar("Network", bound=nn.Module)
 _SHOWN = 5
 
 
@@ -67,6 +70,21 @@ def compare(
             if not (any_dtype or stored[key].is_floating)
         ),
     )
+
+
+def load_network(network_class: type[Network], path: Path) -> Network:
+    """A convolutional network in evaluation mode, in float32, with the weights of a file.
+
+    Raises:
+        CheckpointMismatch: the file cannot be read or does not fit.
+    """
+    with torch.device("meta"):
+        network = network_class()
+    network.to_empty(device="cpu")
+    load_weights_into(network, path)
+    # Channels last was measured to take a tenth to a fifth less time.
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.eval().requires_grad_(False)
 
 
 def load_weights_into(module: nn.Module, path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agent.answer_rules import AnswerRules
 from agent.detections import Proposals
 from agent.features import Generation
 from agent.paging import Page
@@ -90,7 +91,9 @@ def test_boxes_the_model_hardly_believes_in_are_left_out(least, regions, status)
     pieces = ("<ground>", "dog", "</ground>", "<objects>", "<region0>", "<region2>", "</objects>")
     written = Generation(pieces, (1.0, 1.0, 1.0, 1.0, 0.3, 0.9, 1.0), False, 10, 0, 1)
     page = Page(np.arange(3))
-    answer = join_pages(TASK, [(page, written)], proposals(3), least_confidence=least)
+    answer = join_pages(
+        TASK, [(page, written)], proposals(3), rules=AnswerRules(least_confidence=least)
+    )
     assert answer.detections.region.tolist() == regions
     assert answer.status is status
     assert answer.text == "".join(pieces), "what was written stays to be read"
@@ -109,12 +112,13 @@ def test_an_object_is_claimed_once():
     page = (Page(np.arange(5)), written)
     every = join_pages(TASK, [page], numbered)
     assert every.detections.region.tolist() == [0, 1, 2, 3, 2]
-    once = join_pages(TASK, [page], numbered, one_per_object=True)
+    once = join_pages(TASK, [page], numbered, rules=AnswerRules(one_per_object=True))
     # Box 1 is surer than the box it overlaps and than the one it holds; a cat is no dog.
     assert once.detections.region.tolist() == [1, 3, 2]
     assert once.detections.label == ("dog", "dog", "cat")
     doubtful = Proposals(boxes, np.array([0.9, 0.5, 0.9, 0.2, 0.1], np.float32))
-    weighed = join_pages(TASK, [page], doubtful, one_per_object=True, weigh_objectness=True)
+    rules = AnswerRules(one_per_object=True, weigh_objectness=True)
+    weighed = join_pages(TASK, [page], doubtful, rules=rules)
     # 0.6 x 0.9 is more than 0.9 x 0.5, and than 0.8 x 0.9 nothing that overlaps is.
     assert weighed.detections.region.tolist() == [2, 3, 2]
     assert weighed.detections.confidence.tolist() == pytest.approx([0.72, 0.14, 0.72])
