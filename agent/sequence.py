@@ -56,6 +56,11 @@ class SequenceBuilder:
         self.end_of_turn = tokenizer.control(family.prompt.end_of_turn)
         self._turn_ends = family.prompt.end_of_turn + family.prompt.between_turns
 
+    @property
+    def answer_opening(self) -> str:
+        """The end of the user's turn and the beginning of the answer's."""
+        return self._turn_ends + self.family.prompt.assistant
+
     def prefix(
         self,
         token_grid: tuple[int, int] | None,
@@ -120,7 +125,7 @@ class SequenceBuilder:
         words = self.family.prompt
         before = "" if REGION_TOKEN.fullmatch(label) else words.before_label
         opening = f"{GROUND_OPEN}{before}{label}{GROUND_CLOSE}{OBJECTS_OPEN}"
-        ids = self.tokenizer.encode(f"{self._turn_ends}{words.assistant}{opening}")
+        ids = self.tokenizer.encode(self.answer_opening + opening)
         return self._sequence(SequenceDraft().text(ids), None, start=start)
 
     def answer(self, text: str, ids: Iterable[int] | None = None, *, start: int) -> Sequence:

@@ -6,7 +6,7 @@ share a prefix in the service. Knows no scenes and no words.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,15 +43,13 @@ class Tree:
     """(predictions,) whether all tokens are candidates."""
     branch: Tensor
     """(predictions,) number of the branch."""
-    slots: list[int] = field(default_factory=list)
 
 
-def pack(trunk: list[int], slots: list[int], branches: list[Branch]) -> Tree:
+def pack(trunk: list[int], branches: list[Branch]) -> Tree:
     """One sequence of a trunk and its branches.
 
     Args:
         trunk: ids, anything at slots.
-        slots: places in the trunk that embeddings fill.
         branches: stems before what continues them.
     """
     ids, positions = list(trunk), list(range(len(trunk)))
@@ -83,5 +81,5 @@ def pack(trunk: list[int], slots: list[int], branches: list[Branch]) -> Tree:
     return Tree(
         torch.tensor(ids), torch.tensor(positions), mask, torch.tensor(rows, dtype=torch.long),
         torch.tensor(targets, dtype=torch.long), torch.tensor(free, dtype=torch.bool),
-        torch.tensor(numbers, dtype=torch.long), slots,
+        torch.tensor(numbers, dtype=torch.long),
     )  # fmt: skip

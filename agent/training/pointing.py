@@ -24,28 +24,21 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from agent.errors import SettingsError
-from agent.model.appearance import COLOURS
 from agent.model.configuration import pocket_config
-from agent.model.low_rank import adapt, adapter_state, load_adapter
-from agent.model.name_mixture import NameMixture
-from agent.model.smollm2 import load_smollm2, smollm2_config, smollm2_tokenizer
-from agent.prompts import MAX_REGIONS, SYSTEM_PROMPT
-from agent.tokenizer import CONTROL_TOKENS
-from agent.training.branches import Branch, Tree, pack
-from agent.training.scene_questions import Asked, Questioner, Told, held_out
+from agent.model.low_rank import adapter_state, load_adapter
+from agent.model.smollm2 import smollm2_config
+from agent.tokenizer import PromptTokenizer
+from agent.training.pointing_model import NEW_TOKENS, NUM_KNOWN, PointingModel
+from agent.training.scene_lessons import Lesson, SceneWriter, draw_lesson
+from agent.training.scene_questions import Questioner, held_out
 from agent.training.symbolic_scenes import Scene, SceneMaker
-from agent.training.vocabulary import Vocabulary, vocabulary
+from agent.training.vocabulary import vocabulary
 from agent.training.workers import Workers
 
-NUM_KNOWN = 49_152
-NEW_TOKENS = tuple(token for token in CONTROL_TOKENS if not token.startswith(("<|endof", "<|im_")))
-_OPENING = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
 _LEAST_TEXT_TOKENS = 24
-_TURN = "<|im_end|>\n<|im_start|>assistant\n"
 
 
 @dataclass(frozen=True)
@@ -74,203 +67,6 @@ class PointingRecipe:
     text_tokens: int = 96
     text_weight: float = 1.0
     seed: int = 0
-
-
-class PointingModel(nn.Module):
-    """SmolLM2 with new tokens, the connector, and low-rank changes."""
-
-    def __init__(self, recipe: PointingRecipe, *, dtype: torch.dtype = torch.bfloat16) -> None:
-        super().__init__()
-        self.language = load_smollm2(dtype=dtype).model
-        self.tokenizer: Tokenizer = smollm2_tokenizer(NEW_TOKENS)
-        known = self.language.embed_tokens.weight.detach().float()
-        self.known = known
-        hidden = known.shape[1]
-        self.adapted = adapt(self.language, rank=recipe.rank)
-        self.connector = NameMixture(hidden)
-        # New tokens differ from each other as words do; they share one trained offset, and each
-        # moves slowly: fast ones learn the form of an answer and lose the choice.
-        spread = known.std(0)
-        self.token_base: Tensor
-        noise = torch.randn(len(NEW_TOKENS), hidden, generator=torch.Generator().manual_seed(7))
-        self.register_buffer("token_base", known.mean(0) + noise * spread)
-        self.token_offset = nn.Parameter(torch.zeros(hidden))
-        self.token_delta = nn.Parameter(torch.zeros(len(NEW_TOKENS), hidden))
-
-    def name_tables(self, words: Vocabulary) -> None:
-        """Start the connector as names."""
-        things = [*words.coco, *words.imagenet]
-        with torch.no_grad():
-            self.connector.own_names.copy_(torch.stack([self._named(t.names[0]) for t in things]))
-            self.connector.everyday_names.copy_(
-                torch.stack([self._named(t.everyday) for t in things])
-            )
-            doubtful = [self._named(word) for word in ("nothing", "unknown")]
-            self.connector.nothing.copy_(torch.stack(doubtful))
-            self.connector.appearance.weight.zero_()
-            colours = torch.stack([self._named(colour) for colour in COLOURS])
-            self.connector.appearance.weight[:, : len(COLOURS)] = 0.35 * colours.T
-
-    def _named(self, name: str) -> Tensor:
-        ids = self.tokenizer.encode(f" {name}").ids
-        return self.known[ids].mean(0)
-
-    def new_rows(self) -> Tensor:
-        """(new tokens, hidden)."""
-        rows: Tensor = self.token_base + self.token_offset + self.token_delta
-        return rows
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """(length,) ids to (length, hidden) float32."""
-        known = self.known[ids.clamp(max=NUM_KNOWN - 1)]
-        rows = self.new_rows()[(ids - NUM_KNOWN).clamp(min=0)]
-        return torch.where((ids >= NUM_KNOWN)[:, None], rows, known)
-
-    def read(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        """(length, hidden) states after the final norm."""
-        dtype = self.language.embed_tokens.weight.dtype
-        output = self.language(
-            inputs_embeds=embeddings[None].to(dtype),
-            position_ids=positions[None],
-            attention_mask=None if mask is None else mask[None, None],
-            use_cache=False,
-        )
-        hidden: Tensor = output.last_hidden_state[0]
-        return hidden
-
-    def set_adapted(self, enabled: bool) -> None:
-        """Use the low-rank changes, or be the model that was."""
-        for layer in self.adapted:
-            layer.enabled = enabled
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """What training made: the adapter, the new tokens' rows and the connector."""
-        return {
-            **{f"model.{name}": value for name, value in adapter_state(self.language).items()},
-            "new_tokens.weight": self.new_rows().detach(),
-            **{f"connector.{k}": v.detach() for k, v in self.connector.state_dict().items()},
-        }
-
-
-class SceneWriter:
-    """Scenes and questions to packed sequences."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
-        self._token = {token: int(tokenizer.token_to_id(token) or 0) for token in NEW_TOKENS}
-        self.regions = [self._token[f"<region{index}>"] for index in range(MAX_REGIONS)]
-        self.close = self._token["</objects>"]
-        self._end = int(tokenizer.token_to_id("<|im_end|>") or 0)
-
-    def trunk(self, scene: Scene, *, cells: bool) -> tuple[list[int], list[int], list[int]]:
-        """Ids, places of the image's cells, and places of the regions' slots, two each."""
-        ids = self._encode(_OPENING)
-        image: list[int] = []
-        if cells:
-            ids.append(self._token["<|vision_start|>"])
-            image = list(range(len(ids), len(ids) + len(scene.cells)))
-            ids += [0] * len(scene.cells)
-            ids.append(self._token["<|vision_end|>"])
-        slots: list[int] = []
-        for index in range(len(scene.regions)):
-            region = self.regions[index]
-            ids.append(region)
-            slots += [len(ids), len(ids) + 1]
-            ids += [0, 0, region]
-        return ids, image, slots
-
-    def turn(self) -> Branch:
-        """The stem of all answers to which no words lead."""
-        ids = self._encode(_TURN)
-        return Branch(ids, [False] * len(ids))
-
-    def asked(self, asked: Asked, *, stem: int) -> Branch:
-        """The label is given; where it is has to be said."""
-        label = asked.label if asked.label.startswith("<region") else f" {asked.label}"
-        given = [
-            self._token["<ground>"], *self._encode(label), self._token["</ground>"],
-            self._token["<objects>"],
-        ]  # fmt: skip
-        answer = [*(self.regions[k] for k in asked.regions), self.close]
-        return Branch(given + answer, [False] * len(given) + [True] * len(answer), stem)
-
-    def in_words(self, asked: Asked, question: str) -> Branch:
-        """The same after a question in words; also the tags and the label are the model's."""
-        given = self._encode(f"\n{question}{_TURN}")
-        regions = "".join(f"<region{k}>" for k in asked.regions)
-        answer = self._encode(
-            f"<ground> {asked.label}</ground><objects>{regions}</objects><|im_end|>"
-        )
-        return Branch(given + answer, [False] * len(given) + [True] * len(answer), free=True)
-
-    def told(self, told: Told) -> Branch:
-        """Words to words."""
-        given = self._encode(f"\n{told.question}{_TURN}")
-        answer = [*self._encode(told.answer), self._end]
-        return Branch(given + answer, [False] * len(given) + [True] * len(answer), free=True)
-
-
-def scene_tensors(scene: Scene) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(n, 80) scores, (n, 1016) probabilities and appearance, (n, 4) boxes, (25, 1000) cells."""
-    coco = np.stack([region.coco for region in scene.regions])
-    primary = np.stack([np.concatenate([r.imagenet, r.appearance]) for r in scene.regions])
-    boxes = np.stack([region.box for region in scene.regions])
-    return (torch.from_numpy(coco).float(), torch.from_numpy(primary).float(),
-            torch.from_numpy(boxes).float(), torch.from_numpy(scene.cells).float())  # fmt: skip
-
-
-class Lesson:
-    """One scene as a loss."""
-
-    def __init__(
-        self, model: PointingModel, writer: SceneWriter, *, words_weight: float = 1.0
-    ) -> None:
-        self._words_weight = words_weight
-        self._model = model
-        self._writer = writer
-        self._candidates = torch.tensor([*writer.regions, writer.close])
-
-    def embeddings(self, scene: Scene, tree: Tree, image: list[int], slots: list[int]) -> Tensor:
-        """(length, hidden) with every slot filled."""
-        coco, primary, boxes, cells = scene_tensors(scene)
-        embedded = self._model.embed(tree.ids)
-        filled = self._model.connector(coco, primary, boxes).reshape(len(slots), -1)
-        places, values = torch.tensor(slots), filled
-        if image:
-            places = torch.cat([torch.tensor(image), places])
-            values = torch.cat([self._model.connector.cells(cells), values])
-        return embedded.index_copy(0, places, values)
-
-    def choices(self, scene: Scene, tree: Tree, image: list[int], slots: list[int]) -> Tensor:
-        """(length, hidden) states."""
-        return self._model.read(
-            self.embeddings(scene, tree, image, slots), tree.positions, tree.mask
-        )
-
-    def loss(
-        self, scene: Scene, tree: Tree, image: list[int], slots: list[int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean loss; right or wrong of each prediction; its branch."""
-        hidden = self.choices(scene, tree, image, slots)[tree.rows].float()
-        rows = self._model.new_rows()
-        losses = hidden.new_zeros(len(tree.rows))
-        right = torch.zeros(len(tree.rows), dtype=torch.bool)
-        closed = ~tree.free
-        if closed.any():
-            among = [*self._candidates[: len(scene.regions)].tolist(), self._writer.close]
-            logits = hidden[closed] @ rows[torch.tensor(among) - NUM_KNOWN].T
-            where = {token: place for place, token in enumerate(among)}
-            wanted = torch.tensor([where[int(t)] for t in tree.targets[closed]])
-            losses[closed] = nn.functional.cross_entropy(logits, wanted, reduction="none")
-            right[closed] = logits.argmax(-1) == wanted
-        if tree.free.any():
-            logits = torch.cat([hidden[tree.free] @ self._model.known.T,
-                                hidden[tree.free] @ rows.T], dim=-1)  # fmt: skip
-            wanted = tree.targets[tree.free]
-            losses[tree.free] = nn.functional.cross_entropy(logits, wanted, reduction="none")
-            right[tree.free] = logits.argmax(-1) == wanted
-        weights = torch.where(tree.free, self._words_weight, 1.0)
-        return (losses * weights).sum() / weights.sum(), right, tree.branch
 
 
 class Rehearsal:
@@ -308,49 +104,10 @@ class Rehearsal:
         )
 
 
-def lesson_tree(
-    scene: Scene,
-    writer: SceneWriter,
-    questions: Questioner,
-    dice: random.Random,
-    labels: int,
-    *,
-    alone: bool = False,
-) -> tuple[Tree, list[int], list[int], list[str]]:
-    """A scene's questions packed, and what kind each branch is; `alone`: labels and no others."""
-    trunk, image, slots = writer.trunk(scene, cells=dice.random() < (0.2 if alone else 0.7))
-    branches, kinds = [writer.turn()], ["turn"]
-    asked = questions.labels(scene, labels)
-    for one in asked:
-        branches.append(writer.asked(one, stem=0))
-        kinds.append("label" if one.regions else "absent")
-    if alone:
-        return pack(trunk, slots, branches), image, slots, kinds
-    for _ in range(2):
-        described = questions.described(scene)
-        if described is not None:
-            branches.append(writer.asked(described, stem=0))
-            kinds.append("described")
-    liked = questions.likes(scene)
-    if liked is not None:
-        branches.append(writer.asked(liked[1], stem=0))
-        kinds.append("likes")
-    kinds_of_words = (questions.names, questions.names, questions.yes_or_no, questions.lists)
-    told = dice.choice(kinds_of_words if scene.things else (questions.yes_or_no,))
-    branches.append(writer.told(told(scene)))
-    kinds.append("told")
-    if dice.random() < 0.25:
-        one = asked[0]
-        words = f"Please detect {one.label} in this image. Answer the question with object indexes."
-        branches.append(writer.in_words(one, words))
-        kinds.append("in words")
-    return pack(trunk, slots, branches), image, slots, kinds
-
-
 @torch.no_grad()
 def evaluate(model: PointingModel, head: np.ndarray, *, scenes: int, seed: int) -> dict[str, float]:
     """Whole answers right (teacher forcing: every choice of an answer right), by size and words."""
-    writer, words = SceneWriter(model.tokenizer), vocabulary()
+    writer, words = SceneWriter(PromptTokenizer(model.tokenizer)), vocabulary()
     lesson = Lesson(model, writer)
     found: dict[str, list[float]] = defaultdict(list)
     for count in (5, 12, 24):
@@ -359,21 +116,19 @@ def evaluate(model: PointingModel, head: np.ndarray, *, scenes: int, seed: int) 
         unseen = Questioner(words, seed + count, may_ask=held_out)
         for _number in range(scenes):
             scene = maker.scene(count)
-            trunk, image, slots = writer.trunk(scene, cells=False)
-            branches, kinds = [writer.turn()], ["turn"]
-            for kind, asked in (
+            questions = (
                 ("seen", seen.labels(scene, 10, plain=True)),
                 ("spelled", seen.labels(scene, 6)),
                 ("unseen", unseen.labels(scene, 4, plain=True) if _askable(scene) else []),
-            ):
-                for one in asked:
-                    branches.append(writer.asked(one, stem=0))
-                    kinds.append(f"{kind}" if one.regions else f"{kind} absent")
-            tree = pack(trunk, slots, branches)
-            _, right, branch = lesson.loss(scene, tree, image, slots)
-            for index, kind in enumerate(kinds):
-                if kind != "turn":
-                    found[f"{kind} {count}"].append(float(right[branch == index].all()))
+            )
+            branches = [
+                (kind if one.regions else f"{kind} absent", writer.asked(one))
+                for kind, asked in questions
+                for one in asked
+            ]
+            _, answered = lesson.loss(writer.plan(scene, branches, cells=False))
+            for kind, right in answered:
+                found[f"{kind} {count}"].append(float(right))
     return {key: round(float(np.mean(values)), 3) for key, values in sorted(found.items())}
 
 
@@ -399,7 +154,7 @@ def train(
     workers = Workers.current()
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    model = PointingModel(recipe)
+    model = PointingModel(recipe.rank)
     words = vocabulary()
     model.name_tables(words)
     groups = [
@@ -413,7 +168,7 @@ def train(
     rates = [float(group["lr"]) for group in groups]  # type: ignore[arg-type]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
     first = _restored(model, optimiser, output / "state.pt", start)
-    writer = SceneWriter(model.tokenizer)
+    writer = SceneWriter(PromptTokenizer(model.tokenizer))
     lesson = Lesson(model, writer, words_weight=recipe.words_weight)
     seed = recipe.seed + 1000 * first + 1_000_000 * workers.rank
     maker = SceneMaker(words, head, seed + 1)
@@ -450,15 +205,14 @@ def train(
                 math.exp(dice.uniform(math.log(recipe.fewest_regions), math.log(ceiling)))
             )
             scene = maker.scene(count)
-            tree, image, slots, kinds = lesson_tree(
+            plan = draw_lesson(
                 scene, writer, questions, dice, recipe.labels_per_scene[part], alone=early
             )
-            loss, right, branch = lesson.loss(scene, tree, image, slots)
+            loss, answered = lesson.loss(plan)
             (loss / num_scenes).backward()
             tally["loss"].append(float(loss.detach()))
-            for index, kind in enumerate(kinds):
-                if kind != "turn":
-                    tally[kind].append(float(right[branch == index].all()))
+            for kind, right in answered:
+                tally[kind].append(float(right))
         if not aligning and recipe.text_weight and (step % 2 == 0 or not early):
             kept = rehearsal.loss()
             (recipe.text_weight * kept).backward()
@@ -493,7 +247,7 @@ def _restored(
     """The step to go on from: an interrupted run's, or the first, with what `start` has learned."""
     if not path.is_file():
         if start is not None:
-            _take_over(model, load_file(start / "language.safetensors"))
+            model.take_over(load_file(start / "language.safetensors"))
         return 0
     state = torch.load(path, weights_only=True)
     load_adapter(model.language, state["adapter"])
@@ -502,21 +256,6 @@ def _restored(
     model.token_delta.data.copy_(state["delta"])
     optimiser.load_state_dict(state["optimiser"])
     return int(state["step"])
-
-
-def _take_over(model: PointingModel, learned: dict[str, Tensor]) -> None:
-    """Begin with what a model's folder holds."""
-    floats = {key: value.float() for key, value in learned.items()}
-    prefix = "connector."
-    load_adapter(
-        model.language,
-        {k.removeprefix("model."): v for k, v in floats.items() if k.startswith("model.")},
-    )
-    model.connector.load_state_dict(
-        {k.removeprefix(prefix): v for k, v in floats.items() if k.startswith(prefix)}
-    )
-    rows = floats["new_tokens.weight"]
-    model.token_delta.data.copy_(rows - model.token_base - model.token_offset)
 
 
 def _save(

@@ -142,7 +142,7 @@ def test_regions_through_the_engine_equal_one_long_pass(stage):
 
 
 def test_the_prompt_is_that_of_training(stage):
-    """`agent.training.pointing` writes scenes so; its adapter knows no other form."""
+    """`agent.training.scene_lessons` writes scenes so; the adapter knows no other form."""
     encode, region = stage._tokenizer.encode, stage._tokenizer.region
     opening = CHAT.split("What")[0]
     builder = stage._builder

@@ -32,7 +32,7 @@ def test_branches_see_the_trunk_their_stem_and_themselves():
     stem = Branch([5, 6], [False, False])
     answer = Branch([7, 8], [False, True], stem=0)
     other = Branch([9], [True])
-    tree = pack([1, 2, 3], [1], [stem, answer, other])
+    tree = pack([1, 2, 3], [stem, answer, other])
     assert tree.ids.tolist() == [1, 2, 3, 5, 6, 7, 8, 9]
     assert tree.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 3]
     assert tree.mask[6].tolist() == [True] * 7 + [False]

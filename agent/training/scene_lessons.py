@@ -1,0 +1,180 @@
+"""Symbolic scenes as lessons: questions in one sequence, in the words of the service, and a loss.
+
+A scene's regions and image are the trunk, every question is a branch (`agent.training.branches`).
+Knows no schedule.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agent.model.family import LLAMA
+from agent.model.language_model import SlotType
+from agent.prompts import MAX_REGIONS, Task
+from agent.sequence import Sequence, SequenceBuilder
+from agent.tokenizer import PromptTokenizer
+from agent.training.branches import Branch, Tree, pack
+from agent.training.pointing_model import NUM_KNOWN, PointingModel
+from agent.training.scene_questions import Asked, Questioner, Told
+from agent.training.symbolic_scenes import Scene
+
+_TURN = "turn"
+_CELLS = (5, 5)
+"""Rows and columns of a scene's image tokens."""
+
+
+@dataclass(frozen=True)
+class LessonPlan:
+    """A scene and its questions, packed."""
+
+    scene: Scene
+    trunk: Sequence
+    tree: Tree
+    kinds: tuple[str, ...]
+    """Of each branch."""
+
+
+class SceneWriter:
+    """Scenes and questions to packed sequences, in the words of the service."""
+
+    def __init__(self, tokenizer: PromptTokenizer) -> None:
+        self._builder = SequenceBuilder(tokenizer, LLAMA)
+        self._turn = tokenizer.encode(self._builder.answer_opening)
+        self.regions = [tokenizer.region(index) for index in range(MAX_REGIONS)]
+        self.close = tokenizer.control("</objects>")
+
+    def plan(
+        self, scene: Scene, questions: Iterable[tuple[str, Branch]], *, cells: bool
+    ) -> LessonPlan:
+        """A scene with its questions, (kind, branch) each; `cells`: with the image's tokens."""
+        trunk = self._builder.prefix(_CELLS if cells else None, len(scene.regions))
+        stem = Branch(self._turn, [False] * len(self._turn))
+        kinds, branches = zip((_TURN, stem), *questions, strict=True)
+        return LessonPlan(scene, trunk, pack(trunk.ids.tolist(), list(branches)), tuple(kinds))
+
+    def asked(self, asked: Asked) -> Branch:
+        """The label is given; where it is has to be said. Continues the stem."""
+        opened = self._builder.opened_list(asked.label, start=0).ids.tolist()
+        given = opened[len(self._turn) :]
+        answer = [*(self.regions[k] for k in asked.regions), self.close]
+        return Branch(given + answer, [False] * len(given) + [True] * len(answer), stem=0)
+
+    def in_words(self, asked: Asked) -> Branch:
+        """The same asked in the published words; also the tags and the label are the model's."""
+        regions = "".join(f"<region{k}>" for k in asked.regions)
+        label = f"{LLAMA.prompt.before_label}{asked.label}"
+        answer = f"<ground>{label}</ground><objects>{regions}</objects>"
+        return self.told(Told(Task.detect(asked.label).text, answer))
+
+    def told(self, told: Told) -> Branch:
+        """Words to words."""
+        given = self._builder.question(told.question, start=0).ids.tolist()
+        answer = self._builder.answer(told.answer, start=0).ids.tolist()
+        return Branch(given + answer, [False] * len(given) + [True] * len(answer), free=True)
+
+
+def scene_tensors(scene: Scene) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(n, 80) scores, (n, 1016) probabilities and appearance, (n, 4) boxes, (25, 1000) cells."""
+    coco = np.stack([region.coco for region in scene.regions])
+    primary = np.stack([np.concatenate([r.imagenet, r.appearance]) for r in scene.regions])
+    boxes = np.stack([region.box for region in scene.regions])
+    return (torch.from_numpy(coco).float(), torch.from_numpy(primary).float(),
+            torch.from_numpy(boxes).float(), torch.from_numpy(scene.cells).float())  # fmt: skip
+
+
+class Lesson:
+    """One scene as a loss."""
+
+    def __init__(
+        self, model: PointingModel, writer: SceneWriter, *, words_weight: float = 1.0
+    ) -> None:
+        """`words_weight`: of a token that is chosen among all, against one among regions."""
+        self._words_weight = words_weight
+        self._model = model
+        self._writer = writer
+
+    def _embeddings(self, plan: LessonPlan) -> Tensor:
+        """(length, hidden) with every slot filled."""
+        coco, primary, boxes, cells = scene_tensors(plan.scene)
+        embedded, connector = self._model.embed(plan.tree.ids), self._model.connector
+        fillings = [(SlotType.REGION, connector(coco, primary, boxes).flatten(0, 1))]
+        if (plan.trunk.slots == SlotType.IMAGE).any():
+            fillings.append((SlotType.IMAGE, connector.cells(cells)))
+        for kind, values in fillings:
+            places = torch.nonzero(plan.trunk.slots == kind).flatten()
+            embedded = embedded.index_copy(0, places, values)
+        return embedded
+
+    def loss(self, plan: LessonPlan) -> tuple[Tensor, list[tuple[str, bool]]]:
+        """Mean loss, and of each question its kind and whether the whole answer is right."""
+        tree = plan.tree
+        hidden = self._model.read(self._embeddings(plan), tree.positions, tree.mask)
+        hidden = hidden[tree.rows].float()
+        rows = self._model.new_rows()
+        losses = hidden.new_zeros(len(tree.rows))
+        right = torch.zeros(len(tree.rows), dtype=torch.bool)
+        closed = ~tree.free
+        if closed.any():
+            among = [*self._writer.regions[: len(plan.scene.regions)], self._writer.close]
+            logits = hidden[closed] @ rows[torch.tensor(among) - NUM_KNOWN].T
+            where = {token: place for place, token in enumerate(among)}
+            wanted = torch.tensor([where[int(t)] for t in tree.targets[closed]])
+            losses[closed] = nn.functional.cross_entropy(logits, wanted, reduction="none")
+            right[closed] = logits.argmax(-1) == wanted
+        if tree.free.any():
+            logits = torch.cat([hidden[tree.free] @ self._model.known.T,
+                                hidden[tree.free] @ rows.T], dim=-1)  # fmt: skip
+            wanted = tree.targets[tree.free]
+            losses[tree.free] = nn.functional.cross_entropy(logits, wanted, reduction="none")
+            right[tree.free] = logits.argmax(-1) == wanted
+        weights = torch.where(tree.free, self._words_weight, 1.0)
+        answered = [
+            (kind, bool(right[tree.branch == number].all()))
+            for number, kind in enumerate(plan.kinds)
+            if kind != _TURN
+        ]
+        return (losses * weights).sum() / weights.sum(), answered
+
+
+def draw_lesson(
+    scene: Scene,
+    writer: SceneWriter,
+    questions: Questioner,
+    dice: random.Random,
+    labels: int,
+    *,
+    alone: bool = False,
+) -> LessonPlan:
+    """A scene with as many labels and some of every other question; `alone`: labels only."""
+    cells = dice.random() < (0.2 if alone else 0.7)
+    asked = questions.labels(scene, labels)
+    found = [("label" if one.regions else "absent", writer.asked(one)) for one in asked]
+    if not alone:
+        found += _other_questions(scene, writer, questions, dice, asked[0])
+    return writer.plan(scene, found, cells=cells)
+
+
+def _other_questions(
+    scene: Scene,
+    writer: SceneWriter,
+    questions: Questioner,
+    dice: random.Random,
+    asked: Asked,
+) -> list[tuple[str, Branch]]:
+    described = [questions.described(scene) for _ in range(2)]
+    found = [("described", writer.asked(one)) for one in described if one is not None]
+    liked = questions.likes(scene)
+    if liked is not None:
+        found.append(("likes", writer.asked(liked[1])))
+    kinds_of_words = (questions.names, questions.names, questions.yes_or_no, questions.lists)
+    told = dice.choice(kinds_of_words if scene.things else (questions.yes_or_no,))
+    found.append(("told", writer.told(told(scene))))
+    if dice.random() < 0.25:
+        found.append(("in words", writer.in_words(asked)))
+    return found
