@@ -41,10 +41,13 @@ class NameMixture(nn.Module):
         """The detector is too sure of things outside its classes: its scores are raised to this."""
         self.imagenet_discount = nn.Parameter(torch.tensor(0.6))
         """How far a sure detector outweighs the classifier."""
+        self.imagenet_share = nn.Parameter(torch.ones(NUM_IMAGENET))
+        """How much each of the classifier's classes counts: less where the detector knows the thing
+        too and can speak for itself."""
         self.steepness = nn.Parameter(torch.tensor(1.65))
-        self.threshold = nn.Parameter(torch.tensor(-0.83))
-        """Where objectness counts half, as a logit: the detector's boxes of whole things reach 0.4,
-        those of parts and background 0.1 (docs/decisions)."""
+        self.threshold = nn.Parameter(torch.tensor(-1.5))
+        """Where objectness lets half of the classifier's belief count, as a logit: the detector's
+        boxes of whole things reach 0.4, those of parts and background 0.1 (docs/decisions)."""
         nn.init.zeros_(self.place.weight)
         nn.init.zeros_(self.place.bias)
 
@@ -59,7 +62,7 @@ class NameMixture(nn.Module):
         Returns:
             (n, 2, hidden).
         """
-        weights = self._weights(auxiliary, primary[:, :NUM_IMAGENET])
+        weights = self.weights(auxiliary, primary[:, :NUM_IMAGENET])
         seen = self.appearance(primary[:, NUM_IMAGENET:]) + self.place(place_of(boxes))
         own, everyday = (
             self._mixed(weights, 0, self.own_names),
@@ -77,15 +80,16 @@ class NameMixture(nn.Module):
         doubt = (1 - weights.sum(-1, keepdim=True)).clamp(min=0)
         return weights @ names + doubt * self.nothing[slot]
 
-    def _weights(self, coco: Tensor, imagenet: Tensor) -> Tensor:
-        """(n, 1080) how much each name counts; at most about one in all."""
+    def weights(self, coco: Tensor, imagenet: Tensor) -> Tensor:
+        """(n, 1080) how much each name counts, from (n, 80) scores and (n, 1000) probabilities; at
+        most about one in all."""
         coco = coco.clamp(1e-4, 1 - 1e-4)
         objectness = coco.amax(-1, keepdim=True)
         strength = torch.sigmoid(self.steepness * (torch.logit(objectness) - self.threshold))
         # The floor keeps the gradient of a power finite at zero.
         weighed = coco ** self.coco_power.clamp(0.5, 3.0)
-        named = imagenet * (1 - self.imagenet_discount * objectness)
-        return strength * torch.cat([weighed, named], dim=-1)
+        named = imagenet * self.imagenet_share * (1 - self.imagenet_discount * objectness)
+        return torch.cat([weighed, strength * named], dim=-1)
 
 
 def place_of(boxes: Tensor) -> Tensor:

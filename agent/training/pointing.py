@@ -17,7 +17,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +49,17 @@ class PointingRecipe:
     """Stage 1: connector and new tokens alone."""
     pointing_steps: int = 350
     """So many steps see small scenes, where pointing is learned at a third of the price."""
-    steps: int = 900
-    scenes_per_step: tuple[int, int] = (2, 3)
+    growing_steps: int = 250
+    """Over so many further steps scenes reach full size and doubt."""
+    steps: int = 1500
+    scenes_per_step: int = 2
+    """Of each worker."""
+    labels_per_scene: tuple[int, int] = (16, 14)
     """While pointing is learned, and after."""
-    labels_per_scene: tuple[int, int] = (16, 22)
-    fewest_regions: int = 1
     most_regions: tuple[int, int] = (12, 24)
-    doubt: tuple[float, float] = (0.4, 0.75)
-    """Reached at the end of either part, from none: 1 is that of photographs."""
-    words_weight: float = 0.25
+    doubt: tuple[float, float] = (0.4, 1.0)
+    """The most of any scene, at the end of either part: 1 is that of photographs."""
+    words_weight: float = 0.5
     """Weight of a token that is chosen among all, against one chosen among regions."""
     rank: int = 16
     adapter_rate: float = 5e-4
@@ -67,6 +69,26 @@ class PointingRecipe:
     text_tokens: int = 96
     text_weight: float = 1.0
     seed: int = 0
+
+    def continued(self) -> PointingRecipe:
+        """Of a run that starts with a model that points already."""
+        return replace(self, align_steps=0, pointing_steps=0, growing_steps=0)
+
+    def sizes(self, step: int) -> tuple[int, float]:
+        """The most regions and the most doubt of a step's scenes."""
+        if step < self.pointing_steps:
+            return self.most_regions[0], self.doubt[0] * step / self.pointing_steps
+        grown = 1.0
+        if self.growing_steps:
+            grown = min(1.0, (step - self.pointing_steps) / self.growing_steps)
+        fewer, more = self.most_regions
+        less, much = self.doubt
+        return fewer + round(grown * (more - fewer)), less + grown * (much - less)
+
+    def rate(self, step: int) -> float:
+        """What all learning rates are multiplied by: a short rise, then down to nothing."""
+        left = (self.steps - step) / (self.steps - self.pointing_steps)
+        return min(1.0, (step + 1) / 30) * min(1.0, max(0.03, left))
 
 
 class Rehearsal:
@@ -114,7 +136,7 @@ def evaluate(model: PointingModel, head: np.ndarray, *, scenes: int, seed: int) 
         maker = SceneMaker(words, head, seed + count)
         seen = Questioner(words, seed + count)
         unseen = Questioner(words, seed + count, may_ask=held_out)
-        for _number in range(scenes):
+        for _ in range(scenes):
             scene = maker.scene(count)
             questions = (
                 ("seen", seen.labels(scene, 10, plain=True)),
@@ -133,7 +155,7 @@ def evaluate(model: PointingModel, head: np.ndarray, *, scenes: int, seed: int) 
 
 
 def _askable(scene: Scene) -> bool:
-    return any(held_out(word) for thing in scene.things for word in thing.words)
+    return any(held_out(word) for thing in scene.likeliest for word in thing.words)
 
 
 def train(
@@ -147,11 +169,14 @@ def train(
 ) -> None:
     """Run, or go on with, the training whose state lies in `output`.
 
-    With `start` a new run begins with what that model's folder has learned.
+    With `start` a new run begins with what that model's folder has learned, and with scenes of
+    full size and doubt.
 
     Several workers see different scenes and step together.
     """
     workers = Workers.current()
+    if start is not None:
+        recipe = recipe.continued()
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     model = PointingModel(recipe.rank)
@@ -186,30 +211,20 @@ def train(
             layer.lora_b.requires_grad_(not aligning)
         early = step < recipe.pointing_steps
         part = 0 if early else 1
-        share = (step - recipe.pointing_steps) / (recipe.steps - recipe.pointing_steps)
-        warm = min(1.0, (step + 1) / 30) * (1.0 if early else max(0.03, 1 - share))
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * warm
-        ceiling, maker.doubt = (
-            recipe.most_regions[0],
-            recipe.doubt[0] * step / recipe.pointing_steps,
-        )
-        if not early:
-            # Half of the second part is the way to full size and doubt.
-            grown = min(1.0, 2 * share)
-            ceiling += round(grown * (recipe.most_regions[1] - ceiling))
-            maker.doubt = recipe.doubt[0] + grown * (recipe.doubt[1] - recipe.doubt[0])
-        num_scenes = recipe.scenes_per_step[part]
-        for _ in range(num_scenes):
-            count = round(
-                math.exp(dice.uniform(math.log(recipe.fewest_regions), math.log(ceiling)))
-            )
-            scene = maker.scene(count)
+            group["lr"] = rate * recipe.rate(step)
+        most_regions, most_doubt = recipe.sizes(step)
+        for _ in range(recipe.scenes_per_step):
+            maker.doubt = dice.uniform(0.5 * most_doubt, most_doubt)
+            # Full pages are what photographs mostly give, and small ones are learned faster.
+            is_full = not early and dice.random() < 0.3
+            count = most_regions if is_full else dice.randint(1, most_regions)
             plan = draw_lesson(
-                scene, writer, questions, dice, recipe.labels_per_scene[part], alone=early
-            )
+                maker.scene(count), writer, questions, dice, recipe.labels_per_scene[part],
+                alone=early,
+            )  # fmt: skip
             loss, answered = lesson.loss(plan)
-            (loss / num_scenes).backward()
+            (loss / recipe.scenes_per_step).backward()
             tally["loss"].append(float(loss.detach()))
             for kind, right in answered:
                 tally[kind].append(float(right))

@@ -14,6 +14,7 @@ from agent.model.low_rank import adapt, adapter_state, load_adapter
 from agent.model.name_mixture import NameMixture
 from agent.model.smollm2 import load_smollm2, smollm2_tokenizer
 from agent.tokenizer import CONTROL_TOKENS
+from agent.training.beliefs import imagenet_shares
 from agent.training.vocabulary import Vocabulary
 
 NUM_KNOWN = 49_152
@@ -45,6 +46,7 @@ class PointingModel(nn.Module):
         """Start the connector as names."""
         things = [*words.coco, *words.imagenet]
         with torch.no_grad():
+            self.connector.imagenet_share.copy_(imagenet_shares(words))
             self.connector.own_names.copy_(torch.stack([self._named(t.names[0]) for t in things]))
             self.connector.everyday_names.copy_(
                 torch.stack([self._named(t.everyday) for t in things])

@@ -25,6 +25,8 @@ from agent.training.scene_questions import Asked, Questioner, Told
 from agent.training.symbolic_scenes import Scene
 
 _TURN = "turn"
+_NAMED = 5
+"""Regions of a scene that are to be named."""
 _CELLS = (5, 5)
 """Rows and columns of a scene's image tokens."""
 
@@ -152,7 +154,7 @@ def draw_lesson(
     alone: bool = False,
 ) -> LessonPlan:
     """A scene with as many labels and some of every other question; `alone`: labels only."""
-    cells = dice.random() < (0.2 if alone else 0.7)
+    cells = dice.random() < (0.2 if alone else 0.6)
     asked = questions.labels(scene, labels)
     found = [("label" if one.regions else "absent", writer.asked(one)) for one in asked]
     if not alone:
@@ -171,10 +173,12 @@ def _other_questions(
     found = [("described", writer.asked(one)) for one in described if one is not None]
     liked = questions.likes(scene)
     if liked is not None:
-        found.append(("likes", writer.asked(liked[1])))
-    kinds_of_words = (questions.names, questions.names, questions.yes_or_no, questions.lists)
-    told = dice.choice(kinds_of_words if scene.things else (questions.yes_or_no,))
-    found.append(("told", writer.told(told(scene))))
+        found.append(("likes", writer.asked(liked)))
+    named = [questions.names(scene) for _ in range(_NAMED)]
+    found += [("named", writer.told(one)) for one in dict.fromkeys(named) if one is not None]
+    told = dice.choice((questions.yes_or_no, questions.lists))(scene)
+    if told is not None:
+        found.append(("told", writer.told(told)))
     if dice.random() < 0.25:
         found.append(("in words", writer.in_words(asked)))
     return found

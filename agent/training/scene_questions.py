@@ -1,5 +1,8 @@
 """Questions about symbolic scenes, with their answers, as the embedded model is asked and answers.
 
+An answer is what the evidence of the regions says (`Scene.showing`), so it can be told from what
+the model is shown.
+
 What is asked: one label in many spellings, words for kinds ("vehicle"), things that are absent,
 things by colour, size or place, a box's likes, a box's name, yes or no. A tenth of all words is
 never asked in training, to see whether names need to have been seen.
@@ -16,6 +19,7 @@ import numpy as np
 
 from agent.model.appearance import COLOURS
 from agent.prompts import Task
+from agent.training.beliefs import LEAST_SCORE
 from agent.training.spellings import article, plural, spelled
 from agent.training.symbolic_scenes import Scene
 from agent.training.vocabulary import Thing, Vocabulary
@@ -46,6 +50,8 @@ def held_out(word: str) -> bool:
     return hashlib.blake2b(word.encode(), digest_size=2).digest()[0] < 26
 
 
+_LEAST_NAMED = 0.1
+"""A box that is given may be worse than any that is proposed, and is named all the same."""
 _ALWAYS = frozenset({"person", "car", "dog", "cat", "animal", "vehicle", "bird", "bicycle"})
 
 
@@ -73,12 +79,15 @@ class Questioner:
                 self._kin.setdefault(word, []).append(thing)
 
     def labels(self, scene: Scene, count: int, *, plain: bool = False) -> list[Asked]:
-        """So many labels, a third of them absent; `plain` leaves the spelling alone."""
+        """So many labels, about half of them absent; `plain` leaves the spelling alone."""
         dice = self._dice
         asked: list[Asked] = []
-        present = list({thing.names[0]: thing for thing in scene.things}.values())
+        # Mostly what is there; also what nearly is.
+        sure = [scene.likeliest[k] for k in scene.usual_names(LEAST_SCORE)]
+        likely = list({thing.names[0]: thing for thing in scene.likeliest}.values())
         while len(asked) < count:
-            kind = dice.random() if present else 1.0
+            present = sure if sure and dice.random() < 0.6 else likely
+            kind = dice.random()
             if kind < 0.62:
                 word: str | None = self._word_of(dice.choice(present))
             elif kind < 0.80:
@@ -93,23 +102,22 @@ class Questioner:
             asked.append(Asked(word if plain else spelled(word, dice), regions, word))
         return asked
 
-    def likes(self, scene: Scene) -> tuple[int, Asked] | None:
-        """A region, and the others of its everyday kind."""
-        shown = [k for k, r in enumerate(scene.regions) if r.thing is not None]
-        if not shown:
+    def likes(self, scene: Scene) -> Asked | None:
+        """The others of a region's everyday kind."""
+        names = scene.usual_names(LEAST_SCORE)
+        if not names:
             return None
-        region = self._dice.choice(shown)
-        thing = scene.things[scene.regions[region].thing or 0]
-        regions = [k for k in scene.showing(thing.everyday) if k != region]
-        return region, Asked(f"<region{region}>", tuple(regions))
+        region = self._dice.choice(list(names))
+        regions = [k for k in scene.showing(names[region]) if k != region]
+        return Asked(f"<region{region}>", tuple(regions))
 
     def described(self, scene: Scene) -> Asked | None:
         """A thing by its colour, its size or its place among its like."""
         dice = self._dice
-        if not scene.things:
+        names = scene.usual_names(LEAST_SCORE)
+        if not names:
             return None
-        thing = dice.choice(scene.things)
-        word = thing.everyday
+        word = dice.choice(list(names.values()))
         if not self._may_ask(word):
             return None
         regions = scene.showing(word)
@@ -140,26 +148,22 @@ class Questioner:
             return None
         return Asked(text, (regions[int(place)],), word)
 
-    def names(self, scene: Scene) -> Told:
+    def names(self, scene: Scene) -> Told | None:
         """What is this box?"""
         dice = self._dice
-        shown = [k for k, r in enumerate(scene.regions) if r.thing is not None]
-        region = dice.choice(shown)
-        thing = scene.things[scene.regions[region].thing or 0]
-        word = thing.everyday
-        if dice.random() < 0.5:
+        names = scene.usual_names(_LEAST_NAMED)
+        if not names:
+            return None
+        region = dice.choice(list(names))
+        word = names[region]
+        if dice.random() < 0.3:
             colour = COLOURS[scene.regions[region].colour]
-            answer = f"{article(colour)} {colour} {word}"
-        else:
-            answer = f"{article(word)} {word}"
-        if answer.split()[1] == word:
-            question = dice.choice(
-                (f"What is <region{region}>?", f"What is in <region{region}>?",
-                 f"Name <region{region}>.")
-            )  # fmt: skip
-        else:
-            question = Task.describe_region(region).text
-        return Told(question, answer)
+            return Told(Task.describe_region(region).text, f"{article(colour)} {colour} {word}")
+        question = dice.choice(
+            (f"What is <region{region}>?", f"What is in <region{region}>?",
+             f"Name <region{region}>.")
+        )  # fmt: skip
+        return Told(question, f"{article(word)} {word}")
 
     def yes_or_no(self, scene: Scene) -> Told:
         """Is it there?"""
@@ -172,14 +176,12 @@ class Questioner:
         )  # fmt: skip
         return Told(question, "Yes." if asked.regions else "No.")
 
-    def lists(self, scene: Scene) -> Told:
+    def lists(self, scene: Scene) -> Told | None:
         """What is in the picture, in a sentence."""
         dice = self._dice
-        seen: dict[str, int] = {}
-        for index, region in enumerate(scene.regions[:24]):
-            if region.thing is not None:
-                seen.setdefault(scene.things[region.thing].everyday, index)
-        some = list(seen)[:5]
+        some = list(dict.fromkeys(scene.usual_names(LEAST_SCORE).values()))[:5]
+        if not some:
+            return None
         listed = [f"{article(word)} {word}" for word in some]
         sentence = listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
         question = dice.choice(
@@ -210,7 +212,7 @@ class Questioner:
 
         A dog without a breed may be a beagle: the detector has no breeds.
         """
-        for thing in scene.things:
+        for thing in scene.likeliest:
             names = " ".join((*thing.names, thing.everyday))
             if word in names or any(
                 part in word.split() for part in names.split() if len(part) > 3

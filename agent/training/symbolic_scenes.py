@@ -1,9 +1,10 @@
 """Scenes without pictures: regions as the classifiers would describe them, and what is there.
 
-A scene is a list of regions, each with class evidence, appearance and a box, and the things they
-show. Evidence is drawn so that its doubts look like the real classifiers': the ImageNet head's
-confusions come from its own weights, the detector's from how sure it is of things in and out of
-its classes. Parts, duplicates and background stand between the things. Knows no tokens.
+A scene is a list of regions, each with class evidence, appearance and a box. Evidence is drawn so
+that its doubts look like the real classifiers': the ImageNet head's confusions come from its own
+weights, the detector's from how sure it is of things in and out of its classes. Parts, duplicates
+and background stand between the things. What a region may be called follows from its evidence
+(`agent.training.beliefs`), not from what it was drawn for. Knows no tokens.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from agent.model.appearance import COLOURS
 from agent.model.name_mixture import NUM_APPEARANCE, NUM_COCO, NUM_IMAGENET
+from agent.training.beliefs import LEAST_SCORE, NameBeliefs
 from agent.training.vocabulary import Thing, Vocabulary
 
 Array = NDArray[np.float32]
@@ -25,8 +27,6 @@ Array = NDArray[np.float32]
 class SceneRegion:
     """One box of a scene."""
 
-    thing: int | None
-    """Number of its object in `Scene.things`; None shows nothing that has a name."""
     coco: Array
     """(80,) scores."""
     imagenet: Array
@@ -43,18 +43,24 @@ class Scene:
     """Regions in the order a proposal network would give them: the surest first."""
 
     regions: tuple[SceneRegion, ...]
-    things: tuple[Thing, ...]
-    """What is there; several may be equal."""
+    likeliest: tuple[Thing, ...]
+    """Of each region, the class with the most weight."""
     cells: Array = field(repr=False)
     """(25, 1000) class probabilities of a 5x5 grid over the picture."""
+    weights: Array = field(repr=False)
+    """(regions, 1080) of the classes."""
+    beliefs: NameBeliefs = field(repr=False)
 
     def showing(self, word: str) -> list[int]:
         """Numbers of the regions that `word` names, upwards."""
-        return [
-            index
-            for index, region in enumerate(self.regions)
-            if region.thing is not None and word in self.things[region.thing].words
-        ]
+        return np.flatnonzero(self.beliefs.scores(word, self.weights) >= LEAST_SCORE).tolist()
+
+    def usual_names(self, least: float) -> dict[int, str]:
+        """Everyday names of the regions that have one of at least this score."""
+        places, scores = self.beliefs.usual(self.weights)
+        return {
+            int(k): self.beliefs.everyday[places[k]] for k in np.flatnonzero(scores >= least)
+        }
 
 
 _LEFTOVER = 0.12
@@ -160,6 +166,7 @@ class SceneMaker:
         self._dice = np.random.default_rng(seed)
         self._choice = random.Random(seed)
         self._evidence = EvidenceModel(words, head, self._dice)
+        self._beliefs = NameBeliefs(words)
         self.doubt = 1.0
         """0: everything is what it seems; 1: as doubtful as photographs are. Pointing is learned
         before doubt is."""
@@ -173,7 +180,7 @@ class SceneMaker:
         num_things = max(1, int(num_regions * dice.beta(1.6, 3.0)))
         kinds = [self._kind() for _ in range(max(1, int(num_things * dice.uniform(0.4, 1.0))))]
         things = [*kinds, *(self._choice.choice(kinds) for _ in range(num_things - len(kinds)))]
-        wholes = [self._whole(index, thing) for index, thing in enumerate(things)]
+        wholes = [self._whole(thing) for thing in things]
         # The later pages of many boxes show parts and background and nothing else.
         is_leftover = num_regions > 1 and dice.random() < _LEFTOVER
         regions = [] if is_leftover else list(wholes)
@@ -192,8 +199,10 @@ class SceneMaker:
             else:
                 regions.append(self._background())
         regions.sort(key=lambda region: -float(region.coco.max()))
-        shown = () if is_leftover else tuple(things)
-        return Scene(tuple(regions), shown, self._cells(regions))
+        coco = np.stack([region.coco for region in regions])
+        weights = self._beliefs.weights(coco, np.stack([region.imagenet for region in regions]))
+        likeliest = tuple(self._beliefs.likeliest(weights))
+        return Scene(tuple(regions), likeliest, self._cells(regions), weights, self._beliefs)
 
     def _kind(self) -> Thing:
         """A class of COCO or of ImageNet."""
@@ -208,14 +217,13 @@ class SceneMaker:
             return self._evidence.worn() if self._dice.random() < 0.6 else None
         return int(self._dice.choice(thing.imagenet)) if thing.imagenet else None
 
-    def _whole(self, number: int, thing: Thing) -> SceneRegion:
-        """The box that is to be answered."""
+    def _whole(self, thing: Thing) -> SceneRegion:
+        """The box that shows a thing best."""
         dice = self._dice
         shown, sure = self._class_of(thing), 1.0 - self.doubt
         objectness = max(0.1, float(dice.beta(2.8, 3.6)))
         objectness += sure * (0.75 - objectness)
         return SceneRegion(
-            number,
             self._evidence.coco(thing.coco, shown, objectness),
             self._evidence.imagenet(
                 shown, right=0.78 + 0.22 * sure, clarity=(0.2 + 0.5 * sure, 1.0)
@@ -236,14 +244,13 @@ class SceneMaker:
         wide, high = (x2 - x1) * dice.uniform(0.05, 0.4, 2), (y2 - y1) * dice.uniform(0.05, 0.4, 2)
         box = np.array([x1 - wide[0], y1 - high[0], x2 + wide[1], y2 + high[1]])
         return SceneRegion(
-            None,
             self._evidence.coco(believed, shown, self._low()),
             self._evidence.imagenet(shown, right=right, clarity=clarity),
             whole.appearance, whole.colour, np.clip(box, 0, 1).astype(np.float32),
         )  # fmt: skip
 
     def _inside(self, thing: Thing, whole: SceneRegion) -> SceneRegion:
-        """A part of a thing: not to be answered, though a classifier may see the whole in it."""
+        """A part of a thing; a classifier may see the whole in it."""
         dice = self._dice
         shown = self._class_of(thing)
         believed = thing.coco if dice.random() < 0.45 else None
@@ -253,7 +260,6 @@ class SceneMaker:
         left, top = x1 + (x2 - x1) * corner[0], y1 + (y2 - y1) * corner[1]
         box = np.array([left, top, left + (x2 - x1) * cut, top + (y2 - y1) * cut])
         return SceneRegion(
-            None,
             self._evidence.coco(believed, None, self._low()),
             self._evidence.imagenet(shown, right=0.3 * self.doubt, clarity=(0.2, 0.95)),
             whole.appearance, whole.colour, box.astype(np.float32),
@@ -261,7 +267,6 @@ class SceneMaker:
 
     def _background(self) -> SceneRegion:
         return SceneRegion(
-            None,
             self._evidence.coco(None, None, self._low()),
             self._evidence.imagenet(None, right=0.0, clarity=(0.2, 0.95)),
             *self._looks(),
@@ -296,8 +301,8 @@ class SceneMaker:
         cells = np.empty((25, NUM_IMAGENET), dtype=np.float32)
         for cell in range(25):
             x, y = (cell % 5 + 0.5) / 5, (cell // 5 + 0.5) / 5
-            over = [r for r in regions[:40] if r.thing is not None
-                    and r.box[0] <= x <= r.box[2] and r.box[1] <= y <= r.box[3]]  # fmt: skip
+            over = [r for r in regions[:12]
+                    if r.box[0] <= x <= r.box[2] and r.box[1] <= y <= r.box[3]]  # fmt: skip
             if over and self._dice.random() < 0.7:
                 cells[cell] = self._choice.choice(over).imagenet
             else:
