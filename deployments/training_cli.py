@@ -47,6 +47,22 @@ def own_answers(
 
 
 @train_app.command()
+def evidence(
+    images: Annotated[Path, typer.Option(help="A folder of pictures; no labels are needed.")],
+    output: Annotated[Path, typer.Option(help="The .npz to write.")],
+    weights: Annotated[Path, typer.Option(help="A folder with the vision parts' weights.")] = Path(
+        "agent/weights/pocket"
+    ),
+    views: Annotated[int, typer.Option(min=1, help="Of each picture: parts of it.")] = 6,
+    seed: int = 0,
+) -> None:
+    """Collect what the vision parts believe of pictures, for `train pointing --evidence`."""
+    from agent.training.picture_evidence import collect
+
+    print(f"{collect(images, weights, output, views=views, seed=seed)} views")
+
+
+@train_app.command()
 def pointing(
     head: Annotated[Path, typer.Option(help="The image classifier's weights.")],
     directory: Annotated[Path, typer.Option(help="State and log of the run.")] = Path(
@@ -58,6 +74,9 @@ def pointing(
     ] = None,
     start: Annotated[
         Path | None, typer.Option(help="A model's folder: begin with what it has learned.")
+    ] = None,
+    evidence: Annotated[
+        Path | None, typer.Option(help="Of pictures, written by `train evidence`.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     minutes: Annotated[float, typer.Option(help="Stop then; another run goes on.")] = float("inf"),
@@ -75,6 +94,7 @@ def pointing(
     work = partial(
         run, recipe, head.resolve(), directory.resolve(), wordnet=wordnet and wordnet.resolve(),
         texts=[folder.resolve() for folder in texts or ()], start=start and start.resolve(),
+        evidence=evidence and evidence.resolve(),
         minutes=minutes, threads=threads,
     )  # fmt: skip
     if workers == 1:

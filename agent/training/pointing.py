@@ -31,6 +31,7 @@ from agent.model.configuration import pocket_config
 from agent.model.low_rank import adapter_state, load_adapter
 from agent.model.smollm2 import smollm2_config
 from agent.tokenizer import PromptTokenizer
+from agent.training.picture_evidence import ClassExchange, EvidenceBank
 from agent.training.pointing_model import NEW_TOKENS, NUM_KNOWN, PointingModel
 from agent.training.scene_lessons import Lesson, SceneWriter, draw_lesson
 from agent.training.scene_questions import Questioner, held_out
@@ -59,6 +60,8 @@ class PointingRecipe:
     most_regions: tuple[int, int] = (12, 24)
     doubt: tuple[float, float] = (0.4, 1.0)
     """The most of any scene, at the end of either part: 1 is that of photographs."""
+    picture_share: float = 0.5
+    """Of the scenes after pointing is learned, where evidence of pictures is at hand."""
     words_weight: float = 0.5
     """Weight of a token that is chosen among all, against one chosen among regions."""
     rank: int = 16
@@ -166,6 +169,7 @@ def train(
     *,
     minutes: float,
     start: Path | None = None,
+    bank: EvidenceBank | None = None,
 ) -> None:
     """Run, or go on with, the training whose state lies in `output`.
 
@@ -198,7 +202,8 @@ def train(
     seed = recipe.seed + 1000 * first + 1_000_000 * workers.rank
     maker = SceneMaker(words, head, seed + 1)
     questions = Questioner(words, seed + 2)
-    dice = random.Random(seed + 3)
+    dice, chance = random.Random(seed + 3), np.random.default_rng(seed + 4)
+    exchange = ClassExchange(words, chance)
     rehearsal = Rehearsal(model, texts, recipe.text_tokens, seed)
     log = (output / "log.jsonl").open("a") if workers.leads else None
     deadline = time.monotonic() + 60 * minutes
@@ -219,8 +224,13 @@ def train(
             # Full pages are what photographs mostly give, and small ones are learned faster.
             is_full = not early and dice.random() < 0.3
             count = most_regions if is_full else dice.randint(1, most_regions)
+            if bank is not None and not early and dice.random() < recipe.picture_share:
+                regions = bank.draw(count, chance)
+                scene = maker.of(exchange.exchange(regions) if dice.random() < 0.5 else regions)
+            else:
+                scene = maker.scene(count)
             plan = draw_lesson(
-                maker.scene(count), writer, questions, dice, recipe.labels_per_scene[part],
+                scene, writer, questions, dice, recipe.labels_per_scene[part],
                 alone=early,
             )  # fmt: skip
             loss, answered = lesson.loss(plan)
@@ -339,6 +349,7 @@ def run(
     wordnet: Path | None = None,
     texts: Sequence[Path] = (),
     start: Path | None = None,
+    evidence: Path | None = None,
     minutes: float = math.inf,
     threads: int = 1,
 ) -> None:
@@ -350,6 +361,7 @@ def run(
         output: state of the run.
         wordnet, texts: `data.noun` of WordNet and folders of text, to rehearse.
         start: a model's folder; a new run begins with what it has learned.
+        evidence: of pictures, as `groundstream train evidence` writes it.
         minutes: stop then; another run goes on.
         threads: of this process.
 
@@ -360,4 +372,12 @@ def run(
     rehearsed = plain_texts(wordnet, list(texts))
     if recipe.text_weight and not any(rehearsed):
         raise SettingsError("there is no text to rehearse: give --wordnet, --texts or both")
-    train(recipe, classifier_head(head), rehearsed, output, minutes=minutes, start=start)
+    train(
+        recipe,
+        classifier_head(head),
+        rehearsed,
+        output,
+        minutes=minutes,
+        start=start,
+        bank=evidence and EvidenceBank.read(evidence),
+    )

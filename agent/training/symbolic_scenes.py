@@ -10,6 +10,7 @@ and background stand between the things. What a region may be called follows fro
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,9 +59,7 @@ class Scene:
     def usual_names(self, least: float) -> dict[int, str]:
         """Everyday names of the regions that have one of at least this score."""
         places, scores = self.beliefs.usual(self.weights)
-        return {
-            int(k): self.beliefs.everyday[places[k]] for k in np.flatnonzero(scores >= least)
-        }
+        return {int(k): self.beliefs.everyday[places[k]] for k in np.flatnonzero(scores >= least)}
 
 
 _LEFTOVER = 0.12
@@ -199,6 +198,10 @@ class SceneMaker:
             else:
                 regions.append(self._background())
         regions.sort(key=lambda region: -float(region.coco.max()))
+        return self.of(regions)
+
+    def of(self, regions: Sequence[SceneRegion]) -> Scene:
+        """The scene of these regions."""
         coco = np.stack([region.coco for region in regions])
         weights = self._beliefs.weights(coco, np.stack([region.imagenet for region in regions]))
         likeliest = tuple(self._beliefs.likeliest(weights))
@@ -296,7 +299,7 @@ class SceneMaker:
         rest = dice.uniform(0, 1, NUM_APPEARANCE - len(COLOURS) - 2).astype(np.float32)
         return np.concatenate([shares, rest, np.zeros(2, dtype=np.float32)]), colour
 
-    def _cells(self, regions: list[SceneRegion]) -> Array:
+    def _cells(self, regions: Sequence[SceneRegion]) -> Array:
         """What the classifier says of each cell of a 5x5 grid: of what lies over it, and noise."""
         cells = np.empty((25, NUM_IMAGENET), dtype=np.float32)
         for cell in range(25):
