@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ import numpy as np
 from agent.answer_rules import AnswerRules
 from agent.carried_answers import carried_answers
 from agent.detections import FloatArray, Proposals, validate_boxes
+from agent.errors import Overloaded
 from agent.features import (
     AuxiliaryFeatures,
     FrameFeatures,
@@ -32,7 +34,10 @@ from agent.prompts import Task
 from agent.region_cache import RegionCache, feature_key
 from agent.single_flight import SingleFlight
 from agent.started_tasks import started
-from agent.urgency import Limits
+from agent.urgency import Limits, SharedLimits, Urgency
+
+_GRACE_S = 0.05
+"""The stage that is late says so itself, if it can."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +89,16 @@ class Pipeline:
         self._model_digest = model_digest
         self._rules = rules or AnswerRules()
         self._tenant = tenant
+        self._limits = Limits()
         self._flights: SingleFlight[FrameFeatures] = SingleFlight()
 
     def within(self, limits: Limits) -> Pipeline:
         """The same pipeline, cache and flights for one call, with its deadline and urgency.
 
-        Work that several calls share runs within the limits of the first.
+        Work that several calls share runs within the limits of the most patient.
         """
         bound = copy.copy(self)
+        bound._limits = limits
         bound._stages = self._stages.within(limits)
         return bound
 
@@ -221,7 +228,11 @@ class Pipeline:
     ) -> tuple[FrameFeatures, bool]:
         """The frame's features, and whether somebody else has computed them.
 
-        Identical frames that come together are computed once.
+        Identical frames that come together are computed once. A picture of a one-off call may be
+        asked about again anywhere; a frame of a stream is shared once that has happened.
+
+        Raises:
+            Overloaded: the deadline passed before they were there.
         """
         timings = StageTimings() if timings is None else timings
         known = None
@@ -233,33 +244,52 @@ class Pipeline:
         cached = await self._cache.get(key)
         timings.cache_s = time.perf_counter() - started_s
         if cached is not None:
+            self._cache.asked_again(key)
             return cached, True
 
-        async def compute() -> FrameFeatures:
-            computed = await self._compute(frame, key, known, timings)
-            self._cache.put_soon(key, computed)
+        async def compute(shared: SharedLimits) -> FrameFeatures:
+            stages = self._stages.within(shared)
+            computed = await self._compute(stages, frame, key, known, timings)
+            is_picture = shared.now().urgency is Urgency.ONE_OFF
+            self._cache.put_soon(key, computed, may_be_asked_again=is_picture)
             return computed
 
-        return await self._flights.run(key, compute)
+        left_s = self._limits.left_s
+        try:
+            async with asyncio.timeout(None if math.isinf(left_s) else left_s + _GRACE_S):
+                features, joined = await self._flights.run(key, compute, self._limits)
+        except TimeoutError:
+            raise Overloaded(
+                "the frame's features were not there before the deadline; allow more time, send "
+                "less or try again later"
+            ) from None
+        if joined:
+            self._cache.asked_again(key)
+        return features, joined
 
     async def _compute(
-        self, frame: Frame, key: str, known: Proposals | None, timings: StageTimings
+        self,
+        stages: Stages,
+        frame: Frame,
+        key: str,
+        known: Proposals | None,
+        timings: StageTimings,
     ) -> FrameFeatures:
         started_s = time.perf_counter()
 
         def since() -> float:
             return time.perf_counter() - started_s
 
-        pending = self._stages.propose(frame) if known is None else self._stages.resolved(known)
+        pending = stages.propose(frame) if known is None else stages.resolved(known)
 
         async def primary_timed() -> PrimaryFeatures:
-            result = await self._stages.encode_primary(frame, pending)
+            result = await stages.encode_primary(frame, pending)
             timings.primary_s = since()
             return result
 
         async def auxiliary_timed() -> AuxiliaryFeatures:
-            result = await self._stages.encode_auxiliary(frame, pending)
-            if self._stages.has_auxiliary_encoder:
+            result = await stages.encode_auxiliary(frame, pending)
+            if stages.has_auxiliary_encoder:
                 timings.auxiliary_s = since()
             return result
 

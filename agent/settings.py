@@ -182,6 +182,11 @@ class CacheSettings:
     """Features of a frame are kept for this long."""
     budget_bytes: int = 268_435_456
     """Memory of the embedded server; an external one has its own limit."""
+    memory_bytes: int = 134_217_728
+    """Features of recent frames that each language replica keeps in its own memory, too."""
+    keep_keyframes: bool = False
+    """Give the server the key frames of streams at once, for recordings that come again. Else it
+    gets pictures of single calls, and frames that a second question or another replica came for."""
     timeout_s: float = 0.1
     """Longest wait for one cache call; then it is a miss."""
     max_pending_writes: int = 32

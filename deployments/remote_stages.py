@@ -25,7 +25,7 @@ from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, Primary
 from agent.frame import Frame
 from agent.prompts import Task
 from agent.started_tasks import started
-from agent.urgency import Limits, Urgency
+from agent.urgency import CurrentLimits, Limits, Urgency
 from deployments.metrics import StageCalls
 from deployments.stage_channel import StageChannel
 from deployments.stage_door import StageFull
@@ -115,7 +115,7 @@ class RemoteStages:
         self._channels = channels
         self.has_auxiliary_encoder = channels.auxiliary_encoder is not None
 
-    def within(self, limits: Limits) -> RemoteStages:
+    def within(self, limits: CurrentLimits) -> RemoteStages:
         """The same stages, channels and meters for one call."""
         bound = copy.copy(self)
         bound._waiting = dataclasses.replace(self._waiting, limits=limits)
@@ -130,10 +130,10 @@ class RemoteStages:
         meters = self._meters
         # Whoever has no boxes yet needs all stages; only a spare call is about boxes alone.
         behind_s = 0.0
-        if self._waiting.limits.urgency is not Urgency.SPARE:
+        if self._waiting.limits.now().urgency is not Urgency.SPARE:
             encoding_s = 0.0 if self._overlap else meters.encoding_s()
             behind_s = encoding_s + meters.language.expected_s()
-        meters.proposal.check(self._waiting.limits, beside_s=behind_s)
+        meters.proposal.check(self._waiting.limits.now(), beside_s=behind_s)
         self._calls.propose += 1
         call = self._channels.proposal.call("propose", frame, *self._told())
         return PendingProposals(started(self._waiting.served(meters.proposal, call)))
@@ -179,7 +179,7 @@ class RemoteStages:
 
     async def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """What the language model writes."""
-        self._meters.language.check(self._waiting.limits)
+        self._meters.language.check(self._waiting.limits.now())
         self._calls.answer += 1
         asked = (features, self._patient(task), self._model)
         session = _prefix_owner(features)
@@ -192,7 +192,7 @@ class RemoteStages:
         self, features: FrameFeatures, task: Task
     ) -> AsyncIterator[str | Generation]:
         """What the language model writes, as it writes."""
-        self._meters.language.check(self._waiting.limits)
+        self._meters.language.check(self._waiting.limits.now())
         self._calls.answer += 1
         asked = (features, self._patient(task), self._model)
         session = _prefix_owner(features)
@@ -207,16 +207,16 @@ class RemoteStages:
                     yield piece.value
 
     def _check_encoder(self, meter: StageMeter) -> None:
-        meter.check(self._waiting.limits, beside_s=self._meters.language.expected_s())
+        meter.check(self._waiting.limits.now(), beside_s=self._meters.language.expected_s())
 
     def _told(self) -> tuple[float | None, Urgency, str]:
         """What a vision stage is told besides its work."""
-        limits = self._waiting.limits
+        limits = self._waiting.limits.now()
         left_s = limits.left_s
         return (None if math.isinf(left_s) else left_s), limits.urgency, self._model
 
     def _patient(self, task: Task) -> Task:
-        return dataclasses.replace(task, patience_s=self._waiting.limits.patience_s)
+        return dataclasses.replace(task, patience_s=self._waiting.limits.now().patience_s)
 
     async def _encode(
         self,
@@ -238,14 +238,14 @@ class RemoteStages:
 class _Waiting:
     """How long one call's asker waits, and for what."""
 
-    limits: Limits
+    limits: CurrentLimits
     timeout_s: float
     """Whoever waits, a stage that takes longer is unavailable."""
 
     async def served(self, meter: StageMeter, call: Awaitable[Served[Any]]) -> Any:
         """The call's result, waited for and measured."""
         with self.on(meter) as served:
-            async with asyncio.timeout(min(self.limits.left_s, self.timeout_s)):
+            async with asyncio.timeout(min(self.limits.now().left_s, self.timeout_s)):
                 done = await call
             served(done)
             return done.value
@@ -260,7 +260,9 @@ class _Waiting:
         while True:
             asked_s = time.monotonic()
             try:
-                async with asyncio.timeout(min(self.limits.left_s, self.timeout_s - waited_s)):
+                async with asyncio.timeout(
+                    min(self.limits.now().left_s, self.timeout_s - waited_s)
+                ):
                     piece = await anext(pieces)
             except StopAsyncIteration:
                 return
@@ -274,7 +276,7 @@ class _Waiting:
             with stage_span(meter.name), meter.call() as served:
                 yield served
         except TimeoutError:
-            if self.limits.left_s <= _CLOCK_S:
+            if self.limits.now().left_s <= _CLOCK_S:
                 raise Overloaded(
                     f"the {meter.name} stage was not done before the deadline; allow more time, "
                     "send less or try again later",

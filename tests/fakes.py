@@ -23,7 +23,7 @@ from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, Primary
 from agent.frame import Frame, RGBArray
 from agent.prompts import Task, TaskKind
 from agent.stage_settings import EngineSettings
-from agent.urgency import Limits
+from agent.urgency import CurrentLimits, Limits
 from agent.written_text import written_in_thread
 from deployments.metrics import StageCalls
 
@@ -168,9 +168,9 @@ class FakeStages:
         self._auxiliary = FakeAuxiliaryEncoder()
         self._language = FakeLanguage()
 
-    def within(self, limits: Limits) -> FakeStages:
+    def within(self, limits: CurrentLimits) -> FakeStages:
         """These stages; the limits are noted."""
-        self.limits.append(limits)
+        self.limits.append(limits.now())
         return self
 
     def propose(self, frame: Frame) -> Awaitable[Proposals]:
