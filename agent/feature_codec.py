@@ -90,7 +90,7 @@ def decode_features(blob: bytes, key: str) -> FrameFeatures:
         raise CorruptFeatures("checksum differs")
     # A checksum anybody can compute: it finds damage. What follows also bears being made up.
     try:
-        found = dict(deserialize(body))
+        found = dict(deserialize(body))  # type: ignore[no-untyped-call]
         length = int.from_bytes(body[:_HEADER_LENGTH_BYTES], "little")
         header = json.loads(body[_HEADER_LENGTH_BYTES : _HEADER_LENGTH_BYTES + length])
         return _features(json.loads(header["__metadata__"]["features"]), found, key)

@@ -52,6 +52,16 @@ class CacheStats:
     """Of the features that were found; as stored, behind a server."""
     written_bytes: int = 0
 
+    def __add__(self, other: CacheStats) -> CacheStats:
+        """What both did."""
+        mine, others = dataclasses.astuple(self), dataclasses.astuple(other)
+        return CacheStats(*(a + b for a, b in zip(mine, others, strict=True)))
+
+    def since(self, earlier: CacheStats) -> CacheStats:
+        """What was done after that."""
+        now, before = dataclasses.astuple(self), dataclasses.astuple(earlier)
+        return CacheStats(*(a - b for a, b in zip(now, before, strict=True)))
+
 
 class RegionCache(Protocol):
     """Features by key. Never raises: a cache that is down is a cache that misses."""

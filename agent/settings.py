@@ -262,6 +262,7 @@ class DeploymentSettings:
     ray_actor_options: Mapping[str, object] | None = None
     user_config: Mapping[str, object] | None = None
     max_ongoing_requests: int | None = None
+    max_queued_requests: int | None = None
     max_replicas_per_node: int | None = None
     max_surge_percent: int | None = None
     graceful_shutdown_wait_loop_s: float | None = None

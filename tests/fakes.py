@@ -25,7 +25,7 @@ from agent.prompts import Task, TaskKind
 from agent.stage_settings import EngineSettings
 from agent.urgency import CurrentLimits, Limits
 from agent.written_text import written_in_thread
-from deployments.metrics import StageCalls
+from deployments.metrics import CallCounts
 
 NUM_BOXES = 4
 COLOURS = 3
@@ -159,7 +159,7 @@ class FakeStages:
     has_auxiliary_encoder = True
 
     def __init__(self) -> None:
-        self.calls = StageCalls()
+        self.calls = CallCounts()
         self.limits: list[Limits] = []
         self.released = asyncio.Event()
         """Set to have "held" queries answered."""
