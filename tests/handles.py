@@ -42,11 +42,10 @@ class Handle:
 
     def remote(self, *arguments: Any) -> Any:
         """A call."""
-        root = self._root
+        root, replica = self._root, self._replica()
         if self._options.get("stream"):
-            return Pieces(self._written(arguments))
-        response = Response(self._called(arguments))
-        replica = self._replica()
+            return Pieces(self._written(replica, arguments))
+        response = Response(self._called(replica, arguments))
         root.under_way[response] = replica
         response.add_done_callback(root.under_way.pop)
         return response
@@ -59,14 +58,14 @@ class Handle:
         busy = list(self._root.under_way.values())
         return min(replicas, key=busy.count)
 
-    async def _called(self, arguments: tuple[Any, ...]) -> Any:
+    async def _called(self, replica: Any, arguments: tuple[Any, ...]) -> Any:
         self._check()
-        method = getattr(self._replica(), self._options["method_name"])
+        method = getattr(replica, self._options["method_name"])
         return self._carried(await method(*self._carried(arguments)))
 
-    async def _written(self, arguments: tuple[Any, ...]) -> AsyncIterator[Any]:
+    async def _written(self, replica: Any, arguments: tuple[Any, ...]) -> AsyncIterator[Any]:
         self._check()
-        method = getattr(self._replica(), self._options["method_name"])
+        method = getattr(replica, self._options["method_name"])
         async for piece in method(*self._carried(arguments)):
             yield self._carried(piece)
 
