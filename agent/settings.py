@@ -204,7 +204,7 @@ class LocalClusterSettings:
     num_cpus: int = 4
     """Logical processors, only counted against the deployments' `num_cpus`."""
     object_store_bytes: int = 209_715_200
-    """Shared memory that Ray sets aside; frames and features do not go through it."""
+    """Shared memory that Ray sets aside; the features of key frames under way go through it."""
     start_timeout_s: float = 180.0
     """A service that has not answered a frame by then has failed to start."""
 
@@ -260,7 +260,6 @@ class DeploymentSettings:
     num_replicas: int | str | None = None
     autoscaling_config: Mapping[str, object] | None = None
     ray_actor_options: Mapping[str, object] | None = None
-    user_config: Mapping[str, object] | None = None
     max_ongoing_requests: int | None = None
     max_queued_requests: int | None = None
     max_replicas_per_node: int | None = None

@@ -81,8 +81,8 @@ def _proposals() -> Proposals:
 
 
 FACTORIES = StageFactories(
-    proposal=f"{__name__}:{LargeProposer.__name__}",
-    primary_encoder=f"{__name__}:{LargePrimaryEncoder.__name__}",
+    proposal=f"benchmarks.data_plane:{LargeProposer.__name__}",
+    primary_encoder=f"benchmarks.data_plane:{LargePrimaryEncoder.__name__}",
     language="benchmarks.standin_stages:StandInLanguage",
 )
 

@@ -1,8 +1,8 @@
 """The service as one Serve application: the only place that makes deployments.
 
 One application, because the front end cannot do without its stages. Serve restarts every
-deployment of an application when its `args` change, but not when replicas, queues, autoscaling or
-`user_config` do: those numbers stand under `deployments` in `serve_config.yaml`.
+deployment of an application when its `args` change, but not when replicas, queues or autoscaling
+do: those numbers stand under `deployments` in `serve_config.yaml`.
 """
 
 from __future__ import annotations

@@ -163,10 +163,11 @@ class RemotePipeline:
             "propose", frame, self._wanted(), num_bytes=len(frame.encoded),
             attempt_s=meter.attempt_s(),
         )  # fmt: skip
-        served: Served[Proposals] = await self._in_time(meter, call)
+        served: Served[Any] = await self._in_time(meter, call)
         took_s, done = time.monotonic() - began_s, dataclasses.replace(served, value=None)
         self._metrics.note((WorkDone(meter.name, "propose", took_s=took_s, served=done),))
-        return served.value
+        proposals: Proposals = served.value
+        return proposals
 
     def _call(
         self,
