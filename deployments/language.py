@@ -62,7 +62,12 @@ class Language(StageReplica):
         if auxiliary is None:
             self.meters = StageMeters(auxiliary_encoder=None)
         self._stages = RemoteStages(
-            VisionCalls(StageCalls(proposal), StageCalls(primary_encoder), auxiliary),
+            VisionCalls(
+                # Encoders that begin early get a reference to its result.
+                StageCalls(proposal, by_value=not settings.stream.overlap_stages),
+                StageCalls(primary_encoder),
+                auxiliary,
+            ),
             self,
             meters=self.meters,
             timeout_s=settings.stream.stage_timeout_s,

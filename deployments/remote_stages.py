@@ -177,8 +177,9 @@ class RemoteStages:
             encoding_s = 0.0 if self._overlap else self._meters.encoding_s()
             self._check(meter, encoding_s + self._meters.language.expected_s())
             return self._vision.proposal.call(
-                "propose", frame, self._wanted(), attempt_s=meter.attempt_s(), on_sent=sent
-            )
+                "propose", frame, self._wanted(), num_bytes=len(frame.encoded),
+                attempt_s=meter.attempt_s(), on_sent=sent,
+            )  # fmt: skip
 
         async def reference() -> Any:
             return await (await references)
@@ -226,8 +227,9 @@ class RemoteStages:
         def begin() -> Awaitable[Any]:
             self._check(meter, self._meters.language.expected_s())
             return self._vision.proposal.call(
-                "describe", frame, self._wanted(), proposals.xyxy, attempt_s=meter.attempt_s()
-            )
+                "describe", frame, self._wanted(), proposals.xyxy, num_bytes=len(frame.encoded),
+                attempt_s=meter.attempt_s(),
+            )  # fmt: skip
 
         evidence: FloatArray = await self._served(meter, "", begin)
         return evidence
