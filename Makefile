@@ -76,6 +76,7 @@ bench: $(READY)  ## Measure; each benchmark ends in one JSON line
 	$(BIN)/python -m benchmarks.follow_stream still
 	$(BIN)/python -m benchmarks.shell
 	$(BIN)/python -m benchmarks.handle_hops
+	$(BIN)/python -m benchmarks.data_plane
 	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.capacity

@@ -55,6 +55,10 @@ class Proposals:
         """The first `limit` proposals (they are sorted by objectness)."""
         return self.select(np.arange(len(self))[:limit])
 
+    def plain(self) -> Proposals:
+        """The boxes without what is known of them."""
+        return Proposals(self.xyxy, self.objectness)
+
     def select(self, indices: IntArray) -> Proposals:
         """Those of these numbers, in this order."""
         return Proposals(self.xyxy[indices], self.objectness[indices], self.evidence[indices])

@@ -1,10 +1,11 @@
 """The two vision stages: frame in, one vector per box (and image tokens) out.
 
 Each starts on its maps before the boxes are known and pools when they arrive, so a stage never
-waits idle and its maps never leave it. Frames that come together are encoded together: the ViT
-packs images of any sizes, the DaViT takes equal sizes as one batch. What the primary stage sees
-with is the model's choice: one eye for each of `agent.model.primary_kinds`. Knows neither the
-other encoder nor the language model.
+waits idle and its maps never leave it. What leaves it has the type that the tower computes in,
+pooled vectors too, though they are pooled in float32. Frames that come together are encoded
+together: the ViT packs images of any sizes, the DaViT takes equal sizes as one batch. What the
+primary stage sees with is the model's choice: one eye for each of `agent.model.primary_kinds`.
+Knows neither the other encoder nor the language model.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 
 from agent.batching import equal_rows
 from agent.detections import Proposals
+from agent.feature_tensors import to_array
 from agent.features import AuxiliaryFeatures, PrimaryFeatures
 from agent.frame import Frame
 from agent.model.appearance import appearance_map, pool_appearance
@@ -142,9 +144,9 @@ class ViTEye:
         boxes = torch.from_numpy(started.geometry.primary_boxes(proposals.xyxy)).to(self._device)
         regions = self._regions.pool_primary(started.maps.levels, boxes[None])[0]
         return PrimaryFeatures(
-            image_tokens=started.maps.image_tokens.float().cpu().numpy(),
+            image_tokens=to_array(started.maps.image_tokens),
             grid=started.geometry.grid,
-            regions=regions.cpu().numpy(),
+            regions=to_array(regions.to(started.maps.image_tokens.dtype)),
         )
 
 
@@ -227,9 +229,9 @@ class LlavaEye:
         regions = self._regions.pool_primary(started.maps.levels, boxes[None])[0]
         tokens = started.maps.image_tokens
         return PrimaryFeatures(
-            image_tokens=tokens.float().cpu().numpy(),
+            image_tokens=to_array(tokens),
             grid=(1, len(tokens)),
-            regions=regions.float().cpu().numpy(),
+            regions=to_array(regions.to(tokens.dtype)),
         )
 
 
@@ -305,7 +307,7 @@ class AuxiliaryEncoderStage:
         """One vector per box."""
         boxes = torch.from_numpy(started.geometry.auxiliary_boxes(proposals.xyxy))
         regions = self._regions.pool_auxiliary(started.levels, boxes[None].to(self._device))[0]
-        return AuxiliaryFeatures(regions=regions.cpu().numpy())
+        return AuxiliaryFeatures(regions=to_array(regions.to(started.levels[0].dtype)))
 
 
 def _load(

@@ -1,30 +1,31 @@
-"""Frame features to bytes and back: a checked header and raw buffers, never pickle.
+"""Frame features to bytes and back: safetensors behind a checksum, never pickle.
 
-Layout: magic, version, header length; BLAKE2b-256 of all else; a JSON header (key, sizes, names,
-dtypes and shapes); the arrays, row-major, in header order. Knows no cache.
+Layout: BLAKE2b-256 of all that follows; a safetensors file, whose metadata say for which key the
+features were written and what the arrays do not. Arrays keep the type they were computed in. Knows
+no cache.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import struct
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from safetensors import SafetensorError, TensorSpec, deserialize, serialize
 
 from agent.detections import Proposals
-from agent.features import FrameFeatures
+from agent.features import BFLOAT16, Array, FrameFeatures
 
-_MAGIC = b"GSFF"
-_VERSION = 3
-_PREFIX = struct.Struct("<4sHI")
 _CHECKSUM_BYTES = 32
+_HEADER_LENGTH_BYTES = 8
 _MAX_SIDE = 2**31 - 1
-_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
-
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": BFLOAT16,
+}
+_WRITTEN = {np.dtype("<f4"): "float32", np.dtype("<f2"): "float16", BFLOAT16: "bfloat16"}
 _DIMENSIONS = {
     "xyxy": 2,
     "objectness": 1,
@@ -39,7 +40,7 @@ class CorruptFeatures(Exception):
     """The bytes are not what `encode_features` wrote for this key."""
 
 
-def _arrays(features: FrameFeatures) -> dict[str, NDArray[Any]]:
+def _arrays(features: FrameFeatures) -> dict[str, Array]:
     return {
         "xyxy": features.proposals.xyxy,
         "objectness": features.proposals.objectness,
@@ -57,52 +58,56 @@ def num_bytes(features: FrameFeatures) -> int:
 
 def encode_features(features: FrameFeatures, key: str) -> bytes:
     """The features as bytes bound to `key`."""
-    arrays = _arrays(features)
-    header = json.dumps(
-        {
-            "key": key,
-            "size": [features.width, features.height],
-            "grid": list(features.grid),
-            "seen": features.seen_px,
-            "arrays": [[name, a.dtype.name, list(a.shape)] for name, a in arrays.items()],
-        },
-        separators=(",", ":"),
-    ).encode()
-    buffers = [
-        np.ascontiguousarray(a, dtype=_DTYPES[a.dtype.name]).tobytes() for a in arrays.values()
-    ]
-    body = b"".join([header, *buffers])
-    prefix = _PREFIX.pack(_MAGIC, _VERSION, len(header))
-    return prefix + _checksum(prefix, body) + body
+    # The specifications hold addresses alone, so the arrays must outlive them.
+    arrays = {name: np.ascontiguousarray(a) for name, a in _arrays(features).items()}
+    tensors = {
+        name: TensorSpec(
+            dtype=_WRITTEN[array.dtype],
+            shape=array.shape,
+            data_ptr=array.ctypes.data,
+            data_len=array.nbytes,
+        )
+        for name, array in arrays.items()
+    }
+    about = {
+        "key": key,
+        "size": [features.width, features.height],
+        "grid": list(features.grid),
+        "seen": features.seen_px,
+    }
+    body = bytes(serialize(tensors, metadata={"features": json.dumps(about)}))
+    return _checksum(body) + body
 
 
 def decode_features(blob: bytes, key: str) -> FrameFeatures:
     """The features that were encoded for `key`.
 
     Raises:
-        CorruptFeatures: damaged, truncated, of another version, or written for another key.
+        CorruptFeatures: damaged, truncated, of an older format, or written for another key.
     """
-    body_start = _PREFIX.size + _CHECKSUM_BYTES
-    if len(blob) < body_start:
-        raise CorruptFeatures(f"only {len(blob)} bytes")
-    magic, version, header_length = _PREFIX.unpack_from(blob)
-    if magic != _MAGIC or version != _VERSION:
-        raise CorruptFeatures(f"magic {magic!r} version {version}")
-    body = memoryview(blob)[body_start:]
-    if _checksum(blob[: _PREFIX.size], body) != blob[_PREFIX.size : body_start]:
+    body = blob[_CHECKSUM_BYTES:]
+    if _checksum(body) != blob[:_CHECKSUM_BYTES]:
         raise CorruptFeatures("checksum differs")
     # A checksum anybody can compute: it finds damage. What follows also bears being made up.
     try:
-        return _features(json.loads(bytes(body[:header_length])), body[header_length:], key)
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
+        found = dict(deserialize(body))  # type: ignore[no-untyped-call]
+        length = int.from_bytes(body[:_HEADER_LENGTH_BYTES], "little")
+        header = json.loads(body[_HEADER_LENGTH_BYTES : _HEADER_LENGTH_BYTES + length])
+        return _features(json.loads(header["__metadata__"]["features"]), found, key)
+    except (
+        SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+        RecursionError,
+    ):  # fmt: skip
         raise CorruptFeatures("the header says what cannot be") from None
 
 
-def _features(header: dict[str, Any], buffers: memoryview, key: str) -> FrameFeatures:
-    if header["key"] != key:
+def _features(about: dict[str, Any], found: dict[str, Any], key: str) -> FrameFeatures:
+    if about["key"] != key:
         raise CorruptFeatures("entry belongs to another key")
-    arrays = _split(header["arrays"], buffers)
-    width, height, rows, columns = _sides([*header["size"], *header["grid"]], least=1)
+    if found.keys() != _DIMENSIONS.keys():
+        raise CorruptFeatures("arrays are missing or unknown")
+    arrays = {name: _array(name, tensor) for name, tensor in found.items()}
+    width, height, rows, columns = _sides([*about["size"], *about["grid"]], least=1)
     regions = [arrays[name] for name in ("xyxy", "objectness", "evidence", "primary_regions")]
     if any(len(array) != len(arrays["auxiliary_regions"]) for array in regions):
         raise CorruptFeatures("not every box has its features")
@@ -114,26 +119,17 @@ def _features(header: dict[str, Any], buffers: memoryview, key: str) -> FrameFea
         grid=(rows, columns),
         primary_regions=arrays["primary_regions"],
         auxiliary_regions=arrays["auxiliary_regions"],
-        seen_px=_sides([header["seen"]], least=0)[0],
+        seen_px=_sides([about["seen"]], least=0)[0],
         key=key,
     )
 
 
-def _split(entries: list[tuple[str, str, list[int]]], buffers: memoryview) -> dict[str, Any]:
-    if [name for name, _, _ in entries] != list(_DIMENSIONS):
-        raise CorruptFeatures("arrays are missing or unknown")
-    arrays: dict[str, Any] = {}
-    offset = 0
-    for name, dtype_name, sides in entries:
-        dtype, shape = _DTYPES[dtype_name], _sides(sides, least=0)
-        if len(shape) != _DIMENSIONS[name] or (name == "xyxy" and shape[1] != 4):
-            raise CorruptFeatures(f"{name} has {len(shape)} dimensions")
-        count = math.prod(shape)
-        flat = np.frombuffer(buffers, dtype=dtype, count=count, offset=offset)
-        # A copy, because torch refuses to share read-only memory without a warning.
-        arrays[name] = flat.reshape(shape).copy()
-        offset += count * dtype.itemsize
-    return arrays
+def _array(name: str, tensor: dict[str, Any]) -> Array:
+    dtype, shape = _DTYPES[tensor["dtype"]], tensor["shape"]
+    if len(shape) != _DIMENSIONS[name] or (name == "xyxy" and shape[1] != 4):
+        raise CorruptFeatures(f"{name} has {len(shape)} dimensions")
+    # A bytearray can be written to, which torch wants of memory that it shares.
+    return np.frombuffer(bytearray(tensor["data"]), dtype=dtype).reshape(shape)
 
 
 def _sides(numbers: list[int], *, least: int) -> list[int]:
@@ -143,7 +139,5 @@ def _sides(numbers: list[int], *, least: int) -> list[int]:
     return numbers
 
 
-def _checksum(prefix: bytes, body: bytes | memoryview) -> bytes:
-    digest = hashlib.blake2b(prefix, digest_size=_CHECKSUM_BYTES)
-    digest.update(body)
-    return digest.digest()
+def _checksum(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=_CHECKSUM_BYTES).digest()

@@ -9,17 +9,29 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.detections import IntArray, Proposals
+from agent.detections import FloatArray, IntArray, Proposals
 from agent.frame import Frame
 from agent.prompts import Task
-from agent.urgency import Limits
+from agent.urgency import CurrentLimits
 
-Array = NDArray[np.float32]
+BFLOAT16 = np.dtype([("bfloat16", "<u2")])
+"""NumPy has no bfloat16; its bits travel under this type, with which nobody can calculate."""
+
+Array = NDArray[Any]
+"""float32, float16 or `BFLOAT16`: what the model computes in; see `widened`."""
+
+
+def widened(array: Array) -> FloatArray:
+    """The same numbers as float32."""
+    if array.dtype != BFLOAT16:
+        return np.asarray(array, dtype=np.float32)
+    bits = np.ascontiguousarray(array).view(np.uint16).astype(np.uint32) << 16
+    return bits.view(np.float32)
 
 
 @dataclass(frozen=True)
@@ -132,7 +144,7 @@ class Stages(Protocol):
         """Whether one describes the boxes; else the proposal network does, in its own time."""
         ...
 
-    def within(self, limits: Limits) -> Stages:
+    def within(self, limits: CurrentLimits) -> Stages:
         """The same stages for one call's work, refused at once where it would come too late."""
         ...
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from agent.drafting import Drafter, RegionListDrafter
 from agent.engine import Engine
 from agent.errors import CheckpointMismatch, InvalidQuery, Overloaded
+from agent.feature_tensors import to_tensor
 from agent.features import FrameFeatures, Generation
 from agent.generation_request import (
     Completion,
@@ -336,19 +337,15 @@ def image_slots(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """(num_image_tokens, hidden): what stands in a frame's image slots."""
-    return model.image_tokens(_tensor(features.image_tokens, device).to(dtype))
+    return model.image_tokens(to_tensor(features.image_tokens, device).to(dtype))
 
 
 def region_slots(model: VLMFO1, features: FrameFeatures, *, device: str = "cpu") -> Tensor:
     """(num_boxes * slots of a region, hidden): what stands in the slots of a frame's regions."""
     boxes = normalised_boxes(features.proposals.xyxy, features.width, features.height, model.config)
     tokens = model.region_tokens(
-        _tensor(features.primary_regions, device),
-        _tensor(features.auxiliary_regions, device),
-        _tensor(boxes, device),
+        to_tensor(features.primary_regions, device),
+        to_tensor(features.auxiliary_regions, device),
+        to_tensor(boxes, device),
     )
     return tokens.flatten(0, -2)
-
-
-def _tensor(array: object, device: str) -> Tensor:
-    return torch.as_tensor(array, dtype=torch.float32, device=device)

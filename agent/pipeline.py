@@ -1,22 +1,27 @@
 """One frame's way from pixels to an answer, written once against four async stages.
 
-In a notebook the stages are local objects (`agent.stages.LocalStages`); in the service they are
-deployment handles. Knows no Ray, no gRPC and no tensors.
+In a notebook the stages are local objects (`agent.stages.LocalStages`). In the service each
+language replica runs this beside its model, with the vision stages behind deployment handles
+(`deployments.remote_stages`); its front ends ask it through the same protocol, `Grounder`
+(`deployments.remote_pipeline`). Knows no Ray, no gRPC and no tensors.
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 
 from agent.answer_rules import AnswerRules
 from agent.carried_answers import carried_answers
 from agent.detections import FloatArray, Proposals, validate_boxes
+from agent.errors import Overloaded
 from agent.features import (
     AuxiliaryFeatures,
     FrameFeatures,
@@ -26,13 +31,17 @@ from agent.features import (
     StageTimings,
 )
 from agent.frame import Frame
+from agent.frame_summary import FrameSummary, summary_of
 from agent.paging import Page, pages_for
 from agent.parsing import Answer, join_pages, parse_answer
 from agent.prompts import Task
 from agent.region_cache import RegionCache, feature_key
 from agent.single_flight import SingleFlight
 from agent.started_tasks import started
-from agent.urgency import Limits
+from agent.urgency import Limits, SharedLimits, Urgency
+
+_GRACE_S = 0.05
+"""The stage that is late says so itself, if it can."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +53,55 @@ class Grounding:
     cache_hit: bool
     """True when no proposal network and no encoder ran for this frame."""
     timings: StageTimings = field(default_factory=StageTimings)
-    features: FrameFeatures | None = None
-    """What the answers were made from; None when nothing was asked."""
+    seen: FrameSummary | None = None
+    """How the frame was seen; None when it was not."""
 
 
 @dataclass(frozen=True)
 class FeaturesUnderWay:
-    """Features that are being fetched or computed, to be used or given up by whoever began them."""
+    """Features that are being fetched or computed, to be used or given up by the one who began."""
 
-    result: asyncio.Future[tuple[FrameFeatures, bool]]
-    """The features, and whether somebody else has computed them."""
+    result: asyncio.Future[Any]
+    """Done when they are there; what it holds is for `Grounder.ground` alone."""
     timings: StageTimings
     started_s: float
     """On `time.perf_counter`'s clock."""
+
+
+class FrameNotHere(Exception):
+    """A frame came without its bytes, and neither its features nor work on them are here."""
+
+
+class Grounder(Protocol):
+    """Answers questions about frames: `Pipeline`, or a way to one in another process."""
+
+    def within(self, limits: Limits) -> Grounder:
+        """The same for one call, with its deadline and urgency."""
+        ...
+
+    def for_tenant(self, tenant: str) -> Grounder:
+        """The same for a tenant, who shares nothing with others."""
+        ...
+
+    def begin(self, frame: Frame, *, boxes: FloatArray | None = None) -> FeaturesUnderWay: ...
+
+    async def ground(
+        self,
+        frame: Frame,
+        tasks: list[Task],
+        *,
+        boxes: FloatArray | None = None,
+        begun: FeaturesUnderWay | None = None,
+        expected: Sequence[FloatArray | None] | None = None,
+    ) -> Grounding:
+        """See `Pipeline.ground`."""
+        ...
+
+    def ask(
+        self, frame: Frame, task: Task, *, boxes: FloatArray | None = None
+    ) -> AsyncIterator[str | Grounding]: ...
+
+    async def propose(self, frame: Frame) -> Proposals: ...
 
 
 class Pipeline:
@@ -84,15 +129,23 @@ class Pipeline:
         self._model_digest = model_digest
         self._rules = rules or AnswerRules()
         self._tenant = tenant
+        self._limits = Limits()
         self._flights: SingleFlight[FrameFeatures] = SingleFlight()
 
     def within(self, limits: Limits) -> Pipeline:
         """The same pipeline, cache and flights for one call, with its deadline and urgency.
 
-        Work that several calls share runs within the limits of the first.
+        Work that several calls share runs within the limits of the most patient.
         """
         bound = copy.copy(self)
+        bound._limits = limits
         bound._stages = self._stages.within(limits)
+        return bound
+
+    def over(self, stages: Stages) -> Pipeline:
+        """The same pipeline, cache and flights over other stages of the same model."""
+        bound = copy.copy(self)
+        bound._stages = stages
         return bound
 
     def for_tenant(self, tenant: str) -> Pipeline:
@@ -116,6 +169,7 @@ class Pipeline:
         begun: FeaturesUnderWay | None = None,
         reuse: FrameFeatures | None = None,
         expected: Sequence[FloatArray | None] | None = None,
+        continued: bool = False,
     ) -> Grounding:
         """Answer every task about one frame; features are computed or fetched once.
 
@@ -127,6 +181,7 @@ class Pipeline:
             reuse: features of an earlier frame that may stand in for this one's.
             expected: for each task where its answer's boxes are likely to be, (n, 4) pixels, or
                 None; a guess that saves decoding when it is right and changes no answer.
+            continued: see `features`.
 
         Raises:
             InvalidFrame: the image cannot be decoded.
@@ -141,19 +196,22 @@ class Pipeline:
             started_s, timings = begun.started_s, begun.timings
             features, cache_hit = await begun.result
         else:
-            features, cache_hit = await self.features(frame, boxes=boxes, timings=timings)
+            features, cache_hit = await self.features(
+                frame, boxes=boxes, timings=timings, continued=continued
+            )
         language_started = time.perf_counter()
         places = expected if expected is not None else [None] * len(tasks)
-        answers = await asyncio.gather(
+        answering = asyncio.gather(
             *(
                 self._answer(features, _guided(task, where, features.proposals))
                 for task, where in zip(tasks, places, strict=True)
-            )
+            ),
         )
+        seen, answers = await asyncio.gather(asyncio.to_thread(summary_of, features), answering)
         finished = time.perf_counter()
         timings.language_s = finished - language_started
         timings.total_s = finished - started_s
-        return Grounding(tuple(answers), features.proposals, cache_hit, timings, features)
+        return Grounding(tuple(answers), features.proposals, cache_hit, timings, seen)
 
     async def _answer(self, features: FrameFeatures, task: Task) -> Answer:
         """One question, asked on as many pages of boxes as it needs."""
@@ -210,7 +268,8 @@ class Pipeline:
         finished = time.perf_counter()
         timings.language_s = finished - language_started
         timings.total_s = finished - started_s
-        yield Grounding((answer,), features.proposals, cache_hit, timings, features)
+        seen = await asyncio.to_thread(summary_of, features)
+        yield Grounding((answer,), features.proposals, cache_hit, timings, seen)
 
     async def features(
         self,
@@ -218,10 +277,22 @@ class Pipeline:
         *,
         boxes: FloatArray | None = None,
         timings: StageTimings | None = None,
+        continued: bool = False,
     ) -> tuple[FrameFeatures, bool]:
         """The frame's features, and whether somebody else has computed them.
 
-        Identical frames that come together are computed once.
+        Identical frames that come together are computed once. A picture of a one-off call may be
+        asked about again anywhere; a frame of a stream is shared once that has happened.
+
+        Args:
+            frame: the picture; without its bytes where its features must be here already.
+            boxes: (n, 4) pixels; instead of the proposal network's.
+            timings: filled in.
+            continued: the same caller has asked before, on behalf of the same questions.
+
+        Raises:
+            Overloaded: the deadline passed before they were there.
+            FrameNotHere: the bytes are needed after all.
         """
         timings = StageTimings() if timings is None else timings
         known = None
@@ -233,33 +304,55 @@ class Pipeline:
         cached = await self._cache.get(key)
         timings.cache_s = time.perf_counter() - started_s
         if cached is not None:
+            if not continued:
+                self._cache.asked_again(key)
             return cached, True
+        if not frame.encoded and key not in self._flights:
+            raise FrameNotHere
 
-        async def compute() -> FrameFeatures:
-            computed = await self._compute(frame, key, known, timings)
-            self._cache.put_soon(key, computed)
+        async def compute(shared: SharedLimits) -> FrameFeatures:
+            stages = self._stages.within(shared)
+            computed = await self._compute(stages, frame, key, known, timings)
+            is_picture = shared.now().urgency is Urgency.ONE_OFF
+            self._cache.put_soon(key, computed, may_be_asked_again=is_picture)
             return computed
 
-        return await self._flights.run(key, compute)
+        left_s = self._limits.left_s
+        try:
+            async with asyncio.timeout(None if math.isinf(left_s) else left_s + _GRACE_S):
+                features, joined = await self._flights.run(key, compute, self._limits)
+        except TimeoutError:
+            raise Overloaded(
+                "the frame's features were not there before the deadline; allow more time, send "
+                "less or try again later"
+            ) from None
+        if joined and not continued:
+            self._cache.asked_again(key)
+        return features, joined
 
     async def _compute(
-        self, frame: Frame, key: str, known: Proposals | None, timings: StageTimings
+        self,
+        stages: Stages,
+        frame: Frame,
+        key: str,
+        known: Proposals | None,
+        timings: StageTimings,
     ) -> FrameFeatures:
         started_s = time.perf_counter()
 
         def since() -> float:
             return time.perf_counter() - started_s
 
-        pending = self._stages.propose(frame) if known is None else self._stages.resolved(known)
+        pending = stages.propose(frame) if known is None else stages.resolved(known)
 
         async def primary_timed() -> PrimaryFeatures:
-            result = await self._stages.encode_primary(frame, pending)
+            result = await stages.encode_primary(frame, pending)
             timings.primary_s = since()
             return result
 
         async def auxiliary_timed() -> AuxiliaryFeatures:
-            result = await self._stages.encode_auxiliary(frame, pending)
-            if self._stages.has_auxiliary_encoder:
+            result = await stages.encode_auxiliary(frame, pending)
+            if stages.has_auxiliary_encoder:
                 timings.auxiliary_s = since()
             return result
 

@@ -97,6 +97,15 @@ class RedisDoor:
         stored = await self._call(lambda: self._redis.set(key, value, px=lifetime_ms), writes=True)
         return stored is not None
 
+    async def set_new(self, key: str, value: bytes, *, ttl_s: float) -> bool | None:
+        """Whether the value was stored, because there was none; None when nobody answers."""
+        lifetime_ms = max(1, round(ttl_s * 1000))
+
+        async def stored() -> bool:
+            return await self._redis.set(key, value, px=lifetime_ms, nx=True) is not None
+
+        return await self._call(stored, writes=True)
+
     async def delete(self, key: str) -> None:
         """Forget a value."""
         await self._call(lambda: self._redis.delete(key), writes=True)

@@ -1,7 +1,8 @@
 """Region cache: features of frames already seen, in this process or over the Redis protocol.
 
 A cache never raises and never decides: when it is down, slow or holds a damaged entry, it
-misses and counts. Knows no models and no sessions.
+misses and counts. What a server is given is what may be asked about again; a frame of a stream
+hardly ever is. Knows no models and no sessions.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import hashlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from agent.detections import Proposals
 from agent.feature_codec import CorruptFeatures, decode_features, encode_features, num_bytes
@@ -23,13 +24,15 @@ from agent.frame import Frame
 from agent.redis_door import RedisDoor
 from agent.settings import CacheSettings
 
-PREPROCESSING_VERSION = 3
+PREPROCESSING_VERSION = 4
 """Raise it when pixels become model inputs in another way, or features are written otherwise: old
 entries then miss."""
 
 _logger = logging.getLogger(__name__)
 _NAMESPACE = "groundstream:features:"
-_YIELD_S = 0.005
+_SEEN_NAMESPACE = "groundstream:seen:"
+"""Here stands that some replica has computed a frame's features, without them."""
+_MAX_KEPT_BACK = 4096
 
 
 @dataclass
@@ -49,6 +52,16 @@ class CacheStats:
     """Of the features that were found; as stored, behind a server."""
     written_bytes: int = 0
 
+    def __add__(self, other: CacheStats) -> CacheStats:
+        """What both did."""
+        mine, others = dataclasses.astuple(self), dataclasses.astuple(other)
+        return CacheStats(*(a + b for a, b in zip(mine, others, strict=True)))
+
+    def since(self, earlier: CacheStats) -> CacheStats:
+        """What was done after that."""
+        now, before = dataclasses.astuple(self), dataclasses.astuple(earlier)
+        return CacheStats(*(a - b for a, b in zip(now, before, strict=True)))
+
 
 class RegionCache(Protocol):
     """Features by key. Never raises: a cache that is down is a cache that misses."""
@@ -58,8 +71,17 @@ class RegionCache(Protocol):
 
     async def get(self, key: str) -> FrameFeatures | None: ...
 
-    def put_soon(self, key: str, features: FrameFeatures) -> None:
-        """Store in the background, off the critical path."""
+    def put_soon(
+        self, key: str, features: FrameFeatures, *, may_be_asked_again: bool = True
+    ) -> None:
+        """Store in the background, off the critical path.
+
+        What will hardly be asked about again a server gets only when it is; see `asked_again`.
+        """
+        ...
+
+    def asked_again(self, key: str) -> None:
+        """Another question about features that were put came."""
         ...
 
     async def settle(self) -> None:
@@ -122,7 +144,9 @@ class MemoryRegionCache:
         self.stats.read_bytes += num_bytes(found[0])
         return found[0]
 
-    def put_soon(self, key: str, features: FrameFeatures) -> None:
+    def put_soon(
+        self, key: str, features: FrameFeatures, *, may_be_asked_again: bool = True
+    ) -> None:
         """Store at once; there is nothing to wait for in memory."""
         size = num_bytes(features)
         if size > self._budget_bytes:
@@ -135,6 +159,14 @@ class MemoryRegionCache:
             self._drop(next(iter(self._entries)))
         self.stats.stored += 1
         self.stats.written_bytes += size
+
+    def peek(self, key: str) -> FrameFeatures | None:
+        """What is there, uncounted."""
+        found = self._entries.get(key)
+        return None if found is None else found[0]
+
+    def asked_again(self, key: str) -> None:
+        return None
 
     async def settle(self) -> None:
         return None
@@ -150,15 +182,23 @@ class MemoryRegionCache:
 
 
 class RedisRegionCache:
-    """Features behind a Redis-protocol server, shared by all front-end replicas."""
+    """Features behind a Redis-protocol server, shared by all replicas.
+
+    What was computed or found a moment ago is also in this process's memory.
+    """
 
     def __init__(
         self, settings: CacheSettings, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._stats = CacheStats()
         self._settings = settings
+        self._memory = MemoryRegionCache(
+            budget_bytes=settings.memory_bytes, ttl_s=settings.ttl_s, clock=clock
+        )
         self._door = RedisDoor(settings, purpose="region cache", clock=clock)
         self._writes: set[asyncio.Task[None]] = set()
+        self._kept_back: OrderedDict[str, None] = OrderedDict()
+        """Keys of features in memory that the server was not given."""
 
     @property
     def stats(self) -> CacheStats:
@@ -170,23 +210,34 @@ class RedisRegionCache:
         )
 
     async def get(self, key: str) -> FrameFeatures | None:
-        blob = await self._door.get(_NAMESPACE + key)
-        features = None if blob is None else self._checked(key, blob)
+        features = await self._memory.get(key)
+        if features is None:
+            features = await self._from_server(key)
         if features is None:
             self._stats.misses += 1
         else:
             self._stats.hits += 1
-            self._stats.read_bytes += 0 if blob is None else len(blob)
         return features
 
-    def put_soon(self, key: str, features: FrameFeatures) -> None:
-        if len(self._writes) >= self._settings.max_pending_writes:
-            self._stats.skipped += 1
+    def put_soon(
+        self, key: str, features: FrameFeatures, *, may_be_asked_again: bool = True
+    ) -> None:
+        self._memory.put_soon(key, features)
+        if may_be_asked_again or self._settings.keep_keyframes:
+            self._write_soon(lambda: self._put(key, features))
             return
-        if self._door.may_call(writes=True):
-            task = asyncio.create_task(self._put(key, features))
-            self._writes.add(task)
-            task.add_done_callback(self._writes.discard)
+        self._kept_back[key] = None
+        if len(self._kept_back) > _MAX_KEPT_BACK:
+            self._kept_back.popitem(last=False)
+        self._write_soon(lambda: self._put_if_seen(key, features))
+
+    def asked_again(self, key: str) -> None:
+        if key not in self._kept_back:
+            return
+        del self._kept_back[key]
+        features = self._memory.peek(key)
+        if features is not None:
+            self._write_soon(lambda: self._put(key, features))
 
     async def settle(self) -> None:
         if self._writes:
@@ -198,13 +249,38 @@ class RedisRegionCache:
         await self.settle()
         await self._door.close()
 
+    def _write_soon(self, write: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        if len(self._writes) >= self._settings.max_pending_writes:
+            self._stats.skipped += 1
+            return
+        if self._door.may_call(writes=True):
+            task = asyncio.create_task(write())
+            self._writes.add(task)
+            task.add_done_callback(self._writes.discard)
+
     async def _put(self, key: str, features: FrameFeatures) -> None:
-        # Whoever waits for these features uses them first: encoding and sending hold the loop.
-        await asyncio.sleep(_YIELD_S)
-        blob = encode_features(features, key)
+        # Megabytes to checksum; the event loop has streams to answer meanwhile.
+        blob = await asyncio.to_thread(encode_features, features, key)
         stored = await self._door.set(_NAMESPACE + key, blob, ttl_s=self._settings.ttl_s)
         self._stats.stored += stored
         self._stats.written_bytes += len(blob) if stored else 0
+
+    async def _put_if_seen(self, key: str, features: FrameFeatures) -> None:
+        """Another replica had this frame, too; there may be a third."""
+        name = _SEEN_NAMESPACE + key
+        if await self._door.set_new(name, b"1", ttl_s=self._settings.ttl_s) is False:
+            self._kept_back.pop(key, None)
+            await self._put(key, features)
+
+    async def _from_server(self, key: str) -> FrameFeatures | None:
+        blob = await self._door.get(_NAMESPACE + key)
+        if blob is None:
+            return None
+        features = await asyncio.to_thread(self._checked, key, blob)
+        if features is not None:
+            self._stats.read_bytes += len(blob)
+            self._memory.put_soon(key, features)
+        return features
 
     def _checked(self, key: str, blob: bytes) -> FrameFeatures | None:
         try:

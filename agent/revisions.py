@@ -98,8 +98,8 @@ class RevisedAnswers:
                 self._on_crops(look, answer.detections, first_region)
             )
         self._crops += look.crops
-        if grounding.features is not None:
-            self._num_tokens += len(grounding.features.image_tokens)
+        if grounding.seen is not None:
+            self._num_tokens += grounding.seen.num_image_tokens
         self._number += 1
 
     def revision(self, *, final: bool, total_s: float, cut_short: bool = False) -> Revision:
@@ -189,7 +189,7 @@ class RevisedAnswers:
 
 def first_revision(first: Grounding, *, final: bool) -> Revision:
     """The answers of the first look."""
-    tokens = 0 if first.features is None else len(first.features.image_tokens)
+    tokens = 0 if first.seen is None else first.seen.num_image_tokens
     origins = tuple((None,) * len(answer.detections) for answer in first.answers)
     return Revision(0, first, origins, vision_tokens=tokens, final=final)
 

@@ -182,6 +182,11 @@ class CacheSettings:
     """Features of a frame are kept for this long."""
     budget_bytes: int = 268_435_456
     """Memory of the embedded server; an external one has its own limit."""
+    memory_bytes: int = 134_217_728
+    """Features of recent frames that each language replica keeps in its own memory, too."""
+    keep_keyframes: bool = False
+    """Give the server the key frames of streams at once, for recordings that come again. Else it
+    gets pictures of single calls, and frames that a second question or another replica came for."""
     timeout_s: float = 0.1
     """Longest wait for one cache call; then it is a miss."""
     max_pending_writes: int = 32
@@ -199,7 +204,7 @@ class LocalClusterSettings:
     num_cpus: int = 4
     """Logical processors, only counted against the deployments' `num_cpus`."""
     object_store_bytes: int = 209_715_200
-    """Shared memory that Ray sets aside; frames and features do not go through it."""
+    """Shared memory that Ray sets aside; the features of key frames under way go through it."""
     start_timeout_s: float = 180.0
     """A service that has not answered a frame by then has failed to start."""
 
@@ -255,8 +260,8 @@ class DeploymentSettings:
     num_replicas: int | str | None = None
     autoscaling_config: Mapping[str, object] | None = None
     ray_actor_options: Mapping[str, object] | None = None
-    user_config: Mapping[str, object] | None = None
     max_ongoing_requests: int | None = None
+    max_queued_requests: int | None = None
     max_replicas_per_node: int | None = None
     max_surge_percent: int | None = None
     graceful_shutdown_wait_loop_s: float | None = None

@@ -35,14 +35,6 @@ class EngineSettings:
 
 
 @dataclass(frozen=True)
-class StageLimits:
-    """`user_config` of a stage's deployment: changed without a restart."""
-
-    max_calls: int = 72
-    """Calls at one replica, those that wait for their turn included; more are refused."""
-
-
-@dataclass(frozen=True)
 class StageFactories:
     """Which class each stage runs, as `module:Class`; tests put fakes here."""
 

@@ -23,7 +23,7 @@ from agent.prompts import Task
 from agent.proposer import ProposalEvidence, Proposer
 from agent.region_cache import MemoryRegionCache, RegionCache
 from agent.stage_settings import EngineSettings
-from agent.urgency import Limits
+from agent.urgency import CurrentLimits
 from agent.written_text import written_in_thread
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class LocalStages:
             max_batch_frames=batch_limit(device, max_batch_frames),
         )
 
-    def within(self, limits: Limits) -> LocalStages:
+    def within(self, limits: CurrentLimits) -> LocalStages:
         """These stages; in one process nobody is refused."""
         return self
 

@@ -10,6 +10,7 @@ import math
 import time
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 _BEHIND_ALL_ONE_OFFS_S = 3600.0
 
@@ -38,6 +39,10 @@ class Limits:
         """Limits whose deadline is so many seconds away; None: at no time."""
         return cls(math.inf if left_s is None else time.monotonic() + left_s, urgency)
 
+    def now(self) -> Limits:
+        """These limits, which do not change."""
+        return self
+
     @property
     def left_s(self) -> float:
         """Seconds until the deadline; negative when it has passed."""
@@ -47,3 +52,30 @@ class Limits:
     def patience_s(self) -> float:
         """`left_s` as the language engine wants it, which sorts by nothing else."""
         return self.left_s + (0.0 if self.urgency is Urgency.ONE_OFF else _BEHIND_ALL_ONE_OFFS_S)
+
+
+class CurrentLimits(Protocol):
+    """Limits that may be widened while the work is under way."""
+
+    def now(self) -> Limits:
+        """As they are at this moment."""
+        ...
+
+
+class SharedLimits:
+    """Limits of work that several callers wait for: the latest deadline, the highest urgency."""
+
+    def __init__(self, limits: Limits) -> None:
+        """`limits`: of the first caller."""
+        self._limits = limits
+
+    def widen(self, limits: Limits) -> None:
+        """Another caller waits for the same work."""
+        known = self._limits
+        self._limits = Limits(
+            max(known.deadline_s, limits.deadline_s), min(known.urgency, limits.urgency)
+        )
+
+    def now(self) -> Limits:
+        """Those of the most patient and the most urgent caller so far."""
+        return self._limits

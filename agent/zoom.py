@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from agent.crops import CropRules, Look, cut, plan_looks, tiles, whole
 from agent.detections import FloatArray, Proposals, box_iou, non_maximum_suppression
-from agent.features import FrameFeatures
 from agent.frame import Frame, RGBArray
+from agent.frame_summary import FrameSummary
 from agent.parsing import Answer
-from agent.pipeline import Grounding, Pipeline
+from agent.pipeline import Grounder, Grounding
 from agent.prompts import Task, TaskKind
 from agent.revisions import SAME_BOX_IOU, RevisedAnswers, Revision, first_revision
 from agent.settings import ZoomSettings
@@ -72,14 +72,14 @@ class _Seen:
     """Frame pixels per pixel seen."""
 
     @classmethod
-    def of(cls, features: FrameFeatures) -> _Seen:
-        if features.seen_px:
-            longest = max(features.width, features.height)
-            seen_px = min(features.seen_px, longest)
+    def of(cls, frame: FrameSummary) -> _Seen:
+        if frame.seen_px:
+            longest = max(frame.width, frame.height)
+            seen_px = min(frame.seen_px, longest)
             return cls(seen_px, longest / seen_px)
-        rows, columns = features.grid
+        rows, columns = frame.grid
         width, height = columns * _PATCH_PX, rows * _PATCH_PX
-        reduction = math.sqrt(features.width * features.height / (width * height))
+        reduction = math.sqrt(frame.width * frame.height / (width * height))
         return cls(max(width, height), reduction)
 
 
@@ -102,7 +102,7 @@ class RegionZoom:
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        pipeline: Grounder,
         settings: ZoomSettings | None = None,
         *,
         deadline_s: float = math.inf,
@@ -156,7 +156,7 @@ class RegionZoom:
 
         Args:
             frame: the picture.
-            first: the answers so far, with their features.
+            first: the answers so far, with how the frame was seen.
             zoom: what the caller wants.
             given: the boxes were sent by the client; no others are searched for.
             started_s: when the call began, on `time.monotonic`'s clock.
@@ -166,15 +166,15 @@ class RegionZoom:
         yield first_revision(first, final=not wanting)
         if not wanting:
             return
-        assert first.features is not None
+        assert first.seen is not None
         until_s = min(
             self._deadline_s - self._settings.reply_s,
             math.inf if zoom.budget_s is None else started_s + zoom.budget_s,
         )
-        seen = _Seen.of(first.features)
+        seen = _Seen.of(first.seen)
         answers = RevisedAnswers(
             first,
-            num_tokens=len(first.features.image_tokens),
+            num_tokens=first.seen.num_image_tokens,
             small_px=self._settings.small_px * seen.reduction,
         )
         looks = self._second_looks(frame, first, wanting, zoom, given)
@@ -197,9 +197,9 @@ class RegionZoom:
 
     def _wanting(self, first: Grounding, zoom: Zoom) -> list[int]:
         """Numbers of the tasks that get a second look."""
-        if zoom.policy is ZoomPolicy.OFF or first.features is None:
+        if zoom.policy is ZoomPolicy.OFF or first.seen is None:
             return []
-        seen = _Seen.of(first.features)
+        seen = _Seen.of(first.seen)
         if zoom.policy is ZoomPolicy.AUTO and seen.reduction < self._settings.least_reduction:
             return []
         found = []
@@ -252,8 +252,8 @@ class RegionZoom:
         zoom: Zoom,
         given: bool,
     ) -> list[_Plan]:
-        assert first.features is not None
-        seen = _Seen.of(first.features)
+        assert first.seen is not None
+        seen = _Seen.of(first.seen)
         most = self._settings.vision_tokens
         budget = min(most, zoom.vision_tokens or most)
         searching = tuple(n for n in wanting if first.answers[n].task.kind.searches)

@@ -40,10 +40,7 @@ _AUTOSCALING = {
     "min_replicas": 1, "max_replicas": 2,
     "upscale_delay_s": 2.0, "downscale_delay_s": 8.0, "metrics_interval_s": 1.0,
     "look_back_period_s": 4.0,
-    "policy": {
-        "policy_function": "deployments.autoscaling:CallsUnderWay",
-        "policy_kwargs": {"calls_per_replica": 1.5},
-    },
+    "target_ongoing_requests": 1.5,
 }  # fmt: skip
 
 

@@ -101,7 +101,9 @@ async def both(stages: LocalStages, frames: list[Frame]) -> list[dict[str, objec
             caches: dict[str, RegionCache] = {
                 "in process": MemoryRegionCache(),
                 # A busy machine must not look like a cache that is down.
-                "Redis": RedisRegionCache(CacheSettings(url=server.connection_url, timeout_s=5.0)),
+                "Redis": RedisRegionCache(
+                    CacheSettings(url=server.connection_url, timeout_s=5.0, memory_bytes=0)
+                ),
             }
             for name, cache in caches.items():
                 rows.append({"cache": name, **await measure(cache, stages, frames)})

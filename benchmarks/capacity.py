@@ -34,6 +34,8 @@ class Workload:
     queries: int = 2
     frame_bytes: int = 60_000
     result_bytes: int = 1_000
+    reply_bytes: int = 32_000
+    """What comes back to the front end for a key frame, and its questions; see `data_plane`."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ PROFILES = {
             "proposal": 15, "primary_encoder": 30, "auxiliary_encoder": 25, "language": 12,
         },
         front_end_ms=9.5,
-        # 391 image tokens of 2,048 and 50 boxes of 5,888 float32 numbers, for 640x480.
-        feature_bytes=4_380_000,
+        # 391 image tokens of 2,048 and 50 boxes of 5,888 bfloat16 numbers, for 640x480.
+        feature_bytes=2_190_000,
         gpu_share={
             "proposal": 0.25, "primary_encoder": 0.5, "auxiliary_encoder": 0.25, "language": 1.0,
         },
@@ -85,8 +87,9 @@ class Aims:
     variation: float = 0.3
     """Squared coefficient of variation of service times."""
     cache_ttl_s: float = 600.0
-    share_cached: float = 1.0
-    """Of the key frames, whose features are worth keeping; 0 where no frame comes twice."""
+    share_cached: float = 0.0
+    """Of the key frames, that another replica or a second question comes for; 1 with
+    `cache.keep_keyframes`."""
 
 
 Numbers = TypeVar("Numbers", Workload, Aims)
@@ -107,7 +110,8 @@ def needed(streams: int, workload: Workload, profile: Profile, aims: Aims) -> di
     gpus = sum(replicas[stage] * share for stage, share in profile.gpu_share.items())
     stage_cores = 0 if profile.gpu_share else sum(replicas.values())
     kept = keyframes * aims.share_cached
-    between = keyframes * (3 * workload.frame_bytes + 2 * profile.feature_bytes)
+    asked = keyframes * (workload.frame_bytes + workload.reply_bytes)
+    seen = keyframes * ((len(replicas) - 1) * workload.frame_bytes + profile.feature_bytes)
     redis = kept * profile.feature_bytes
     return {
         **replicas,
@@ -118,7 +122,8 @@ def needed(streams: int, workload: Workload, profile: Profile, aims: Aims) -> di
         "redis_mbit_s": round(redis / _MBIT),
         "cameras_in_mbit_s": round(frames * workload.frame_bytes / _MBIT),
         "results_out_mbit_s": round(frames * workload.result_bytes / _MBIT),
-        "between_stages_mbit_s": round(between / _MBIT),
+        "front_end_to_language_mbit_s": round(asked / _MBIT),
+        "language_to_vision_mbit_s": round(seen / _MBIT),
     }
 
 

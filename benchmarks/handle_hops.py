@@ -1,11 +1,10 @@
-"""What it costs to hand something to another deployment: at its door, or through Serve.
+"""What it costs to hand something to another deployment, by value and by reference.
 
     python -m benchmarks.handle_hops
 
-Replica to replica on this machine, one call at a time, after a warm-up. Bytes of several sizes: at
-the receiver's own door, as the service does; through Serve by value and by reference. Then a frame
-for three stages at once: as the JPEG it came as, decoded by each, or decoded once and sent as an
-array. Prints two tables and, last, one JSON line.
+Replica to replica on this machine through Serve's handles, one call at a time, after a warm-up.
+Bytes of several sizes; then a frame for three stages at once: as the JPEG it came as, decoded by
+each, or decoded once and sent as an array. Prints two tables and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from typing import Any
 import numpy as np
 import ray
 from ray import serve
-from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from rich.console import Console
 from rich.table import Table
@@ -36,9 +34,6 @@ from agent.streaming.video_source import open_source
 from benchmarks.driver import VIDEO
 from deployments import process_session
 from deployments.local_cluster import ENVIRONMENT
-from deployments.replica_roster import RosterRouter
-from deployments.stage_channel import StageChannel
-from deployments.stage_door import StageDoor
 
 _SIZES = (1_000, 10_000, 100_000, 500_000, 1_000_000, 5_000_000)
 _FRAMES = ((640, 480), (1920, 1080))
@@ -50,21 +45,6 @@ _SERVE_LIMIT = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
 
 class Receiver:
     """Takes what it is given and says how much that was."""
-
-    def __init__(self) -> None:
-        self._door = StageDoor(self)
-
-    async def record_replica_metadata(self) -> dict[str, str]:
-        """As a stage."""
-        return await self._door.open("127.0.0.1")
-
-    async def answer(self, payload: bytes) -> int:
-        """`take`, under a name that the door lets in."""
-        return await self.take(payload)
-
-    async def encode(self, encoded: bytes) -> int:
-        """`decode`, likewise."""
-        return await self.decode(encoded)
 
     async def take(self, payload: bytes | np.ndarray) -> int:
         """Bytes and arrays as they came."""
@@ -92,13 +72,11 @@ class Sender:
 
     def __init__(self, *receivers: DeploymentHandle[Any]) -> None:
         self._receivers = receivers
-        self._channels = [StageChannel(receiver) for receiver in receivers]
 
     async def hops(self, size_bytes: int, num: int) -> dict[str, list[float]]:
         """Milliseconds of each call with so many bytes."""
         payload, first = os.urandom(size_bytes), self._receivers[0]
         ways: dict[str, Callable[[bytes], Awaitable[object]]] = {
-            "at its door": partial(self._channels[0].call, "answer"),
             "by value": first.options(method_name="take", _by_reference=False).remote,
             "by reference": first.options(method_name="take").remote,
         }
@@ -118,9 +96,6 @@ class Sender:
                 )
             )
 
-        async def to_all_doors() -> None:
-            await asyncio.gather(*(channel.call("encode", encoded) for channel in self._channels))
-
         def decoded() -> np.ndarray:
             return read_frame(encoded).rgb()
 
@@ -138,7 +113,6 @@ class Sender:
             await to_all("take", ray.put(decoded()), by_reference=True)
 
         ways: dict[str, Callable[[], Awaitable[None]]] = {
-            "JPEG at the doors, each decodes": to_all_doors,
             "JPEG by value, each decodes": lambda: to_all("decode", encoded, by_reference=False),
             "JPEG by reference, each decodes": lambda: to_all(
                 "decode", ray.put(encoded), by_reference=True
@@ -179,11 +153,8 @@ def inside(num: int) -> dict[str, Any]:
              include_dashboard=False, log_to_driver=False, logging_level="WARNING")  # fmt: skip
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
     small: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0.1}}
-    router = RequestRouterConfig(request_router_class=RosterRouter)
     receivers = [
-        serve.deployment(Receiver)
-        .options(name=f"Receiver{i}", request_router_config=router, **small)
-        .bind()
+        serve.deployment(Receiver).options(name=f"Receiver{i}", **small).bind()
         for i in range(_NUM_RECEIVERS)
     ]
     sender = serve.run(

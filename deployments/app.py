@@ -1,8 +1,8 @@
 """The service as one Serve application: the only place that makes deployments.
 
 One application, because the front end cannot do without its stages. Serve restarts every
-deployment of an application when its `args` change, but not when replicas, queues, autoscaling or
-`user_config` do: those numbers stand under `deployments` in `serve_config.yaml`.
+deployment of an application when its `args` change, but not when replicas, queues or autoscaling
+do: those numbers stand under `deployments` in `serve_config.yaml`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from agent.settings import (
     from_mapping,
     with_environment,
 )
-from deployments.auxiliary_encoder import AuxiliaryEncoder
 from deployments.ingress import Ingress
 from deployments.language import Language
-from deployments.primary_encoder import PrimaryEncoder
-from deployments.proposal import Proposal
-from deployments.replica_roster import RosterRouter
+from deployments.stages import AuxiliaryEncoder, PrimaryEncoder, Proposal
 
 APPLICATION_NAME = "groundstream"
+_BY_FRAME = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
+"""Questions about one frame go to one language replica, to the next one where that is full."""
 
 
 def build(args: dict[str, object]) -> Application:
@@ -53,22 +52,16 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
         plain: Any = serve.deployment(cls)
         return plain.options(**options.pop(cls.__name__, {}))
 
-    router = RequestRouterConfig(request_router_class=RosterRouter)
-
     def stage(cls: type[Any], name: str, **options: object) -> Any:
-        return (
-            deployment(cls)
-            .options(request_router_config=router)
-            .bind(
-                getattr(settings.stages, name),
-                settings.model,
-                settings.device,
-                getattr(settings.num_threads, name),
-                model_revision=settings.model_revision,
-                hang_s=settings.stream.stage_hang_s,
-                log_format=settings.observe.log_format,
-                **options,
-            )
+        return deployment(cls).bind(
+            getattr(settings.stages, name),
+            settings.model,
+            settings.device,
+            getattr(settings.num_threads, name),
+            model_revision=settings.model_revision,
+            hang_s=settings.stream.stage_hang_s,
+            log_format=settings.observe.log_format,
+            **options,
         )
 
     # One that the model does not have needs no numbers.
@@ -79,14 +72,24 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
     weights = {"dtype": settings.dtype}
     encoder = {**batches, **weights, "compiled": settings.compiled}
 
+    proposal = stage(Proposal, "proposal", network=settings.proposal_network, **batches)
+    language = (
+        deployment(Language)
+        .options(request_router_config=RequestRouterConfig(request_router_class=_BY_FRAME))
+        .bind(
+            settings.stages.language,
+            settings,
+            proposal=proposal,
+            primary_encoder=stage(PrimaryEncoder, "primary_encoder", **encoder),
+            auxiliary_encoder=(
+                stage(AuxiliaryEncoder, "auxiliary_encoder", **encoder) if auxiliary else None
+            ),
+            engine=settings.engine,
+            **weights,
+        )
+    )
     application: Application = deployment(Ingress).bind(
-        settings,
-        proposal=stage(Proposal, "proposal", network=settings.proposal_network, **batches),
-        primary_encoder=stage(PrimaryEncoder, "primary_encoder", **encoder),
-        auxiliary_encoder=(
-            stage(AuxiliaryEncoder, "auxiliary_encoder", **encoder) if auxiliary else None
-        ),
-        language=stage(Language, "language", engine=settings.engine, **weights),
+        settings, language=language, proposal=proposal
     )
     if options:
         raise SettingsError(f"deployments that do not exist: {', '.join(options)}")

@@ -1,9 +1,9 @@
 """How many replicas there should be: Serve autoscaling policies over what replicas report.
 
-Serve scales a deployment by the calls that come through its handles; streams come in by the front
-ends' own port and calls by the stages' own doors, where it sees none. Each replica reports what it
-has (`record_autoscaling_stats`), and these policies turn it into replicas. Bounds and delays are
-Serve's own, from the same `autoscaling_config`. Knows no session and no call.
+Serve scales a deployment by the calls that come through its handles (`target_ongoing_requests`);
+streams come in by the front ends' own port, where it sees none. Each front end reports what it has
+(`record_autoscaling_stats`), and this policy turns it into replicas. Bounds and delays are Serve's
+own, from the same `autoscaling_config`. Knows no session and no call.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from typing import Any, Protocol
 
 OPEN_STREAMS = "open_streams"
 """Under this name a front end reports."""
-CALLS_UNDER_WAY = "calls_under_way"
-"""Under this name a stage reports the calls it had, on average since its last report."""
 
 
 class Context(Protocol):
@@ -35,18 +33,6 @@ class OpenStreams:
     def __call__(self, ctx: Context) -> tuple[int, dict[str, Any]]:
         """Replicas wanted, and no state; without any report yet, as many as there are."""
         return _wanted(ctx, OPEN_STREAMS, self._streams_per_replica), {}
-
-
-class CallsUnderWay:
-    """As many replicas of a stage as its calls need at so many calls each."""
-
-    def __init__(self, calls_per_replica: float = 2.0) -> None:
-        """Raises ValueError: `calls_per_replica` is not positive."""
-        self._calls_per_replica = _positive("calls_per_replica", calls_per_replica)
-
-    def __call__(self, ctx: Context) -> tuple[int, dict[str, Any]]:
-        """Replicas wanted, and no state; without any report yet, as many as there are."""
-        return _wanted(ctx, CALLS_UNDER_WAY, self._calls_per_replica), {}
 
 
 def _positive(name: str, value: float) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 
 from agent.errors import InvalidFrame, Overloaded
 from agent.parsing import AnswerStatus
-from agent.pipeline import FeaturesUnderWay, Grounding, Pipeline
+from agent.pipeline import FeaturesUnderWay, Grounder, Grounding
 from agent.settings import StreamSettings
 from agent.streaming.answers import Evidence, QueryAnswer, Source, outcome_of
 from agent.streaming.feature_reuse import FeatureReuse, Reused
@@ -53,7 +53,7 @@ class FrameAnswers:
     def __init__(
         self,
         session: Session[Arrival],
-        pipeline: Pipeline,
+        pipeline: Grounder,
         settings: StreamSettings,
         outlet: Outlet,
         sharing: Sharing,
@@ -386,11 +386,10 @@ class FrameAnswers:
         if begun is None and self._may_reuse(received):
             found = self._reuse.find(keyframe.sketch)
         grounding = await self._pipeline.within(limits).ground(
-            received.frame,
+            received.frame if found is None else found[0],
             [query.task for query in queries],
             boxes=received.boxes,
             begun=begun,
-            reuse=None if found is None else found[0],
             expected=self.follower.expected(keyframe),
         )
         self.activity.num_keyframes += 1
@@ -401,7 +400,7 @@ class FrameAnswers:
         if found is not None:
             return grounding, found[1]
         if received.boxes is None:
-            self._reuse.keep(received.frame.index, keyframe.sketch, grounding.features)
+            self._reuse.keep(received.frame, keyframe.sketch)
         return grounding, None
 
     def _may_reuse(self, received: ReceivedFrame) -> bool:

@@ -22,15 +22,14 @@ from ray.serve.handle import DeploymentHandle
 
 from agent.errors import InvalidQuery
 from agent.frame import frame_from_rgb
-from agent.model_directory import find_model
-from agent.pipeline import Pipeline
+from agent.model_directory import find_model, has_auxiliary_encoder
+from agent.pipeline import Grounder
 from agent.prompts import Task
 from agent.quotas import Quotas, open_quotas
-from agent.region_cache import MemoryRegionCache, RegionCache, open_cache
 from agent.settings import ServiceSettings
 from agent.streaming.session import Outcome, StandingQuery
 from agent.streaming.session_store import SessionStore, open_session_store
-from agent.urgency import Limits
+from agent.urgency import Limits, Urgency
 from agent.zoom import RegionZoom
 from deployments import messages, zoom_messages
 from deployments.access import Access, current_tenant, open_access
@@ -39,10 +38,10 @@ from deployments.freed_memory import FreedMemory, return_large_at_once
 from deployments.front_door import LIVE, SERVICE_NAME, drain_server, open_server
 from deployments.logs import configure_logs
 from deployments.messages import ReceivedFrame
-from deployments.metrics import ServiceMetrics, StageCalls
+from deployments.metrics import ServiceMetrics
 from deployments.metrics_page import MetricsPage, Sources
 from deployments.onlookers import Onlookers
-from deployments.remote_stages import RemoteStages, StageChannels
+from deployments.remote_pipeline import RemotePipeline
 from deployments.settled_objects import settle_objects
 from deployments.sharing import Sharing
 from deployments.stage_meter import StageMeters
@@ -55,6 +54,8 @@ from protos import vision_agent_pb2_grpc as pb_grpc
 _logger = logging.getLogger(__name__)
 _WARM_UP_PAUSE_S = 1.0
 _WARM_UP_SIZE = 64
+_WARM_UP = Limits(urgency=Urgency.STANDING)
+_REPLY_S = 1.0
 _SWITCH_INTERVAL_S = 0.0005
 
 
@@ -63,8 +64,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
 
     def __init__(
         self,
-        pipeline: Pipeline,
-        cache: RegionCache,
+        pipeline: Grounder,
         settings: ServiceSettings,
         metrics: ServiceMetrics,
         capabilities: pb.Capabilities,
@@ -75,7 +75,6 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         self.draining = asyncio.Event()
         """Set it and every open stream tells its client to go elsewhere."""
         self._pipeline = pipeline
-        self._cache = cache
         self._settings = settings
         self._metrics = metrics
         self._capabilities = capabilities
@@ -166,7 +165,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         return messages.stats_to_message(
             self._metrics.totals(),
             self._metrics.stage_calls,
-            self._cache.stats,
+            self._metrics.cache,
             self._metrics.meters,
         )
 
@@ -256,10 +255,8 @@ class Ingress:
     async def __init__(  # type: ignore[misc]
         self,
         settings: ServiceSettings,
-        proposal: DeploymentHandle[Any],
-        primary_encoder: DeploymentHandle[Any],
-        auxiliary_encoder: DeploymentHandle[Any] | None,
         language: DeploymentHandle[Any],
+        proposal: DeploymentHandle[Any],
     ) -> None:
         configure_logs(settings.observe.log_format)
         _share_processors_kindly()
@@ -267,23 +264,18 @@ class Ingress:
         return_large_at_once()
         self._freed = FreedMemory()
         self._settings = settings
-        self._channels = StageChannels.over(proposal, primary_encoder, auxiliary_encoder, language)
-        self._metrics = ServiceMetrics(meters=self._meters())
-        self._cache = open_cache(settings.cache)
-        model = find_model(settings.model, proposal_network=settings.proposal_network)
-        pipeline = Pipeline(
-            self._stages(self._metrics.stage_calls, self._metrics.meters),
-            self._cache,
-            model_digest=model.digest,
-            rules=model.rules,
+        self._handles = language, proposal
+        has_auxiliary = has_auxiliary_encoder(settings.model)
+        self._metrics = ServiceMetrics(
+            meters=StageMeters() if has_auxiliary else StageMeters(auxiliary_encoder=None)
         )
+        model = find_model(settings.model, proposal_network=settings.proposal_network)
         capabilities = messages.capabilities_to_message(settings, model, service_version=_version())
         self._store = open_session_store(settings.cache, ttl_s=settings.stream.session.ttl_s)
         self._quotas = open_quotas(settings.access, settings.cache)
         self._tracing = open_tracing(settings.observe, version=_version())
         self._agent = VisionAgent(
-            pipeline,
-            self._cache,
+            self._pipeline(self._metrics),
             settings,
             self._metrics,
             capabilities,
@@ -330,17 +322,15 @@ class Ingress:
         await self.drain()
         self._freed.close()
         self._agent.sharing.close()
-        await self._cache.close()
         await self._store.close()
         await self._quotas.close()
-        await self._channels.close()
         # It may wait for a collector that does not answer.
         await asyncio.to_thread(self._tracing.close)
 
     def _observed(self, model: str, access: Access) -> Sources:
         return Sources(
             metrics=self._metrics,
-            cache=lambda: self._cache.stats,
+            cache=lambda: self._metrics.cache,
             strain=lambda: self._agent.sharing.keyframes.strain,
             num_unauthenticated=lambda: access.num_refused,
             is_ready=lambda: self._is_ready,
@@ -349,21 +339,15 @@ class Ingress:
             model=model,
         )
 
-    def _meters(self) -> StageMeters:
-        """One for each stage that there is."""
-        if self._channels.auxiliary_encoder is None:
-            return StageMeters(auxiliary_encoder=None)
-        return StageMeters()
-
-    def _stages(self, calls: StageCalls, meters: StageMeters) -> RemoteStages:
-        stream = self._settings.stream
-        return RemoteStages(
-            self._channels,
+    def _pipeline(self, metrics: ServiceMetrics) -> RemotePipeline:
+        language, proposal = self._handles
+        return RemotePipeline(
+            language,
+            proposal,
+            metrics=metrics,
+            # Vision and language, each of which the replica itself gives so long.
+            timeout_s=2 * self._settings.stream.stage_timeout_s + _REPLY_S,
             model=self._settings.model_revision,
-            calls=calls,
-            meters=meters,
-            timeout_s=stream.stage_timeout_s,
-            overlap=stream.overlap_stages,
         )
 
     async def _serve_when_warm(self) -> None:
@@ -371,13 +355,11 @@ class Ingress:
         grey = np.full((_WARM_UP_SIZE, _WARM_UP_SIZE, 3), 128, dtype=np.uint8)
         frame = frame_from_rgb(grey)
         while True:
-            pipeline = Pipeline(
-                self._stages(StageCalls(), self._meters()),
-                MemoryRegionCache(),
-                model_digest="warm-up",
-            )
+            # Of a tenant of its own, so that its features are not known from another start.
+            tenant = f"warm-up {secrets.token_hex(8)}"
+            pipeline = self._pipeline(ServiceMetrics()).for_tenant(tenant)
             try:
-                await pipeline.ground(frame, [Task.detect("object")])
+                await pipeline.within(_WARM_UP).ground(frame, [Task.detect("object")])
                 break
             except Exception:
                 # Not ready, perhaps never: health stays NOT_SERVING and the log says why.

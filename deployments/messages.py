@@ -26,7 +26,7 @@ from agent.streaming.feature_reuse import Reused
 from agent.streaming.motion import Affine
 from agent.streaming.policy import Priority
 from agent.streaming.session import StandingQuery
-from deployments.metrics import ServiceTotals, StageCalls
+from deployments.metrics import CallCounts, ServiceTotals
 from deployments.stage_meter import StageMeter
 from protos import vision_agent_pb2 as pb
 
@@ -343,7 +343,7 @@ def capabilities_to_message(
 
 def stats_to_message(
     totals: ServiceTotals,
-    calls: StageCalls,
+    calls: CallCounts,
     cache: CacheStats,
     meters: Iterable[StageMeter] = (),
 ) -> pb.ServiceStats:

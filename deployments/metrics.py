@@ -1,4 +1,4 @@
-"""What one front-end replica counts: calls to stages, and where frames went.
+"""What one front-end replica counts: what stages did for its calls, and where frames went.
 
 Plain numbers on one event loop; `GetStats` reads them. Knows no wire and no Ray.
 """
@@ -9,15 +9,16 @@ import contextlib
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from agent.region_cache import CacheStats
 from agent.streaming.session import Books, Outcome
-from deployments.stage_meter import StageMeters
+from deployments.stage_meter import StageMeter, StageMeters, WorkDone
 
 
 @dataclass
-class StageCalls:
+class CallCounts:
     """Calls made to each stage."""
 
     propose: int = 0
@@ -63,8 +64,12 @@ class ServiceMetrics:
         *,
         meters: StageMeters | None = None,
     ) -> None:
-        self.stage_calls = StageCalls()
+        self.stage_calls = CallCounts()
         self.meters = meters or StageMeters()
+        self.frames = StageMeter("frame")
+        """Calls of the language replicas, with all that these do for them."""
+        self.cache = CacheStats()
+        """What their caches did."""
         self.failures: Counter[str] = Counter()
         """Errors told to clients, by the name of their code."""
         self._clock = clock
@@ -87,6 +92,17 @@ class ServiceMetrics:
             last = books()
             self._num_abandoned += last.in_flight
             self._ended = _sum(self._ended, last, in_flight=0)
+
+    def note(self, work: Iterable[WorkDone]) -> None:
+        """What the stages did for one call."""
+        meters = {meter.name: meter for meter in self.meters}
+        for done in work:
+            meters[done.stage].note(done)
+            if done.method:
+                count = getattr(self.stage_calls, done.method) + 1
+                setattr(self.stage_calls, done.method, count)
+            if done.written is not None:
+                self.meters.writing.add(done.written)
 
     def count_call(self, outcome: Outcome) -> None:
         """One unary call has ended."""

@@ -1,8 +1,10 @@
 """What calls to one stage cost, and how long the next one would take; refuses what is hopeless.
 
-An exponentially weighted mean of what a call computes, and of the time between two answers while
-the stage is never idle: that gap is what each call in flight costs those behind it, however many
-replicas, batches or threads the stage has. Knows no stage and no wire.
+A language replica measures the stages that it calls, and tells the front end of each call what
+became of its work (`WorkDone`); front ends add that up. An exponentially weighted mean of what a
+call computes, and of the time between two answers while the stage is never idle: that gap is what
+each call in flight costs those behind it, however many replicas, batches or threads the stage has.
+Knows no stage and no wire.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from agent.errors import Overloaded
 from agent.features import Generation
@@ -27,8 +30,54 @@ _HALF_LIFE_S = 10.0
 refuse all calls for ever."""
 _LEAST_RETRY_S = 0.05
 _MOST_RETRY_S = 30.0
+_LEAST_ATTEMPT_S = 3.0
+_MANY_TIMES = 8.0
 _FORGET_REPLICA_S = 60.0
 """A replica that has answered nothing for so long may be gone; its memory is no longer shown."""
+
+
+@dataclass(frozen=True)
+class WorkDone:
+    """One stage's part in one call of a front end's."""
+
+    stage: str
+    method: str
+    """Which count of `CallCounts` it is one of; empty: of none."""
+    began_s: float = 0.0
+    """Since the call arrived at the language replica."""
+    took_s: float = 0.0
+    served: Served[Any] | None = None
+    """Without its value; None: it failed."""
+    written: Written | None = None
+    """Set where an answer was written."""
+    is_refused: bool = False
+    """It was not begun: it would have come too late, or too many waited."""
+    in_flight: int = 0
+    """Calls of this stage that were under way when it was done."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one answer cost the language model."""
+
+    num_passes: int
+    num_tokens: int
+    num_drafted_tokens: int
+    num_prompt_tokens: int
+    num_prompt_tokens_reused: int
+    truncated: bool
+
+    @classmethod
+    def of(cls, generation: Generation) -> Written:
+        """The answer's numbers without the answer."""
+        return cls(
+            num_passes=generation.num_passes,
+            num_tokens=len(generation.pieces),
+            num_drafted_tokens=generation.num_drafted_tokens,
+            num_prompt_tokens=generation.num_prompt_tokens,
+            num_prompt_tokens_reused=generation.num_prefix_tokens_reused,
+            truncated=generation.truncated,
+        )
 
 
 @dataclass
@@ -45,7 +94,7 @@ class StageCounts:
 
 
 class StageMeter:
-    """Measures one stage as one front end sees it."""
+    """Measures one stage as its caller sees it."""
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
@@ -111,28 +160,43 @@ class StageMeter:
         counts.in_flight += 1
         counts.most_at_once = max(counts.most_at_once, counts.in_flight)
 
-        def served(result: Served[object]) -> None:
-            now_s = self._clock()
-            counts.num_done += 1
-            counts.call_s += now_s - started_s
-            counts.queue_s += result.queue_s
-            counts.compute_s += result.compute_s
-            self.queue_times.add(result.queue_s)
-            self.compute_times.add(result.compute_s)
-            self.batches.add(result.num_together)
-            if result.memory is not None:
-                self._saw_replica(result.memory)
-            self._service_s = _mean(self._service_s, result.compute_s)
-            if not self._idle:
-                self._gap_s = _mean(self._gap_s, now_s - self._last_done_s)
-            self._last_done_s, self._idle = now_s, False
-            self._line_gone_s = now_s + result.queue_s
-
         try:
-            yield served
+            yield lambda result: self._add(result, self._clock() - started_s)
         finally:
             counts.in_flight -= 1
             self._idle = self._idle or counts.in_flight == 0
+
+    def note(self, work: WorkDone) -> None:
+        """A call that another process made."""
+        self.counts.num_refused += work.is_refused
+        self.counts.in_flight = work.in_flight
+        self.counts.most_at_once = max(self.counts.most_at_once, work.in_flight)
+        if work.served is not None:
+            self._add(work.served, work.took_s)
+        self._idle = self._idle or work.in_flight == 0
+
+    def attempt_s(self) -> float:
+        """A call that is silent for so long may have been sent to a replica that is gone."""
+        if self._service_s is None:
+            return math.inf
+        return max(_LEAST_ATTEMPT_S, _MANY_TIMES * self.expected_s())
+
+    def _add(self, result: Served[Any], call_s: float) -> None:
+        counts, now_s = self.counts, self._clock()
+        counts.num_done += 1
+        counts.call_s += call_s
+        counts.queue_s += result.queue_s
+        counts.compute_s += result.compute_s
+        self.queue_times.add(result.queue_s)
+        self.compute_times.add(result.compute_s)
+        self.batches.add(result.num_together)
+        if result.memory is not None:
+            self._saw_replica(result.memory)
+        self._service_s = _mean(self._service_s, result.compute_s)
+        if not self._idle:
+            self._gap_s = _mean(self._gap_s, now_s - self._last_done_s)
+        self._last_done_s, self._idle = now_s, False
+        self._line_gone_s = now_s + result.queue_s
 
     def _saw_replica(self, memory: ProcessMemory) -> None:
         if memory.process not in self._replicas:
@@ -158,19 +222,19 @@ class WritingMeter:
         self.num_prompt_tokens_reused = 0
         self.num_truncated = 0
 
-    def add(self, generation: Generation) -> None:
+    def add(self, written: Written) -> None:
         """One answer more."""
-        self.passes.add(generation.num_passes)
-        self.num_tokens += len(generation.pieces)
-        self.num_drafted_tokens += generation.num_drafted_tokens
-        self.num_prompt_tokens += generation.num_prompt_tokens
-        self.num_prompt_tokens_reused += generation.num_prefix_tokens_reused
-        self.num_truncated += generation.truncated
+        self.passes.add(written.num_passes)
+        self.num_tokens += written.num_tokens
+        self.num_drafted_tokens += written.num_drafted_tokens
+        self.num_prompt_tokens += written.num_prompt_tokens
+        self.num_prompt_tokens_reused += written.num_prompt_tokens_reused
+        self.num_truncated += written.truncated
 
 
 @dataclass(frozen=True)
 class StageMeters:
-    """What is known about the load of the stages; lives as long as the front end."""
+    """What is known about the load of the stages; lives as long as the process."""
 
     proposal: StageMeter = field(default_factory=lambda: StageMeter("proposal"))
     primary_encoder: StageMeter = field(default_factory=lambda: StageMeter("primary_encoder"))

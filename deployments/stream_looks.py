@@ -12,7 +12,7 @@ import math
 import time
 from dataclasses import dataclass, field
 
-from agent.pipeline import Pipeline
+from agent.pipeline import Grounder
 from agent.streaming.camera_path import CameraPose, movement_between
 from agent.streaming.follower import Follower
 from agent.urgency import Limits, Urgency
@@ -42,7 +42,7 @@ class Look:
 class StreamLooks:
     """Looks of one stream, one frame after the other."""
 
-    def __init__(self, pipeline: Pipeline, sharing: Sharing, *, proposal_budget_s: float) -> None:
+    def __init__(self, pipeline: Grounder, sharing: Sharing, *, proposal_budget_s: float) -> None:
         self.changing = asyncio.Lock()
         """Held while the follower changes; its work on pictures happens in a thread."""
         self.propose_s: float | None = None

@@ -1,8 +1,9 @@
 """One OpenTelemetry span per answer, with a child for each stage; never one for a whole stream.
 
 A call's metadata may bring the client's trace (W3C traceparent); what is answered inside the call
-continues it. Which call that is follows asyncio's tasks, so the stages need not be told. Without an
-address of a collector nothing is imported and nothing recorded. Spans hold names, ids and counts.
+continues it. Which call that is follows asyncio's tasks; the stages need not be told, for what they
+did comes back with the answer. Without an address of a collector nothing is imported and nothing
+recorded. Spans hold names, ids and counts.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from agent.errors import SettingsError
 from agent.server_settings import ObserveSettings
 from deployments.request_context import request_id
+from deployments.stage_meter import WorkDone
 
 _SERVICE = "groundstream"
 _HEADERS = ("traceparent", "tracestate")
@@ -70,21 +72,25 @@ def answer_span(name: str) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def stage_span(name: str) -> Iterator[None]:
-    """One call of one stage, the wait for it included."""
+def stage_spans(work: Iterable[WorkDone], began_ns: int) -> None:
+    """The calls of stages that were made elsewhere for the answer under way.
+
+    Args:
+        work: what was done.
+        began_ns: when it was asked for, on `time.time_ns`'s clock; the way there is short.
+    """
     call = _call.get()
     if call is None:
-        yield
         return
     from opentelemetry import trace
 
     # Boxes for following alone are asked for outside any answer, and so are not recorded.
     if not trace.get_current_span().get_span_context().is_valid:
-        yield
         return
-    with call.tracer.start_as_current_span(name):
-        yield
+    for done in work:
+        start_ns = began_ns + round(1e9 * done.began_s)
+        span = call.tracer.start_span(done.stage, start_time=start_ns)
+        span.end(end_time=start_ns + round(1e9 * done.took_s))
 
 
 def open_tracing(settings: ObserveSettings, *, version: str) -> Tracing:

@@ -15,7 +15,7 @@ from typing import Any
 import grpc.aio
 
 from agent.errors import AgentError, InvalidQuery, InvalidRequest
-from agent.pipeline import Pipeline
+from agent.pipeline import Grounder
 from agent.quotas import TenantQuota
 from agent.settings import ServiceSettings
 from agent.streaming.camera_path import CameraPath
@@ -36,7 +36,7 @@ class WatchStream:
     def __init__(
         self,
         rpc: Any,
-        pipeline: Pipeline,
+        pipeline: Grounder,
         settings: ServiceSettings,
         draining: asyncio.Event,
         store: SessionStore,

@@ -14,13 +14,13 @@ PAGE = Path(__file__).parent / "architecture.md"
 BEGIN, END = "<!-- module graph: begin -->", "<!-- module graph: end -->"
 PACKAGES = ("agent", "deployments", "client", "protos")
 PARTS = {
-    "values": "frame detections features errors settings server_settings stage_settings urgency "
-    "prompts answer_rules model_directory base_package interrupts started_tasks drawing "
-    "written_text devices",
+    "values": "frame detections features frame_summary errors settings server_settings "
+    "stage_settings urgency prompts answer_rules model_directory base_package interrupts "
+    "started_tasks drawing written_text devices",
     "pipeline": "pipeline paging parsing carried_answers single_flight stages",
     "region cache": "region_cache feature_codec redis_door",
     "quotas": "quotas",
-    "vision stages": "proposer encoders processor batching device_picture",
+    "vision stages": "proposer encoders feature_tensors processor batching device_picture",
     "language stage": "generation generation_request engine drafting grammar prefix_cache sequence "
     "tokenizer model_tokenizer label_lists",
     "zoom": "crops zoom zoom_policy revisions ergo_protocol ergo",

@@ -23,9 +23,9 @@ from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, Primary
 from agent.frame import Frame, RGBArray
 from agent.prompts import Task, TaskKind
 from agent.stage_settings import EngineSettings
-from agent.urgency import Limits
+from agent.urgency import CurrentLimits, Limits
 from agent.written_text import written_in_thread
-from deployments.metrics import StageCalls
+from deployments.metrics import CallCounts
 
 NUM_BOXES = 4
 COLOURS = 3
@@ -159,7 +159,7 @@ class FakeStages:
     has_auxiliary_encoder = True
 
     def __init__(self) -> None:
-        self.calls = StageCalls()
+        self.calls = CallCounts()
         self.limits: list[Limits] = []
         self.released = asyncio.Event()
         """Set to have "held" queries answered."""
@@ -168,9 +168,9 @@ class FakeStages:
         self._auxiliary = FakeAuxiliaryEncoder()
         self._language = FakeLanguage()
 
-    def within(self, limits: Limits) -> FakeStages:
+    def within(self, limits: CurrentLimits) -> FakeStages:
         """These stages; the limits are noted."""
-        self.limits.append(limits)
+        self.limits.append(limits.now())
         return self
 
     def propose(self, frame: Frame) -> Awaitable[Proposals]:

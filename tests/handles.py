@@ -1,99 +1,171 @@
-"""Deployment handles without Serve: the real replicas behind their real doors, in this process."""
+"""Deployment handles without Serve: the real replicas behind them, called in this process."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import dataclasses
+import pickle
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Self
+from typing import Any
 
-from agent.started_tasks import started
-from deployments.auxiliary_encoder import AuxiliaryEncoder
+from ray.serve.exceptions import BackPressureError
+
+from agent.settings import ServiceSettings
+from agent.stage_settings import StageFactories
 from deployments.language import Language
 from deployments.metrics import ServiceMetrics
-from deployments.primary_encoder import PrimaryEncoder
-from deployments.proposal import Proposal
-from deployments.remote_stages import RemoteStages, StageChannels
-from deployments.stage_door import StageDoor
+from deployments.remote_pipeline import RemotePipeline
+from deployments.stages import AuxiliaryEncoder, PrimaryEncoder, Proposal
+
+_FAKES = "tests.fakes"
 
 
 class Handle:
-    """As much of a `DeploymentHandle` as the channels use."""
+    """As much of a `DeploymentHandle` as is used; what is sent is pickled, as it is there."""
 
     def __init__(self, *replicas: Any) -> None:
-        self.doors = {f"replica{n}": StageDoor(replica) for n, replica in enumerate(replicas)}
-        self.gone: set[str] = set()
-        """Replicas that Serve no longer knows."""
-        self._metadata: dict[str, asyncio.Future[dict[str, str]]] = {}
+        self.replicas = replicas
+        self.max_calls = 1000
+        """More are refused, as by a deployment whose queue is full."""
+        self.under_way: dict[asyncio.Future[Any], Any] = {}
+        """Calls and the replicas that have them."""
+        self.sent_bytes = 0
+        """To replicas and back."""
+        self._options: dict[str, Any] = {}
+        self._root = self
 
-    @contextlib.asynccontextmanager
-    async def choose_replica(
-        self, roster: dict[str, Any], *, _reserve: bool
-    ) -> AsyncIterator[None]:
-        """Fills in the roster, as the router of the real one does."""
-        assert not _reserve
-        for name, door in self.doors.items():
-            if name not in self._metadata:
-                self._metadata[name] = started(door.open("127.0.0.1"))
-            if name not in self.gone:
-                roster[name] = await self._metadata[name]
-        yield
+    def options(self, **options: Any) -> Handle:
+        """The same handle for other calls."""
+        bound = Handle(*self.replicas)
+        bound._options, bound._root = self._options | options, self._root
+        return bound
 
-    async def close(self) -> None:
-        """All its replicas' doors."""
-        for name in self._metadata:
-            await self.doors[name].close(0.0)
+    def remote(self, *arguments: Any) -> Any:
+        """A call."""
+        root, replica = self._root, self._replica()
+        if self._options.get("stream"):
+            return Pieces(self._written(replica, arguments))
+        response = Response(self._called(replica, arguments))
+        root.under_way[response] = replica
+        response.add_done_callback(root.under_way.pop)
+        return response
+
+    def _replica(self) -> Any:
+        """By session, as the consistent hash has it; else the least busy."""
+        replicas = self._root.replicas
+        if session := self._options.get("session_id"):
+            return replicas[sum(session.encode()) % len(replicas)]
+        busy = list(self._root.under_way.values())
+        return min(replicas, key=busy.count)
+
+    async def _called(self, replica: Any, arguments: tuple[Any, ...]) -> Any:
+        self._check()
+        method = getattr(replica, self._options["method_name"])
+        return self._carried(await method(*self._carried(arguments)))
+
+    async def _written(self, replica: Any, arguments: tuple[Any, ...]) -> AsyncIterator[Any]:
+        self._check()
+        method = getattr(replica, self._options["method_name"])
+        async for piece in method(*self._carried(arguments)):
+            yield self._carried(piece)
+
+    def _carried(self, value: Any) -> Any:
+        if isinstance(value, tuple) and any(isinstance(part, list) for part in value):
+            return value  # A reference, which only Ray itself can pickle.
+        carried = pickle.dumps(value)
+        self._root.sent_bytes += len(carried)
+        return pickle.loads(carried)
+
+    def _check(self) -> None:
+        if len(self._root.under_way) > self._root.max_calls:
+            raise BackPressureError(num_queued_requests=1, max_queued_requests=1)
 
 
-class StagesHere(RemoteStages):
-    """The remote stages with the replicas that they call; to be left before the loop ends."""
+class Response(asyncio.Task[Any]):
+    """A `DeploymentResponse`."""
 
-    def __init__(self, handles: Sequence[Handle | None], **options: Any) -> None:
-        self.handles = handles
-        self._to_them = StageChannels.over(*handles)  # type: ignore[arg-type]
-        super().__init__(self._to_them, timeout_s=30.0, **options)
-
-    async def __aenter__(self) -> Self:
+    async def _to_object_ref(self) -> Any:
         return self
 
-    async def __aexit__(self, *_error: object) -> None:
-        await self._to_them.close()
-        for handle in self.handles:
-            if handle is not None:
-                await handle.close()
+
+class Pieces:
+    """A `DeploymentResponseGenerator`."""
+
+    def __init__(self, pieces: AsyncIterator[Any]) -> None:
+        self._pieces = pieces
+        self.is_cancelled = False
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self._pieces
+
+    def cancel(self) -> None:
+        """Stop."""
+        self.is_cancelled = True
 
 
-def remote_stages(
-    metrics: ServiceMetrics,
-    *,
-    proposer: str = "tests.fakes:FakeProposer",
-    primary_encoder: str = "tests.fakes:FakePrimaryEncoder",
-) -> StagesHere:
-    """The service's own stages over the fakes, everything but Serve."""
-    fakes = "tests.fakes"
-    handles = [
-        Handle(replica)
-        for replica in (
-            Proposal(proposer, "", "cpu", 1),
-            PrimaryEncoder(primary_encoder, "", "cpu", 1),
-            AuxiliaryEncoder(f"{fakes}:FakeAuxiliaryEncoder", "", "cpu", 1),
-            Language(f"{fakes}:FakeLanguage", "", "cpu", 1),
+class ServiceHere(RemotePipeline):
+    """A front end's pipeline with the deployments that it calls."""
+
+    def __init__(
+        self,
+        metrics: ServiceMetrics,
+        vision: Sequence[Handle | None],
+        languages: Handle,
+        model: str,
+    ) -> None:
+        self.vision = vision
+        self.languages = languages
+        proposal = vision[0]
+        super().__init__(
+            languages,  # type: ignore[arg-type]
+            proposal,  # type: ignore[arg-type]
+            metrics=metrics,
+            timeout_s=60.0,
+            model=model,
         )
-    ]
-    return stages_of(handles, metrics)
 
 
-def stages_of(
-    handles: Sequence[Handle | None],
+def remote_pipeline(
     metrics: ServiceMetrics,
     *,
-    model: str = "",
-    overlap: bool = False,
-) -> StagesHere:
-    """The stages behind four handles, in the order of `StageChannels`, asked for a model's work.
+    proposer: str = f"{_FAKES}:FakeProposer",
+    primary_encoder: str = f"{_FAKES}:FakePrimaryEncoder",
+    models: Sequence[str] = ("pocket",) * 4,
+    has_auxiliary_encoder: bool = True,
+    num_languages: int = 1,
+    overlap: bool = True,
+) -> ServiceHere:
+    """The service's own replicas over the fakes, everything but Serve.
 
-    In place of the auxiliary encoder's there may be None.
+    Args:
+        metrics: of the front end.
+        proposer, primary_encoder: classes of the stages.
+        models: revisions of the four stages' models; the front end has the `ServiceSettings`'.
+        has_auxiliary_encoder: else there are three stages.
+        num_languages: replicas of the last one.
+        overlap: encoders begin before there are boxes.
     """
-    return StagesHere(
-        handles, calls=metrics.stage_calls, meters=metrics.meters, overlap=overlap, model=model
+    settings = ServiceSettings()
+    settings = dataclasses.replace(
+        settings,
+        stages=StageFactories(language=f"{_FAKES}:FakeLanguage"),
+        stream=dataclasses.replace(settings.stream, overlap_stages=overlap),
     )
+
+    def handle(kind: type[Any], factory: str, model: str) -> Handle:
+        return Handle(kind(factory, "", "cpu", 1, model_revision=model))
+
+    vision = [
+        handle(Proposal, proposer, models[0]),
+        handle(PrimaryEncoder, primary_encoder, models[1]),
+        handle(AuxiliaryEncoder, f"{_FAKES}:FakeAuxiliaryEncoder", models[2])
+        if has_auxiliary_encoder
+        else None,
+    ]
+    languages = [
+        Language(settings.stages.language, settings, *vision)  # type: ignore[arg-type]
+        for _ in range(num_languages)
+    ]
+    for language in languages:
+        language._model_revision = models[3]
+    return ServiceHere(metrics, vision, Handle(*languages), settings.model_revision)

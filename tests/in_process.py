@@ -11,8 +11,7 @@ from typing import Any
 
 from grpc_health.v1 import health
 
-from agent.features import Stages
-from agent.pipeline import Pipeline
+from agent.pipeline import Grounder, Pipeline
 from agent.quotas import open_quotas
 from agent.region_cache import MemoryRegionCache
 from agent.settings import ServerSettings, ServiceSettings, StreamSettings
@@ -76,7 +75,7 @@ async def running_service(
     port: int = 0,
     store: SessionStore | None = None,
     settings: ServiceSettings = SETTINGS,
-    stages: Callable[[ServiceMetrics], Stages] | None = None,
+    grounder: Callable[[ServiceMetrics], Grounder] | None = None,
     tracing: Tracing | None = None,
 ) -> AsyncIterator[Service]:
     """A fresh service.
@@ -85,19 +84,20 @@ async def running_service(
         port: where it listens; 0: anywhere.
         store: where its sessions are kept; None: with it.
         settings: its numbers.
-        stages: makes others than the fakes, which count and measure into what they are given.
+        grounder: makes another than a pipeline over the fakes, which counts into what it is given.
         tracing: records answers; None: nobody does.
     """
     fakes, cache, metrics = FakeStages(), MemoryRegionCache(), ServiceMetrics()
-    if stages is None:
-        metrics.stage_calls = fakes.calls
-    used: Stages = fakes if stages is None else stages(metrics)
-    pipeline = Pipeline(used, cache, model_digest="m")
+    pipeline: Grounder = Pipeline(fakes, cache, model_digest="m")
+    if grounder is None:
+        metrics.stage_calls, metrics.cache = fakes.calls, cache.stats
+    else:
+        pipeline = grounder(metrics)
     capabilities = pb.Capabilities(model_name="fake")
     sessions = store or MemorySessionStore(ttl_s=60.0)
     quotas = open_quotas(settings.access, settings.cache)
     agent = VisionAgent(
-        pipeline, cache, settings, metrics, capabilities, sessions, quotas, tracing or Tracing()
+        pipeline, settings, metrics, capabilities, sessions, quotas, tracing or Tracing()
     )
     at_port = dataclasses.replace(settings.server, port=port)
     server, port = open_server(at_port, open_access(settings), agent, health.aio.HealthServicer())
@@ -107,8 +107,6 @@ async def running_service(
     finally:
         await server.stop(None)
         await quotas.close()
-        if isinstance(used, contextlib.AbstractAsyncContextManager):
-            await used.__aexit__(None, None, None)
 
 
 async def frames(*numbers: int, every_s: float = 0.0) -> AsyncIterator[OutgoingFrame]:

@@ -19,7 +19,7 @@ from agent.errors import InvalidQuery
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame
 from agent.prompts import Task
-from agent.urgency import Limits
+from agent.urgency import CurrentLimits
 
 _WIDTH = 32
 
@@ -64,7 +64,7 @@ class OracleStages:
         self._truth = truth
         self._settings = settings
 
-    def within(self, limits: Limits) -> OracleStages:
+    def within(self, limits: CurrentLimits) -> OracleStages:
         """These stages; nobody is refused."""
         return self
 

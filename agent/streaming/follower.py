@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.detections import FloatArray, Proposals, box_iou
-from agent.features import FrameFeatures
 from agent.frame import Frame
+from agent.frame_summary import FrameSummary
 from agent.parsing import Answer, AnswerStatus
 from agent.pipeline import Grounding
 from agent.settings import FollowSettings
@@ -240,7 +240,7 @@ class Follower:
             for query, answer in zip(keyframe.queries, grounding.answers, strict=True)
             if query in standing
         ]
-        appearance = _appearance(grounding.features)
+        appearance = _appearance(grounding.seen)
         found = _observations(pairs, grounding, keyframe.evidence, appearance)
         scale = self._scale_since(keyframe)
         ids = self.tracker.update(
@@ -396,15 +396,11 @@ def _grounded_answer(
     )
 
 
-def _appearance(features: FrameFeatures | None) -> FloatArray:
-    """(num_proposals, d) what each proposal looks like: both encoders, equally weighted."""
-    if features is None:
+def _appearance(seen: FrameSummary | None) -> FloatArray:
+    """(num_proposals, d) what each proposal looks like."""
+    if seen is None:
         return np.zeros((0, 0), dtype=np.float32)
-    parts = []
-    for regions in (features.primary_regions, features.auxiliary_regions):
-        length = np.linalg.norm(regions, axis=1, keepdims=True)
-        parts.append(regions / np.maximum(length, 1e-6))
-    return np.concatenate(parts, axis=1).astype(np.float32)
+    return seen.appearance.astype(np.float32)
 
 
 def _moved_boxes(xyxy: FloatArray, camera: Affine) -> FloatArray:

@@ -27,7 +27,7 @@ async def test_calls_beyond_the_queue_are_overloaded_and_the_others_are_answered
     monkeypatch.delenv("REDIS_URL", raising=False)
     config = fake_config(empty_model, CacheSettings())
     narrow = [
-        dataclasses.replace(entry, user_config={"max_calls": 3})
+        dataclasses.replace(entry, max_ongoing_requests=3, max_queued_requests=3)
         if entry.name == "Language"
         else entry
         for entry in config.deployments

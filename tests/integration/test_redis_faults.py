@@ -19,7 +19,7 @@ from client.types import FrameResult, OutgoingFrame, StreamPolicy
 from client.vision_agent_client import VisionAgentClient
 from tests.fake_redis import Illness, ill_redis
 from tests.integration.conftest import RedisSwitch
-from tests.integration.test_cache_outage import hits_within
+from tests.integration.test_cache_outage import stored_within
 from tests.pictures import encoded_image
 
 _pictures = itertools.count(400_000)
@@ -93,5 +93,5 @@ async def test_answers_go_on_and_the_cache_comes_back(
 
     redis_switch.on()
     started_s = time.monotonic()
-    assert await hits_within(client, 10)
+    assert await stored_within(client, 10)
     print(f"cached again after {time.monotonic() - started_s:.2f} s")

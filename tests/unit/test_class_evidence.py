@@ -28,13 +28,10 @@ from agent.region_cache import MemoryRegionCache
 from agent.settings import load_serve_config
 from agent.stages import LocalStages
 from deployments.app import bind
-from deployments.language import Language
 from deployments.metrics import ServiceMetrics
-from deployments.primary_encoder import PrimaryEncoder
-from deployments.proposal import Proposal
 from deployments.stage_meter import StageMeters
 from tests.fakes import FakeProposer
-from tests.handles import Handle, stages_of
+from tests.handles import remote_pipeline
 from tests.unit.pocket_folder import pocket_weights, write_pocket_folder
 
 DETECT = replace(Task.detect("dog"), max_new_tokens=4)
@@ -201,22 +198,20 @@ class ClassedProposer(FakeProposer):
 
 
 async def test_a_model_of_three_stages_in_the_service():
-    metrics, fakes = ServiceMetrics(), "tests.fakes"
-    handles = [
-        Handle(Proposal(f"{__name__}:{ClassedProposer.__name__}", "", "cpu", 1)),
-        Handle(PrimaryEncoder(f"{fakes}:FakePrimaryEncoder", "", "cpu", 1)),
-        None,
-        Handle(Language(f"{fakes}:FakeLanguage", "", "cpu", 1)),
-    ]
-    async with stages_of(handles, metrics) as stages:
-        pipeline = Pipeline(stages, MemoryRegionCache(), model_digest="m")
-        frame = frame_from_rgb(np.zeros((40, 40, 3), dtype=np.uint8))
-        found, _ = await pipeline.features(frame)
-        assert (found.auxiliary_regions == 0.25).all()
-        boxes = np.array([[1, 1, 9, 9]], dtype=np.float32)
-        given, _ = await pipeline.features(frame, boxes=boxes)
-        assert (given.auxiliary_regions == 0.75).all()
-        assert metrics.stage_calls.encode_auxiliary == 0
+    metrics = ServiceMetrics(meters=StageMeters(auxiliary_encoder=None))
+    service = remote_pipeline(
+        metrics, proposer=f"{__name__}:{ClassedProposer.__name__}", has_auxiliary_encoder=False
+    )
+    (language,) = service.languages.replicas
+    frame = frame_from_rgb(np.zeros((40, 40, 3), dtype=np.uint8))
+    found, _ = await language._pipeline.features(frame)
+    assert (found.auxiliary_regions == 0.25).all()
+    boxes = np.array([[1, 1, 9, 9]], dtype=np.float32)
+    given, _ = await language._pipeline.features(frame, boxes=boxes)
+    assert (given.auxiliary_regions == 0.75).all()
+    grounding = await service.ground(frame, [DETECT])
+    assert grounding.proposals.evidence.shape[1] == 0, "the front end has no use for it"
+    assert metrics.stage_calls.encode_auxiliary == 0
 
 
 def test_a_stage_that_a_model_lacks_is_nowhere(folder):
@@ -225,7 +220,8 @@ def test_a_stage_that_a_model_lacks_is_nowhere(folder):
     assert "AuxiliaryEncoder" in {entry.name for entry in config.deployments}
     for model, found in ((str(folder), False), ("unreadable", True)):
         built = bind(replace(config.service, model=model), config.deployments)
-        stages = built._bound_deployment.init_kwargs
+        language = built._bound_deployment.init_kwargs["language"]
+        stages = language._bound_deployment.init_kwargs
         assert (stages["auxiliary_encoder"] is not None) == found
     meters = StageMeters(auxiliary_encoder=None)
     assert [meter.name for meter in meters] == ["proposal", "primary_encoder", "language"]

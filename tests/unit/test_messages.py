@@ -25,7 +25,7 @@ from agent.streaming.policy import AnswerMode, DropPolicy, Priority, StreamPolic
 from agent.streaming.session import Books, StandingQuery
 from client import conversions, events, types
 from deployments import ingress, messages, status, stream_messages
-from deployments.metrics import ServiceMetrics, StageCalls
+from deployments.metrics import CallCounts, ServiceMetrics
 from protos import vision_agent_pb2 as pb
 from tests.pictures import encoded_image
 
@@ -396,7 +396,7 @@ def test_capabilities_and_stats_arrive(tmp_path: Path) -> None:
 
     totals = ServiceMetrics(clock=lambda: 1.0).totals()
     stats = conversions.stats_from_message(
-        over_the_wire(messages.stats_to_message(totals, StageCalls(answer=3), CacheStats(hits=2)))
+        over_the_wire(messages.stats_to_message(totals, CallCounts(answer=3), CacheStats(hits=2)))
     )
     assert stats.stage_calls.answer == 3
     assert stats.cache.hits == 2

@@ -19,6 +19,7 @@ from agent.streaming.session import Outcome
 from deployments.metrics import ServiceMetrics
 from deployments.metrics_page import FrontEndCollector, MetricsPage, Sources
 from deployments.process_memory import ProcessMemory
+from deployments.stage_meter import Written
 from deployments.stage_queue import Served
 
 OBSERVABILITY = Path(__file__).parents[2] / "deployments" / "observability"
@@ -46,7 +47,8 @@ def busy_metrics() -> ServiceMetrics:
         with metrics.meters.language.call() as served:
             memory = ProcessMemory(f"host:{number}", 100 + number, 7)
             served(Served(None, queue_s=0.02, compute_s=0.3, num_together=4, memory=memory))
-    metrics.meters.writing.add(Generation(("a", "b", "c"), (1.0,) * 3, False, 10, 8, 2, 1))
+    generation = Generation(("a", "b", "c"), (1.0,) * 3, False, 10, 8, 2, 1)
+    metrics.meters.writing.add(Written.of(generation))
     return metrics
 
 

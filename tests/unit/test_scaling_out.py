@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
-from agent.detections import Proposals
-from agent.features import FrameFeatures, Generation
+from agent.frame import read_frame
 from agent.prompts import Task
-from deployments.autoscaling import CALLS_UNDER_WAY, OPEN_STREAMS, CallsUnderWay, OpenStreams
+from deployments.autoscaling import OPEN_STREAMS, OpenStreams
 from deployments.metrics import ServiceMetrics
-from deployments.stage_door import MeanLoad
-from deployments.stage_queue import Served
-from tests.handles import Handle, stages_of
+from tests.handles import remote_pipeline
+from tests.pictures import encoded_image
 
 
 def context(current: int, *streams: float) -> SimpleNamespace:
@@ -40,61 +37,43 @@ def test_without_a_report_nothing_changes() -> None:
 def test_a_replica_must_hold_something() -> None:
     with pytest.raises(ValueError, match="positive"):
         OpenStreams(streams_per_replica=0)
-    with pytest.raises(ValueError, match="positive"):
-        CallsUnderWay(calls_per_replica=-1)
 
 
-def test_calls_under_way_become_replicas_of_a_stage() -> None:
-    reported = {CALLS_UNDER_WAY: {"replica 0": 3.1, "replica 1": 1.0}, OPEN_STREAMS: {"f": 99.0}}
-    busy = SimpleNamespace(current_num_replicas=2, aggregated_metrics=reported)
-    assert CallsUnderWay(calls_per_replica=1.5)(busy) == (3, {})
+async def test_questions_about_a_frame_go_to_one_replica_and_its_features_nowhere() -> None:
+    metrics = ServiceMetrics()
+    service = remote_pipeline(metrics, num_languages=3)
+    frames = [read_frame(encoded_image(number)) for number in range(12)]
+    for frame in frames:
+        await service.ground(frame, [Task.detect("dog"), Task.detect("cat")])
+    assert metrics.stage_calls.encode_primary == len(frames)
+    assert metrics.stage_calls.answer == 2 * len(frames)
+    for frame in frames:
+        grounding = await service.ground(frame, [Task.detect("bird")])
+        assert grounding.cache_hit
+        assert grounding.seen is not None
+        assert len(grounding.seen.appearance) == len(grounding.proposals)
+    assert metrics.stage_calls.encode_primary == len(frames), "each is known where it is asked"
+    assert metrics.cache.hits == metrics.cache.misses == len(frames)
 
 
-def test_the_load_of_a_door_is_a_mean_over_time() -> None:
-    now_s = 100.0
-    load = MeanLoad(clock=lambda: now_s)
-    assert load.take_mean() == 0.0
-    load.change(2)
-    now_s += 3.0
-    load.change(-1)
-    now_s += 1.0
-    assert load.take_mean() == pytest.approx((2 * 3 + 1 * 1) / 4)
-    now_s += 5.0
-    assert load.take_mean() == 1.0
-    assert load.take_mean() == 1.0, "asked again at once: what there is now"
-    assert load.now == 1
+async def test_a_frame_that_was_begun_is_sent_once() -> None:
+    service = remote_pipeline(ServiceMetrics())
+    frame = read_frame(encoded_image(1, width=640, height=480))
+    begun = service.begin(frame)
+    await begun.result
+    grounding = await service.ground(frame, [Task.detect("dog")], begun=begun)
+    assert grounding.answers[0].detections
+    assert not grounding.cache_hit
+    assert grounding.timings.propose_s > 0.0
+    assert len(frame.encoded) < service.languages.sent_bytes < len(frame.encoded) + 20_000
 
 
-class Listener:
-    """A language replica that says nothing, and notes who asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    async def answer(
-        self, features: FrameFeatures | None, *_arguments: object
-    ) -> Served[Generation]:
-        self.asked.append("" if features is None else features.key)
-        return Served(Generation((), (), False, 0, 0, 1))
-
-
-async def test_questions_about_a_frame_go_to_one_replica_whatever_their_page() -> None:
-    replicas = [Listener() for _ in range(4)]
-    others = [Handle(None) for _ in range(3)]
-    boxes = np.array([[0, 0, 9, 9], [5, 5, 9, 9], [1, 1, 4, 4]], dtype=np.float32)
-    task = Task.detect("dog")
-    async with stages_of([*others, Handle(*replicas)], ServiceMetrics()) as stages:
-        for number in range(20):
-            frame = FrameFeatures(
-                10, 10, Proposals(boxes, np.ones(3, dtype=np.float32)),
-                np.zeros((1, 4), dtype=np.float32), (2, 2),
-                np.zeros((3, 4), dtype=np.float32), np.zeros((3, 4), dtype=np.float32),
-                key=f"frame {number}",
-            )  # fmt: skip
-            await stages.answer(frame, task)
-            await stages.answer(frame.select(np.array([2])), task)
-        await stages.answer(None, Task.chat("hello"))
-    frames = [{key.split("/")[0] for key in replica.asked if key} for replica in replicas]
-    assert sum(len(replica.asked) for replica in replicas) == 41
-    assert all(frames), "frames are spread over all replicas"
-    assert sum(map(len, frames)) == len(set().union(*frames)) == 20
+async def test_a_frame_whose_questions_find_another_replica_is_sent_again() -> None:
+    service = remote_pipeline(ServiceMetrics())
+    frame = read_frame(encoded_image(1))
+    begun = service.begin(frame)
+    await begun.result
+    (other,) = remote_pipeline(ServiceMetrics()).languages.replicas
+    service.languages.replicas = (other,)
+    grounding = await service.ground(frame, [Task.detect("dog")], begun=begun)
+    assert grounding.answers[0].detections

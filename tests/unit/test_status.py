@@ -13,7 +13,6 @@ from ray.serve._private.common import DeploymentID
 
 from agent import errors
 from deployments import status
-from deployments.stage_door import StageBug
 
 NOT_FROM_CLIENTS = {"CheckpointMismatch", "SettingsError", "SourceError"}
 
@@ -55,7 +54,6 @@ def test_a_stage_that_serve_has_none_of_is_unavailable() -> None:
         RuntimeError("secret"),
         errors.SettingsError("secret"),
         KeyError("secret"),
-        StageBug("secret"),
     ],
 )
 def test_a_bug_tells_the_client_nothing_but_an_id_that_is_in_the_log(

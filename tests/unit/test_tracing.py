@@ -20,7 +20,7 @@ from client.vision_agent_client import VisionAgentClient
 from deployments.tracing import Tracing, open_tracing
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc
-from tests.handles import remote_stages
+from tests.handles import remote_pipeline
 from tests.in_process import conversation, running_service
 from tests.pictures import encoded_image
 
@@ -38,7 +38,7 @@ def recorded() -> tuple[Tracing, InMemorySpanExporter]:
 async def test_a_call_is_one_span_with_its_stages_in_the_clients_trace(recorded) -> None:
     tracing, exporter = recorded
     async with (
-        running_service(stages=remote_stages, tracing=tracing) as service,
+        running_service(grounder=remote_pipeline, tracing=tracing) as service,
         grpc.aio.insecure_channel(service.target) as channel,
     ):
         request = pb.GroundRequest(
@@ -62,7 +62,7 @@ async def test_a_call_is_one_span_with_its_stages_in_the_clients_trace(recorded)
 async def test_a_stream_is_one_span_for_each_key_frame(recorded) -> None:
     tracing, exporter = recorded
     async with (
-        running_service(stages=remote_stages, tracing=tracing) as service,
+        running_service(grounder=remote_pipeline, tracing=tracing) as service,
         VisionAgentClient(service.target) as client,
         conversation(client, "dog") as talk,
     ):
@@ -105,7 +105,7 @@ async def test_spans_reach_a_collector() -> None:
     await server.start()
     tracing = open_tracing(ObserveSettings(traces=f"http://127.0.0.1:{port}"), version="1")
     async with (
-        running_service(stages=remote_stages, tracing=tracing) as service,
+        running_service(grounder=remote_pipeline, tracing=tracing) as service,
         VisionAgentClient(service.target) as client,
     ):
         await client.ground(encoded_image(1), ["dog"])
