@@ -93,8 +93,9 @@ def _evidence(
     )
     boxes = proposals.xyxy.float()
     if not len(boxes):
-        return (np.zeros((0, NUM_COCO), np.float32), np.zeros((0, NUM_IMAGENET), np.float32),
-                np.zeros((0, NUM_APPEARANCE), np.float32), np.zeros((0, 4), np.float32))  # fmt: skip
+        widths = (NUM_COCO, NUM_IMAGENET, NUM_APPEARANCE, 4)
+        coco, imagenet, appeared, places = (np.zeros((0, n), np.float32) for n in widths)
+        return coco, imagenet, appeared, places
     probabilities, _ = classifier.describe(classifier.look(rgb), boxes)
     appearance = pool_appearance(appearance_map(rgb), boxes, (width, height))
     relative = boxes / torch.tensor([width, height, width, height])
