@@ -63,11 +63,13 @@ def collect(images: Path, weights: Path, output: Path, *, views: int, seed: int)
             evidence = _evidence(view, detector, classifier)
             if len(evidence[0]) >= _LEAST_BOXES:
                 found.append(evidence)
-    stacked = {
-        name: np.concatenate([one[k] for one in found]).astype(np.float16)
-        for k, name in enumerate(_FIELDS)
-    }
-    np.savez_compressed(output, counts=np.array([len(one[0]) for one in found]), **stacked)
+    coco, imagenet, appearance, boxes = (
+        np.concatenate([one[k] for one in found]).astype(np.float16) for k in range(len(_FIELDS))
+    )
+    np.savez_compressed(
+        output, counts=np.array([len(one[0]) for one in found]),
+        coco=coco, imagenet=imagenet, appearance=appearance, boxes=boxes,
+    )  # fmt: skip
     return len(found)
 
 
