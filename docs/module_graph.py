@@ -24,7 +24,7 @@ PARTS = {
     "language stage": "generation generation_request engine drafting grammar prefix_cache sequence "
     "tokenizer model_tokenizer label_lists",
     "zoom": "crops zoom zoom_policy revisions ergo_protocol ergo",
-    "command line": "cli evaluation_cli benchmark_cli inspection grounded_output",
+    "reports": "inspection grounded_output",
 }
 """Modules of `agent` by part; packages inside it are parts of their own."""
 

@@ -1,4 +1,4 @@
-"""The command line's part that talks to a service; `deployments/cli.py` registers it."""
+"""Commands that talk to a running service: watch, health."""
 
 from __future__ import annotations
 

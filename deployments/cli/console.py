@@ -1,4 +1,4 @@
-"""The `console` command; `deployments/cli.py` registers it."""
+"""The command that shows the console: a page for browsers."""
 
 from __future__ import annotations
 
