@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,8 @@ from agent.devices import checked_device
 if TYPE_CHECKING:
     from agent.server_settings import TlsSettings
 
-DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "serve_config.yaml"
+DEFAULT_CONFIG = Path(str(files("deployments"))) / "serve_config.yaml"
+"""The shipped settings, which are part of the package."""
 
 
 def serve(

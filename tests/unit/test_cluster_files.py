@@ -49,7 +49,7 @@ def test_ray_and_our_settings_both_accept_the_configuration() -> None:
     assert names == {"Ingress", "Proposal", "PrimaryEncoder", "AuxiliaryEncoder", "Language"}
 
 
-@pytest.mark.parametrize("path", [SERVE_CONFIG, FOLDER.parents[1] / "serve_config.yaml"])
+@pytest.mark.parametrize("path", [SERVE_CONFIG, FOLDER.parent / "serve_config.yaml"])
 def test_an_update_finds_room_for_the_new_front_end_beside_the_old(path: Path) -> None:
     (ingress,) = (d for d in load_serve_config(path).deployments if d.name == "Ingress")
     assert ingress.max_surge_percent == 100

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
 from agent import errors
 from client.errors import ServiceError
@@ -38,16 +41,25 @@ def test_the_api_page_links_to_what_it_has() -> None:
 
 
 def test_the_tuning_page_is_the_settings() -> None:
-    assert settings_reference.page() == settings_reference.PAGE.read_text(), (
-        "run `python docs/settings_reference.py`"
-    )
+    assert settings_reference.page() == settings_reference.PAGE.read_text(), "run `make pages`"
 
 
-def test_every_key_of_the_shipped_file_is_on_the_tuning_page() -> None:
+def test_the_shipped_file_and_its_schema_are_the_settings() -> None:
+    shipped = settings_reference.FILE.read_text()
+    assert settings_reference.serve_config() == shipped, "run `make pages`"
+    schema = settings_reference.SCHEMA.read_text()
+    assert settings_reference.schema() == schema, "run `make pages`"
+    args = yaml.safe_load(shipped)["applications"][0]["args"]
+    jsonschema.validate(args, json.loads(schema), jsonschema.Draft202012Validator)
+    args["stream"]["follow"]["keyframe"]["busy_share"] = 0
+    with pytest.raises(jsonschema.ValidationError, match="0 is less than or equal to"):
+        jsonschema.validate(args, json.loads(schema), jsonschema.Draft202012Validator)
+
+
+def test_every_setting_is_on_the_tuning_page() -> None:
     page = settings_reference.PAGE.read_text()
-    known = {setting.key for setting in settings_reference.all_settings()}
     deployment_keys = set(re.findall(r"`(\w+)`", page.split("## Deployments")[1]))
-    assert settings_reference.keys_of_file() - known - deployment_keys == set()
+    assert settings_reference.keys_of_file() - deployment_keys == set()
     assert [s.key for s in settings_reference.all_settings() if not s.meaning] == []
 
 
