@@ -69,7 +69,7 @@ def from_mapping(cls: type[T], values: object, where: str = "settings") -> T:
         raise SettingsError(f"{where} must be a mapping, not {type(values).__name__}")
     try:
         # Through JSON: its strict mode takes a list for a tuple and a mapping for a dataclass.
-        return typing.cast(T, _adapter(cls).validate_json(json.dumps(values)))
+        return typing.cast(T, _validator(cls).validate_json(json.dumps(values)))
     except ValidationError as error:
         raise _settings_error(error, cls, where) from None
     except TypeError as error:
@@ -80,7 +80,7 @@ def from_mapping(cls: type[T], values: object, where: str = "settings") -> T:
 
 def json_schema(cls: type[Any]) -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a checked dataclass."""
-    return _adapter(cls).json_schema()
+    return TypeAdapter(cls).json_schema()
 
 
 def unknown_key(key: str, known: Sequence[str], where: str) -> SettingsError:
@@ -103,9 +103,8 @@ AllPositive = AfterValidator(positive_numbers)
 """Annotation for a plain dataclass of numbers that must all be positive."""
 
 
-@functools.cache
-def _adapter(cls: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
+def _validator(cls: Any) -> Any:
+    return cls.__pydantic_validator__
 
 
 def _settings_error(error: ValidationError, cls: type[Any], where: str) -> SettingsError:

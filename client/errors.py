@@ -5,32 +5,11 @@ from __future__ import annotations
 import grpc
 import grpc.aio
 
-from agent.errors import (
-    AgentError,
-    FrameTooLarge,
-    InvalidBoxes,
-    InvalidFrame,
-    InvalidQuery,
-    InvalidRequest,
-    NotAuthenticated,
-    Overloaded,
-    QuotaExceeded,
-    StageUnavailable,
-)
+from agent.errors import AgentError, Overloaded, errors_by_code
 
 _ERROR_CODE_KEY = "groundstream-error"
 _RETRY_AFTER_KEY = "grpc-retry-pushback-ms"
-_ERRORS: dict[str, type[AgentError]] = {
-    "INVALID_ARGUMENT": InvalidRequest,
-    "INVALID_FRAME": InvalidFrame,
-    "FRAME_TOO_LARGE": FrameTooLarge,
-    "INVALID_QUERY": InvalidQuery,
-    "INVALID_BOXES": InvalidBoxes,
-    "UNAUTHENTICATED": NotAuthenticated,
-    "OVERLOADED": Overloaded,
-    "QUOTA_EXCEEDED": QuotaExceeded,
-    "STAGE_UNAVAILABLE": StageUnavailable,
-}
+_ERRORS = errors_by_code()
 _MAY_PASS = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.RESOURCE_EXHAUSTED,

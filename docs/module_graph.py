@@ -14,7 +14,7 @@ PAGE = Path(__file__).parent / "architecture.md"
 BEGIN, END = "<!-- module graph: begin -->", "<!-- module graph: end -->"
 PACKAGES = ("agent", "deployments", "client", "protos")
 PARTS = {
-    "values": "frame detections features errors checked_settings settings server_settings "
+    "values": "enums frame detections features errors checked_settings settings server_settings "
     "stage_settings urgency prompts answer_rules model_directory base_package interrupts "
     "started_tasks drawing written_text devices",
     "pipeline": "pipeline paging parsing carried_answers single_flight stages",

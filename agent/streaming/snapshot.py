@@ -27,7 +27,7 @@ from agent.streaming.policy import AnswerMode, DropPolicy, StreamPolicy
 from agent.streaming.session import Books, Session, StandingQuery
 from agent.streaming.tracker import Track, Tracker
 
-VERSION = 1
+VERSION = 2
 _RESTORED_NOISE = 0.15
 """Standard deviation, in box sizes, of a box that nobody has seen for a while."""
 _BEFORE_S = -0.01

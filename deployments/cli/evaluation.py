@@ -193,7 +193,9 @@ def high_resolution(
         Path | None, typer.Option(help="Kept here; a run that was interrupted goes on from them.")
     ] = None,
     full: Annotated[bool, typer.Option(help="Also the full-resolution pass (slow).")] = True,
-    policy: Annotated[ZoomPolicy, typer.Option(help="Of the zoom column.")] = ZoomPolicy.AUTO,
+    policy: Annotated[
+        ZoomPolicy, typer.Option(help="Of the zoom column.", case_sensitive=False)
+    ] = ZoomPolicy.AUTO,
     tokens: Annotated[int | None, typer.Option(help="Vision tokens of second looks.")] = None,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",

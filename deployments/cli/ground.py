@@ -32,7 +32,7 @@ def ground(
     ] = None,
     task: Annotated[
         TaskKind,
-        typer.Option(help="What to ask; models may know some of these only."),
+        typer.Option(help="What to ask; models may know some of these only.", case_sensitive=False),
     ] = TaskKind.DETECT,
     region: Annotated[
         list[int] | None, typer.Option(help="Boxes a region task is about, by number.", min=0)
@@ -49,7 +49,10 @@ def ground(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per frame.")] = False,
     limit: Annotated[int | None, typer.Option(help="Stop after this many frames.", min=1)] = None,
     zoom: Annotated[
-        ZoomPolicy, typer.Option(help="Look again at parts of large frames (docs/zoom.md).")
+        ZoomPolicy,
+        typer.Option(
+            help="Look again at parts of large frames (docs/zoom.md).", case_sensitive=False
+        ),
     ] = ZoomPolicy.OFF,
     zoom_tokens: Annotated[
         int | None, typer.Option(help="Vision tokens of all second looks.", min=1)
@@ -99,7 +102,9 @@ def tasks_of(kind: TaskKind, queries: list[str], regions: list[int]) -> list[Tas
         return [ask[kind](query) for query in queries]
     if kind.needs_region:
         if not regions:
-            raise InvalidQuery(f"--task {kind.value} is about a box: say which with --region N")
+            raise InvalidQuery(
+                f"--task {kind.value.lower()} is about a box: say which with --region N"
+            )
         return [Task(kind, region=index) for index in regions]
     return [Task.describe_image()]
 
@@ -136,10 +141,10 @@ def _json_line(index: int, pts_s: float, revision: Revision) -> dict[str, object
         "time_s": round(pts_s, 4),
         "answers": [
             {
-                "task": answer.task.kind.value,
+                "task": answer.task.kind.value.lower(),
                 "query": answer.task.query,
                 "region": answer.task.region,
-                "status": answer.status.value,
+                "status": answer.status.value.lower(),
                 "text": answer.text,
                 "reply": answer.reply,
                 "count": answer.count,
@@ -173,11 +178,11 @@ def _print_table(index: int, revision: Revision) -> None:
         table.add_column(column)
     for answer in grounding.answers:
         found = answer.detections
-        asked = escape(answer.task.query or answer.task.kind.value)
+        asked = escape(answer.task.query or answer.task.kind.value.lower())
         if not answer.task.kind.searches:
             table.add_row(asked, escape(answer.reply), "", "")
         elif not len(found):
-            table.add_row(asked, f"[dim]{answer.status.value}[/dim]", "", "")
+            table.add_row(asked, f"[dim]{answer.status.value.lower()}[/dim]", "", "")
         for label, box, score in zip(found.label, found.xyxy, found.confidence, strict=True):
             corners = " ".join(f"{value:.0f}" for value in box)
             table.add_row(asked, escape(label), corners, f"{score:.2f}")
