@@ -20,7 +20,7 @@ from agent.detections import Proposals
 from agent.feature_codec import CorruptFeatures, decode_features, encode_features, num_bytes
 from agent.features import FrameFeatures
 from agent.frame import Frame
-from agent.redis_door import RedisDoor
+from agent.redis_connection import RedisConnection
 from agent.settings import CacheSettings
 
 PREPROCESSING_VERSION = 3
@@ -157,7 +157,7 @@ class RedisRegionCache:
     ) -> None:
         self._stats = CacheStats()
         self._settings = settings
-        self._door = RedisDoor(settings, purpose="region cache", clock=clock)
+        self._door = RedisConnection(settings, purpose="region cache", clock=clock)
         self._writes: set[asyncio.Task[None]] = set()
 
     @property

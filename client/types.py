@@ -20,6 +20,7 @@ from agent.enums import (
 )
 
 __all__ = [
+    "DEFAULT_TARGET",
     "AnswerMode",
     "AnswerSource",
     "AnswerStatus",
@@ -50,6 +51,8 @@ __all__ = [
 ]
 
 Box = tuple[float, float, float, float]
+DEFAULT_TARGET = "127.0.0.1:50051"
+"""Where a service on this machine listens."""
 AnswerSource = Source
 FramePriority = Priority
 ZoomArrangement = Arrangement

@@ -18,7 +18,7 @@ PARTS = {
     "stage_settings urgency prompts answer_rules model_directory base_package interrupts "
     "started_tasks drawing written_text devices",
     "pipeline": "pipeline paging parsing carried_answers single_flight stages",
-    "region cache": "region_cache feature_codec redis_door",
+    "region cache": "region_cache feature_codec redis_connection",
     "quotas": "quotas",
     "vision stages": "proposer encoders processor batching device_picture",
     "language stage": "generation generation_request engine drafting grammar prefix_cache sequence "
