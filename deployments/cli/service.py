@@ -121,8 +121,12 @@ def doctor(
     raise typer.Exit(0 if all(finding.is_well for finding in findings) else 1)
 
 
-def demo() -> None:
+def demo(
+    output: Annotated[
+        Path, typer.Option(help="Folder for the annotated video and picture.")
+    ] = Path(),
+) -> None:
     """Start the service, stream the shipped videos through it, and show what it answered."""
     from client.demo import run_demo
 
-    raise typer.Exit(run_demo())
+    raise typer.Exit(run_demo(output=output))
