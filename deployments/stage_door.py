@@ -1,7 +1,7 @@
 """A stage replica's own gRPC server, at which front ends call it without a way around.
 
 Serve starts replicas, watches them and says which there are; the calls themselves go straight to
-this door (docs/decisions.md has what a call through Serve costs). Address and key reach the front
+this door (docs/decisions has what a call through Serve costs). Address and key reach the front
 ends as the replica's metadata, so only they get in. What travels are pickled Python objects: both
 ends are one release of one service. Knows no stage.
 """

@@ -19,6 +19,7 @@ from protos import vision_agent_pb2 as pb
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+DECISIONS = sorted((DOCS / "decisions").glob("*.md"))
 ERRORS = [
     kind
     for _, kind in inspect.getmembers(errors, inspect.isclass)
@@ -86,10 +87,20 @@ def test_every_code_of_the_wire_is_explained() -> None:
     assert [code for code in codes if code not in page and code != "UNSPECIFIED"] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [DOCS.parent / "README.md", *PAGES, *DECISIONS], ids=str)
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_decision_has_a_topic_and_a_status() -> None:
+    index = (DOCS / "decisions" / "README.md").read_text()
+    for page in DECISIONS:
+        assert page.name == "README.md" or f"({page.name})" in index
+        if page.name in ("README.md", "embedded_model.md"):
+            continue
+        for entry in re.split(r"^## ", page.read_text(), flags=re.MULTILINE)[1:]:
+            assert "**Status.**" in entry or page.name == "stage_calls.md", entry.splitlines()[0]
 
 
 def test_the_index_leads_to_every_page() -> None:
