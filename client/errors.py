@@ -7,8 +7,10 @@ import grpc.aio
 
 from agent.errors import AgentError, Overloaded, errors_by_code
 
-_ERROR_CODE_KEY = "groundstream-error"
-_RETRY_AFTER_KEY = "grpc-retry-pushback-ms"
+ERROR_CODE_KEY = "groundstream-error"
+"""Trailing metadata: which entry of the proto's ErrorCode a unary error is."""
+RETRY_AFTER_KEY = "grpc-retry-pushback-ms"
+"""gRPC's own name for it: clients with a retry policy obey without being told more."""
 _ERRORS = errors_by_code()
 _MAY_PASS = {
     grpc.StatusCode.UNAVAILABLE,
@@ -28,10 +30,10 @@ class ServiceError(AgentError):
 def error_of(error: grpc.aio.AioRpcError) -> AgentError:
     """The error as our own type."""
     metadata = dict(error.trailing_metadata() or ())
-    kind = _ERRORS.get(str(metadata.get(_ERROR_CODE_KEY)), ServiceError)
+    kind = _ERRORS.get(str(metadata.get(ERROR_CODE_KEY)), ServiceError)
     details = error.details() or "no details"
     if issubclass(kind, Overloaded):
-        wait_ms = metadata.get(_RETRY_AFTER_KEY)
+        wait_ms = metadata.get(RETRY_AFTER_KEY)
         return kind(details, None if wait_ms is None else int(wait_ms) / 1e3)
     return kind(details if kind is not ServiceError else f"{error.code().name}: {details}")
 

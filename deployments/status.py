@@ -16,13 +16,10 @@ import grpc.aio
 import ray.serve.exceptions
 
 from agent.errors import AgentError, StageUnavailable
+from client.errors import ERROR_CODE_KEY, RETRY_AFTER_KEY
 from deployments.request_context import request_id
 
-ERROR_CODE_KEY = "groundstream-error"
-"""Trailing metadata: which entry of the proto's ErrorCode a unary error is."""
 REQUEST_ID_KEY = "groundstream-request-id"
-RETRY_AFTER_KEY = "grpc-retry-pushback-ms"
-"""gRPC's own name for it: clients with a retry policy obey without being told more."""
 
 _logger = logging.getLogger(__name__)
 _INTERNAL = "INTERNAL"
