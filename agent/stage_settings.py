@@ -42,8 +42,9 @@ class EngineSettings:
 class StageLimits:
     """`user_config` of a stage's deployment: changed without a restart."""
 
-    max_calls: Count = 72
-    """Calls at one replica, those that wait for their turn included; more are refused."""
+    max_calls: NonNegativeCount = 72
+    """Calls at one replica, those that wait for their turn included; more are refused. 0 refuses
+    all."""
 
 
 @checked

@@ -43,7 +43,7 @@ def test_the_manifest_holds_the_serve_configuration(documents: list[dict[str, An
 def test_ray_and_our_settings_both_accept_the_configuration() -> None:
     config = load_serve_config(SERVE_CONFIG)
     bind(config.service, config.deployments)
-    schema = ServeDeploySchema.parse_obj(yaml.safe_load(SERVE_CONFIG.read_text()))
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(SERVE_CONFIG.read_text()))
     (application,) = schema.applications
     names = {deployment.name for deployment in application.deployments}
     assert names == {"Ingress", "Proposal", "PrimaryEncoder", "AuxiliaryEncoder", "Language"}

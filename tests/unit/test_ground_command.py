@@ -140,7 +140,8 @@ def test_pictures_of_any_kind_are_written(image: Path) -> None:
     for name in ("o.png", "o.jpg", "o.webp", "o.bmp"):
         result = run("ground", image, "dog", "--output", image.parent / name)
         assert result.exit_code == 0, result.output
-        assert Image.open(image.parent / name).size == SIZE
+        with Image.open(image.parent / name) as written:
+            assert written.size == SIZE
     assert run("ground", image, "dog").exit_code == 0
     assert (image.parent / "photo_grounded.png").is_file()
 
