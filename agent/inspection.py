@@ -199,7 +199,9 @@ def _warnings(
 ) -> list[str]:
     warnings = []
     if raw.get("tokenizer_padding_side", "right") != "right":
-        warnings.append("config.json asks for left padding; it is ignored (see decisions.md)")
+        warnings.append(
+            "config.json asks for left padding; it is ignored (see docs/decisions/model.md)"
+        )
     if "mm_roi_output_size" not in raw:
         warnings.append(
             "config.json does not state mm_roi_output_size and weights cannot tell: 7 is assumed, "

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 
 import numpy as np
 
 from agent.answer_rules import AnswerRules
 from agent.detections import Detections, Proposals, surest_claims
+from agent.enums import AnswerStatus as AnswerStatus
 from agent.features import Generation
 from agent.paging import Page
 from agent.prompts import REGION_TOKEN, Task, TaskKind
@@ -28,19 +28,6 @@ _SAME_IOU, _SAME_CONTAINMENT = 0.5, 0.85
 """Boxes of one label that share more than this are of one object."""
 _NUMBER = re.compile(r"(?<![0-9])[0-9]{1,6}(?![0-9])")
 """Nobody counts further; what is longer was written in error."""
-
-
-class AnswerStatus(Enum):
-    """What kind of answer this is; an empty list of boxes alone would not say."""
-
-    OK = "ok"
-    NOT_PRESENT = "not_present"
-    UNSURE = "unsure"
-    TRUNCATED = "truncated"
-    EXPIRED = "expired"
-    """Streams only: all that is known is older than the client accepts."""
-    PENDING = "pending"
-    """Streams only: the first key frame of this question is still being answered."""
 
 
 @dataclass(frozen=True)

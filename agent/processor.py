@@ -1,7 +1,7 @@
 """From a frame to what the towers read: sizes, pixels, patches and boxes in their coordinates.
 
 The only place that knows all image sizes. Follows the published preparation to the pixel; facts
-are marked in docs/decisions.md. Knows no weights and no prompt.
+are marked in docs/decisions/model.md. Knows no weights and no prompt.
 """
 
 from __future__ import annotations

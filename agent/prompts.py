@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from enum import Enum
 
+from agent.enums import TaskKind as TaskKind
 from agent.errors import InvalidQuery
 
 SYSTEM_PROMPT = "You are a helpful assistant."
@@ -32,50 +32,6 @@ _CONTROL = re.compile(
 _TURN_CONTROL = re.compile(r"<\|[^|>]*\|>|<image>|<regionfeat>")
 _PLACEHOLDER = "{}"
 
-
-class TaskKind(Enum):
-    """What the published model was trained to do; a model's configuration may name fewer."""
-
-    DETECT = "detect"
-    REFER = "refer"
-    COUNT = "count"
-    REGION_CAPTION = "region_caption"
-    DETAILED_REGION_CAPTION = "detailed_region_caption"
-    REGION_OCR = "region_ocr"
-    GROUNDED_CAPTION = "grounded_caption"
-    VISUAL_PROMPT = "visual_prompt"
-    REASON = "reason"
-    CHAT = "chat"
-
-    @property
-    def needs_region(self) -> bool:
-        """Whether the question is about one given box."""
-        return self in _NEEDS_REGION
-
-    @property
-    def needs_query(self) -> bool:
-        """Whether the question contains the user's words."""
-        return self in _NEEDS_QUERY
-
-    @property
-    def searches(self) -> bool:
-        """Whether the answer is a list of boxes: every page of proposals has to be looked at."""
-        return self in _SEARCHES
-
-
-_NEEDS_REGION = frozenset(
-    {
-        TaskKind.REGION_CAPTION,
-        TaskKind.DETAILED_REGION_CAPTION,
-        TaskKind.REGION_OCR,
-        TaskKind.VISUAL_PROMPT,
-    }
-)
-_NEEDS_QUERY = frozenset(
-    {TaskKind.DETECT, TaskKind.REFER, TaskKind.COUNT, TaskKind.REASON, TaskKind.CHAT}
-)
-_SEARCHES = frozenset({TaskKind.DETECT, TaskKind.REFER, TaskKind.COUNT, TaskKind.VISUAL_PROMPT})
-
 _DETECT = "Please detect {query} in this image. Answer the question with object indexes."
 _TEMPLATES = {
     TaskKind.DETECT: _DETECT,
@@ -97,7 +53,6 @@ _TEMPLATES = {
     "image regions that can help you answer the question better. {query}",
     TaskKind.CHAT: "{query}",
 }
-
 
 REGION_TOKEN = re.compile(r"<region([0-9]{1,9})>")
 """What `region_token` writes; its group is the index."""

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from agent.errors import QuotaExceeded
 from agent.frame import Frame
-from agent.redis_door import RedisDoor
+from agent.redis_connection import RedisConnection
 from agent.server_settings import AccessSettings, QuotaSettings
 from agent.settings import CacheSettings
 
@@ -127,14 +127,14 @@ class RedisQuotaBook:
     """Use of all replicas; the server's clock counts."""
 
     def __init__(self, settings: CacheSettings) -> None:
-        self._door = RedisDoor(settings, purpose="quota book")
+        self._redis = RedisConnection(settings, purpose="quota book")
         self._own = MemoryQuotaBook()
         """What counts while the server does not answer."""
 
     async def take_lease(self, tenant: str, lease: str, limit: int, ttl_s: float) -> bool:
         fits_here = await self._own.take_lease(tenant, lease, limit, ttl_s)
         arguments = (lease, limit, round(1e3 * ttl_s))
-        fits = await self._door.run(_TAKE_LEASE, [_key(tenant, "streams")], arguments)
+        fits = await self._redis.run(_TAKE_LEASE, [_key(tenant, "streams")], arguments)
         if fits is None:
             return fits_here
         if not fits:
@@ -143,18 +143,18 @@ class RedisQuotaBook:
 
     async def drop_lease(self, tenant: str, lease: str) -> None:
         await self._own.drop_lease(tenant, lease)
-        await self._door.run(_DROP_LEASE, [_key(tenant, "streams")], (lease,))
+        await self._redis.run(_DROP_LEASE, [_key(tenant, "streams")], (lease,))
 
     async def spend(self, tenant: str, costs: Sequence[Cost], burst_s: float) -> float:
         arguments = [1e3 * burst_s, *(1e3 * cost.seconds for cost in costs)]
         keys = [_key(tenant, cost.name) for cost in costs]
-        wait_ms: Any = await self._door.run(_SPEND, keys, arguments)
+        wait_ms: Any = await self._redis.run(_SPEND, keys, arguments)
         if wait_ms is None:
             return await self._own.spend(tenant, costs, burst_s)
         return float(wait_ms) / 1e3
 
     async def close(self) -> None:
-        await self._door.close()
+        await self._redis.close()
 
 
 def _key(tenant: str, what: str) -> str:

@@ -21,7 +21,7 @@ from agent.detections import Proposals
 from agent.feature_codec import CorruptFeatures, decode_features, encode_features, num_bytes
 from agent.features import FrameFeatures
 from agent.frame import Frame
-from agent.redis_door import RedisDoor
+from agent.redis_connection import RedisConnection
 from agent.settings import CacheSettings
 
 PREPROCESSING_VERSION = 4
@@ -195,7 +195,7 @@ class RedisRegionCache:
         self._memory = MemoryRegionCache(
             budget_bytes=settings.memory_bytes, ttl_s=settings.ttl_s, clock=clock
         )
-        self._door = RedisDoor(settings, purpose="region cache", clock=clock)
+        self._door = RedisConnection(settings, purpose="region cache", clock=clock)
         self._writes: set[asyncio.Task[None]] = set()
         self._kept_back: OrderedDict[str, None] = OrderedDict()
         """Keys of features in memory that the server was not given."""

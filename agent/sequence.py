@@ -26,7 +26,7 @@ from agent.tokenizer import PromptTokenizer
 
 
 @dataclass(frozen=True)
-class Sequence:
+class TokenSequence:
     """Token ids with a slot type per position; ids at image and region slots mean nothing."""
 
     ids: Tensor
@@ -68,7 +68,7 @@ class SequenceBuilder:
         *,
         system: str = SYSTEM_PROMPT,
         before_image: str = "",
-    ) -> Sequence:
+    ) -> TokenSequence:
         """System turn, image and regions: what all questions about a frame share.
 
         Args:
@@ -93,7 +93,7 @@ class SequenceBuilder:
         draft.text(self.tokenizer.encode(ending))
         return self._with_regions(draft, num_regions, token_grid, start=0)
 
-    def regions(self, num_regions: int, *, start: int) -> Sequence:
+    def regions(self, num_regions: int, *, start: int) -> TokenSequence:
         """The regions and what leads to them, to follow the prefix of the bare image."""
         draft = SequenceDraft().text(self.tokenizer.encode(self.family.prompt.before_regions))
         return self._with_regions(draft, num_regions, None, start=start)
@@ -105,7 +105,7 @@ class SequenceBuilder:
         start: int,
         history: tuple[Exchange, ...] = (),
         after_image: bool = True,
-    ) -> Sequence:
+    ) -> TokenSequence:
         """The user's words and the opening of the answer, from position `start` on.
 
         Args:
@@ -120,7 +120,7 @@ class SequenceBuilder:
         ids = self.tokenizer.encode((words.before_question if after_image else "") + written)
         return self._sequence(SequenceDraft().text(ids), None, start=start)
 
-    def opened_list(self, label: str, *, start: int) -> Sequence:
+    def opened_list(self, label: str, *, start: int) -> TokenSequence:
         """The turn's end and an answer that is open where the first region of `label` stands."""
         words = self.family.prompt
         before = "" if REGION_TOKEN.fullmatch(label) else words.before_label
@@ -128,14 +128,14 @@ class SequenceBuilder:
         ids = self.tokenizer.encode(self.answer_opening + opening)
         return self._sequence(SequenceDraft().text(ids), None, start=start)
 
-    def answer(self, text: str, ids: Iterable[int] | None = None, *, start: int) -> Sequence:
+    def answer(self, text: str, ids: Iterable[int] | None = None, *, start: int) -> TokenSequence:
         """An answer in training: `text` and the end token, or `ids` just as they are."""
         written = [*self.tokenizer.encode(text), self.end_of_turn] if ids is None else list(ids)
         return self._sequence(SequenceDraft().text(written), None, start=start)
 
     def _with_regions(
         self, draft: SequenceDraft, num_regions: int, grid: tuple[int, int] | None, *, start: int
-    ) -> Sequence:
+    ) -> TokenSequence:
         order = self.family.order.tokens()
         for index in range(num_regions):
             token = self.tokenizer.region(index)
@@ -148,10 +148,10 @@ class SequenceBuilder:
 
     def _sequence(
         self, draft: SequenceDraft, grid: tuple[int, int] | None, *, start: int
-    ) -> Sequence:
+    ) -> TokenSequence:
         slots = torch.tensor(draft.kinds, dtype=torch.long)
         positions, following = self.family.positions(slots, grid, start=start)
-        return Sequence(torch.tensor(draft.ids, dtype=torch.long), slots, positions, following)
+        return TokenSequence(torch.tensor(draft.ids, dtype=torch.long), slots, positions, following)
 
 
 class SequenceDraft:

@@ -8,10 +8,21 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
+from agent.checked_settings import (
+    Count,
+    CountOrNone,
+    NonNegative,
+    Port,
+    Positive,
+    Share,
+    checked,
+)
 from agent.errors import SettingsError
 
 
+@checked
 @dataclass(frozen=True)
 class TlsSettings:
     """Paths of PEM files; all None: plain text."""
@@ -35,19 +46,20 @@ class TlsSettings:
         return self.certificate_chain is not None
 
 
+@checked
 @dataclass(frozen=True)
 class ServerSettings:
     """The gRPC front end."""
 
     host: str = "127.0.0.1"
     """Address to listen on; other machines reach 0.0.0.0 or ::."""
-    port: int = 50051
+    port: Port = 50051
     """Shared by the front-end replicas of one node."""
-    max_message_bytes: int = 33_554_432
+    max_message_bytes: Count = 33_554_432
     """Hard limit of one gRPC message; above the frame limit, so that ours speaks first."""
-    max_concurrent_rpcs: int = 256
+    max_concurrent_rpcs: Count = 256
     """Open calls and streams per front-end replica; more are refused with RESOURCE_EXHAUSTED."""
-    drain_grace_s: float = 5.0
+    drain_grace_s: NonNegative = 5.0
     """Time given to open streams when a replica goes away."""
     reflection: bool = True
     """Tell tools such as grpcurl the service's messages."""
@@ -84,6 +96,7 @@ class ServerSettings:
             )
 
 
+@checked
 @dataclass(frozen=True)
 class JwtSettings:
     """JSON Web Tokens of somebody else's making; all three are needed."""
@@ -96,7 +109,7 @@ class JwtSettings:
     """What the claim `aud` must be, or hold."""
     tenant_claim: str = "tenant"
     """The claim that says whose call it is."""
-    leeway_s: float = 10.0
+    leeway_s: NonNegative = 10.0
     """How far the issuer's clock may be from ours."""
 
     def __post_init__(self) -> None:
@@ -105,23 +118,20 @@ class JwtSettings:
             raise SettingsError("access.jwt needs keys, issuer and audience together")
 
 
+@checked
 @dataclass(frozen=True)
 class QuotaSettings:
-    """What one tenant may use of the whole service; None: all there is."""
+    """What one tenant may use of the whole service; without a number, all there is."""
 
-    streams: int | None = None
+    streams: CountOrNone = None
     """Open at a time."""
-    frames_per_s: float | None = None
+    frames_per_s: Positive | None = None
     """Of all streams and calls together."""
-    pixels_per_s: float | None = None
+    pixels_per_s: Positive | None = None
     """Of their pictures, as they are sent."""
 
-    def __post_init__(self) -> None:
-        for limit in (self.streams, self.frames_per_s, self.pixels_per_s):
-            if limit is not None and limit <= 0:
-                raise SettingsError(f"a quota of {limit:g} lets nobody in; remove the key instead")
 
-
+@checked
 @dataclass(frozen=True)
 class AccessSettings:
     """Who may call, and how much. Without keys, tokens and mutual TLS everybody may."""
@@ -129,37 +139,32 @@ class AccessSettings:
     api_keys: str | None = None
     """Path of a YAML list of keys, made by `groundstream key`."""
     jwt: JwtSettings = field(default_factory=JwtSettings)
-    reload_s: float = 5.0
+    reload_s: Positive = 5.0
     """Changes of the files with keys are noticed after this long."""
     quota: QuotaSettings = field(default_factory=QuotaSettings)
     """Of every tenant that `quotas` does not name."""
     quotas: Mapping[str, QuotaSettings] = field(default_factory=dict)
     """By tenant."""
-    burst_s: float = 1.0
+    burst_s: Positive = 1.0
     """What was not used may be used later, as far as it is worth so many seconds."""
-    lease_ttl_s: float = 15.0
+    lease_ttl_s: Positive = 15.0
     """Streams of a replica that was killed count for this long."""
 
 
+@checked
 @dataclass(frozen=True)
 class ObserveSettings:
     """What the service tells those who look after it; never what clients sent."""
 
     metrics_host: str = "127.0.0.1"
-    metrics_port: int | None = 9464
+    metrics_port: Port | None = 9464
     """Page for Prometheus, one per front-end replica; None: none."""
-    log_format: str = "text"
+    log_format: Literal["text", "json"] = "text"
     """text, or json: one object a line, with the id of the request it is about."""
     traces: str | None = None
     """Address of an OpenTelemetry collector (OTLP over gRPC), like http://127.0.0.1:4317."""
-    traced_share: float = 1.0
+    traced_share: Share = 1.0
     """Share of answers that become a trace where the client brings none of its own."""
-
-    def __post_init__(self) -> None:
-        if self.log_format not in ("text", "json"):
-            raise SettingsError(f"observe.log_format is text or json, not {self.log_format!r}")
-        if not 0.0 <= self.traced_share <= 1.0:
-            raise SettingsError(f"observe.traced_share is 0 to 1, not {self.traced_share:g}")
 
 
 def joined_address(host: str, port: int) -> str:

@@ -7,26 +7,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agent.checked_settings import Count, CountOrNone, NonNegativeCount, checked
 
+
+@checked
 @dataclass(frozen=True)
 class EngineSettings:
     """Bounds of the generation engine of one language replica."""
 
-    max_step_tokens: int = 768
+    max_step_tokens: Count = 768
     """About how many tokens one forward pass takes; a longer prefix is computed in chunks beside
     the decoding."""
-    max_running: int = 64
+    max_running: Count = 64
     """Answers decoded together; more wait, earliest deadline first."""
-    max_waiting: int = 512
+    max_waiting: NonNegativeCount = 512
     """Requests that may wait; beyond, they are refused."""
-    max_draft_tokens: int = 32
+    max_draft_tokens: NonNegativeCount = 32
     """Guessed tokens of one answer verified in one pass; 0 decodes plainly."""
-    max_pass_draft_tokens: int | None = None
+    max_pass_draft_tokens: CountOrNone = None
     """Guessed tokens of one pass, shared out among its answers; each verifies its likeliest guess
     at least. None: 64 on a CPU, where every token costs time, else 1024."""
-    num_leading_regions: int = 8
+    num_leading_regions: NonNegativeCount = 8
     """So many of the best proposals are guessed as the whole or the next of a search's answer."""
-    prefix_bytes: int = 268_435_456
+    prefix_bytes: NonNegativeCount = 268_435_456
     """Keys and values kept of frames that were asked about, for further questions; least recently
     used out first."""
     compiled: bool = False
@@ -34,6 +37,7 @@ class EngineSettings:
     on a GPU alone. Not measured on one yet (docs/benchmarks.md)."""
 
 
+@checked
 @dataclass(frozen=True)
 class StageFactories:
     """Which class each stage runs, as `module:Class`; tests put fakes here."""
@@ -44,11 +48,12 @@ class StageFactories:
     language: str = "agent.generation:LanguageStage"
 
 
+@checked
 @dataclass(frozen=True)
 class StageThreads:
     """Torch threads of each stage's replicas."""
 
-    proposal: int = 1
-    primary_encoder: int = 1
-    auxiliary_encoder: int = 1
-    language: int = 1
+    proposal: Count = 1
+    primary_encoder: Count = 1
+    auxiliary_encoder: Count = 1
+    language: Count = 1

@@ -3,28 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
-
-class Arrangement(Enum):
-    """How the wanted boxes come onto pictures."""
-
-    UNION = "union"
-    """One crop around all of them; keeps what stands between, and costs most."""
-    SEVERAL = "several"
-    """A picture for each box; overlapping crops become one."""
-    SHEET = "sheet"
-    """A crop for each box, side by side on one contact sheet: compared with each other in one
-    question, and cheapest by far."""
-
-
-class ZoomPolicy(Enum):
-    """When a second look is taken."""
-
-    OFF = "off"
-    AUTO = "auto"
-    """Where the frame was reduced and the answer is 'not here', or about something small."""
-    ALWAYS = "always"
+from agent.enums import Arrangement as Arrangement
+from agent.enums import ZoomPolicy as ZoomPolicy
 
 
 @dataclass(frozen=True)

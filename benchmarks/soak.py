@@ -41,7 +41,7 @@ from benchmarks.soak_clients import KINDS, Seen, Surroundings
 from client.service_process import ServiceProcess, free_port
 from client.types import ServiceStats
 from client.vision_agent_client import VisionAgentClient
-from deployments.cli import DEFAULT_CONFIG
+from deployments.cli.service import DEFAULT_CONFIG
 
 _READY_S = 300.0
 _SETTLE_S = 60.0

@@ -28,7 +28,7 @@ STAGE_S = 0.020
 _NUM_BOXES = 20
 _NUM_TOKENS, _TOKEN_WIDTH, _REGION_WIDTH, _NUM_CLASSES = 25, 1000, 1016, 80
 _MAX_TOGETHER = 64
-_CONFIG = Path(__file__).parents[1] / "serve_config.yaml"
+_CONFIG = Path(__file__).parents[1] / "deployments" / "serve_config.yaml"
 
 
 class StandIn:

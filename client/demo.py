@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -47,7 +48,8 @@ from client.types import (
 from client.vision_agent_client import VisionAgentClient
 from client.watch import answer_row
 
-DEMO = Path(__file__).resolve().parent.parent / "demo"
+VIDEOS = Path(str(files("client"))) / "demo_data"
+"""The videos that come with the package, and what was labelled in them."""
 
 _FIRST, _SECOND = "pedestrians", "bikes"
 _STANDING = (Query("person", id="first"), Query("car", id="second"))
@@ -178,8 +180,15 @@ def _record(
         report.score += truth.score(result.sequence, queries[answer.query_id], boxes)
 
 
-async def run(service: ServiceProcess, folder: Path, console: Console) -> Report:
-    """The whole demo against a service that is starting."""
+async def run(service: ServiceProcess, folder: Path, output: Path, console: Console) -> Report:
+    """The whole demo against a service that is starting.
+
+    Args:
+        service: started, perhaps not ready.
+        folder: where the videos and their labels are.
+        output: where the annotated video and picture go.
+        console: progress is printed here.
+    """
     started_s = time.monotonic()
     async with VisionAgentClient(service.target) as client:
         await _wait_until_ready(client, service)
@@ -190,7 +199,7 @@ async def run(service: ServiceProcess, folder: Path, console: Console) -> Report
             client,
             first_path,
             Truth.read(folder / f"{_FIRST}.json"),
-            output=folder / "annotated.mp4",
+            output=output / "annotated.mp4",
             change_at=None,
         )
         console.print(f"streaming {second_path}, with another query from its middle on")
@@ -207,7 +216,7 @@ async def run(service: ServiceProcess, folder: Path, console: Console) -> Report
         encoded = picture.frame.encoded
         answers = [await client.ground(encoded, [question]) for question in _QUESTIONS]
         after = await client.stats()
-        await _draw_everything(client, picture, answers, folder / "annotated.png")
+        await _draw_everything(client, picture, answers, output / "annotated.png")
         return Report(ready_s, [first, second], answers, before, after, service.memory())
 
 
@@ -250,7 +259,7 @@ async def _draw_everything(
 # ---- summary ----
 
 
-def show(report: Report, folder: Path, console: Console) -> None:
+def show(report: Report, output: Path, console: Console) -> None:
     """Print the summary."""
     console.print(_frames_table(report))
     console.print(_latency_table(report))
@@ -268,7 +277,7 @@ def show(report: Report, folder: Path, console: Console) -> None:
         f"processes (shared pages counted once; sum of RSS {memory.rss_bytes / 2**20:.0f} MiB)"
     )
     console.print(f"service ready after {report.ready_s:.1f} s")
-    console.print(f"wrote {folder / 'annotated.mp4'} and {folder / 'annotated.png'}")
+    console.print(f"wrote {output / 'annotated.mp4'} and {output / 'annotated.png'}")
 
 
 def _encoded(calls: StageCalls) -> int:
@@ -336,29 +345,42 @@ def _questions_table(report: Report) -> Table:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m client.demo", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=DEMO, help="where the videos are")
+    parser.add_argument("--folder", type=Path, default=VIDEOS, help="where the videos are")
+    parser.add_argument("--output", type=Path, default=Path(), help="where what it writes goes")
     parser.add_argument("--config", type=Path, help="serve config file for the service")
     options = parser.parse_args(arguments)
     extra = ["--config", str(options.config)] if options.config else []
-    return run_demo(options.folder, extra)
+    return run_demo(options.folder, options.output, extra)
 
 
-def run_demo(folder: Path = DEMO, service_arguments: Sequence[str] = ()) -> int:
-    """Start a service, run the demo against it, stop the service; returns the exit status."""
+def run_demo(
+    folder: Path = VIDEOS, output: Path = Path(), service_arguments: Sequence[str] = ()
+) -> int:
+    """Start a service, run the demo against it, stop the service; returns the exit status.
+
+    Args:
+        folder: where the videos and their labels are.
+        output: an existing folder for `annotated.mp4` and `annotated.png`.
+        service_arguments: more options of `groundstream serve`.
+    """
     console = Console()
     if not console.is_terminal:
         # A log has no width of its own, and folded columns cannot be read.
         console = Console(width=_LOG_WIDTH)
     try:
+        if not output.is_dir():
+            raise AgentError(f"{output} is no folder; make it, or name another with --output")
+        for name in (_FIRST, _SECOND):
+            _video(folder, name)  # What is missing is said before the service starts.
         with interruptible(), ServiceProcess(service_arguments) as service:
-            report = asyncio.run(run(service, folder, console))
+            report = asyncio.run(run(service, folder, output, console))
     except AgentError as error:
         console.print(f"[red]the demo failed:[/red] {error}")
         return 1
     except KeyboardInterrupt:
         console.print("interrupted; the service is stopped")
         return 130
-    show(report, folder, console)
+    show(report, output, console)
     return 0
 
 

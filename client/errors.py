@@ -5,32 +5,13 @@ from __future__ import annotations
 import grpc
 import grpc.aio
 
-from agent.errors import (
-    AgentError,
-    FrameTooLarge,
-    InvalidBoxes,
-    InvalidFrame,
-    InvalidQuery,
-    InvalidRequest,
-    NotAuthenticated,
-    Overloaded,
-    QuotaExceeded,
-    StageUnavailable,
-)
+from agent.errors import AgentError, Overloaded, errors_by_code
 
-_ERROR_CODE_KEY = "groundstream-error"
-_RETRY_AFTER_KEY = "grpc-retry-pushback-ms"
-_ERRORS: dict[str, type[AgentError]] = {
-    "INVALID_ARGUMENT": InvalidRequest,
-    "INVALID_FRAME": InvalidFrame,
-    "FRAME_TOO_LARGE": FrameTooLarge,
-    "INVALID_QUERY": InvalidQuery,
-    "INVALID_BOXES": InvalidBoxes,
-    "UNAUTHENTICATED": NotAuthenticated,
-    "OVERLOADED": Overloaded,
-    "QUOTA_EXCEEDED": QuotaExceeded,
-    "STAGE_UNAVAILABLE": StageUnavailable,
-}
+ERROR_CODE_KEY = "groundstream-error"
+"""Trailing metadata: which entry of the proto's ErrorCode a unary error is."""
+RETRY_AFTER_KEY = "grpc-retry-pushback-ms"
+"""gRPC's own name for it: clients with a retry policy obey without being told more."""
+_ERRORS = errors_by_code()
 _MAY_PASS = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -49,10 +30,10 @@ class ServiceError(AgentError):
 def error_of(error: grpc.aio.AioRpcError) -> AgentError:
     """The error as our own type."""
     metadata = dict(error.trailing_metadata() or ())
-    kind = _ERRORS.get(str(metadata.get(_ERROR_CODE_KEY)), ServiceError)
+    kind = _ERRORS.get(str(metadata.get(ERROR_CODE_KEY)), ServiceError)
     details = error.details() or "no details"
     if issubclass(kind, Overloaded):
-        wait_ms = metadata.get(_RETRY_AFTER_KEY)
+        wait_ms = metadata.get(RETRY_AFTER_KEY)
         return kind(details, None if wait_ms is None else int(wait_ms) / 1e3)
     return kind(details if kind is not ServiceError else f"{error.code().name}: {details}")
 

@@ -7,73 +7,55 @@ nanoseconds, durations *_ms milliseconds.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+
+from agent.enums import (
+    AnswerMode,
+    AnswerStatus,
+    Arrangement,
+    DropPolicy,
+    Priority,
+    Source,
+    TaskKind,
+    ZoomPolicy,
+)
+
+__all__ = [
+    "DEFAULT_TARGET",
+    "AnswerMode",
+    "AnswerSource",
+    "AnswerStatus",
+    "Box",
+    "CacheStats",
+    "Capabilities",
+    "Crop",
+    "Detection",
+    "DropPolicy",
+    "Exchange",
+    "FramePriority",
+    "FrameResult",
+    "OutgoingFrame",
+    "Query",
+    "QueryResult",
+    "ReusedFeatures",
+    "Revision",
+    "ServiceStats",
+    "StageCalls",
+    "StageLoad",
+    "StageTimings",
+    "StreamPolicy",
+    "TaskKind",
+    "Transform",
+    "Zoom",
+    "ZoomArrangement",
+    "ZoomPolicy",
+]
 
 Box = tuple[float, float, float, float]
-
-
-class TaskKind(Enum):
-    """What a query asks."""
-
-    DETECT = "DETECT"
-    REFER = "REFER"
-    COUNT = "COUNT"
-    REGION_CAPTION = "REGION_CAPTION"
-    DETAILED_REGION_CAPTION = "DETAILED_REGION_CAPTION"
-    REGION_OCR = "REGION_OCR"
-    GROUNDED_CAPTION = "GROUNDED_CAPTION"
-    VISUAL_PROMPT = "VISUAL_PROMPT"
-    REASON = "REASON"
-    CHAT = "CHAT"
-
-
-class AnswerStatus(Enum):
-    """What kind of answer this is."""
-
-    OK = "OK"
-    NOT_PRESENT = "NOT_PRESENT"
-    UNSURE = "UNSURE"
-    TRUNCATED = "TRUNCATED"
-    EXPIRED = "EXPIRED"
-    """All that is known is older than `StreamPolicy.max_age_ms`."""
-    PENDING = "PENDING"
-    """Nothing is known yet: the first key frame is being answered."""
-
-
-class AnswerSource(Enum):
-    """Where an answer comes from."""
-
-    GROUNDED = "GROUNDED"
-    """The language model saw this very frame."""
-    TRACKED = "TRACKED"
-    """Found in an earlier frame and followed to this one."""
-
-
-class FramePriority(Enum):
-    """How much a frame matters."""
-
-    LOW = "LOW"
-    """The first to go; never seen by the language model in FOLLOW mode."""
-    NORMAL = "NORMAL"
-    HIGH = "HIGH"
-    """Must be seen by the language model; only another HIGH frame may supersede it."""
-
-
-class DropPolicy(Enum):
-    """Which frames go when they come faster than they are answered."""
-
-    LATEST_WINS = "LATEST_WINS"
-    OLDEST_WINS = "OLDEST_WINS"
-    LOSSLESS = "LOSSLESS"
-
-
-class AnswerMode(Enum):
-    """Who answers."""
-
-    FOLLOW = "FOLLOW"
-    """The tracker, at once; the language model answers key frames behind it."""
-    GROUND = "GROUND"
-    """The language model, every frame that is taken."""
+DEFAULT_TARGET = "127.0.0.1:50051"
+"""Where a service on this machine listens."""
+AnswerSource = Source
+FramePriority = Priority
+ZoomArrangement = Arrangement
 
 
 @dataclass(frozen=True)
@@ -90,26 +72,6 @@ class StreamPolicy:
     """Results under way that you have not read yet, at most; 0: no limit."""
     reuse_features: bool = False
     """Allow the features of an earlier frame for one that barely changed."""
-
-
-class ZoomPolicy(Enum):
-    """When a single call takes second looks at parts of its frame."""
-
-    OFF = "OFF"
-    AUTO = "AUTO"
-    """Where the model saw the frame reduced and found nothing, or something small."""
-    ALWAYS = "ALWAYS"
-
-
-class ZoomArrangement(Enum):
-    """How second looks at several places are shown to the model."""
-
-    UNION = "UNION"
-    """One crop around all of them."""
-    SEVERAL = "SEVERAL"
-    """One picture for each."""
-    SHEET = "SHEET"
-    """All on one contact sheet; cheapest."""
 
 
 @dataclass(frozen=True)

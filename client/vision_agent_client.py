@@ -16,6 +16,7 @@ from client.channel import TlsOptions, open_channel
 from client.errors import ServiceError, error_of
 from client.events import Observed, OpenStreamInfo
 from client.types import (
+    DEFAULT_TARGET,
     Box,
     Capabilities,
     FrameResult,
@@ -28,8 +29,6 @@ from client.types import (
 from client.watch_stream import Reconnect, WatchStream, as_query
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc
-
-DEFAULT_TARGET = "127.0.0.1:50051"
 
 _HEALTH_POLL_S = 0.2
 

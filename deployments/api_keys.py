@@ -14,14 +14,15 @@ from pathlib import Path
 
 import yaml
 
+from agent.checked_settings import checked, from_mapping
 from agent.errors import SettingsError
-from agent.settings import from_mapping
 
 PREFIX = "gsk_"
 _KEY_BYTES = 32
 _PRIVATE = 0o600
 
 
+@checked
 @dataclass(frozen=True)
 class ApiKey:
     """One line of the file."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,18 +32,19 @@ from deployments.stage_meter import StageMeter
 from protos import vision_agent_pb2 as pb
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Enum)
 
 STATUS = {status: f"ANSWER_STATUS_{status.name}" for status in AnswerStatus}
-_PRIORITY = {
-    pb.FRAME_PRIORITY_UNSPECIFIED: Priority.NORMAL,
-    pb.FRAME_PRIORITY_LOW: Priority.LOW,
-    pb.FRAME_PRIORITY_NORMAL: Priority.NORMAL,
-    pb.FRAME_PRIORITY_HIGH: Priority.HIGH,
-}
-_TASK_KIND = {kind: pb.TaskKind.Value(f"TASK_KIND_{kind.name}") for kind in TaskKind}
-_KNOWN_TASK = {number: kind for kind, number in _TASK_KIND.items()} | {
-    pb.TASK_KIND_UNSPECIFIED: TaskKind.DETECT
-}
+
+
+def members_by_number(wire: Any, ours: type[E], unspecified: E) -> dict[int, E]:
+    """Our members by the numbers of a protobuf enum; what its zero, UNSPECIFIED, means is given."""
+    prefix = wire.Name(0).removesuffix("UNSPECIFIED")
+    return {0: unspecified} | {wire.Value(f"{prefix}{member.value}"): member for member in ours}
+
+
+_PRIORITY = members_by_number(pb.FramePriority, Priority, Priority.NORMAL)
+_KNOWN_TASK = members_by_number(pb.TaskKind, TaskKind, TaskKind.DETECT)
 _MAX_ID_CHARS = 200
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 

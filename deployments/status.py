@@ -15,25 +15,11 @@ import grpc
 import grpc.aio
 import ray.serve.exceptions
 
-from agent.errors import (
-    AgentError,
-    FrameTooLarge,
-    InvalidBoxes,
-    InvalidFrame,
-    InvalidQuery,
-    InvalidRequest,
-    NotAuthenticated,
-    Overloaded,
-    QuotaExceeded,
-    StageUnavailable,
-)
+from agent.errors import AgentError, StageUnavailable
+from client.errors import ERROR_CODE_KEY, RETRY_AFTER_KEY
 from deployments.request_context import request_id
 
-ERROR_CODE_KEY = "groundstream-error"
-"""Trailing metadata: which entry of the proto's ErrorCode a unary error is."""
 REQUEST_ID_KEY = "groundstream-request-id"
-RETRY_AFTER_KEY = "grpc-retry-pushback-ms"
-"""gRPC's own name for it: clients with a retry policy obey without being told more."""
 
 _logger = logging.getLogger(__name__)
 _INTERNAL = "INTERNAL"
@@ -61,27 +47,27 @@ class Failure:
         return self.status is grpc.StatusCode.INVALID_ARGUMENT
 
 
-# Most derived class first: the first match wins.
-TABLE: tuple[tuple[type[AgentError], str, grpc.StatusCode], ...] = (
-    (FrameTooLarge, "FRAME_TOO_LARGE", grpc.StatusCode.INVALID_ARGUMENT),
-    (InvalidFrame, "INVALID_FRAME", grpc.StatusCode.INVALID_ARGUMENT),
-    (InvalidQuery, "INVALID_QUERY", grpc.StatusCode.INVALID_ARGUMENT),
-    (InvalidBoxes, "INVALID_BOXES", grpc.StatusCode.INVALID_ARGUMENT),
-    (NotAuthenticated, "UNAUTHENTICATED", grpc.StatusCode.UNAUTHENTICATED),
-    (QuotaExceeded, "QUOTA_EXCEEDED", grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (InvalidRequest, "INVALID_ARGUMENT", grpc.StatusCode.INVALID_ARGUMENT),
-    (Overloaded, "OVERLOADED", grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (StageUnavailable, "STAGE_UNAVAILABLE", grpc.StatusCode.UNAVAILABLE),
-)
+STATUS_BY_CODE: dict[str, grpc.StatusCode] = {
+    "FRAME_TOO_LARGE": grpc.StatusCode.INVALID_ARGUMENT,
+    "INVALID_FRAME": grpc.StatusCode.INVALID_ARGUMENT,
+    "INVALID_QUERY": grpc.StatusCode.INVALID_ARGUMENT,
+    "INVALID_BOXES": grpc.StatusCode.INVALID_ARGUMENT,
+    "INVALID_ARGUMENT": grpc.StatusCode.INVALID_ARGUMENT,
+    "UNAUTHENTICATED": grpc.StatusCode.UNAUTHENTICATED,
+    "QUOTA_EXCEEDED": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "OVERLOADED": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "STAGE_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
+}
+"""The gRPC status of each code in `agent.errors`."""
 
 
 def failure_of(error: BaseException) -> Failure:
     """What to tell the client about `error`; a bug of ours is logged here with its traceback."""
     cause = cause_of(error)
-    for kind, code, status in TABLE:
-        if isinstance(cause, kind):
-            retry_after_s = getattr(cause, "retry_after_s", None)
-            return Failure(code, status, _shortened(str(cause)), retry_after_s=retry_after_s)
+    if isinstance(cause, AgentError) and cause.code:
+        status = STATUS_BY_CODE[cause.code]
+        retry_after_s = getattr(cause, "retry_after_s", None)
+        return Failure(cause.code, status, _shortened(str(cause)), retry_after_s=retry_after_s)
     if isinstance(cause, grpc.aio.InternalError):
         # gRPC could not write; mostly it cancels the call first. Nobody is left to tell.
         _logger.info("the client went away in the middle of a message")

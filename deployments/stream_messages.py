@@ -16,24 +16,15 @@ from agent.streaming.answers import FollowedBox, QueryAnswer
 from agent.streaming.keyframe import KeyframeReason
 from agent.streaming.policy import AnswerMode, DropPolicy, StreamPolicy
 from agent.streaming.session import Books, Gap, Seen, Session
-from deployments.messages import STATUS, box_to_message, known_value
+from deployments.messages import STATUS, box_to_message, known_value, members_by_number
 from deployments.metrics import Activity
 from deployments.status import Failure
 from protos import vision_agent_pb2 as pb
 
-_DROP = {
-    pb.DROP_POLICY_UNSPECIFIED: DropPolicy.LATEST_WINS,
-    pb.DROP_POLICY_LATEST_WINS: DropPolicy.LATEST_WINS,
-    pb.DROP_POLICY_OLDEST_WINS: DropPolicy.OLDEST_WINS,
-    pb.DROP_POLICY_LOSSLESS: DropPolicy.LOSSLESS,
-}
+_DROP = members_by_number(pb.DropPolicy, DropPolicy, DropPolicy.LATEST_WINS)
+_MODE = members_by_number(pb.AnswerMode, AnswerMode, AnswerMode.FOLLOW)
 _MAX_COUNT = 2**48
 """Frames of one stream that anybody could have sent."""
-_MODE = {
-    pb.ANSWER_MODE_UNSPECIFIED: AnswerMode.FOLLOW,
-    pb.ANSWER_MODE_FOLLOW: AnswerMode.FOLLOW,
-    pb.ANSWER_MODE_GROUND: AnswerMode.GROUND,
-}
 
 
 def policy_from_message(message: pb.StreamPolicy, settings: StreamSettings) -> StreamPolicy:

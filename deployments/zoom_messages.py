@@ -17,12 +17,8 @@ from deployments import messages
 from deployments.messages import ReceivedFrame
 from protos import vision_agent_pb2 as pb
 
-_ZOOM_POLICY = {pb.ZOOM_POLICY_UNSPECIFIED: ZoomPolicy.OFF} | {
-    pb.ZoomPolicy.Value(f"ZOOM_POLICY_{policy.name}"): policy for policy in ZoomPolicy
-}
-_ARRANGEMENT = {pb.ZOOM_ARRANGEMENT_UNSPECIFIED: Arrangement.SHEET} | {
-    pb.ZoomArrangement.Value(f"ZOOM_ARRANGEMENT_{way.name}"): way for way in Arrangement
-}
+_ZOOM_POLICY = messages.members_by_number(pb.ZoomPolicy, ZoomPolicy, ZoomPolicy.OFF)
+_ARRANGEMENT = messages.members_by_number(pb.ZoomArrangement, Arrangement, Arrangement.SHEET)
 
 
 def zoom_from_message(message: pb.Zoom) -> Zoom:

@@ -14,17 +14,17 @@ PAGE = Path(__file__).parent / "architecture.md"
 BEGIN, END = "<!-- module graph: begin -->", "<!-- module graph: end -->"
 PACKAGES = ("agent", "deployments", "client", "protos")
 PARTS = {
-    "values": "frame detections features frame_summary errors settings server_settings "
-    "stage_settings urgency prompts answer_rules model_directory base_package interrupts "
-    "started_tasks drawing written_text devices",
+    "values": "enums frame detections features frame_summary errors checked_settings settings "
+    "server_settings stage_settings urgency prompts answer_rules model_directory base_package "
+    "interrupts started_tasks drawing written_text devices",
     "pipeline": "pipeline paging parsing carried_answers single_flight stages",
-    "region cache": "region_cache feature_codec redis_door",
+    "region cache": "region_cache feature_codec redis_connection",
     "quotas": "quotas",
     "vision stages": "proposer encoders feature_tensors processor batching device_picture",
     "language stage": "generation generation_request engine drafting grammar prefix_cache sequence "
     "tokenizer model_tokenizer label_lists",
     "zoom": "crops zoom zoom_policy revisions ergo_protocol ergo",
-    "command line": "cli evaluation_cli benchmark_cli inspection grounded_output",
+    "reports": "inspection grounded_output",
 }
 """Modules of `agent` by part; packages inside it are parts of their own."""
 

@@ -1,6 +1,6 @@
 """A robot's side of a stream: frames with camera motion out, boxes with an age back.
 
-    python examples/robot.py demo/pedestrians.mp4 person car
+    python examples/robot.py client/demo_data/pedestrians.mp4 person car
 
 Anything that yields `OutgoingFrame` can stand in for the video: a camera's callback that puts into
 a queue, a simulator, a ROS topic (`examples/ros2_bridge.py`).

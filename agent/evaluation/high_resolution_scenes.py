@@ -83,9 +83,10 @@ class WayScores:
         """One more question and its last revision."""
         (answer,) = revision.grounding.answers
         kind = question.task.kind
+        name = kind.value.lower()
         self.num += 1
-        self.asked[kind.value] = self.asked.get(kind.value, 0) + 1
-        self.right[kind.value] = self.right.get(kind.value, 0) + question.is_right(answer)
+        self.asked[name] = self.asked.get(name, 0) + 1
+        self.right[name] = self.right.get(name, 0) + question.is_right(answer)
         self.tokens += revision.vision_tokens
         self.seconds += seconds
         if kind.searches:

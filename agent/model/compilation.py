@@ -2,9 +2,9 @@
 
 Of the vision towers the feed-forward parts, which know tokens and no picture sizes, so that one
 compilation serves all sizes. Window attention pads by what a picture's sides leave over: tracing a
-whole DaViT block took 45 s, and again for the next size (docs/decisions.md). Of the language model
-all of a layer but its attention, for a few fixed numbers of tokens: a decoding pass is short, so
-starting its kernels one by one takes longer than they do. Knows no device.
+whole DaViT block took 45 s, and again for the next size (docs/decisions/vision.md). Of the
+language model all of a layer but its attention, for a few fixed numbers of tokens: a decoding pass
+is short, so starting its kernels one by one takes longer than they do. Knows no device.
 """
 
 from __future__ import annotations

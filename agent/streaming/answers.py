@@ -7,22 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 
-from agent.parsing import AnswerStatus
+from agent.enums import AnswerStatus
+from agent.enums import Source as Source
 from agent.streaming.session import Outcome, StandingQuery
 
 Box = tuple[float, float, float, float]
 _NS_PER_S = 1e9
-
-
-class Source(Enum):
-    """Who says so."""
-
-    GROUNDED = "GROUNDED"
-    """The language model, about this very frame."""
-    TRACKED = "TRACKED"
-    """The tracker, from an earlier key frame."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class Inbox(Generic[T]):
         return gone
 
     def _put_latest(self, item: T, priority: Priority) -> list[T]:
-        if any(priority < Priority.NORMAL <= waiting for _, waiting in self._waiting):
+        if priority is Priority.LOW and any(kind is not priority for _, kind in self._waiting):
             return [item]
         gone = []
         kept: deque[tuple[T, Priority]] = deque()

@@ -3,34 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum, IntEnum
 
-
-class DropPolicy(Enum):
-    """Which frames go when they come faster than they are answered."""
-
-    LATEST_WINS = "latest_wins"
-    OLDEST_WINS = "oldest_wins"
-    LOSSLESS = "lossless"
-
-
-class AnswerMode(Enum):
-    """Who answers a frame."""
-
-    FOLLOW = "follow"
-    """The tracker, at once; the language model answers key frames behind it."""
-    GROUND = "ground"
-    """The language model, every frame that is taken."""
-
-
-class Priority(IntEnum):
-    """How much one frame matters."""
-
-    LOW = 0
-    """The first to go; never a key frame."""
-    NORMAL = 1
-    HIGH = 2
-    """Must become a key frame; only another HIGH frame may supersede it."""
+from agent.enums import AnswerMode as AnswerMode
+from agent.enums import DropPolicy as DropPolicy
+from agent.enums import Priority as Priority
 
 
 @dataclass(frozen=True)

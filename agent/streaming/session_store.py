@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
-from agent.redis_door import RedisDoor
+from agent.redis_connection import RedisConnection
 from agent.settings import CacheSettings
 
 _NAMESPACE = "groundstream:session:"
@@ -105,7 +105,7 @@ class RedisSessionStore:
     """Snapshots behind a Redis-protocol server: any front-end replica finds them."""
 
     def __init__(self, settings: CacheSettings, *, ttl_s: float, tenant: str = "") -> None:
-        self._door = RedisDoor(settings, purpose="session store")
+        self._redis = RedisConnection(settings, purpose="session store")
         self._ttl_s = ttl_s
         self._tenant = tenant
 
@@ -117,7 +117,7 @@ class RedisSessionStore:
 
     async def load(self, token: str) -> bytes | None:
         """The snapshot; None also when nobody answers, or when it is not what was saved."""
-        found = await self._door.get(_name(token, self._tenant))
+        found = await self._redis.get(_name(token, self._tenant))
         if found is None:
             return None
         seal, snapshot = found[:_SEAL_BYTES], found[_SEAL_BYTES:]
@@ -127,14 +127,14 @@ class RedisSessionStore:
     async def save(self, token: str, snapshot: bytes) -> None:
         """Keep a snapshot, or go on without."""
         sealed = _seal(snapshot, token, self._tenant) + snapshot
-        await self._door.set(_name(token, self._tenant), sealed, ttl_s=self._ttl_s)
+        await self._redis.set(_name(token, self._tenant), sealed, ttl_s=self._ttl_s)
 
     async def delete(self, token: str) -> None:
         """The session is over."""
-        await self._door.delete(_name(token, self._tenant))
+        await self._redis.delete(_name(token, self._tenant))
 
     async def close(self) -> None:
-        await self._door.close()
+        await self._redis.close()
 
 
 def open_session_store(settings: CacheSettings, *, ttl_s: float) -> SessionStore:

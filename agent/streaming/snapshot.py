@@ -8,26 +8,22 @@ for its objects where they were.
 from __future__ import annotations
 
 import base64
-import dataclasses
-import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter
 
 from agent.detections import FloatArray
-from agent.errors import AgentError
-from agent.parsing import AnswerStatus
-from agent.prompts import Exchange, Task, TaskKind
 from agent.settings import FollowSettings
-from agent.streaming.answers import Claim, Evidence
+from agent.streaming.answers import Claim
 from agent.streaming.box_filter import BoxFilter
 from agent.streaming.follower import Follower, LastAnswer
-from agent.streaming.policy import AnswerMode, DropPolicy, StreamPolicy
+from agent.streaming.policy import StreamPolicy
 from agent.streaming.session import Books, Session, StandingQuery
 from agent.streaming.tracker import Track, Tracker
 
-VERSION = 1
+VERSION: Literal[2] = 2
 _RESTORED_NOISE = 0.15
 """Standard deviation, in box sizes, of a box that nobody has seen for a while."""
 _BEFORE_S = -0.01
@@ -60,132 +56,105 @@ class Snapshot:
 
 def take_snapshot(session: Session[Any], follower: Follower) -> bytes:
     """The session as it is now."""
-    tracks = [(track, True) for track in follower.tracker.tracks]
-    tracks += [(track, False) for track in follower.tracker.remembered]
-    policy = dataclasses.asdict(session.policy)
-    value = {
-        "version": VERSION,
-        "policy": policy | {"drop": policy["drop"].value, "mode": policy["mode"].value},
-        "queries": [_query_to_json(query) for query in session.queries],
-        "epoch": session.epoch,
-        "books": dataclasses.asdict(session.books),
-        "num_results": session.num_results,
-        "last": [
-            [
-                _query_to_json(query),
-                said.status.value,
-                said.text,
-                dataclasses.astuple(said.evidence),
-            ]
-            for query, said in follower.last.items()
-        ],
-        "tracks": [_track_to_json(track) | {"in_sight": seen} for track, seen in tracks],
-        "next_track_id": follower.tracker.next_id,
-    }
-    return json.dumps(value, separators=(",", ":")).encode()
+    tracks = [_stored_track(track, in_sight=True) for track in follower.tracker.tracks]
+    tracks += [_stored_track(track, in_sight=False) for track in follower.tracker.remembered]
+    stored = _StoredSession(
+        version=VERSION,
+        policy=session.policy,
+        queries=tuple(session.queries),
+        epoch=session.epoch,
+        books=session.books,
+        num_results=session.num_results,
+        last=tuple(follower.last.items()),
+        tracks=tuple(tracks),
+        next_track_id=follower.tracker.next_id,
+    )
+    return _STORED.dump_json(stored)
 
 
 def read_snapshot(encoded: bytes) -> Snapshot | None:
     """A snapshot from bytes; None when they are damaged or of another version."""
     try:
-        value = json.loads(encoded)
-        if value["version"] != VERSION:
-            return None
-        policy = value["policy"]
-        drop, mode = DropPolicy(policy["drop"]), AnswerMode(policy["mode"])
+        stored = _STORED.validate_json(encoded)
         return Snapshot(
-            policy=StreamPolicy(**(policy | {"drop": drop, "mode": mode})),
-            queries=tuple(_query_from_json(query) for query in value["queries"]),
-            epoch=int(value["epoch"]),
-            books=Books(**value["books"]),
-            num_results=int(value["num_results"]),
-            last={
-                _query_from_json(query): LastAnswer(AnswerStatus(status), text, Evidence(*evidence))
-                for query, status, text, evidence in value["last"]
-            },
-            tracks=tuple((_track_from_json(t), bool(t["in_sight"])) for t in value["tracks"]),
-            next_track_id=int(value["next_track_id"]),
+            policy=stored.policy,
+            queries=stored.queries,
+            epoch=stored.epoch,
+            books=stored.books,
+            num_results=stored.num_results,
+            last=dict(stored.last),
+            tracks=tuple((_restored_track(track), track.in_sight) for track in stored.tracks),
+            next_track_id=stored.next_track_id,
         )
-    except (
-        ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
-        AgentError,
-    ):  # fmt: skip
+    except (ValueError, ArithmeticError):  # A ValidationError is a ValueError.
         return None
 
 
-def _query_to_json(query: StandingQuery) -> dict[str, Any]:
-    task = dataclasses.asdict(query.task)
-    return {"id": query.id, "epoch": query.epoch, "task": task | {"kind": query.task.kind.value}}
+_CONFIG = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")
+_Corners = tuple[float, float, float, float]
 
 
-def _query_from_json(value: dict[str, Any]) -> StandingQuery:
-    plain = value["task"]
-    task = Task(
-        **plain
-        | {
-            "kind": TaskKind(plain["kind"]),
-            "regions": tuple(plain["regions"]),
-            "history": tuple(Exchange(**turn) for turn in plain["history"]),
-            "drafts": tuple(plain["drafts"]),
-        }
+@dataclass(frozen=True)
+class _StoredTrack:
+    """A track without what only a running stream knows."""
+
+    id: int
+    box: _Corners
+    velocity: _Corners
+    appearance: str
+    """16-bit floats, little-endian, in base64."""
+    misses: dict[str, int]
+    claims: tuple[Claim, ...]
+    in_sight: bool
+
+
+@dataclass(frozen=True)
+class _StoredSession:
+    """What is written, by name and type."""
+
+    version: Literal[2]
+    policy: StreamPolicy
+    queries: tuple[StandingQuery, ...]
+    epoch: int
+    books: Books
+    num_results: int
+    last: tuple[tuple[StandingQuery, LastAnswer], ...]
+    tracks: tuple[_StoredTrack, ...]
+    next_track_id: int
+
+    __pydantic_config__ = _CONFIG
+
+
+_STORED = TypeAdapter(_StoredSession)
+
+
+def _stored_track(track: Track, *, in_sight: bool) -> _StoredTrack:
+    return _StoredTrack(
+        track.id,
+        _corners(track.box.xyxy),
+        _corners(track.box.velocity),
+        base64.b64encode(track.appearance.astype("<f2").tobytes()).decode(),
+        dict(track.misses),
+        tuple(track.claims.values()),
+        in_sight,
     )
-    return StandingQuery(value["id"], task, int(value["epoch"]))
 
 
-def _track_to_json(track: Track) -> dict[str, Any]:
-    return {
-        "id": track.id,
-        "box": track.box.xyxy.tolist(),
-        "velocity": track.box.velocity.tolist(),
-        "appearance": _to_base64(track.appearance),
-        "misses": track.misses,
-        "claims": [
-            {
-                **{name: getattr(claim, name) for name in ("label", "confidence", "region")},
-                "objectness": claim.objectness,
-                "proposal": claim.proposal,
-                "query": _query_to_json(claim.query),
-                "evidence": dataclasses.astuple(claim.evidence),
-            }
-            for claim in track.claims.values()
-        ],
-    }
-
-
-def _track_from_json(value: dict[str, Any]) -> Track:
-    box = BoxFilter(np.array(value["box"], dtype=np.float32).reshape(4), _RESTORED_NOISE)
-    box.velocity = np.array(value["velocity"], dtype=np.float32).reshape(4)
-    claims = [
-        Claim(
-            query=_query_from_json(claim["query"]),
-            label=str(claim["label"]),
-            confidence=float(claim["confidence"]),
-            region=int(claim["region"]),
-            objectness=float(claim["objectness"]),
-            proposal=_box_of(claim["proposal"]),
-            evidence=Evidence(*claim["evidence"]),
-        )
-        for claim in value["claims"]
-    ]
+def _restored_track(stored: _StoredTrack) -> Track:
+    box = BoxFilter(np.array(stored.box, dtype=np.float32), _RESTORED_NOISE)
+    box.velocity = np.array(stored.velocity, dtype=np.float32)
+    appearance = np.frombuffer(base64.b64decode(stored.appearance), dtype="<f2")
     return Track(
-        id=int(value["id"]),
+        id=stored.id,
         box=box,
-        appearance=_from_base64(value["appearance"]),
-        claims={claim.query.id: claim for claim in claims},
+        appearance=appearance.astype(np.float32),
+        claims={claim.query.id: claim for claim in stored.claims},
         supported_s=_BEFORE_S,
         named_s=0.0,
-        misses={str(name): int(count) for name, count in value["misses"].items()},
+        misses=stored.misses,
     )
 
 
-def _box_of(values: list[float]) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = (float(value) for value in values)
+def _corners(values: FloatArray) -> _Corners:
+    x1, y1, x2, y2 = values.tolist()
     return x1, y1, x2, y2
-
-
-def _to_base64(vector: FloatArray) -> str:
-    return base64.b64encode(vector.astype("<f2").tobytes()).decode()
-
-
-def _from_base64(text: str) -> FloatArray:
-    return np.frombuffer(base64.b64decode(text), dtype="<f2").astype(np.float32)

@@ -379,5 +379,5 @@ def run(
         output,
         minutes=minutes,
         start=start,
-        bank=evidence and EvidenceBank.read(evidence),
+        bank=None if evidence is None else EvidenceBank.read(evidence),
     )

@@ -25,6 +25,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from agent.checked_settings import checked, from_mapping
 from agent.errors import SettingsError
 from agent.model.checkpoint import load_model, save_language
 from agent.model.language_model import LanguageModel, SlotType
@@ -33,7 +34,6 @@ from agent.model_directory import DEFAULT_MODEL, find_model
 from agent.model_tokenizer import model_tokenizer
 from agent.pipeline import Pipeline
 from agent.region_cache import MemoryRegionCache
-from agent.settings import from_mapping
 from agent.stages import LocalStages
 from agent.tokenizer import PromptTokenizer
 from agent.training.artwork import load_concepts
@@ -58,6 +58,7 @@ logger = logging.getLogger(__name__)
 PARTS = ("region", "box", "accuracy", "format")
 
 
+@checked
 @dataclass(frozen=True)
 class ReinforcementSettings:
     """Hyperparameters of one run."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from agent.model.family import LLAMA
 from agent.model.language_model import SlotType
 from agent.prompts import MAX_REGIONS, Task
-from agent.sequence import Sequence, SequenceBuilder
+from agent.sequence import SequenceBuilder, TokenSequence
 from agent.tokenizer import PromptTokenizer
 from agent.training.branches import Branch, Tree, pack
 from agent.training.pointing_model import NUM_KNOWN, PointingModel
@@ -36,7 +36,7 @@ class LessonPlan:
     """A scene and its questions, packed."""
 
     scene: Scene
-    trunk: Sequence
+    trunk: TokenSequence
     tree: Tree
     kinds: tuple[str, ...]
     """Of each branch."""

@@ -30,13 +30,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from agent.errors import (
     AgentError,
     FrameTooLarge,
-    InvalidBoxes,
-    InvalidFrame,
-    InvalidQuery,
     InvalidRequest,
-    NotAuthenticated,
     Overloaded,
-    StageUnavailable,
 )
 from agent.streaming.video_source import shown_location
 from client.errors import ServiceError
@@ -50,18 +45,17 @@ from deployments.console.guard import Guard
 from deployments.console.views import event_view, open_stream_view, result_view, service_view
 
 _STATIC = Path(__file__).parent / "static"
-# Most derived class first: the first match wins.
-_STATUSES: tuple[tuple[type[AgentError], int], ...] = (
-    (FrameTooLarge, 413),
-    (InvalidFrame, 415),
-    (InvalidQuery, 422),
-    (InvalidBoxes, 422),
-    (InvalidRequest, 400),
-    (NotAuthenticated, 502),  # the console's own credentials, not the visitor's
-    (Overloaded, 429),
-    (StageUnavailable, 503),
-    (ServiceError, 502),
-)
+_HTTP_BY_CODE = {
+    "FRAME_TOO_LARGE": 413,
+    "INVALID_FRAME": 415,
+    "INVALID_QUERY": 422,
+    "INVALID_BOXES": 422,
+    "INVALID_ARGUMENT": 400,
+    "UNAUTHENTICATED": 502,  # the console's own credentials, not the visitor's
+    "QUOTA_EXCEEDED": 429,
+    "OVERLOADED": 429,
+    "STAGE_UNAVAILABLE": 503,
+}
 
 
 @dataclass(frozen=True)
@@ -254,7 +248,8 @@ def _query(request: Request) -> Query:
 
 
 def _failure(error: AgentError) -> Response:
-    status = next((number for kind, number in _STATUSES if isinstance(error, kind)), 500)
+    otherwise = 502 if isinstance(error, ServiceError) else 500
+    status = _HTTP_BY_CODE.get(error.code, otherwise)
     return JSONResponse({"error": str(error)}, status)
 
 

@@ -29,7 +29,7 @@ FAKES = StageFactories(
 
 def fake_config(model: Path, cache: CacheSettings) -> ServeConfig:
     """The shipped numbers with fake stages and a port of its own."""
-    config = load_serve_config(ROOT / "serve_config.yaml")
+    config = load_serve_config(ROOT / "deployments" / "serve_config.yaml")
     service = config.service
     return dataclasses.replace(
         config,
@@ -52,7 +52,7 @@ def fake_config(model: Path, cache: CacheSettings) -> ServeConfig:
 
 def write_fake_config(model: Path, folder: Path) -> Path:
     """The shipped file with fake stages."""
-    loaded = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    loaded = yaml.safe_load((ROOT / "deployments" / "serve_config.yaml").read_text())
     args = loaded["applications"][0]["args"]
     args |= {"model": str(model), "stages": asdict(FAKES)}
     args["observe"]["metrics_port"] = None

@@ -46,7 +46,17 @@ def test_the_demo_runs_and_leaves_nothing_behind(empty_model: Path, tmp_path: Pa
     environment = os.environ | {"PYTHONPATH": path}
     environment.pop("REDIS_URL", None)
     done = subprocess.run(
-        [sys.executable, "-m", "client.demo", "--folder", tmp_path, "--config", config],
+        [
+            sys.executable,
+            "-m",
+            "client.demo",
+            "--folder",
+            tmp_path,
+            "--output",
+            tmp_path,
+            "--config",
+            config,
+        ],
         env=environment,
         capture_output=True,
         text=True,

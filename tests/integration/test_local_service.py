@@ -99,7 +99,7 @@ def test_a_model_that_does_not_exist_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_the_shipped_file_is_a_serve_config() -> None:
-    path = ROOT / "serve_config.yaml"
+    path = ROOT / "deployments" / "serve_config.yaml"
     schema = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
     (application,) = schema.applications
     assert application.import_path == "deployments.app:build"
@@ -110,7 +110,7 @@ def test_the_shipped_file_is_a_serve_config() -> None:
 
 
 def test_numbers_for_an_unknown_deployment_are_refused() -> None:
-    config = load_serve_config(ROOT / "serve_config.yaml")
+    config = load_serve_config(ROOT / "deployments" / "serve_config.yaml")
     stray = dataclasses.replace(config.deployments[0], name="Nobody")
     with pytest.raises(SettingsError, match="Nobody"):
         bind(config.service, [*config.deployments, stray])

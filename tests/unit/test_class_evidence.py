@@ -216,7 +216,7 @@ async def test_a_model_of_three_stages_in_the_service():
 
 def test_a_stage_that_a_model_lacks_is_nowhere(folder):
     """No deployment, no meter, and no numbers are missed or in the way."""
-    config = load_serve_config(Path(__file__).parents[2] / "serve_config.yaml")
+    config = load_serve_config(Path(__file__).parents[2] / "deployments" / "serve_config.yaml")
     assert "AuxiliaryEncoder" in {entry.name for entry in config.deployments}
     for model, found in ((str(folder), False), ("unreadable", True)):
         built = bind(replace(config.service, model=model), config.deployments)

@@ -12,7 +12,6 @@ CLIENT = [
     "client.vision_agent_client",
     "client.watch",
     "client.demo",
-    "client.cli",
     "client.annotated_video",
     "client.exporters",
     "client.rerun_recording",

@@ -43,13 +43,13 @@ def test_the_manifest_holds_the_serve_configuration(documents: list[dict[str, An
 def test_ray_and_our_settings_both_accept_the_configuration() -> None:
     config = load_serve_config(SERVE_CONFIG)
     bind(config.service, config.deployments)
-    schema = ServeDeploySchema.parse_obj(yaml.safe_load(SERVE_CONFIG.read_text()))
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(SERVE_CONFIG.read_text()))
     (application,) = schema.applications
     names = {deployment.name for deployment in application.deployments}
     assert names == {"Ingress", "Proposal", "PrimaryEncoder", "AuxiliaryEncoder", "Language"}
 
 
-@pytest.mark.parametrize("path", [SERVE_CONFIG, FOLDER.parents[1] / "serve_config.yaml"])
+@pytest.mark.parametrize("path", [SERVE_CONFIG, FOLDER.parent / "serve_config.yaml"])
 def test_an_update_finds_room_for_the_new_front_end_beside_the_old(path: Path) -> None:
     (ingress,) = (d for d in load_serve_config(path).deployments if d.name == "Ingress")
     assert ingress.max_surge_percent == 100

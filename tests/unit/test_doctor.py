@@ -17,7 +17,7 @@ from client.service_process import free_port
 from deployments.cli import build_app
 from tests.certificates import Authority
 
-SHIPPED = Path(__file__).parents[2] / "serve_config.yaml"
+SHIPPED = Path(__file__).parents[2] / "deployments" / "serve_config.yaml"
 
 
 @pytest.fixture

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
 from agent import errors
 from client.errors import ServiceError
-from deployments.status import TABLE
+from deployments.status import STATUS_BY_CODE
 from docs import api_reference, settings_reference
 from protos import vision_agent_pb2 as pb
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+DECISIONS = sorted((DOCS / "decisions").glob("*.md"))
 ERRORS = [
     kind
     for _, kind in inspect.getmembers(errors, inspect.isclass)
@@ -38,16 +42,25 @@ def test_the_api_page_links_to_what_it_has() -> None:
 
 
 def test_the_tuning_page_is_the_settings() -> None:
-    assert settings_reference.page() == settings_reference.PAGE.read_text(), (
-        "run `python docs/settings_reference.py`"
-    )
+    assert settings_reference.page() == settings_reference.PAGE.read_text(), "run `make pages`"
 
 
-def test_every_key_of_the_shipped_file_is_on_the_tuning_page() -> None:
+def test_the_shipped_file_and_its_schema_are_the_settings() -> None:
+    shipped = settings_reference.FILE.read_text()
+    assert settings_reference.serve_config() == shipped, "run `make pages`"
+    schema = settings_reference.SCHEMA.read_text()
+    assert settings_reference.schema() == schema, "run `make pages`"
+    args = yaml.safe_load(shipped)["applications"][0]["args"]
+    jsonschema.validate(args, json.loads(schema), jsonschema.Draft202012Validator)
+    args["stream"]["follow"]["keyframe"]["busy_share"] = 0
+    with pytest.raises(jsonschema.ValidationError, match="0 is less than or equal to"):
+        jsonschema.validate(args, json.loads(schema), jsonschema.Draft202012Validator)
+
+
+def test_every_setting_is_on_the_tuning_page() -> None:
     page = settings_reference.PAGE.read_text()
-    known = {setting.key for setting in settings_reference.all_settings()}
     deployment_keys = set(re.findall(r"`(\w+)`", page.split("## Deployments")[1]))
-    assert settings_reference.keys_of_file() - known - deployment_keys == set()
+    assert settings_reference.keys_of_file() - deployment_keys == set()
     assert [s.key for s in settings_reference.all_settings() if not s.meaning] == []
 
 
@@ -63,9 +76,9 @@ def test_every_error_is_explained(kind: type[errors.AgentError]) -> None:
     assert f"\n## {kind.__name__}\n" in page
     rows = [row for row in page.splitlines() if row.startswith(f"| `{kind.__name__}` |")]
     assert len(rows) == 1
-    for known, code, status in TABLE:
-        if known is kind:
-            assert rows[0].startswith(f"| `{kind.__name__}` | {code} | {status.name} |")
+    if code := kind.code:
+        status = STATUS_BY_CODE[code].name
+        assert rows[0].startswith(f"| `{kind.__name__}` | {code} | {status} |")
 
 
 def test_every_code_of_the_wire_is_explained() -> None:
@@ -74,10 +87,20 @@ def test_every_code_of_the_wire_is_explained() -> None:
     assert [code for code in codes if code not in page and code != "UNSPECIFIED"] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [DOCS.parent / "README.md", *PAGES, *DECISIONS], ids=str)
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_decision_has_a_topic_and_a_status() -> None:
+    index = (DOCS / "decisions" / "README.md").read_text()
+    for page in DECISIONS:
+        assert page.name == "README.md" or f"({page.name})" in index
+        if page.name in ("README.md", "embedded_model.md"):
+            continue
+        for entry in re.split(r"^## ", page.read_text(), flags=re.MULTILINE)[1:]:
+            assert "**Status.**" in entry or page.name == "stage_calls.md", entry.splitlines()[0]
 
 
 def test_the_index_leads_to_every_page() -> None:

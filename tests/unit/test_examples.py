@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,3 +130,18 @@ async def test_the_robot_closes_its_books(tmp_path: Path, capsys: pytest.Capture
     assert books.in_flight == 0
     assert books.balanced
     assert "from here on the answers are about dog" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+async def test_the_python_on_a_page_runs_as_it_stands(page: str) -> None:
+    root = Path(__file__).parents[2]
+    (program,) = re.findall(r"^```python\n(.*?)^```$", (root / page).read_text(), re.DOTALL | re.M)
+    assert "127.0.0.1:50051" in program
+    async with running_service() as service:
+        started = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", program.replace("127.0.0.1:50051", service.target), cwd=root,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        said, wrong = await asyncio.wait_for(started.communicate(), 120)
+    assert started.returncode == 0, wrong.decode()
+    assert said.strip()

@@ -16,7 +16,7 @@ from agent.model.checkpoint import load_model, save_model
 from agent.model.family import LLAMA, LLAVA_ONEVISION, QWEN2_5_VL, RegionOrder, find_family
 from agent.model.language_model import SlotType
 from agent.prompts import Exchange, Task
-from agent.sequence import Sequence, SequenceBuilder
+from agent.sequence import SequenceBuilder, TokenSequence
 from agent.stage_settings import EngineSettings
 from tests.unit.tiny_families import (
     FAMILIES,
@@ -45,12 +45,12 @@ def config(stage):
     return stage._model.config
 
 
-def whole_prompt(stage, features, task) -> Sequence:
+def whole_prompt(stage, features, task) -> TokenSequence:
     """Prefix and question in one piece."""
     builder = stage._builder
     prefix = builder.prefix(stage._model.config.token_grid(features.grid), len(features.proposals))
     question = builder.question(task.text, start=prefix.next_position)
-    return Sequence(
+    return TokenSequence(
         torch.cat([prefix.ids, question.ids]),
         torch.cat([prefix.slots, question.slots]),
         torch.cat([prefix.positions, question.positions], dim=1),

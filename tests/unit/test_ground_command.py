@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import agent.cli
+import deployments.cli.ground
 from agent.errors import AgentError, SettingsError, SourceError
 from agent.pipeline import Pipeline
 from agent.region_cache import MemoryRegionCache
@@ -53,13 +53,15 @@ def video(tmp_path: Path) -> Path:
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of a model."""
     made = Pipeline(FakeStages(), MemoryRegionCache(budget_bytes=2**20), model_digest="fake")
-    monkeypatch.setattr(agent.cli, "pipeline_of", lambda *_: made)
+    monkeypatch.setattr(deployments.cli.ground, "load_pipeline", lambda *_: made)
 
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever loads one has checked too late."""
-    monkeypatch.setattr(agent.cli, "pipeline_of", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        deployments.cli.ground, "load_pipeline", lambda *_: pytest.fail("the model was loaded")
+    )
 
 
 def times_of(path: Path) -> list[float]:
@@ -138,7 +140,8 @@ def test_pictures_of_any_kind_are_written(image: Path) -> None:
     for name in ("o.png", "o.jpg", "o.webp", "o.bmp"):
         result = run("ground", image, "dog", "--output", image.parent / name)
         assert result.exit_code == 0, result.output
-        assert Image.open(image.parent / name).size == SIZE
+        with Image.open(image.parent / name) as written:
+            assert written.size == SIZE
     assert run("ground", image, "dog").exit_code == 0
     assert (image.parent / "photo_grounded.png").is_file()
 

@@ -123,7 +123,7 @@ def test_quotas_of_tenants_are_read_from_settings() -> None:
     assert access.quotas == {"acme": QuotaSettings(streams=3)}
     with pytest.raises(SettingsError, match=r"quotas\.acme"):
         from_mapping(ServiceSettings, {"access": {"quotas": {"acme": {"stream": 3}}}})
-    with pytest.raises(SettingsError, match="lets nobody in"):
+    with pytest.raises(SettingsError, match="greater than 0 or null"):
         QuotaSettings(frames_per_s=0)
 
 

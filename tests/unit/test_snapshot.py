@@ -145,11 +145,11 @@ async def test_sessions_wait_in_redis_under_names_that_do_not_tell_the_token(
     await check_store(store, other)
 
     await store.save("token", b"what was saved")
-    keys = [key async for key in store._door._redis.scan_iter("groundstream:session:*")]
+    keys = [key async for key in store._redis._redis.scan_iter("groundstream:session:*")]
     assert len(keys) == 1
     assert b"token" not in keys[0]
     for forged in (b"", b"garbage", b"x" * 32 + b"what somebody else wrote"):
-        await store._door.set(keys[0], forged, ttl_s=10.0)
+        await store._redis.set(keys[0], forged, ttl_s=10.0)
         assert await store.load("token") is None
     await store.close()
 
@@ -159,3 +159,11 @@ async def test_a_store_that_is_down_loses_sessions_and_raises_nothing() -> None:
     await store.save("token", b"x")
     assert await store.load("token") is None
     await store.close()
+
+
+def test_a_snapshot_of_the_previous_version_is_none() -> None:
+    value = json.loads(take_snapshot(*some_session()))
+    assert read_snapshot(json.dumps(value | {"version": 1}).encode()) is None
+    task = {**value["queries"][0]["task"], "kind": "detect"}
+    older = value | {"queries": [{**value["queries"][0], "task": task}]}
+    assert read_snapshot(json.dumps(older).encode()) is None

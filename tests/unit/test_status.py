@@ -23,7 +23,9 @@ def test_every_error_a_client_can_cause_is_in_the_table() -> None:
         for name, value in vars(errors).items()
         if isinstance(value, type) and issubclass(value, errors.AgentError)
     } - {"AgentError"}
-    assert {kind.__name__ for kind, _, _ in status.TABLE} == leaves - NOT_FROM_CLIENTS
+    coded = errors.errors_by_code()
+    assert {kind.__name__ for kind in coded.values()} == leaves - NOT_FROM_CLIENTS
+    assert set(coded) == set(status.STATUS_BY_CODE)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_a_recipe_needs_only_what_differs(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("loop: {stepz: 3}", "did you mean 'steps'"),
-        ("loop: {steps: many}", r"loop\.steps must be int"),
+        ("loop: {steps: many}", r"loop\.steps should be a valid integer"),
         ("loop: {precision: float8}", "bfloat16 or float32"),
         ("- a list", "must be a mapping"),
         ("{", "cannot be read as YAML"),

@@ -172,7 +172,9 @@ def test_a_run_is_written_down(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     Noisy().train(tmp_path / "stage")
-    rows = [json.loads(line) for line in (tmp_path / "stage" / "log.jsonl").open()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "stage" / "log.jsonl").read_text().splitlines()
+    ]
     assert {"step", "loss", "samples_per_s", "data_share", "learning_rate"} <= set(rows[-1])
     assert 0.0 <= rows[-1]["data_share"] <= 1.0
     events = EventAccumulator(str(tmp_path / "stage" / "events"))

@@ -1,4 +1,4 @@
-"""The command line's measurements: `groundstream eval ...`. Heavy imports happen inside."""
+"""The command line's own measurements: `groundstream eval ...`; public benchmarks are beside it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent.cli import DeviceOption, ModelOption, pipeline_of
 from agent.model_directory import DEFAULT_MODEL
 from agent.zoom_policy import Zoom, ZoomPolicy
+from deployments.cli.options import (
+    DEFAULT_ARTWORK,
+    ArtworkOption,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    load_pipeline,
+)
 
 if TYPE_CHECKING:
     from agent.evaluation.tracking import TrackingScores
 
 _LEAST_SPELLINGS = 200
 
-eval_app = typer.Typer(help="Measure the model on benchmarks.", no_args_is_help=True)
 
-
-@eval_app.command("detection")
-def eval_detection(
+def detection(
     images: Annotated[Path, typer.Option(help="Folder of images.")],
     annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
     limit: Annotated[int | None, typer.Option(help="Only the first images.", min=1)] = None,
@@ -33,7 +37,7 @@ def eval_detection(
         bool, typer.Option("--every-label", help="Ask each image for all labels, as COCO does.")
     ] = False,
     resamples: Annotated[int, typer.Option(help="Of the intervals.", min=1)] = 1000,
-    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Ask a COCO-format folder for what is there and what is not."""
     from rich.console import Console
@@ -48,7 +52,7 @@ def eval_detection(
 
     proposer = Proposer.from_pretrained(model, device=device, score_threshold=0.0, max_boxes=100)
     measuring = evaluate_detection(
-        pipeline_of(model, device), data, seed=seed, every_label=every_label,
+        load_pipeline(model, device), data, seed=seed, every_label=every_label,
         propose=lambda frame: proposer.propose([frame])[0], num_resamples=resamples,
     )  # fmt: skip
     scores = asyncio.run(measuring)
@@ -66,8 +70,7 @@ def eval_detection(
     Console().print(table)
 
 
-@eval_app.command("words")
-def eval_words(
+def words(
     images: Annotated[Path, typer.Option(help="Folder of images.")],
     annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
     limit: Annotated[int | None, typer.Option(help="Only the first images.", min=1)] = None,
@@ -75,7 +78,7 @@ def eval_words(
     seed: Annotated[int, typer.Option(help="Chooses the absent names.")] = 0,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Ask for the same things in other words, and for many at once: are the answers the same?"""
     from agent.evaluation.coco_folder import check_pictures, load_coco
@@ -88,17 +91,16 @@ def eval_words(
     number = num_present_ways(asked)
     if number < _LEAST_SPELLINGS:
         typer.echo(f"only {number} other ways to ask for what is there; give more images", err=True)
-    scores = asyncio.run(evaluate_words(pipeline_of(model, device), data, asked))
+    scores = asyncio.run(evaluate_words(load_pipeline(model, device), data, asked))
     print_figures(f"{annotations} ({len(asked)} images)", scores.figures(), as_json=as_json)
 
 
-@eval_app.command("forgetting")
-def eval_forgetting(
+def forgetting(
     knowledge: Annotated[
         Path | None, typer.Option(help="YAML of text, choices and questions of your own.")
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
-    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """What the language model knew before it learned to point, and what it knows now."""
     from agent.evaluation.forgetting import Knowledge, compare
@@ -115,9 +117,8 @@ def eval_forgetting(
     print_columns("forgetting", rows, as_json=as_json, markdown=False)
 
 
-@eval_app.command("tracking")
-def eval_tracking(
-    artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),
+def tracking(
+    artwork: ArtworkOption = DEFAULT_ARTWORK,
     num: Annotated[int, typer.Option(help="Sequences.", min=1)] = 20,
     duration_s: Annotated[float, typer.Option(help="Length of each, seconds.", min=0.5)] = 10.0,
     latency_ms: Annotated[float, typer.Option(help="Key frame to answer.", min=0.0)] = 400.0,
@@ -127,12 +128,12 @@ def eval_tracking(
     baselines: Annotated[bool, typer.Option(help="Also without tracking.")] = True,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Follow standing queries through composed moving scenes: HOTA, IDF1, age of the evidence."""
     from agent.evaluation.moving_scenes import measure_tracking
 
-    pipeline = None if oracle else pipeline_of(model, device)
+    pipeline = None if oracle else load_pipeline(model, device)
     scores = asyncio.run(
         measure_tracking(
             artwork, pipeline, num=num, duration_s=duration_s, latency_s=latency_ms / 1e3,
@@ -143,8 +144,7 @@ def eval_tracking(
     _print_ways(scores, f"{num} sequences of {duration_s:g} s, {what}", as_json=as_json)
 
 
-@eval_app.command("video")
-def eval_video(
+def video(
     video: Annotated[Path, typer.Option(help="The video.")],
     annotations: Annotated[Path, typer.Option(help="COCO file with frame_index and track_id.")],
     key_every: Annotated[int, typer.Option(help="The model sees one of so many frames.", min=1)],
@@ -152,7 +152,7 @@ def eval_video(
     every_frame: Annotated[bool, typer.Option(help="Also the model on every frame.")] = True,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Follow through a labelled video between key frames, against the model on every frame."""
     from agent.evaluation.tracking import check_metrics
@@ -162,7 +162,7 @@ def eval_video(
     data = load_video(video, annotations)
     scores = asyncio.run(
         measure_video(
-            pipeline_of(model, device), data, key_every=key_every, latency_s=latency_ms / 1e3,
+            load_pipeline(model, device), data, key_every=key_every, latency_s=latency_ms / 1e3,
             every_frame=every_frame,
         )
     )  # fmt: skip
@@ -186,19 +186,20 @@ def _print_ways(scores: dict[str, TrackingScores], title: str, *, as_json: bool)
     Console().print(table)
 
 
-@eval_app.command("high-resolution")
-def eval_high_resolution(
-    artwork: Annotated[Path, typer.Option(help="Rendered artwork.")] = Path(".artwork"),
+def high_resolution(
+    artwork: ArtworkOption = DEFAULT_ARTWORK,
     num: Annotated[int, typer.Option(help="Questions.", min=1)] = 500,
     sums: Annotated[
         Path | None, typer.Option(help="Kept here; a run that was interrupted goes on from them.")
     ] = None,
     full: Annotated[bool, typer.Option(help="Also the full-resolution pass (slow).")] = True,
-    policy: Annotated[ZoomPolicy, typer.Option(help="Of the zoom column.")] = ZoomPolicy.AUTO,
+    policy: Annotated[
+        ZoomPolicy, typer.Option(help="Of the zoom column.", case_sensitive=False)
+    ] = ZoomPolicy.AUTO,
     tokens: Annotated[int | None, typer.Option(help="Vision tokens of second looks.")] = None,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Composed 2048x1536 questions: reduced frame, zoom and full resolution side by side."""
     import tempfile
@@ -211,12 +212,12 @@ def eval_high_resolution(
 
     async def run(folder: Path) -> dict[str, scenes.WayScores]:
         kept = folder / "sums.json" if sums is None else sums
-        pipeline = pipeline_of(model, device)
+        pipeline = load_pipeline(model, device)
         zoom = Zoom(policy, vision_tokens=tokens)
         ways = {"coarse": scenes.coarse(pipeline), "zoom": scenes.zoomed(pipeline, zoom)}
         if full:
             raised = scenes.with_image_limit(model, max(SIZE), folder)
-            ways["full resolution"] = scenes.Whole(pipeline_of(str(raised), device))
+            ways["full resolution"] = scenes.Whole(load_pipeline(str(raised), device))
         questions, scores = scenes.SceneQuestions(artwork), scenes.read_sums(kept, ways)
         async for done in scenes.compare_ways(questions, ways, scores, num=num):
             scenes.write_sums(kept, scores)

@@ -8,21 +8,15 @@ from typing import Annotated
 import typer
 
 from agent.model_directory import DEFAULT_MODEL
-
-train_app = typer.Typer(
-    help="Train the embedded model, and others by reinforcement; docs/training.md.",
-    no_args_is_help=True,
-)
+from deployments.cli.options import DEFAULT_ARTWORK, ArtworkOption
 
 WordNet = Annotated[Path | None, typer.Option(help="data.noun of WordNet 3.0.")]
-Artwork = Annotated[Path, typer.Option(help="Cache of rendered artwork.")]
 Workers = Annotated[
     int, typer.Option(help="Processes that train together, through Ray Train.", min=1)
 ]
 Threads = Annotated[int, typer.Option(help="Threads of each training process.", min=1)]
 
 
-@train_app.command()
 def vocabulary(
     wordnet: Annotated[Path, typer.Option(help="data.noun of WordNet 3.0.")],
     synsets: Annotated[Path, typer.Option(help="ImageNet's synsets, a line each.")],
@@ -34,7 +28,6 @@ def vocabulary(
     words.write(wordnet, synsets, *([output] if output else []))
 
 
-@train_app.command("own-answers")
 def own_answers(
     output: Annotated[Path, typer.Option(help="A folder for one text file an answer.")],
     count: Annotated[int, typer.Option(min=1)] = 240,
@@ -46,23 +39,23 @@ def own_answers(
     write(output, count=count, seed=seed)
 
 
-@train_app.command()
 def evidence(
     images: Annotated[Path, typer.Option(help="A folder of pictures; no labels are needed.")],
     output: Annotated[Path, typer.Option(help="The .npz to write.")],
-    weights: Annotated[Path, typer.Option(help="A folder with the vision parts' weights.")] = Path(
-        "agent/weights/pocket"
-    ),
+    weights: Annotated[
+        Path | None, typer.Option(help="A folder with the vision parts' weights.")
+    ] = None,
     views: Annotated[int, typer.Option(min=1, help="Of each picture: parts of it.")] = 6,
     seed: int = 0,
 ) -> None:
     """Collect what the vision parts believe of pictures, for `train pointing --evidence`."""
+    from agent.model_directory import find_model
     from agent.training.picture_evidence import collect
 
-    print(f"{collect(images, weights, output, views=views, seed=seed)} views")
+    folder = weights or find_model(DEFAULT_MODEL).path
+    print(f"{collect(images, folder, output, views=views, seed=seed)} views")
 
 
-@train_app.command()
 def pointing(
     head: Annotated[Path, typer.Option(help="The image classifier's weights.")],
     directory: Annotated[Path, typer.Option(help="State and log of the run.")] = Path(
@@ -103,7 +96,6 @@ def pointing(
         launch(work, "pointing", directory.resolve(), workers)
 
 
-@train_app.command()
 def export(
     output: Annotated[Path, typer.Option(help="The model's folder.")],
     directory: Annotated[Path | None, typer.Option(help="The run that learned to point.")] = None,
@@ -128,8 +120,7 @@ def export(
         export_language(directory, output)
 
 
-@train_app.command()
-def artwork(cache: Artwork = Path(".artwork")) -> None:
+def artwork(cache: ArtworkOption = DEFAULT_ARTWORK) -> None:
     """Render the drawings that composed scenes are made of, unless they are there; needs npm."""
     from agent.training.artwork import build_atlas, build_backgrounds
 
@@ -139,7 +130,6 @@ def artwork(cache: Artwork = Path(".artwork")) -> None:
         build_backgrounds(cache)
 
 
-@train_app.command()
 def reinforce(
     output: Annotated[Path, typer.Option(help="The reinforced model's folder.")],
     base: Annotated[str, typer.Option(help="What to start from: 'pocket' or a folder.")] = (
@@ -148,7 +138,7 @@ def reinforce(
     recipe: Annotated[
         Path | None, typer.Option(help="YAML with what differs from the usual numbers.")
     ] = None,
-    cache: Artwork = Path(".artwork"),
+    cache: ArtworkOption = DEFAULT_ARTWORK,
     directory: Annotated[Path, typer.Option(help="Sheets, checkpoint and log.")] = Path(
         ".training/reinforce"
     ),

@@ -1,4 +1,4 @@
-"""Commands that need no service: ground, model. Heavy imports happen inside the commands."""
+"""The command that answers questions about pictures in its own process: ground."""
 
 from __future__ import annotations
 
@@ -12,25 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from agent.devices import checked_device
 from agent.errors import InvalidQuery
-from agent.model_directory import DEFAULT_MODEL, find_model
+from agent.model_directory import DEFAULT_MODEL
 from agent.prompts import Task, TaskKind
 from agent.zoom_policy import Zoom, ZoomPolicy
+from deployments.cli.options import DeviceOption, DtypeOption, ModelOption, load_pipeline
 
 if TYPE_CHECKING:
     from agent.grounded_output import GroundedOutput
     from agent.pipeline import Pipeline
     from agent.revisions import Revision
     from agent.streaming.video_source import VideoSource
-
-ModelOption = Annotated[str, typer.Option(help="'pocket' or a checkpoint folder.")]
-DtypeOption = Annotated[
-    str, typer.Option(help="Type of the weights: auto, stored, float32, bfloat16, float16.")
-]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...", callback=checked_device)]
-
-model_app = typer.Typer(help="Look at model directories.", no_args_is_help=True)
 
 
 def ground(
@@ -40,7 +32,7 @@ def ground(
     ] = None,
     task: Annotated[
         TaskKind,
-        typer.Option(help="What to ask; models may know some of these only."),
+        typer.Option(help="What to ask; models may know some of these only.", case_sensitive=False),
     ] = TaskKind.DETECT,
     region: Annotated[
         list[int] | None, typer.Option(help="Boxes a region task is about, by number.", min=0)
@@ -57,7 +49,10 @@ def ground(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per frame.")] = False,
     limit: Annotated[int | None, typer.Option(help="Stop after this many frames.", min=1)] = None,
     zoom: Annotated[
-        ZoomPolicy, typer.Option(help="Look again at parts of large frames (docs/zoom.md).")
+        ZoomPolicy,
+        typer.Option(
+            help="Look again at parts of large frames (docs/zoom.md).", case_sensitive=False
+        ),
     ] = ZoomPolicy.OFF,
     zoom_tokens: Annotated[
         int | None, typer.Option(help="Vision tokens of all second looks.", min=1)
@@ -76,7 +71,7 @@ def ground(
     check_output(where, source, is_one_picture=is_one_picture)
     frames = open_source(source)
     size = check_pictures(frames, limit=limit)
-    pipeline = pipeline_of(model, device, dtype, proposals)
+    pipeline = load_pipeline(model, device, dtype, proposals)
     budget_s = None if zoom_budget_ms is None else zoom_budget_ms / 1e3
     with GroundedOutput(where, fps=frames.fps, size=size) as written:
         asyncio.run(_ground_all(pipeline, frames, tasks, written,
@@ -107,7 +102,9 @@ def tasks_of(kind: TaskKind, queries: list[str], regions: list[int]) -> list[Tas
         return [ask[kind](query) for query in queries]
     if kind.needs_region:
         if not regions:
-            raise InvalidQuery(f"--task {kind.value} is about a box: say which with --region N")
+            raise InvalidQuery(
+                f"--task {kind.value.lower()} is about a box: say which with --region N"
+            )
         return [Task(kind, region=index) for index in regions]
     return [Task.describe_image()]
 
@@ -144,10 +141,10 @@ def _json_line(index: int, pts_s: float, revision: Revision) -> dict[str, object
         "time_s": round(pts_s, 4),
         "answers": [
             {
-                "task": answer.task.kind.value,
+                "task": answer.task.kind.value.lower(),
                 "query": answer.task.query,
                 "region": answer.task.region,
-                "status": answer.status.value,
+                "status": answer.status.value.lower(),
                 "text": answer.text,
                 "reply": answer.reply,
                 "count": answer.count,
@@ -181,48 +178,12 @@ def _print_table(index: int, revision: Revision) -> None:
         table.add_column(column)
     for answer in grounding.answers:
         found = answer.detections
-        asked = escape(answer.task.query or answer.task.kind.value)
+        asked = escape(answer.task.query or answer.task.kind.value.lower())
         if not answer.task.kind.searches:
             table.add_row(asked, escape(answer.reply), "", "")
         elif not len(found):
-            table.add_row(asked, f"[dim]{answer.status.value}[/dim]", "", "")
+            table.add_row(asked, f"[dim]{answer.status.value.lower()}[/dim]", "", "")
         for label, box, score in zip(found.label, found.xyxy, found.confidence, strict=True):
             corners = " ".join(f"{value:.0f}" for value in box)
             table.add_row(asked, escape(label), corners, f"{score:.2f}")
     Console().print(table)
-
-
-def pipeline_of(
-    model: str, device: str, dtype: str = "auto", proposals: str | None = None
-) -> Pipeline:
-    """A ready pipeline in this process; says that it is being loaded, which takes its time."""
-    typer.echo(f"loading {model} on {device} ...", err=True)
-    from agent.stages import local_pipeline
-
-    return local_pipeline(model, device=device, dtype=dtype, proposal_network=proposals)
-
-
-@model_app.command("check")
-def model_check(
-    directory: Annotated[str, typer.Argument(help="'pocket' or a checkpoint folder.")],
-) -> None:
-    """Say what a model directory holds, how it will compute, and everything that does not fit."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from agent.inspection import inspect_model
-
-    report = inspect_model(find_model(directory).path)
-    console = Console()
-    for title, rows in (("found", report.found), ("switches", report.switches)):
-        table = Table(title, "", title=str(report.directory))
-        for name, value in rows.items():
-            table.add_row(name, value)
-        console.print(table)
-    for warning in report.warnings:
-        console.print(f"[yellow]warning[/yellow] {escape(warning)}")
-    for problem in report.problems:
-        console.print(f"[red]problem[/red] {escape(problem)}")
-    if report.problems:
-        raise typer.Exit(1)
-    console.print("can be loaded")

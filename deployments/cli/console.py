@@ -1,4 +1,4 @@
-"""The `console` command; `deployments/cli.py` registers it."""
+"""The command that shows the console: a page for browsers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from client.types import DEFAULT_TARGET
+
 
 def console(
     target: Annotated[
         str, typer.Option(help="The service, host:port; start one with `groundstream serve`.")
-    ] = "127.0.0.1:50051",
+    ] = DEFAULT_TARGET,
     host: Annotated[str, typer.Option(help="Address to show the page on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Its port.", min=1, max=65535)] = 8080,
     source: Annotated[

@@ -13,27 +13,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent.cli import DeviceOption, ModelOption, pipeline_of
 from agent.evaluation.report import plain, print_columns, print_figures
-from agent.evaluation_cli import eval_app as eval_app
 from agent.model_directory import DEFAULT_MODEL, find_model
+from deployments.cli.options import (
+    DEFAULT_ARTWORK,
+    DEFAULT_CACHE,
+    ArtworkOption,
+    CacheOption,
+    DeviceOption,
+    ImagesOption,
+    JsonOption,
+    LimitOption,
+    MarkdownOption,
+    ModelOption,
+    NumOption,
+    load_pipeline,
+)
 
 if TYPE_CHECKING:
     from agent.evaluation.tally import Estimate
 
-ImagesOption = Annotated[Path, typer.Option(help="Folder of the pictures.")]
-LimitOption = Annotated[int | None, typer.Option(help="Only the first pictures.", min=1)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")]
-MarkdownOption = Annotated[bool, typer.Option("--markdown", help="The table as Markdown.")]
-ArtworkOption = Annotated[Path, typer.Option(help="Rendered artwork.")]
-CacheOption = Annotated[Path, typer.Option(help="Where composed sets and results are kept.")]
-NumOption = Annotated[int, typer.Option(help="Pictures of each set.", min=1)]
 
-_ARTWORK, _CACHE = Path(".artwork"), Path(".evaluation")
-
-
-@eval_app.command("odinw")
-def eval_odinw(
+def odinw(
     folder: Annotated[Path, typer.Argument(help="ODinW13 as downloaded and unpacked.")],
     limit: LimitOption = None,
     model: ModelOption = DEFAULT_MODEL,
@@ -44,12 +45,11 @@ def eval_odinw(
     from agent.evaluation.odinw import evaluate_odinw, load_odinw, mean_scores
 
     sets = load_odinw(folder, limit=limit)
-    scores = asyncio.run(evaluate_odinw(pipeline_of(model, device), sets))
+    scores = asyncio.run(evaluate_odinw(load_pipeline(model, device), sets))
     print_figures(f"ODinW13, {folder}", mean_scores(scores), as_json=as_json)
 
 
-@eval_app.command("ovdeval")
-def eval_ovdeval(
+def ovdeval(
     folder: Annotated[Path, typer.Argument(help="Holds annotations/ and images/.")],
     limit: LimitOption = None,
     model: ModelOption = DEFAULT_MODEL,
@@ -59,7 +59,7 @@ def eval_ovdeval(
     """OVDEval: fine-grained labels with hard negatives, NMS-AP."""
     from agent.evaluation.ovdeval import evaluate_ovdeval, load_ovdeval, mean_scores
 
-    tasks, pipeline = load_ovdeval(folder, limit=limit), pipeline_of(model, device)
+    tasks, pipeline = load_ovdeval(folder, limit=limit), load_pipeline(model, device)
 
     async def measure() -> dict[str, float]:
         found = {name: await evaluate_ovdeval(pipeline, data, title=name)
@@ -69,8 +69,7 @@ def eval_ovdeval(
     print_figures(f"OVDEval, {folder}", asyncio.run(measure()), as_json=as_json)
 
 
-@eval_app.command("refcoco")
-def eval_refcoco(
+def refcoco(
     refs: Annotated[Path, typer.Option(help="refs(unc).p, refs(umd).p or the same as JSON.")],
     instances: Annotated[Path, typer.Option(help="instances.json.")],
     images: ImagesOption,
@@ -84,12 +83,11 @@ def eval_refcoco(
     from agent.evaluation.refcoco import evaluate_refcoco, load_refcoco
 
     data = load_refcoco(refs, instances, images, split=split, limit=limit)
-    tally = asyncio.run(evaluate_refcoco(pipeline_of(model, device), data))
+    tally = asyncio.run(evaluate_refcoco(load_pipeline(model, device), data))
     print_figures(f"{refs} {split}", tally.estimates(), as_json=as_json)
 
 
-@eval_app.command("countbench")
-def eval_countbench(
+def countbench(
     table: Annotated[Path, typer.Argument(help="Parquet, or CountBench.json.")],
     questions: Annotated[
         Path | None, typer.Option(help="countbench_paired_questions.json of CountBenchQA.")
@@ -105,12 +103,11 @@ def eval_countbench(
     from agent.evaluation.counting import evaluate_counting
 
     data = load_countbench(table, questions=questions, images=images, limit=limit)
-    tally = asyncio.run(evaluate_counting(pipeline_of(model, device), data))
+    tally = asyncio.run(evaluate_counting(load_pipeline(model, device), data))
     print_figures(f"CountBench, {table}", tally.estimates(), as_json=as_json)
 
 
-@eval_app.command("pixmo-count")
-def eval_pixmo_count(
+def pixmo_count(
     table: Annotated[Path, typer.Argument(help="Parquet of allenai/pixmo-count.")],
     images: Annotated[Path | None, typer.Option(help="Pictures, by SHA-256 or name.")] = None,
     limit: LimitOption = None,
@@ -123,13 +120,11 @@ def eval_pixmo_count(
     from agent.evaluation.pixmo_count import load_pixmo_count
 
     data = load_pixmo_count(table, images=images, limit=limit)
-    tally = asyncio.run(evaluate_counting(pipeline_of(model, device), data))
+    tally = asyncio.run(evaluate_counting(load_pipeline(model, device), data))
     print_figures(f"PixMo-Count, {table}", tally.estimates(), as_json=as_json)
 
 
-@eval_app.command("lvis")
-@eval_app.command("paco")
-def eval_named_regions(
+def named_regions(
     annotations: Annotated[Path, typer.Option(help="Osprey's sample, or the set's own file.")],
     images: ImagesOption,
     encoder: Annotated[
@@ -147,12 +142,11 @@ def eval_named_regions(
 
     data = load_named_regions(annotations, images, limit=limit)
     vectors = None if encoder is None else sentence_encoder(encoder)
-    tally = asyncio.run(evaluate_named_regions(pipeline_of(model, device), data, encoder=vectors))
+    tally = asyncio.run(evaluate_named_regions(load_pipeline(model, device), data, encoder=vectors))
     print_figures(str(annotations), tally.estimates(), as_json=as_json)
 
 
-@eval_app.command("cocotext")
-def eval_cocotext(
+def cocotext(
     annotations: Annotated[Path, typer.Option(help="cocotext.v2.json.")],
     images: ImagesOption,
     split: Annotated[str, typer.Option(help="val or train.")] = "val",
@@ -165,12 +159,11 @@ def eval_cocotext(
     from agent.evaluation.cocotext import evaluate_cocotext, load_cocotext
 
     data = load_cocotext(annotations, images, split=split, limit=limit)
-    tally = asyncio.run(evaluate_cocotext(pipeline_of(model, device), data))
+    tally = asyncio.run(evaluate_cocotext(load_pipeline(model, device), data))
     print_figures(f"COCO-Text {split}, {annotations}", tally.estimates(), as_json=as_json)
 
 
-@eval_app.command("ferret-bench")
-def eval_ferret_bench(
+def ferret_bench(
     folder: Annotated[Path, typer.Argument(help="Holds question.jsonl and, beside it, answers.")],
     images: ImagesOption,
     answers: Annotated[Path, typer.Option(help="Written for the judge.")] = Path("answers.jsonl"),
@@ -185,14 +178,12 @@ def eval_ferret_bench(
 
     data = load_ferret_bench(folder, images, limit=limit)
     tally = asyncio.run(
-        evaluate_ferret_bench(pipeline_of(model, device), data, answers=answers, think=think)
+        evaluate_ferret_bench(load_pipeline(model, device), data, answers=answers, think=think)
     )
     print_figures(f"{folder}, answers in {answers}", tally.estimates(), as_json=as_json)
 
 
-@eval_app.command("mmbench")
-@eval_app.command("mmstar")
-def eval_multiple_choice(
+def multiple_choice(
     table: Annotated[Path, typer.Argument(help="MMBench or MMStar, tab-separated.")],
     images: Annotated[Path | None, typer.Option(help="Pictures by index, if not inside.")] = None,
     circular: Annotated[
@@ -208,13 +199,12 @@ def eval_multiple_choice(
 
     data = load_multiple_choice(table, images=images, limit=limit)
     tally = asyncio.run(
-        evaluate_multiple_choice(pipeline_of(model, device), data, circular=circular)
+        evaluate_multiple_choice(load_pipeline(model, device), data, circular=circular)
     )
     print_figures(str(table), tally.estimates(), as_json=as_json)
 
 
-@eval_app.command("pope")
-def eval_pope(
+def pope(
     questions: Annotated[Path, typer.Option(help="coco_pope_random.json and the like.")],
     images: ImagesOption,
     limit: LimitOption = None,
@@ -226,16 +216,15 @@ def eval_pope(
     from agent.evaluation.pope import evaluate_pope, load_pope
 
     data = load_pope(questions, images, limit=limit)
-    tally = asyncio.run(evaluate_pope(pipeline_of(model, device), data))
+    tally = asyncio.run(evaluate_pope(load_pipeline(model, device), data))
     print_figures(f"POPE, {questions}", tally.estimates(), as_json=as_json)
 
 
-@eval_app.command("compose")
 def compose(
     out: Annotated[Path, typer.Option(help="A folder with COCO files gets the other formats.")],
     num: NumOption = 40,
     name: Annotated[str, typer.Option(help="drawn, twemoji or other.")] = "drawn",
-    artwork: ArtworkOption = _ARTWORK,
+    artwork: ArtworkOption = DEFAULT_ARTWORK,
 ) -> None:
     """Compose an evaluation set and write it in every benchmark's format."""
     from agent.evaluation.composed_sets import evaluation_sets
@@ -250,11 +239,10 @@ def compose(
         typer.echo(f"{benchmark}: {folder}")
 
 
-@eval_app.command("suite")
-def eval_suite(
+def suite(
     num: NumOption = 500,
-    artwork: ArtworkOption = _ARTWORK,
-    cache: CacheOption = _CACHE,
+    artwork: ArtworkOption = DEFAULT_ARTWORK,
+    cache: CacheOption = DEFAULT_CACHE,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
@@ -268,7 +256,7 @@ def eval_suite(
     digest = find_model(model).digest[:12]
     sets = [(one, one.load(cache, artwork, num)) for one in evaluation_sets()]
     proposer = Proposer.from_pretrained(model, device=device, score_threshold=0.0)
-    suite = Suite(pipeline_of(model, device), lambda frame: proposer.propose([frame])[0])
+    suite = Suite(load_pipeline(model, device), lambda frame: proposer.propose([frame])[0])
     columns: dict[str, dict[str, Estimate]] = {}
     for one, data in sets:
         results = one.folder(cache, num) / f"suite{SUITE_VERSION}-{digest}.jsonl"
@@ -282,14 +270,13 @@ def eval_suite(
     )
 
 
-@eval_app.command("proposals")
-def eval_proposals(
+def proposals(
     num: NumOption = 100,
     network: Annotated[
         list[str] | None, typer.Option(help="Another proposal network; may be repeated.")
     ] = None,
-    artwork: ArtworkOption = _ARTWORK,
-    cache: CacheOption = _CACHE,
+    artwork: ArtworkOption = DEFAULT_ARTWORK,
+    cache: CacheOption = DEFAULT_CACHE,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
@@ -300,9 +287,9 @@ def eval_proposals(
     from agent.evaluation.proposal_study import Source, box_sources, measure_source
 
     data = evaluation_sets()[0].load(cache, artwork, num)
-    sources = box_sources(pipeline_of(model, device))
+    sources = box_sources(load_pipeline(model, device))
     for name in network or []:
-        other = pipeline_of(model, device, proposals=name)
+        other = load_pipeline(model, device, proposals=name)
         sources[name] = Source(other)
 
     async def measure() -> dict[str, dict[str, Estimate]]:
@@ -318,11 +305,10 @@ def eval_proposals(
     print_columns(f"{num} scenes, {model}", rows, as_json=as_json, markdown=markdown)
 
 
-@eval_app.command("clutter")
-def eval_clutter(
+def clutter(
     num: NumOption = 20,
-    artwork: ArtworkOption = _ARTWORK,
-    cache: CacheOption = _CACHE,
+    artwork: ArtworkOption = DEFAULT_ARTWORK,
+    cache: CacheOption = DEFAULT_CACHE,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
@@ -339,7 +325,7 @@ def eval_clutter(
 
     settings = evaluation_sets()[0].settings
     sets = {number: crowded_set(number, settings).load(cache, artwork, num) for number in NUMBERS}
-    pipeline, proposer = pipeline_of(model, device), unlimited_proposer(model, device=device)
+    pipeline, proposer = load_pipeline(model, device), unlimited_proposer(model, device=device)
     found = {}
     for number, data in sets.items():
         found[number] = asyncio.run(measure_clutter(pipeline, proposer, data))

@@ -27,8 +27,8 @@ T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
 
-class _Breaker:
-    """For how long a kind of call is not made."""
+class _CircuitBreaker:
+    """Closed, it lets calls pass; a failed call opens it for a while that doubles."""
 
     def __init__(self, settings: CacheSettings) -> None:
         self._first_s = settings.retry_after_s
@@ -37,11 +37,11 @@ class _Breaker:
         self._until_s = 0.0
 
     def is_closed(self, now_s: float) -> bool:
-        """Whether to leave the server alone."""
-        return now_s < self._until_s
+        """Whether calls pass."""
+        return now_s >= self._until_s
 
     def failed(self, now_s: float) -> float:
-        """Close it; returns for how long."""
+        """Open it; returns for how many seconds."""
         pause_s, self._until_s = self._pause_s, now_s + self._pause_s
         self._pause_s = min(2 * self._pause_s, self._most_s)
         return pause_s
@@ -51,7 +51,7 @@ class _Breaker:
         self._pause_s = self._first_s
 
 
-class RedisDoor:
+class RedisConnection:
     """Bounded reads and writes; counts what went wrong."""
 
     def __init__(
@@ -69,7 +69,7 @@ class RedisDoor:
             clock: seconds.
         """
         if settings.url is None:
-            raise ValueError("a Redis door needs a URL")
+            raise ValueError("a Redis connection needs a URL")
         self.num_errors = 0
         """Calls that failed or timed out."""
         self.num_skipped = 0
@@ -84,7 +84,7 @@ class RedisDoor:
             # The client's own retries would hide an outage behind seconds of waiting.
             retry=Retry(NoBackoff(), 0),
         )
-        self._all, self._writes = _Breaker(settings), _Breaker(settings)
+        self._all, self._writes = _CircuitBreaker(settings), _CircuitBreaker(settings)
 
     async def get(self, key: str) -> bytes | None:
         """The value; None when there is none or nobody answers."""
@@ -121,10 +121,9 @@ class RedisDoor:
     def may_call(self, *, writes: bool = False) -> bool:
         """Whether the server is worth a call; counts the calls it saved."""
         now_s = self._clock()
-        if self._all.is_closed(now_s) or (writes and self._writes.is_closed(now_s)):
-            self.num_skipped += 1
-            return False
-        return True
+        is_closed = self._all.is_closed(now_s) and (not writes or self._writes.is_closed(now_s))
+        self.num_skipped += not is_closed
+        return is_closed
 
     async def close(self) -> None:
         """Let go of the connection."""
@@ -162,10 +161,10 @@ class RedisDoor:
             raise TimeoutError
         return task.result()
 
-    def _failed(self, error: Exception, breaker: _Breaker) -> None:
+    def _failed(self, error: Exception, breaker: _CircuitBreaker) -> None:
         self.num_errors += 1
         now_s = self._clock()
-        if breaker.is_closed(now_s):
+        if not breaker.is_closed(now_s):
             return  # One of several calls under way when the server went; the pause is set.
         _logger.warning(
             "%s %s (%s); answers go on without it, next try in %.1f s",

@@ -1,4 +1,4 @@
-"""The command line's part that talks to a service; `deployments/cli.py` registers it."""
+"""Commands that talk to a running service: watch, health."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from client.types import DEFAULT_TARGET
+
 
 def watch(
     source: Annotated[
@@ -17,7 +19,7 @@ def watch(
     queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="What to look for.")],
     target: Annotated[
         str, typer.Option(help="The service, host:port; start one with `groundstream serve`.")
-    ] = "127.0.0.1:50051",
+    ] = DEFAULT_TARGET,
     output: Annotated[
         Path | None, typer.Option(help="Write the annotated video here (.mp4).")
     ] = None,
@@ -81,7 +83,7 @@ def watch(
 
 
 def health(
-    target: Annotated[str, typer.Argument(help="The service, host:port.")] = "127.0.0.1:50051",
+    target: Annotated[str, typer.Argument(help="The service, host:port.")] = DEFAULT_TARGET,
     name: Annotated[str, typer.Option(help="'' (ready), 'live', or the name of a model.")] = "",
     timeout_s: Annotated[float, typer.Option(help="Wait so long for an answer.", min=0.1)] = 5.0,
     tls_ca: Annotated[

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 
-from agent.redis_door import RedisDoor
+from agent.redis_connection import RedisConnection
 from agent.settings import CacheSettings
 from client.service_process import free_port
 from tests.fake_redis import Illness, ill_redis
@@ -15,7 +15,7 @@ _ROUNDS = 40
 _TIMEOUT_S = 0.02
 
 
-def door_at(port: int) -> RedisDoor:
+def connection_at(port: int) -> RedisConnection:
     """One that tries again at once."""
     settings = CacheSettings(
         url=f"redis://127.0.0.1:{port}",
@@ -23,16 +23,16 @@ def door_at(port: int) -> RedisDoor:
         retry_after_s=0.0,
         max_retry_after_s=0.0,
     )
-    return RedisDoor(settings, purpose="test")
+    return RedisConnection(settings, purpose="test")
 
 
 async def test_a_call_that_is_cancelled_ends_whatever_its_connection_does() -> None:
     port, dice = free_port(), random.Random(3)
-    door = door_at(port)
+    connection = connection_at(port)
 
     async def save_for_ever() -> None:
         while True:
-            await door.set("key", bytes(2000), ttl_s=10.0)
+            await connection.set("key", bytes(2000), ttl_s=10.0)
             await asyncio.sleep(0)
 
     async with ill_redis(port, Illness.HANGS_UP):
@@ -43,15 +43,15 @@ async def test_a_call_that_is_cancelled_ends_whatever_its_connection_does() -> N
                 saver.cancel()
             _, going_on = await asyncio.wait(savers, timeout=5.0)
             assert not going_on
-    await door.close()
+    await connection.close()
 
 
 async def test_a_call_without_an_answer_is_over_in_time() -> None:
     port = free_port()
-    door = door_at(port)
+    connection = connection_at(port)
     async with ill_redis(port, Illness.SILENT):
         started_s = time.monotonic()
-        assert await door.get("key") is None
+        assert await connection.get("key") is None
         assert time.monotonic() - started_s < 1.0
-    assert door.num_errors == 1
-    await door.close()
+    assert connection.num_errors == 1
+    await connection.close()

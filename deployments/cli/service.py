@@ -1,21 +1,20 @@
-"""The `groundstream` command. Each command imports what it needs when it runs, so help is quick."""
+"""Commands that run a service on this machine, or prepare one: serve, doctor, key, demo."""
 
 from __future__ import annotations
 
-import logging
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from agent.devices import checked_device
-from agent.errors import AgentError
 
 if TYPE_CHECKING:
     from agent.server_settings import TlsSettings
 
-DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "serve_config.yaml"
+DEFAULT_CONFIG = Path(str(files("deployments"))) / "serve_config.yaml"
+"""The shipped settings, which are part of the package."""
 
 
 def serve(
@@ -122,101 +121,12 @@ def doctor(
     raise typer.Exit(0 if all(finding.is_well for finding in findings) else 1)
 
 
-def demo() -> None:
+def demo(
+    output: Annotated[
+        Path, typer.Option(help="Folder for the annotated video and picture.")
+    ] = Path(),
+) -> None:
     """Start the service, stream the shipped videos through it, and show what it answered."""
     from client.demo import run_demo
 
-    raise typer.Exit(run_demo())
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        import importlib.metadata
-
-        typer.echo(f"groundstream {importlib.metadata.version('groundstream')}")
-        raise typer.Exit
-
-
-def _options(
-    _version: Annotated[
-        bool,
-        typer.Option("--version", help="Show it.", callback=_show_version, is_eager=True),
-    ] = False,
-) -> None:
-    """Of no command."""
-
-
-def build_app() -> typer.Typer:
-    """All commands of the package under one name."""
-    from agent.benchmark_cli import eval_app
-    from agent.cli import ground, model_app
-    from client.cli import health, watch
-    from deployments.console.command import console
-    from deployments.training_cli import train_app
-
-    app = typer.Typer(
-        help="Find named things in pictures and video streams.",
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-    )
-    app.callback()(_options)
-    app.command()(ground)
-    app.command()(watch)
-    app.command()(serve)
-    app.command()(console)
-    app.command()(health)
-    app.command()(doctor)
-    app.command()(key)
-    app.command()(demo)
-    app.add_typer(eval_app, name="eval")
-    app.add_typer(model_app, name="model")
-    app.add_typer(train_app, name="train")
-    _hide_type_of_flags(app)
-    return app
-
-
-class _Command(TyperCommand):
-    """Its help shows no type beside flags, which take no value."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """See the base class."""
-        return _without_type_of_flags(super().get_params(ctx))
-
-
-class _Group(TyperGroup):
-    """As `_Command`."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """See the base class."""
-        return _without_type_of_flags(super().get_params(ctx))
-
-
-def _without_type_of_flags(params: list[Any]) -> list[Any]:
-    for param in params:
-        if getattr(param, "is_flag", False) and param.metavar is None:
-            param.metavar = ""
-    return params
-
-
-def _hide_type_of_flags(app: typer.Typer) -> None:
-    app.info.cls = _Group
-    for command in app.registered_commands:
-        command.cls = _Command
-    for group in app.registered_groups:
-        group.cls = _Group
-        if group.typer_instance is not None:
-            _hide_type_of_flags(group.typer_instance)
-
-
-def main() -> None:
-    """Run the command line; an error the caller can mend is one line and exit status 2."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        build_app()()
-    except AgentError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
-
-
-if __name__ == "__main__":
-    main()
+    raise typer.Exit(run_demo(output=output))

@@ -1,0 +1,152 @@
+"""The `groundstream` command: every subcommand is registered here and nowhere else.
+
+The modules beside this one hold plain functions; each imports what it needs when it runs, so that
+help is quick.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from agent.errors import AgentError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+def build_app() -> typer.Typer:
+    """All commands under one name."""
+    from deployments.cli import (
+        benchmarks,
+        client,
+        console,
+        evaluation,
+        ground,
+        model,
+        service,
+        train,
+    )
+
+    app = _group(
+        "Find named things in pictures and video streams.",
+        {
+            "ground": ground.ground,
+            "watch": client.watch,
+            "serve": service.serve,
+            "console": console.console,
+            "health": client.health,
+            "doctor": service.doctor,
+            "key": service.key,
+            "demo": service.demo,
+        },
+    )
+    app.callback()(_options)
+    groups = {
+        "eval": _group(
+            "Measure the model on benchmarks.",
+            {
+                "detection": evaluation.detection,
+                "words": evaluation.words,
+                "forgetting": evaluation.forgetting,
+                "tracking": evaluation.tracking,
+                "video": evaluation.video,
+                "high-resolution": evaluation.high_resolution,
+                "odinw": benchmarks.odinw,
+                "ovdeval": benchmarks.ovdeval,
+                "refcoco": benchmarks.refcoco,
+                "countbench": benchmarks.countbench,
+                "pixmo-count": benchmarks.pixmo_count,
+                "lvis": benchmarks.named_regions,
+                "paco": benchmarks.named_regions,
+                "cocotext": benchmarks.cocotext,
+                "ferret-bench": benchmarks.ferret_bench,
+                "mmbench": benchmarks.multiple_choice,
+                "mmstar": benchmarks.multiple_choice,
+                "pope": benchmarks.pope,
+                "compose": benchmarks.compose,
+                "suite": benchmarks.suite,
+                "proposals": benchmarks.proposals,
+                "clutter": benchmarks.clutter,
+            },
+        ),
+        "model": _group("Look at model directories.", {"check": model.check}),
+        "train": _group(
+            "Train the embedded model, and others by reinforcement; docs/training.md.",
+            {
+                "vocabulary": train.vocabulary,
+                "own-answers": train.own_answers,
+                "evidence": train.evidence,
+                "pointing": train.pointing,
+                "export": train.export,
+                "artwork": train.artwork,
+                "reinforce": train.reinforce,
+            },
+        ),
+    }
+    for name, group in groups.items():
+        app.add_typer(group, name=name)
+    return app
+
+
+def main() -> None:
+    """Run the command line; an error the caller can mend is one line and exit status 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        build_app()()
+    except AgentError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+def _group(title: str, commands: Mapping[str, Callable[..., None]]) -> typer.Typer:
+    """A group of commands, or the whole; without a command it shows its help."""
+    group = typer.Typer(
+        help=title, no_args_is_help=True, pretty_exceptions_enable=False, cls=_Group
+    )
+    for name, command in commands.items():
+        group.command(name, cls=_Command)(command)
+    return group
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import importlib.metadata
+
+        typer.echo(f"groundstream {importlib.metadata.version('groundstream')}")
+        raise typer.Exit
+
+
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Show it.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Options that belong to no command."""
+
+
+class _Command(TyperCommand):
+    """A command whose help shows no type beside flags, which take no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """See the base class."""
+        return _without_type_of_flags(super().get_params(ctx))
+
+
+class _Group(TyperGroup):
+    """As `_Command`."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """See the base class."""
+        return _without_type_of_flags(super().get_params(ctx))
+
+
+def _without_type_of_flags(params: list[Any]) -> list[Any]:
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
+    return params
