@@ -7,6 +7,7 @@ import grpc.aio
 
 from agent.errors import (
     AgentError,
+    FrameTooCostly,
     FrameTooLarge,
     InvalidBoxes,
     InvalidFrame,
@@ -16,6 +17,7 @@ from agent.errors import (
     Overloaded,
     QuotaExceeded,
     StageUnavailable,
+    StreamIdle,
 )
 
 _ERROR_CODE_KEY = "groundstream-error"
@@ -24,12 +26,14 @@ _ERRORS: dict[str, type[AgentError]] = {
     "INVALID_ARGUMENT": InvalidRequest,
     "INVALID_FRAME": InvalidFrame,
     "FRAME_TOO_LARGE": FrameTooLarge,
+    "FRAME_TOO_COSTLY": FrameTooCostly,
     "INVALID_QUERY": InvalidQuery,
     "INVALID_BOXES": InvalidBoxes,
     "UNAUTHENTICATED": NotAuthenticated,
     "OVERLOADED": Overloaded,
     "QUOTA_EXCEEDED": QuotaExceeded,
     "STAGE_UNAVAILABLE": StageUnavailable,
+    "STREAM_IDLE": StreamIdle,
 }
 _MAY_PASS = {
     grpc.StatusCode.UNAVAILABLE,

@@ -17,6 +17,7 @@ import ray.serve.exceptions
 
 from agent.errors import (
     AgentError,
+    FrameTooCostly,
     FrameTooLarge,
     InvalidBoxes,
     InvalidFrame,
@@ -26,6 +27,7 @@ from agent.errors import (
     Overloaded,
     QuotaExceeded,
     StageUnavailable,
+    StreamIdle,
 )
 from deployments.request_context import request_id
 
@@ -64,6 +66,7 @@ class Failure:
 # Most derived class first: the first match wins.
 TABLE: tuple[tuple[type[AgentError], str, grpc.StatusCode], ...] = (
     (FrameTooLarge, "FRAME_TOO_LARGE", grpc.StatusCode.INVALID_ARGUMENT),
+    (FrameTooCostly, "FRAME_TOO_COSTLY", grpc.StatusCode.INVALID_ARGUMENT),
     (InvalidFrame, "INVALID_FRAME", grpc.StatusCode.INVALID_ARGUMENT),
     (InvalidQuery, "INVALID_QUERY", grpc.StatusCode.INVALID_ARGUMENT),
     (InvalidBoxes, "INVALID_BOXES", grpc.StatusCode.INVALID_ARGUMENT),
@@ -71,6 +74,7 @@ TABLE: tuple[tuple[type[AgentError], str, grpc.StatusCode], ...] = (
     (QuotaExceeded, "QUOTA_EXCEEDED", grpc.StatusCode.RESOURCE_EXHAUSTED),
     (InvalidRequest, "INVALID_ARGUMENT", grpc.StatusCode.INVALID_ARGUMENT),
     (Overloaded, "OVERLOADED", grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (StreamIdle, "STREAM_IDLE", grpc.StatusCode.ABORTED),
     (StageUnavailable, "STAGE_UNAVAILABLE", grpc.StatusCode.UNAVAILABLE),
 )
 
@@ -103,7 +107,8 @@ def _shortened(message: str) -> str:
 
 async def end_with_status(context: Any, failure: Failure) -> NoReturn:
     """Ends a unary call with the failure's status and typed trailing metadata."""
-    metadata = [(ERROR_CODE_KEY, failure.code), (REQUEST_ID_KEY, failure.request_id)]
+    quoted = failure.request_id or request_id()
+    metadata = [(ERROR_CODE_KEY, failure.code), (REQUEST_ID_KEY, quoted)]
     if failure.retry_after_s is not None:
         metadata.append((RETRY_AFTER_KEY, str(round(1e3 * failure.retry_after_s))))
     context.set_trailing_metadata(tuple(metadata))
