@@ -10,6 +10,7 @@ many a machine can send.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Awaitable, Callable
@@ -118,11 +119,10 @@ async def attack(name: str, target: str, key: str) -> None:
     """Again and again; errors are what it is meant to get."""
     metadata = (("authorization", f"Bearer {key}"),)
     async with grpc.aio.insecure_channel(target) as channel:
+        print("ready", flush=True)
         while True:
-            try:
+            with contextlib.suppress(grpc.aio.AioRpcError):
                 await ATTACKS[name](channel, metadata)
-            except grpc.aio.AioRpcError as error:
-                print(name, error.code().name, flush=True)
             await asyncio.sleep(PAUSE_S)
 
 
