@@ -96,6 +96,9 @@ class SharingSettings:
     keyframes_at_once: int = 1
     """Key frames of all streams before the stages together; where there are several, one fewer
     while one-off questions are under way. More where the stages have devices of their own."""
+    prompts_at_once: int = 48
+    """Questions of all tenants before the language model together, by turns and at most three
+    quarters of them one tenant's; fewer than a language replica's `max_calls`."""
     least_keyframe_share: float = 0.4
     """Share of the time that key frames keep however busy the fast path is."""
     looks_at_once: int = 2

@@ -35,6 +35,7 @@ from agent.zoom import RegionZoom
 from deployments import messages, zoom_messages
 from deployments.access import Access, current_tenant, open_access
 from deployments.autoscaling import OPEN_STREAMS
+from deployments.fair_share import FairStages, Turns
 from deployments.frame_reading import receive_frame
 from deployments.freed_memory import FreedMemory, return_large_at_once
 from deployments.front_door import LIVE, SERVICE_NAME, drain_server, open_server
@@ -270,6 +271,7 @@ class Ingress:
         self._settings = settings
         self._channels = StageChannels.over(proposal, primary_encoder, auxiliary_encoder, language)
         self._metrics = ServiceMetrics(meters=self._meters())
+        self._turns = Turns(settings.stream.sharing.prompts_at_once)
         self._cache = open_cache(settings.cache)
         model = find_model(settings.model, proposal_network=settings.proposal_network)
         pipeline = Pipeline(
@@ -357,9 +359,9 @@ class Ingress:
             return StageMeters(auxiliary_encoder=None)
         return StageMeters()
 
-    def _stages(self, calls: StageCalls, meters: StageMeters) -> RemoteStages:
+    def _stages(self, calls: StageCalls, meters: StageMeters) -> FairStages:
         stream = self._settings.stream
-        return RemoteStages(
+        stages = RemoteStages(
             self._channels,
             model=self._settings.model_revision,
             calls=calls,
@@ -367,6 +369,7 @@ class Ingress:
             timeout_s=stream.stage_timeout_s,
             overlap=stream.overlap_stages,
         )
+        return FairStages(stages, self._turns)
 
     async def _serve_when_warm(self) -> None:
         """Report health only once a frame has gone all the way; its calls are not counted."""
