@@ -49,10 +49,10 @@ class ServerSettings:
     """Open calls and streams per front-end replica; more are refused with RESOURCE_EXHAUSTED."""
     max_fields_bytes: int = 262_144
     """Of one message without its picture."""
-    max_waiting_calls: int = 64
+    max_waiting_calls: int = 128
     """Calls whose first message has not come; for one more, the oldest of whoever has most ends."""
-    first_message_s: float = 10.0
-    """A call whose first message has not come by then ends."""
+    first_message_s: float = 30.0
+    """A call whose first message has not come by then, picture and all, ends."""
     max_health_calls: int = 64
     """Health checks at a time, and as many calls that watch it, beside all other calls."""
     max_connections: int = 1024
