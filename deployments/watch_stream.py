@@ -75,8 +75,9 @@ class WatchStream:
         background = [
             asyncio.create_task(work)
             for work in (
-                self._read_all(), self._report_books(), self._save_snapshots(),
-                self._announce_drain(),
+                # A stream that comes while the replica drains is told so before anything else.
+                self._announce_drain(), self._read_all(), self._report_books(),
+                self._save_snapshots(),
             )
         ]  # fmt: skip
         try:
