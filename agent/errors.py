@@ -2,7 +2,8 @@
 
 AgentError
 ├── InvalidFrame          the bytes are not an image this service can read
-│   └── FrameTooLarge     the header announces more pixels or bytes than the limits allow
+│   ├── FrameTooLarge     the header announces more pixels or bytes than the limits allow
+│   └── FrameTooCostly    reading or decoding it takes out of proportion long
 ├── InvalidRequest        a message that asks for nothing this service knows
 ├── InvalidQuery          the question is empty, too long or malformed
 ├── InvalidBoxes          boxes that are not finite, not ordered or outside the frame
@@ -12,6 +13,7 @@ AgentError
 ├── NotAuthenticated      no credentials, or such as this service does not accept
 ├── Overloaded            a bounded queue is full, or time is too short; try again later
 │   └── QuotaExceeded     the tenant's share of the service is used up for the moment
+├── StreamIdle            nothing came on a stream for too long
 └── StageUnavailable      a stage of the service did not answer in time
 
 Each class that a client of the service may meet has a `code`, which the wire, the console and the
@@ -40,6 +42,12 @@ class FrameTooLarge(InvalidFrame):
     """The image is larger, in bytes or in pixels, than the limits allow."""
 
     code = "FRAME_TOO_LARGE"
+
+
+class FrameTooCostly(InvalidFrame):
+    """The image is small and would take long: too many scans, segments or chunks, or too slow."""
+
+    code = "FRAME_TOO_COSTLY"
 
 
 class InvalidRequest(AgentError):
@@ -97,6 +105,12 @@ class QuotaExceeded(Overloaded):
     """The caller's tenant uses all that it may use; others are not affected."""
 
     code = "QUOTA_EXCEEDED"
+
+
+class StreamIdle(AgentError):
+    """The client has sent nothing for longer than the service waits; the session is kept."""
+
+    code = "STREAM_IDLE"
 
 
 class StageUnavailable(AgentError):

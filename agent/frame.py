@@ -10,19 +10,27 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
-from agent.errors import FrameTooLarge, InvalidFrame
+from agent.errors import FrameTooCostly, FrameTooLarge, InvalidFrame
+from agent.picture_cost import picture_cost
 
 RGBArray = NDArray[np.uint8]
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _SHOWN = 48
+_HEADER_S = 1.0
+_DECODE_S = 5.0
+"""Processor time that reading a header and decoding a picture may take; the largest picture that
+is allowed takes a fifth of that. A busy machine makes no picture costly."""
+_BLOCK_BYTES = 16_384
+"""Handed to the decoder at a time; the limit is looked at between two of them."""
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -79,9 +87,10 @@ class Frame:
 
         Raises:
             InvalidFrame: the body of the image is truncated or damaged.
+            FrameTooCostly: it takes too long.
         """
         try:
-            with Image.open(io.BytesIO(self.encoded), formats=_FORMATS) as image:
+            with _opened(self.encoded, _DECODE_S) as image:
                 return np.asarray(_upright(image).convert("RGB"))
         except _UNREADABLE as error:
             raise _damaged(error) from error
@@ -94,9 +103,10 @@ class Frame:
 
         Raises:
             InvalidFrame: the body of the image is truncated or damaged.
+            FrameTooCostly: it takes too long.
         """
         try:
-            with Image.open(io.BytesIO(self.encoded), formats=_FORMATS) as image:
+            with _opened(self.encoded, _DECODE_S) as image:
                 shrink = least_px / max(image.size)
                 if shrink < 1.0:
                     wanted = tuple(max(1, round(side * shrink)) for side in image.size)
@@ -118,6 +128,7 @@ def read_frame(
     Raises:
         InvalidFrame: empty, or not a JPEG, PNG, WebP or BMP image.
         FrameTooLarge: more bytes or pixels, or a more extreme shape, than `limits` allow.
+        FrameTooCostly: its structure alone would take too long to read or decode.
     """
     limits = limits or FrameLimits()
     if not encoded:
@@ -126,6 +137,7 @@ def read_frame(
         raise FrameTooLarge(
             f"the image has {len(encoded)} bytes, the limit is {limits.max_bytes}; compress it"
         )
+    picture_cost(encoded)
     width, height = _header_size(encoded)
     if width * height > limits.max_pixels:
         raise FrameTooLarge(
@@ -139,6 +151,35 @@ def read_frame(
         )
     digest = hashlib.blake2b(encoded, digest_size=32).hexdigest()
     return Frame(encoded, width, height, digest, index, capture_time_ns)
+
+
+class _TimedBytes(io.BytesIO):
+    """Bytes that can be read for so much processor time of this thread; then decoding ends."""
+
+    def __init__(self, content: bytes, limit_s: float) -> None:
+        super().__init__(content)
+        self._until_s = time.thread_time() + limit_s
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As of any file.
+
+        Raises:
+            FrameTooCostly: time is up.
+        """
+        if time.thread_time() > self._until_s:
+            raise FrameTooCostly("the image takes too long to decode; encode it again, as baseline")
+        return super().read(size)
+
+    def getbuffer(self) -> memoryview:
+        """Not offered: decoders would take all at once."""
+        raise io.UnsupportedOperation
+
+
+def _opened(encoded: bytes, limit_s: float) -> Image.Image:
+    image = Image.open(_TimedBytes(encoded, limit_s), formats=_FORMATS)
+    if isinstance(image, ImageFile.ImageFile):
+        image.decodermaxblock = _BLOCK_BYTES
+    return image
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -174,7 +215,7 @@ def _header_size(encoded: bytes) -> tuple[int, int]:
     Pillow's own bomb guard raises before we can name our limit, so its error is mapped too.
     """
     try:
-        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+        with _opened(encoded, _HEADER_S) as image:
             width, height = image.size
             if _orientation(image) >= _LIES_DOWN:
                 width, height = height, width

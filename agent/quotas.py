@@ -1,4 +1,4 @@
-"""What each tenant may use: streams that are open together, frames and pixels per second.
+"""What each tenant may use: streams open together; frames, pixels and prompts per second.
 
 Counted for all front-end replicas together behind a Redis server, or in this process without one.
 Everything counted there ends by itself, so that what a killed replica or client held comes back.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 
 from agent.errors import QuotaExceeded
 from agent.frame import Frame
+from agent.prompts import MAX_REGIONS
 from agent.redis_connection import RedisConnection
 from agent.server_settings import AccessSettings, QuotaSettings
 from agent.settings import CacheSettings
@@ -26,6 +28,7 @@ _NAMESPACE = "groundstream:quota:"
 _RENEWALS = 3
 """Of a lease, within its lifetime."""
 _STREAM_RETRY_S = 1.0
+_ANY_BURST_S = 1e9
 
 _TAKE_LEASE = """
 local time = redis.call('TIME')
@@ -52,7 +55,9 @@ end
 if wait <= 0 then
   for i, key in ipairs(KEYS) do
     local value = paid[i] + ARGV[i + 1]
-    redis.call('SET', key, string.format('%.3f', value), 'PX', math.ceil(value - now))
+    if value > now then
+      redis.call('SET', key, string.format('%.3f', value), 'PX', math.ceil(value - now))
+    end
   end
 end
 return math.ceil(wait)
@@ -215,26 +220,51 @@ class TenantQuota:
             renewing.cancel()
             await self._book.drop_lease(self._tenant, lease)
 
-    async def spend(self, frame: Frame) -> None:
-        """A frame came in that is to be answered.
+    async def spend_arrival(self) -> None:
+        """A frame came in, of which nothing has been read; a bad one costs as much.
+
+        Raises:
+            QuotaExceeded: too many frames of late, or questions that are not paid for yet.
+        """
+        await self._spend(frames=1.0, prompts=0.0)
+
+    async def spend_pixels(self, frame: Frame) -> None:
+        """It can be read and is to be answered.
 
         A frame larger than a second's pixels passes, and is paid for by those after it.
 
         Raises:
-            QuotaExceeded: too many frames, or pixels, of late.
+            QuotaExceeded: too many pixels of late.
         """
-        rates = (
-            ("frames", 1.0, self._quota.frames_per_s),
-            ("pixels", float(frame.width * frame.height), self._quota.pixels_per_s),
-        )
-        costs = [Cost(name, amount / rate) for name, amount, rate in rates if rate is not None]
-        if not costs:
+        await self._spend(pixels=float(frame.width * frame.height))
+
+    async def spend_questions(self, num_questions: int, num_boxes: int) -> None:
+        """Questions that are to be asked about a frame's boxes.
+
+        Raises:
+            QuotaExceeded: too many prompts of late.
+        """
+        await self._spend(prompts=float(num_prompts(num_questions, num_boxes)))
+
+    async def charge_questions(self, num_questions: int, num_boxes: int) -> None:
+        """Questions that have been asked; what is too much delays the frames that come next."""
+        prompts = float(num_prompts(num_questions, num_boxes))
+        if prompts and self._quota.prompts_per_s is not None:
+            cost = Cost("prompts", prompts / self._quota.prompts_per_s)
+            await self._book.spend(self._tenant, [cost], _ANY_BURST_S)
+
+    async def _spend(self, **amounts: float) -> None:
+        rates = {name: getattr(self._quota, f"{name}_per_s") for name in amounts}
+        limited = {name: rate for name, rate in rates.items() if rate is not None}
+        if not limited:
             return
+        costs = [Cost(name, amounts[name] / rate) for name, rate in limited.items()]
         wait_s = await self._book.spend(self._tenant, costs, self._settings.burst_s)
         if wait_s > 0.0:
-            limits = " and ".join(f"{rate:g} {name}/s" for name, _, rate in rates if rate)
+            limits = " and ".join(f"{rate:g} {name}/s" for name, rate in limited.items())
             raise QuotaExceeded(
-                f"your quota is {limits}; send fewer or smaller frames", retry_after_s=wait_s
+                f"your quota is {limits}; send fewer or smaller frames, or ask less about them",
+                retry_after_s=wait_s,
             )
 
     async def _renew(self, lease: str, limit: int, ttl_s: float) -> None:
@@ -242,6 +272,11 @@ class TenantQuota:
             await asyncio.sleep(ttl_s / _RENEWALS)
             # A stream that is open stays open, though others may have come meanwhile.
             await self._book.take_lease(self._tenant, lease, limit, ttl_s)
+
+
+def num_prompts(num_questions: int, num_boxes: int) -> int:
+    """What the language model is asked: every question, about every page of boxes."""
+    return num_questions * max(1, math.ceil(num_boxes / MAX_REGIONS))
 
 
 def open_quotas(settings: AccessSettings, cache: CacheSettings) -> Quotas:

@@ -59,6 +59,18 @@ class ServerSettings:
     """Hard limit of one gRPC message; above the frame limit, so that ours speaks first."""
     max_concurrent_rpcs: Count = 256
     """Open calls and streams per front-end replica; more are refused with RESOURCE_EXHAUSTED."""
+    max_fields_bytes: Count = 262_144
+    """Of one message without its picture."""
+    max_waiting_calls: Count = 128
+    """Calls whose first message has not come; for one more, the oldest of whoever has most ends."""
+    first_message_s: Positive = 30.0
+    """A call whose first message has not come by then, picture and all, ends."""
+    max_health_calls: Count = 64
+    """Health checks at a time, and as many calls that watch it, beside all other calls."""
+    max_connections: Count = 1024
+    """Per front-end replica; fewer where the system allows fewer descriptors."""
+    connection_idle_s: Positive = 300.0
+    """A connection without calls is closed after this long; clients open another by themselves."""
     drain_grace_s: NonNegative = 5.0
     """Time given to open streams when a replica goes away."""
     reflection: bool = True
@@ -129,6 +141,8 @@ class QuotaSettings:
     """Of all streams and calls together."""
     pixels_per_s: Positive | None = None
     """Of their pictures, as they are sent."""
+    prompts_per_s: Positive | None = None
+    """Questions the language model is asked: each counts once for every hundred boxes."""
 
 
 @checked

@@ -111,6 +111,9 @@ class SharingSettings:
     keyframes_at_once: Count = 1
     """Key frames of all streams before the stages together; where there are several, one fewer
     while one-off questions are under way. More where the stages have devices of their own."""
+    prompts_at_once: Count = 48
+    """Questions of all tenants before the language model together, by turns and at most three
+    quarters of them one tenant's; fewer than a language replica's `max_ongoing_requests`."""
     least_keyframe_share: Share = 0.4
     """Share of the time that key frames keep however busy the fast path is."""
     looks_at_once: Count = 2
@@ -180,6 +183,10 @@ class StreamSettings:
     """Frames that may wait where not the newest wins and the client names no number."""
     max_window: Count = 64
     """Largest `window` a client may ask for."""
+    max_window_bytes: Count = 67_108_864
+    """Pictures of one stream that may wait, and as much again where somebody looks on."""
+    idle_s: Positive | None = 600.0
+    """A stream whose client sent nothing for so long ends, and can be resumed. None: never."""
     follow: FollowSettings = field(default_factory=FollowSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     sharing: SharingSettings = field(default_factory=SharingSettings)

@@ -57,6 +57,12 @@ def current_tenant() -> str:
     return _CALLER.get().tenant
 
 
+def tenant_or_nobody() -> str:
+    """The same, and nobody's where the service works for itself, as it does to warm up."""
+    caller = _CALLER.get(None)
+    return "" if caller is None else caller.tenant
+
+
 class Access:
     """Lets callers in."""
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agent.clock import steady_ns
 from agent.errors import InvalidFrame, Overloaded
 from agent.parsing import AnswerStatus
 from agent.pipeline import FeaturesUnderWay, Grounder, Grounding
@@ -23,7 +24,7 @@ from agent.streaming.follower import Follower, Keyframe
 from agent.streaming.keyframe import KeyframeReason
 from agent.streaming.policy import AnswerMode, Priority
 from agent.streaming.session import Outcome, Session, Work
-from agent.streaming.snapshot import take_snapshot
+from agent.streaming.snapshot import SnapshotWriter
 from agent.urgency import Limits, Urgency
 from deployments import messages, stream_messages
 from deployments.messages import ReceivedFrame
@@ -61,6 +62,7 @@ class FrameAnswers:
         self.follower = Follower(settings.follow)
         """What is known about the scene; replaced when a session is resumed."""
         self.activity = Activity()
+        self._snapshots = SnapshotWriter()
         self._session = session
         self._pipeline = pipeline
         self._outlet = outlet
@@ -97,7 +99,8 @@ class FrameAnswers:
     async def snapshot(self) -> bytes:
         """The session as it is between two frames."""
         async with self._looks.changing:
-            return take_snapshot(self._session, self.follower)
+            encode = self._snapshots.take(self._session, self.follower)
+        return await asyncio.to_thread(encode)
 
     async def cancel(self) -> None:
         """Give up what is under way."""
@@ -138,7 +141,7 @@ class FrameAnswers:
         self._drop_turn()
         async with self._outlet.writing:
             # Decided while nobody else can write: after an ack no older answer goes out.
-            queries, now_ns = self._session.queries, time.time_ns()
+            queries, now_ns = self._session.queries, steady_ns()
             followed = self.follower.answers(queries, ahead_s=look.ahead_s or 0.0)
             answers = self._fresh(followed, now_ns)
             if keyframe is None:
@@ -316,7 +319,7 @@ class FrameAnswers:
         max_age_s = self._session.policy.max_age_s
         if max_age_s is None:
             return None
-        return max_age_s - (time.time_ns() - received.received_time_ns) / 1e9
+        return max_age_s - (steady_ns() - received.received_time_ns) / 1e9
 
     def _limits(self, received: ReceivedFrame) -> Limits:
         return Limits.starting_now(self._left_s(received), Urgency.STANDING)
@@ -356,7 +359,7 @@ class FrameAnswers:
 
         `worked_s`: how long it took, without waiting; `follow_s`: how long the look took of it.
         """
-        now_ns = time.time_ns()
+        now_ns = steady_ns()
         # The queries may have changed once more since the follower took the answers.
         answers = self._fresh([a for a in answers if self._session.stands(a.query)], now_ns)
         if work.queries and not answers:

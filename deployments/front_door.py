@@ -1,49 +1,67 @@
-"""The gRPC server: its address, its encryption, and the interceptor that lets callers in.
+"""The gRPC server: its address, its encryption, and how many may connect.
 
-Knows no model and no stream. Health checks need no credentials, everything else does where any
-are configured.
+Knows no model and no stream. Who may call, `deployments/doorkeeper.py` decides.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
+import resource
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from agent.errors import InvalidRequest, NotAuthenticated, SettingsError
+from agent.errors import SettingsError
+from agent.frame import FrameLimits
 from agent.server_settings import ServerSettings, TlsSettings
-from deployments.access import Access, Caller, calling
-from deployments.request_context import serving_request
-from deployments.status import end_with_status, failure_of
+from deployments.access import Access
+from deployments.doorkeeper import Doorkeeper
+from deployments.logs import keep_metadata_out_of_logs
+from deployments.message_bounds import Counts
 from protos import vision_agent_pb2_grpc as pb_grpc
 
 SERVICE_NAME = "vision_agent.v1.VisionAgent"
+_DEFAULT_COUNTS = Counts(queries=16, boxes=FrameLimits().max_boxes)
 LIVE = "live"
 """Health of the process alone; under every other name the stages must answer, too."""
 
-_HEALTH = f"/{health.SERVICE_NAME}/"
+_HANDSHAKE_S = 10.0
+"""A connection says what it is by then, or ends."""
+_OWN_DESCRIPTORS = 128
+"""Files and connections of ours: those of callers leave us so many."""
+_REFUSALS = 64
+"""Calls that are just being told that there is no room."""
 _logger = logging.getLogger(__name__)
 
 
 def open_server(
-    settings: ServerSettings, access: Access, agent: Any, health_servicer: Any
+    settings: ServerSettings,
+    access: Access,
+    agent: Any,
+    health_servicer: Any,
+    counts: Counts | None = None,
 ) -> tuple[Any, int]:
     """A grpc.aio server and the port it is bound to, not yet started.
+
+    Args:
+        settings: address and limits.
+        access: who may call.
+        agent: the servicer of our own methods.
+        health_servicer: of health checks.
+        counts: how many there may be of what repeats in a message; None: by default settings.
 
     Raises:
         SettingsError: the address may not be used, or a PEM file cannot be read.
     """
     settings.check_address()
+    keep_metadata_out_of_logs()
     server = grpc.aio.server(
-        interceptors=[_Doorkeeper(access)],
+        interceptors=[Doorkeeper(access, settings, counts or _DEFAULT_COUNTS)],
         options=[
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -53,8 +71,15 @@ def open_server(
             # A client that vanished without a word does not hold its streams for ever.
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.server_handshake_timeout_ms", round(1e3 * _HANDSHAKE_S)),
+            ("grpc.max_connection_idle_ms", round(1e3 * settings.connection_idle_s)),
+            ("grpc.max_allowed_incoming_connections", _max_connections(settings)),
         ],
-        maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
+        # The doorkeeper counts by kind; this only keeps it from counting without end.
+        maximum_concurrent_rpcs=settings.max_concurrent_rpcs
+        + settings.max_waiting_calls
+        + 2 * settings.max_health_calls
+        + _REFUSALS,
     )
     pb_grpc.add_VisionAgentServicer_to_server(agent, server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
@@ -78,6 +103,16 @@ async def drain_server(server: Any, draining: asyncio.Event, grace_s: float) -> 
     await stopped
 
 
+def _max_connections(settings: ServerSettings) -> int:
+    """As many as are allowed, and as there are descriptors for after those that we need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = settings.max_connections + _OWN_DESCRIPTORS
+    if soft < wanted and hard > soft:
+        soft = min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, min(settings.max_connections, soft - _OWN_DESCRIPTORS))
+
+
 def _credentials(tls: TlsSettings) -> Any:
     clients = _read(tls.client_authorities)
     return grpc.ssl_server_credentials(
@@ -94,110 +129,3 @@ def _read(path: str | None) -> bytes | None:
         return Path(path).read_bytes()
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error
-
-
-class _Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Asks every call who it is; a stream ends when its credentials lapse."""
-
-    def __init__(self, access: Access) -> None:
-        self._access = access
-
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        """The method's handler, behind the door."""
-        handler = await continuation(details)
-        if handler is None or details.method.startswith(_HEALTH):
-            return handler
-        read = _streamed if handler.request_streaming else _single
-        how = {
-            "request_deserializer": read(handler.request_deserializer),
-            "response_serializer": handler.response_serializer,
-        }
-        if not handler.response_streaming:
-            return grpc.unary_unary_rpc_method_handler(self._answering(handler.unary_unary), **how)
-        if handler.request_streaming:
-            streaming = self._streaming(handler.stream_stream)
-            return grpc.stream_stream_rpc_method_handler(streaming, **how)
-        return grpc.unary_stream_rpc_method_handler(self._streaming(handler.unary_stream), **how)
-
-    def _answering(self, method: Any) -> Any:
-        async def answer(request: Any, context: Any) -> Any:
-            metadata = context.invocation_metadata() or ()
-            with serving_request(metadata), calling(await self._let_in(context)):
-                return await method(await _readable(request, context), context)
-
-        return answer
-
-    def _streaming(self, method: Any) -> Any:
-        async def stream(request: Any, context: Any) -> None:
-            with serving_request(context.invocation_metadata() or ()):
-                await let_stream(request, context)
-
-        async def let_stream(request: Any, context: Any) -> None:
-            caller = await self._let_in(context)
-            request = await _readable(request, context)
-            limit = asyncio.timeout(_left_s(caller))
-            try:
-                with calling(caller):
-                    async with limit:
-                        await _run(method(request, context), context)
-            except TimeoutError:
-                if not limit.expired():
-                    raise
-                lapsed = NotAuthenticated("the token has expired; come back with a new one")
-                await end_with_status(context, failure_of(lapsed))
-
-        return stream
-
-    async def _let_in(self, context: Any) -> Caller:
-        try:
-            return self._access.caller(context.invocation_metadata() or (), context.auth_context())
-        except NotAuthenticated as error:
-            self._access.num_refused += 1
-            _logger.info("refused a call from %s: %s", context.peer(), error)
-            await end_with_status(context, failure_of(error))
-
-
-class _Unreadable:
-    """In place of a request whose bytes are no message; gRPC itself would answer UNKNOWN."""
-
-
-def _single(deserialize: Any) -> Any:
-    def read(content: bytes) -> Any:
-        try:
-            return deserialize(content)
-        except DecodeError:
-            return _Unreadable()
-
-    return read
-
-
-def _streamed(deserialize: Any) -> Any:
-    """What is no message is an empty one, which its stream complains of and goes on."""
-
-    def read(content: bytes) -> Any:
-        try:
-            return deserialize(content)
-        except DecodeError:
-            return deserialize(b"")
-
-    return read
-
-
-async def _readable(request: Any, context: Any) -> Any:
-    if isinstance(request, _Unreadable):
-        error = InvalidRequest("the bytes of the request are not the message this method takes")
-        await end_with_status(context, failure_of(error))
-    return request
-
-
-async def _run(produced: Any, context: Any) -> None:
-    """A streaming method, which writes for itself (ours) or yields (reflection)."""
-    if hasattr(produced, "__aiter__"):
-        async for response in produced:
-            await context.write(response)
-    else:
-        await produced
-
-
-def _left_s(caller: Caller) -> float | None:
-    return None if caller.until_s is None else max(0.0, caller.until_s - time.time())

@@ -11,7 +11,6 @@ import importlib.metadata
 import logging
 import secrets
 import sys
-import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NoReturn
 
@@ -20,6 +19,7 @@ import numpy as np
 from grpc_health.v1 import health, health_pb2
 from ray.serve.handle import DeploymentHandle
 
+from agent.clock import steady_ns
 from agent.errors import InvalidQuery
 from agent.frame import frame_from_rgb
 from agent.model_directory import find_model, has_auxiliary_encoder
@@ -34,9 +34,12 @@ from agent.zoom import RegionZoom
 from deployments import messages, zoom_messages
 from deployments.access import Access, current_tenant, open_access
 from deployments.autoscaling import OPEN_STREAMS
+from deployments.fair_share import FairGrounder, Turns
+from deployments.frame_reading import receive_frame
 from deployments.freed_memory import FreedMemory, return_large_at_once
 from deployments.front_door import LIVE, SERVICE_NAME, drain_server, open_server
 from deployments.logs import configure_logs
+from deployments.message_bounds import Counts
 from deployments.messages import ReceivedFrame
 from deployments.metrics import ServiceMetrics
 from deployments.metrics_page import MetricsPage, Sources
@@ -211,7 +214,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         tasks = [query.task for query in queries]
         async for revision in zoomer.look(received.frame, tasks, zoom, boxes=received.boxes):
             yield zoom_messages.revision_to_message(
-                received, queries, revision, answer_id=answer_id, answered_time_ns=time.time_ns()
+                received, queries, revision, answer_id=answer_id, answered_time_ns=steady_ns()
             )
 
     async def _ask(
@@ -225,7 +228,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
                 yield pb.AskResponse(text_delta=piece)
                 continue
             result = zoom_messages.revision_to_message(
-                received, queries, piece, answer_id=answer_id, answered_time_ns=time.time_ns()
+                received, queries, piece, answer_id=answer_id, answered_time_ns=steady_ns()
             )
             yield pb.AskResponse(result=result)
 
@@ -240,12 +243,11 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
     async def _read(
         self, frame: pb.Frame, queries: Sequence[pb.Query]
     ) -> tuple[ReceivedFrame, list[StandingQuery]]:
-        received = messages.frame_from_message(
-            frame, limits=self._settings.frame, received_time_ns=time.time_ns()
-        )
-        limit = self._settings.stream.max_new_tokens
+        limit, quota = self._settings.stream.max_new_tokens, self._quotas.of(current_tenant())
         named = messages.tasks_from_messages(queries, max_new_tokens=limit)
-        await self._quotas.of(current_tenant()).spend(received.frame)
+        received = await receive_frame(frame, limits=self._settings.frame, quota=quota)
+        num_boxes = 0 if received.boxes is None else len(received.boxes)
+        await quota.spend_questions(len(named), num_boxes)
         return received, [StandingQuery(name, task, epoch=0) for name, task in named]
 
 
@@ -274,8 +276,9 @@ class Ingress:
         self._store = open_session_store(settings.cache, ttl_s=settings.stream.session.ttl_s)
         self._quotas = open_quotas(settings.access, settings.cache)
         self._tracing = open_tracing(settings.observe, version=_version())
+        turns = Turns(settings.stream.sharing.prompts_at_once)
         self._agent = VisionAgent(
-            self._pipeline(self._metrics),
+            FairGrounder(self._pipeline(self._metrics), turns),
             settings,
             self._metrics,
             capabilities,
@@ -286,7 +289,8 @@ class Ingress:
         self._health = health.aio.HealthServicer()
         self._health_names = ("", SERVICE_NAME, model.name)
         access = open_access(settings)
-        self._server, _ = open_server(settings.server, access, self._agent, self._health)
+        counts = Counts(settings.stream.max_queries, settings.frame.max_boxes)
+        self._server, _ = open_server(settings.server, access, self._agent, self._health, counts)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         # Alive is who answers at all; the other names wait for the stages.
         await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)

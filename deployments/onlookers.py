@@ -13,11 +13,9 @@ from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from agent.errors import InvalidRequest
+from deployments.kept_pictures import KeptPictures
 from deployments.newest import Newest
 from protos import vision_agent_pb2 as pb
-
-_MAX_PENDING = 64
-"""Pictures kept until their result goes out; a frame that was dropped has none."""
 
 
 class ObservedCall:
@@ -31,15 +29,17 @@ class ObservedCall:
         self._query_ids: list[str] = []
         self._stats = pb.StreamStats()
         self._num_onlookers = 0
-        self._pending: dict[int, bytes] = {}
+        self._pending = KeptPictures()
         self._newest: Newest[pb.ObserveResponse] = Newest()
 
     async def read(self) -> Any:
         """The call's next message."""
-        message = await self._call.read()
-        if self._num_onlookers and isinstance(message, pb.WatchRequest):
-            self._keep_picture(message)
-        return message
+        return await self._call.read()
+
+    def keep_picture(self, sequence: int, encoded: bytes) -> None:
+        """A frame was taken in; its picture is shown with its result, if anybody looks on."""
+        if self._num_onlookers:
+            self._pending.put(sequence, encoded)
 
     async def write(self, message: pb.WatchResponse) -> None:
         """Send a message; onlookers get what is about a picture."""
@@ -80,14 +80,8 @@ class ObservedCall:
         """The stream has ended; its onlookers are let go."""
         self._newest.close()
 
-    def _keep_picture(self, message: pb.WatchRequest) -> None:
-        if message.HasField("frame"):
-            self._pending[message.frame.sequence] = message.frame.encoded_image
-            while len(self._pending) > _MAX_PENDING:
-                del self._pending[next(iter(self._pending))]
-
     def _show(self, result: pb.FrameResult) -> None:
-        encoded = self._pending.pop(result.sequence, None)
+        encoded = self._pending.pop(result.sequence)
         if encoded is not None:
             self._newest.put(pb.ObserveResponse(encoded_image=encoded, result=result))
 

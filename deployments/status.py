@@ -49,6 +49,7 @@ class Failure:
 
 STATUS_BY_CODE: dict[str, grpc.StatusCode] = {
     "FRAME_TOO_LARGE": grpc.StatusCode.INVALID_ARGUMENT,
+    "FRAME_TOO_COSTLY": grpc.StatusCode.INVALID_ARGUMENT,
     "INVALID_FRAME": grpc.StatusCode.INVALID_ARGUMENT,
     "INVALID_QUERY": grpc.StatusCode.INVALID_ARGUMENT,
     "INVALID_BOXES": grpc.StatusCode.INVALID_ARGUMENT,
@@ -56,6 +57,7 @@ STATUS_BY_CODE: dict[str, grpc.StatusCode] = {
     "UNAUTHENTICATED": grpc.StatusCode.UNAUTHENTICATED,
     "QUOTA_EXCEEDED": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "OVERLOADED": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "STREAM_IDLE": grpc.StatusCode.ABORTED,
     "STAGE_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
 }
 """The gRPC status of each code in `agent.errors`."""
@@ -89,7 +91,8 @@ def _shortened(message: str) -> str:
 
 async def end_with_status(context: Any, failure: Failure) -> NoReturn:
     """Ends a unary call with the failure's status and typed trailing metadata."""
-    metadata = [(ERROR_CODE_KEY, failure.code), (REQUEST_ID_KEY, failure.request_id)]
+    quoted = failure.request_id or request_id()
+    metadata = [(ERROR_CODE_KEY, failure.code), (REQUEST_ID_KEY, quoted)]
     if failure.retry_after_s is not None:
         metadata.append((RETRY_AFTER_KEY, str(round(1e3 * failure.retry_after_s))))
     context.set_trailing_metadata(tuple(metadata))

@@ -7,14 +7,14 @@ through `deployments/messages.py`; knows no Ray and no server.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
 import grpc.aio
 
-from agent.errors import AgentError, InvalidQuery, InvalidRequest
+from agent.detections import FloatArray
+from agent.errors import AgentError, InvalidQuery, InvalidRequest, StreamIdle
 from agent.pipeline import Grounder
 from agent.quotas import TenantQuota
 from agent.settings import ServiceSettings
@@ -23,7 +23,10 @@ from agent.streaming.session import Gap, Seen, Session
 from agent.streaming.session_store import SessionStore, new_token
 from agent.streaming.snapshot import read_snapshot
 from deployments import messages, stream_messages
+from deployments.doorkeeper import RefusedMessage
 from deployments.frame_answers import FrameAnswers
+from deployments.frame_reading import receive_frame
+from deployments.onlookers import ObservedCall
 from deployments.outlet import Outlet
 from deployments.sharing import Sharing
 from deployments.status import failure_of
@@ -44,7 +47,10 @@ class WatchStream:
         quota: TenantQuota,
         failures: Counter[str],
     ) -> None:
-        self.session: Session[Arrival] = Session(max_queries=settings.stream.max_queries)
+        self.session: Session[Arrival] = Session(
+            max_queries=settings.stream.max_queries,
+            max_window_bytes=settings.stream.max_window_bytes,
+        )
         self._rpc = rpc
         self._settings = settings
         self._draining = draining
@@ -56,22 +62,28 @@ class WatchStream:
         self._changed = asyncio.Event()
         """Set when there is something new for a snapshot."""
         self._is_first = True
+        self._saving = asyncio.Lock()
+        self._is_idle = False
+        """It has said nothing for too long."""
         self._was_ended = False
         """The client said so; it will not come back."""
         self._path = CameraPath()
+        self._num_charged = 0
 
     async def run(self) -> None:
         """Serve the stream to its end; a cancelled stream leaves no task behind."""
         background = [
             asyncio.create_task(work)
             for work in (
-                self._read_all(), self._report_books(), self._save_snapshots(),
-                self._announce_drain(),
+                # A stream that comes while the replica drains is told so before anything else.
+                self._announce_drain(), self._read_all(), self._report_books(),
+                self._save_snapshots(),
             )
         ]  # fmt: skip
         try:
             while (work := await self.session.take()) is not None:
                 await self._answers.answer(work)
+                await self._charge_answers(work.item.received.boxes)
                 self._changed.set()
             await self._answers.settle()
             # Holding the lock, no message under way is cut in two.
@@ -85,14 +97,34 @@ class WatchStream:
             if isinstance(error, Exception):
                 raise error
         await self._close_session()
-        await self._outlet.send(lambda: self._books(ended=True))
+        await self._outlet.send(lambda: self._books(ended=not self._is_idle))
+        if self._is_idle:
+            raise StreamIdle(
+                f"nothing came on this stream for {self._settings.stream.idle_s:g} s; open it "
+                "again when there is something to send"
+            )
+
+    async def _charge_answers(self, boxes: FloatArray | None) -> None:
+        """To the tenant, for what the language model was asked since the last frame."""
+        num_answers = self._answers.activity.num_answers
+        num_new, self._num_charged = num_answers - self._num_charged, num_answers
+        await self._quota.charge_questions(num_new, 0 if boxes is None else len(boxes))
 
     # ---- reading ----
 
     async def _read_all(self) -> None:
         try:
             while not self.session.ended:
-                message = await self._rpc.read()
+                try:
+                    async with asyncio.timeout(self._settings.stream.idle_s):
+                        message = await self._rpc.read()
+                except RefusedMessage as refused:
+                    self._is_first = False
+                    await self._refuse(refused)
+                    continue
+                except TimeoutError:
+                    self._is_idle = True
+                    break
                 # A half-closed stream says nothing more, and so does one whose connection broke:
                 # gRPC tells of that a moment later, if at all.
                 if message is grpc.aio.EOF:
@@ -104,6 +136,14 @@ class WatchStream:
                 self._is_first = False
         finally:
             self.session.end()
+
+    async def _refuse(self, refused: RefusedMessage) -> None:
+        """Tell of a message that was not even parsed, by the number that its sender gave it."""
+        about = {"sequence": refused.sequence, "change_id": refused.change_id}
+        if refused.is_frame:
+            self.session.reject()
+        given = {name: number for name, number in about.items() if number is not None}
+        await self._outlet.send_failure(failure_of(refused.error), **given)
 
     async def _accept(self, message: Any) -> None:
         match stream_messages.request_kind(message):
@@ -127,19 +167,21 @@ class WatchStream:
 
     async def _accept_frame(self, message: Any) -> None:
         try:
-            received = messages.frame_from_message(
-                message, limits=self._settings.frame, received_time_ns=time.time_ns()
-            )
-            await self._quota.spend(received.frame)
+            received = await receive_frame(message, limits=self._settings.frame, quota=self._quota)
         except AgentError as error:
             self.session.reject()
             await self._outlet.send_failure(failure_of(error), sequence=message.sequence)
             return
         try:
             arrival = Arrival(received, self._path.step(received.ego_motion))
-            self.session.offer(arrival, received.frame.index, received.priority)
+            frame = received.frame
+            size = len(frame.encoded)
+            self.session.offer(arrival, frame.index, received.priority, num_bytes=size)
         except AgentError as error:
             await self._outlet.send_failure(failure_of(error), sequence=message.sequence)
+            return
+        if isinstance(self._rpc, ObservedCall):
+            self._rpc.keep_picture(frame.index, frame.encoded)
 
     # ---- control ----
 
@@ -161,6 +203,7 @@ class WatchStream:
     def _apply(self, kind: str, message: Any) -> int:
         limit = self._settings.stream.max_new_tokens
         if kind == "set_queries":
+            self.session.check_count(len(message.queries))
             tasks = messages.tasks_from_messages(message.queries, max_new_tokens=limit)
             return self.session.set_queries(tasks)
         if kind == "put_query":
@@ -205,7 +248,9 @@ class WatchStream:
 
     async def _resume(self, token: str, seen: Seen) -> tuple[bool, Gap | None]:
         encoded = await self._store.load(token)
-        snapshot = None if encoded is None else read_snapshot(encoded)
+        if encoded is None:
+            return False, None
+        snapshot = await asyncio.to_thread(read_snapshot, encoded)
         if snapshot is None:
             return False, None
         self._answers.follower = snapshot.restore(self.session, self._settings.stream.follow)
@@ -219,8 +264,10 @@ class WatchStream:
             await asyncio.sleep(self._settings.stream.session.interval_s)
 
     async def _save(self) -> None:
-        if self._token is not None:
-            await self._store.save(self._token, await self._answers.snapshot())
+        # One at a time: a drain may save while the second's own snapshot is under way.
+        async with self._saving:
+            if self._token is not None:
+                await self._store.save(self._token, await self._answers.snapshot())
 
     async def _close_session(self) -> None:
         """A session that its client ended is over; one that anything else ended can be resumed."""

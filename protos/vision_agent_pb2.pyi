@@ -101,6 +101,8 @@ class ErrorCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_CODE_INTERNAL: _ClassVar[ErrorCode]
     ERROR_CODE_UNAUTHENTICATED: _ClassVar[ErrorCode]
     ERROR_CODE_QUOTA_EXCEEDED: _ClassVar[ErrorCode]
+    ERROR_CODE_FRAME_TOO_COSTLY: _ClassVar[ErrorCode]
+    ERROR_CODE_STREAM_IDLE: _ClassVar[ErrorCode]
 TASK_KIND_UNSPECIFIED: TaskKind
 TASK_KIND_DETECT: TaskKind
 TASK_KIND_COUNT: TaskKind
@@ -163,6 +165,8 @@ ERROR_CODE_STAGE_UNAVAILABLE: ErrorCode
 ERROR_CODE_INTERNAL: ErrorCode
 ERROR_CODE_UNAUTHENTICATED: ErrorCode
 ERROR_CODE_QUOTA_EXCEEDED: ErrorCode
+ERROR_CODE_FRAME_TOO_COSTLY: ErrorCode
+ERROR_CODE_STREAM_IDLE: ErrorCode
 
 class Exchange(_message.Message):
     __slots__ = ("question", "answer")

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from grpc_health.v1 import health
+from grpc_health.v1 import health, health_pb2
 
 from agent.pipeline import Grounder, Pipeline
 from agent.quotas import open_quotas
@@ -35,6 +35,7 @@ from client.watch_stream import Reconnect
 from deployments.access import open_access
 from deployments.front_door import drain_server, open_server
 from deployments.ingress import VisionAgent
+from deployments.message_bounds import Counts
 from deployments.metrics import ServiceMetrics
 from deployments.tracing import Tracing
 from protos import vision_agent_pb2 as pb
@@ -100,7 +101,10 @@ async def running_service(
         pipeline, settings, metrics, capabilities, sessions, quotas, tracing or Tracing()
     )
     at_port = dataclasses.replace(settings.server, port=port)
-    server, port = open_server(at_port, open_access(settings), agent, health.aio.HealthServicer())
+    counts = Counts(settings.stream.max_queries, settings.frame.max_boxes)
+    access, health_servicer = open_access(settings), health.aio.HealthServicer()
+    await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    server, port = open_server(at_port, access, agent, health_servicer, counts)
     await server.start()
     try:
         yield Service(f"127.0.0.1:{port}", agent, metrics, fakes, server)

@@ -22,11 +22,11 @@ class Evidence:
 
     sequence: int
     received_ns: int
-    """The server's wall clock when it came."""
+    """The service's steady clock (`agent.clock`) when it came."""
 
     def age_s(self, now_ns: int) -> float:
-        """Time since the frame came."""
-        return (now_ns - self.received_ns) / _NS_PER_S
+        """Time since the frame came; never negative, whichever replica it came to."""
+        return max(0, now_ns - self.received_ns) / _NS_PER_S
 
 
 @dataclass(frozen=True)

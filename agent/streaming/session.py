@@ -97,12 +97,20 @@ class Gap:
 class Session(Generic[T]):
     """One stream's state, a plain object on the front end's event loop."""
 
-    def __init__(self, *, max_queries: int, policy: StreamPolicy | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        max_queries: int,
+        policy: StreamPolicy | None = None,
+        max_window_bytes: int | None = None,
+    ) -> None:
         self._max_queries = max_queries
         self._queries: dict[str, StandingQuery] = {}
         self._epoch = 0
         self._policy = policy or StreamPolicy()
-        self._inbox: Inbox[T] = Inbox(self._policy.drop, self._policy.window)
+        self._inbox: Inbox[T] = Inbox(
+            self._policy.drop, self._policy.window, max_bytes=max_window_bytes
+        )
         self._books = Books()
         self._inherited = Books()
         self._num_working = 0
@@ -212,8 +220,15 @@ class Session(Generic[T]):
 
     # ---- frames in ----
 
-    def offer(self, item: T, sequence: int, priority: Priority = Priority.NORMAL) -> None:
-        """A new frame. Frames after the end are not counted.
+    def offer(
+        self,
+        item: T,
+        sequence: int,
+        priority: Priority = Priority.NORMAL,
+        *,
+        num_bytes: int = 0,
+    ) -> None:
+        """A new frame of so many bytes. Frames after the end are not counted.
 
         Raises:
             InvalidRequest: its sequence number does not increase; counted as rejected.
@@ -225,7 +240,7 @@ class Session(Generic[T]):
         try:
             self._check_sequence(sequence)
             self._last_received = sequence
-            gone = [item] if self.paused else self._inbox.put(item, priority)
+            gone = [item] if self.paused else self._inbox.put(item, priority, num_bytes)
         except (InvalidRequest, Overloaded):
             self._count(rejected=1)
             raise

@@ -23,6 +23,7 @@ from agent.settings import CacheSettings
 _NAMESPACE = "groundstream:session:"
 _TOKEN_BYTES = 24
 _MAX_IN_MEMORY = 1000
+_MAX_MEMORY_BYTES = 268_435_456
 _SEAL_BYTES = 32
 
 
@@ -67,12 +68,18 @@ class MemorySessionStore:
     """Snapshots in this process: outlive a connection, not the replica."""
 
     def __init__(
-        self, *, ttl_s: float, tenant: str = "", clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        ttl_s: float,
+        tenant: str = "",
+        clock: Callable[[], float] = time.monotonic,
+        max_bytes: int = _MAX_MEMORY_BYTES,
     ) -> None:
         self._ttl_s = ttl_s
         self._tenant = tenant
         self._clock = clock
         self._snapshots: OrderedDict[str, tuple[bytes, float]] = OrderedDict()
+        self._max_bytes = max_bytes
 
     def for_tenant(self, tenant: str) -> MemorySessionStore:
         """A view of the same snapshots."""
@@ -90,8 +97,10 @@ class MemorySessionStore:
         name = _name(token, self._tenant)
         self._snapshots[name] = (snapshot, self._clock() + self._ttl_s)
         self._snapshots.move_to_end(name)
-        while len(self._snapshots) > _MAX_IN_MEMORY:
-            self._snapshots.popitem(last=False)
+        num_bytes = sum(len(kept) for kept, _ in self._snapshots.values())
+        while len(self._snapshots) > _MAX_IN_MEMORY or num_bytes > self._max_bytes:
+            _, (gone, _) = self._snapshots.popitem(last=False)
+            num_bytes -= len(gone)
 
     async def delete(self, token: str) -> None:
         """The session is over."""

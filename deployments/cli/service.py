@@ -78,7 +78,7 @@ def serve(
         tls=_tls(tls_certificate, tls_key, tls_client_ca),
         api_keys=api_keys,
     )
-    service = LocalService(settings, logs=logs)
+    service = LocalService(settings, logs=logs, report=typer.echo)
     with console_beside(settings.service.server, console):
         serve_forever(service, report=typer.echo, stop_with_parent=stop_with_parent)
 

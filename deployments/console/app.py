@@ -39,15 +39,18 @@ from client.events import StreamEvent
 from client.types import Capabilities, Query, TaskKind
 from client.vision_agent_client import VisionAgentClient
 from client.watch_stream import WatchStream
+from deployments.admission import Room
 from deployments.console.board import Board, BoardStream, Shown
 from deployments.console.feeds import BrowserFrames, relay, show_source
 from deployments.console.guard import Guard
 from deployments.console.views import event_view, open_stream_view, result_view, service_view
 
+_MAX_DIGITS = 18
 _STATIC = Path(__file__).parent / "static"
 _HTTP_BY_CODE = {
     "FRAME_TOO_LARGE": 413,
     "INVALID_FRAME": 415,
+    "FRAME_TOO_COSTLY": 415,
     "INVALID_QUERY": 422,
     "INVALID_BOXES": 422,
     "INVALID_ARGUMENT": 400,
@@ -72,6 +75,10 @@ class ConsoleSettings:
     max_upload_bytes: int = 16_777_216
     max_streams: int = 16
     ask_timeout_s: float = 60.0
+    upload_s: float = 30.0
+    """A picture that is uploaded has come by then."""
+    max_uploads: int = 16
+    """At a time; for one more, the oldest ends."""
 
 
 class Console:
@@ -82,6 +89,7 @@ class Console:
         self._settings = settings
         self._board = Board(max_streams=settings.max_streams)
         self._capabilities: Capabilities | None = None
+        self._uploads = Room(settings.max_uploads, "pictures are being uploaded")
 
     async def page(self, _request: Request) -> Response:
         """The page."""
@@ -141,7 +149,8 @@ class Console:
     async def pictures(self, socket: WebSocket) -> None:
         """Somebody looks on."""
         await socket.accept()
-        shown = self._board.get(socket.path_params["number"])
+        number = _number(socket)
+        shown = None if number is None else self._board.get(number)
         if shown is None:
             await socket.close(1008, "no such stream")
             return
@@ -151,9 +160,13 @@ class Console:
     async def others_pictures(self, socket: WebSocket) -> None:
         """Somebody looks on at a stream of any client."""
         await socket.accept()
+        number = _number(socket)
+        if number is None:
+            await socket.close(1008, "no such stream")
+            return
 
         async def pictures() -> AsyncIterator[Shown]:
-            async for seen in self._client.observe(socket.path_params["number"]):
+            async for seen in self._client.observe(number):
                 yield Shown(seen.encoded, result_view(seen.result))
 
         try:
@@ -210,14 +223,27 @@ class Console:
             )
 
     async def _body(self, request: Request) -> bytes:
-        """What was uploaded; reading stops where it is too much."""
-        limit = self._settings.max_upload_bytes
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise FrameTooLarge(f"the picture has more than {limit} bytes; send a smaller one")
-        return bytes(body)
+        """What was uploaded; reading stops where it is too much, or takes too long."""
+        limit, limit_s = self._settings.max_upload_bytes, self._settings.upload_s
+
+        async def read() -> bytes:
+            body = bytearray()
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise FrameTooLarge(
+                        f"the picture has more than {limit} bytes; send a smaller one"
+                    )
+            return bytes(body)
+
+        whose = "" if request.client is None else request.client.host
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._uploads.run(whose, read())
+        except TimeoutError:
+            raise InvalidRequest(
+                f"the picture did not come within {limit_s:g} s; send it at once"
+            ) from None
 
 
 def build(client: VisionAgentClient, settings: ConsoleSettings) -> Starlette:
@@ -229,13 +255,20 @@ def build(client: VisionAgentClient, settings: ConsoleSettings) -> Starlette:
             Route("/api/service", console.service),
             Route("/api/ask", console.ask, methods=["POST"]),
             WebSocketRoute("/api/watch", console.watch),
-            WebSocketRoute("/api/streams/{number:int}/pictures", console.pictures),
-            WebSocketRoute("/api/others/{number:int}/pictures", console.others_pictures),
+            WebSocketRoute("/api/streams/{number}/pictures", console.pictures),
+            WebSocketRoute("/api/others/{number}/pictures", console.others_pictures),
             Mount("/static", StaticFiles(directory=_STATIC)),
         ],
         middleware=[Middleware(Guard, key=settings.key, hosts=settings.hosts)],
         lifespan=console.running,
     )
+
+
+def _number(socket: WebSocket) -> int | None:
+    """The stream that a path names; None: no number that a stream could have."""
+    text = socket.path_params["number"]
+    is_number = len(text) <= _MAX_DIGITS and text.isascii() and text.isdigit()
+    return int(text) if is_number else None
 
 
 def _query(request: Request) -> Query:

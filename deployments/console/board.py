@@ -14,10 +14,8 @@ from agent.errors import Overloaded
 from client.events import KeyframeAnswer, StreamError, StreamEvent, StreamStats
 from client.types import FrameResult, OutgoingFrame, QueryResult
 from deployments.console.views import books_view, result_view
+from deployments.kept_pictures import KeptPictures
 from deployments.newest import Newest
-
-_MAX_PENDING = 64
-"""Pictures kept until their result comes; a frame that was dropped has none."""
 
 
 @dataclass
@@ -61,14 +59,12 @@ class BoardStream:
     """From the last key frame's arrival to what the model said about it."""
     error: str = ""
     """The last that went wrong."""
-    _pending: dict[int, bytes] = field(default_factory=dict)
+    _pending: KeptPictures = field(default_factory=KeptPictures)
     _shown: Newest[Shown] = field(default_factory=Newest)
 
     def note_sent(self, frame: OutgoingFrame) -> None:
         """A frame goes out; its picture is kept until something is said about it."""
-        self._pending[frame.sequence] = frame.encoded
-        while len(self._pending) > _MAX_PENDING:
-            del self._pending[next(iter(self._pending))]
+        self._pending.put(frame.sequence, frame.encoded)
 
     def note_event(self, event: StreamEvent) -> None:
         """The service said something."""
@@ -105,7 +101,7 @@ class BoardStream:
         }
 
     def _show(self, result: FrameResult) -> None:
-        encoded = self._pending.pop(result.sequence, None)
+        encoded = self._pending.pop(result.sequence)
         if encoded is not None:
             self._shown.put(Shown(encoded, result_view(result)))
 

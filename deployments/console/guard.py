@@ -64,7 +64,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is None and scope["type"] == "websocket":
             return PlainTextResponse("only the console's own page may connect", 403)
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _netloc(origin) != host:
             return PlainTextResponse("only the console's own page may ask", 403)
         return None if self.key is None else self._stranger(scope, headers, self.key)
 
@@ -90,6 +90,14 @@ def _with_headers(send: Send) -> Send:
         await send(message)
 
     return sending
+
+
+def _netloc(origin: str) -> str:
+    """Nothing's, where it is no address at all."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def _hostname(host: str) -> str:

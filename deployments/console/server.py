@@ -19,9 +19,9 @@ from agent.server_settings import ServerSettings
 from client.channel import TlsOptions
 from client.vision_agent_client import VisionAgentClient
 from deployments.console.app import ConsoleSettings, build
+from deployments.console.connections import PatientProtocol
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-_MAX_CONNECTIONS = 64
 _PARENT_POLL_S = 0.5
 _STOP_S = 5.0
 
@@ -91,7 +91,7 @@ def _uvicorn_config(
         ssl_keyfile=server.tls.private_key,
         ws="websockets-sansio",
         ws_max_size=settings.max_upload_bytes,
-        limit_concurrency=_MAX_CONNECTIONS,
+        http=PatientProtocol,
         timeout_graceful_shutdown=2,
         proxy_headers=False,
         server_header=False,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -78,6 +80,55 @@ def test_no_process_and_no_file_is_left(
         for left in temporary.iterdir():
             left.rename(tmp_path / left.name)
         temporary.rmdir()
+
+
+def test_what_dies_is_started_again_and_strangers_have_no_way_in(
+    empty_model: Path, tmp_path: Path
+) -> None:
+    temporary = Path("/tmp") / f"gs-{os.getpid()}-w"
+    temporary.mkdir()
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "TMPDIR": str(temporary)}
+    environment.pop("REDIS_URL", None)
+    output = tmp_path / "output.txt"
+    config = str(write_fake_config(empty_model, tmp_path))
+    with output.open("w") as stream:
+        process = subprocess.Popen(
+            [*SERVE, "--config", config, "--port", str(free_port())],
+            env=environment,
+            stdout=stream,
+            stderr=stream,
+        )
+    try:
+        _wait(lambda: "ready on" in output.read_text() or process.poll() is not None, _READY_S)
+        (folder,) = temporary.iterdir()
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        cache = _named(process.pid, "valkey-server")
+        assert [c for c in cache.net_connections() if c.family == socket.AF_INET] == []
+        cache.kill()
+        _wait(lambda: _named(process.pid, "valkey-server", but=cache.pid) is not None, _GONE_S)
+        _named(process.pid, "raylet").kill()
+        _wait(lambda: "again after" in output.read_text() or process.poll() is not None, _READY_S)
+        assert "again after" in output.read_text()
+        process.send_signal(signal.SIGINT)
+        process.wait(_GONE_S)
+        _wait(lambda: not list(temporary.iterdir()), _GONE_S)
+    finally:
+        process.kill()
+        for left in temporary.iterdir():
+            left.rename(tmp_path / left.name)
+        temporary.rmdir()
+
+
+def _named(parent: int, name: str, but: int = 0) -> psutil.Process:
+    """The process of that name below another; asked again while there is none."""
+    for _ in range(300):
+        for process in psutil.Process(parent).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if process.name().startswith(name) and process.pid != but:
+                    return process
+        time.sleep(0.1)
+    raise AssertionError(f"no {name}")
 
 
 def test_a_taken_port_is_refused_at_once(empty_model: Path) -> None:

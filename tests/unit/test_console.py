@@ -19,8 +19,10 @@ from agent.server_settings import ServerSettings
 from client.events import StreamStats
 from client.vision_agent_client import VisionAgentClient
 from client.watch_stream import WatchStream
+from deployments.console import connections
 from deployments.console.app import ConsoleSettings, build
 from deployments.console.board import Board
+from deployments.console.connections import PatientProtocol
 from deployments.console.server import ServiceAccess, run_console
 from deployments.console.views import books_view, service_view
 from tests.in_process import frames, running_service
@@ -40,6 +42,7 @@ async def running_console(
     config = uvicorn.Config(
         build(VisionAgentClient(target), settings),
         port=0,
+        http=PatientProtocol,
         ws="websockets-sansio",
         log_level="warning",
         timeout_graceful_shutdown=1,
@@ -298,3 +301,54 @@ async def test_no_password_of_a_camera_is_shown(caplog: pytest.LogCaptureFixture
             said = await reply.text()
     assert "secret" not in said + caplog.text
     assert "trying again" in caplog.text
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "null", "http://a]b", "\x00"])
+async def test_an_origin_that_is_no_address_is_somebody_elses(origin: str) -> None:
+    async with running_service() as service, running_console(service.target) as url:
+        host, port = url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        lines = f"GET / HTTP/1.1\r\nHost: {host}:{port}\r\nOrigin: {origin}\r\n\r\n"
+        writer.write(lines.encode())
+        status = int((await reader.readline()).split()[1])
+        writer.close()
+    assert status in (400, 403)
+
+
+@pytest.mark.parametrize("path", ["/api/streams/{}/pictures", "/api/others/{}/pictures"])
+@pytest.mark.parametrize("number", ["9" * 5000, "9" * 30, "-1", "x", "\u0663"])
+async def test_a_number_that_no_stream_has(path: str, number: str) -> None:
+    async with visiting() as browser:
+        origin = str(browser._base_url).rstrip("/")
+        headers = {"origin": origin}
+        async with browser.ws_connect(path.format(number), headers=headers) as socket:
+            closed = await socket.receive()
+        assert closed.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
+        assert socket.close_code == 1008
+
+
+async def test_unfinished_requests_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 20)
+    monkeypatch.setattr(connections, "REQUEST_S", 0.5)
+    settings = ConsoleSettings(hosts=PORT_HOSTS, max_uploads=4, upload_s=1.0)
+    async with visiting(settings) as browser:
+        host, port = browser._base_url.host, browser._base_url.port  # type: ignore[union-attr]
+        heads = [await asyncio.open_connection(host, port) for _ in range(70)]
+        for _, writer in heads:
+            writer.write(b"GET / HTTP/1.1\r\nHost: ")
+        async with browser.get("/") as page:
+            assert page.status == 200
+        ends = [asyncio.wait_for(reader.read(), 5) for reader, _ in heads]
+        assert await asyncio.gather(*ends, return_exceptions=True) == [b""] * 70
+        bodies = [await asyncio.open_connection(host, port) for _ in range(12)]
+        for _, writer in bodies:
+            head = f"POST /api/ask?query=dog HTTP/1.1\r\nHost: {host}:{port}\r\n"
+            writer.write(head.encode() + b"Content-Length: 100\r\n\r\n")
+        await asyncio.sleep(0.05)
+        params = {"query": "dog", "task": "DETECT"}
+        async with browser.post("/api/ask", params=params, data=encoded_image()) as reply:
+            assert reply.status == 200
+        statuses = [int((await asyncio.wait_for(r.readline(), 5)).split()[1]) for r, _ in bodies]
+        assert sorted(set(statuses)) == [400, 429]
+        for _, writer in (*heads, *bodies):
+            writer.close()

@@ -7,21 +7,26 @@ stands as an example, so that it is tried every time.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
 import math
+import struct
+import time
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
 from agent.detections import Proposals
-from agent.errors import AgentError, InvalidFrame
+from agent.errors import AgentError, InvalidBoxes, InvalidFrame, InvalidQuery, InvalidRequest
 from agent.feature_codec import CorruptFeatures, decode_features, encode_features
 from agent.features import FrameFeatures, Generation
 from agent.frame import FrameLimits, read_frame
@@ -32,6 +37,7 @@ from agent.streaming.camera_path import CameraPath
 from agent.streaming.session import Session, StandingQuery
 from agent.streaming.snapshot import read_snapshot
 from deployments import messages, stream_messages, zoom_messages
+from deployments.message_bounds import Counts, bounds_by_method, check_message
 from deployments.status import failure_of
 from protos import vision_agent_pb2 as pb
 
@@ -100,6 +106,11 @@ def _pictures() -> list[bytes]:
 
 
 PICTURES = _pictures()
+RLE_BMP = (
+    b"BM" + struct.pack("<IHHI", 1200, 0, 0, 1078)
+    + struct.pack("<IiiHHIIiiII", 40, 64, 16, 1, 8, 1, 66, 0, 0, 256, 0) + bytes(1024)
+    + b"\x40\x07\0\0" * 16 + b"\0\1"
+)  # fmt: skip
 
 
 @given(encoded=st.one_of(mutated(PICTURES), st.binary(max_size=200)))
@@ -256,6 +267,144 @@ def test_bytes_of_messages(sent: bytes) -> None:
         return
     if request.WhichOneof("message") in ("frame", "set_queries", "open", "set_policy"):
         assert reply(request).SerializeToString()
+
+
+# ---- shapes of messages: counts and nesting ----
+
+SHAPES = bounds_by_method(Counts(queries=4, boxes=20, turns=5, regions=10))
+_SHAPE_NAMES = st.sampled_from(sorted(SHAPES))
+_MOST_FIELDS = 10_000
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+_LEAF = st.one_of(
+    st.just(b""),
+    st.binary(max_size=20),
+    st.builds(
+        lambda number, value: _varint(number << 3) + _varint(value), st.integers(1, 12), _LONG
+    ),
+    st.builds(lambda number: _varint(number << 3 | 1) + bytes(8), st.integers(1, 12)),
+    st.builds(lambda number: _varint(number << 3 | 5) + bytes(4), st.integers(1, 12)),
+)
+_COUNT = st.one_of(st.integers(0, 4), st.sampled_from([20, 100, 1000, 20_000]))
+"""How often a field stands; what is within it stands as often as that times its own count."""
+
+
+def _repeated(parts: list[tuple[int, bytes, int]]) -> bytes:
+    """Fields one after the other, each so often, but in all no more than a megabyte."""
+    out = bytearray()
+    for number, content, count in parts:
+        one = _field(number, content)
+        out += one * min(count, 1 + (1_000_000 - min(len(out), 1_000_000)) // len(one))
+    return bytes(out)
+
+
+_MESSAGE_SHAPE = st.recursive(
+    _LEAF,
+    lambda inner: st.builds(
+        _repeated, st.lists(st.tuples(st.integers(1, 12), inner, _COUNT), max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(name=_SHAPE_NAMES, content=_MESSAGE_SHAPE)
+@example(name="/vision_agent.v1.VisionAgent/Watch", content=_field(2, _field(1, b"") * 200_000))
+@example(name="/vision_agent.v1.VisionAgent/Ground", content=_field(2, _field(7, b"") * 200_000))
+@example(name="/vision_agent.v1.VisionAgent/Ground", content=b"\x0b" * 100)
+def test_shapes_of_messages(name: str, content: bytes) -> None:
+    """What passes is small in every count; what does not was found out in a bounded walk."""
+    started_s = time.thread_time()
+    try:
+        check_message(content, SHAPES[name])
+    except (InvalidRequest, InvalidQuery, InvalidBoxes):
+        return
+    finally:
+        # A microsecond or two for each field, and never for more than so many.
+        assert time.thread_time() - started_s < 0.15
+    kind = pb.DESCRIPTOR.services_by_name["VisionAgent"].methods_by_name[name.rsplit("/", 1)[1]]
+    try:
+        message = GetMessageClass(kind.input_type).FromString(content)
+    except DecodeError:
+        return
+    assert _num_messages(message) <= _MOST_FIELDS
+
+
+def _num_messages(message: Message) -> int:
+    """A message and all within it."""
+    total = 1
+    for known, value in message.ListFields():
+        if known.message_type is not None:
+            several = value if known.is_repeated else [value]
+            total += sum(_num_messages(inner) for inner in several)
+    return total
+
+
+# ---- what pictures cost ----
+
+_MARKERS = st.sampled_from(
+    [b"\xff\xe0\x00\x02", b"\xff\xe1\x00\x08Exif\0\0", b"\xff\xfe\x00\x02", b"\xff\xd0",
+     b"\xff\xff", b"\xff\x00", b"\x00", b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00",
+     b"\xff\xdb\x00\x02", b"\xff\xd8", b"\xff\xe2\x00\x10MPF\0II*\0\x08\0\0\0",
+     b"\xff\xdd\x00\x04\x00\x01"]
+)  # fmt: skip
+_CHUNKS = st.sampled_from(
+    [b"\0\0\0\0IDAT\x35\xaf\x06\x1e", b"\0\0\0\0teSt\0\0\0\0", b"\0\0\0\x03zTXtc\0\0\0\0\0\0",
+     b"\0\0\0\0fdAT\0\0\0\0", b"\0\0\0\0tEXt\0\0\0\0", b"TEST\0\0\0\0", b"ANMF\0\0\0\0"]
+)  # fmt: skip
+_RUNS = st.sampled_from([b"\xff\x01", b"\0\0", b"\0\2\xff\xff", b"\0\3\1\1\1\0", b"\1\1"])
+_STUFFING = st.tuples(
+    st.floats(0.0, 1.0), st.one_of(_MARKERS, _CHUNKS, _RUNS, st.binary(min_size=1, max_size=4)),
+    st.sampled_from([1, 10, 50, 300, 5_000, 50_000]),
+)  # fmt: skip
+_READ_S, _READ_S_PER_MB = 0.1, 0.1
+_DECODE_BYTES = 40_000_000
+"""Memory that a picture of at most 100,000 pixels may take at most, whatever its bytes say."""
+
+
+def _stuffed(original: bytes, stuffings: list[tuple[float, bytes, int]]) -> bytes:
+    content = original
+    for place, what, count in stuffings:
+        at = int(place * len(content))
+        content = content[:at] + what * count + content[at:]
+    return content
+
+
+@given(
+    number=st.integers(0, len(PICTURES)),
+    stuffings=st.lists(_STUFFING, min_size=1, max_size=3),
+)
+def test_costs_of_pictures(number: int, stuffings: list[tuple[float, bytes, int]]) -> None:
+    """Time by the byte to read the header, and time and memory by the pixel to decode."""
+    encoded = _stuffed([*PICTURES, RLE_BMP][number], stuffings)
+    limits = dataclasses.replace(LIMITS, max_bytes=16_000_000)
+    may_take_s = _READ_S + _READ_S_PER_MB * len(encoded) / 1e6
+    started_s = time.thread_time()
+    try:
+        frame = read_frame(encoded, limits=limits)
+    except InvalidFrame:
+        return
+    finally:
+        assert time.thread_time() - started_s < may_take_s
+    tracemalloc.start()
+    started_s = time.thread_time()
+    with contextlib.suppress(InvalidFrame):
+        frame.rgb()
+    took_s, (_, most_bytes) = time.thread_time() - started_s, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert took_s < 2 * may_take_s + 0.5
+    assert most_bytes < _DECODE_BYTES + 4 * len(encoded)
 
 
 # ---- answers ----

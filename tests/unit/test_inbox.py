@@ -29,7 +29,7 @@ def test_the_oldest_win() -> None:
 def test_lossless_refuses_rather_than_drops() -> None:
     inbox: Inbox[int] = Inbox(DropPolicy.LOSSLESS, window=1)
     inbox.put(1)
-    with pytest.raises(Overloaded, match="1 frames are waiting"):
+    with pytest.raises(Overloaded, match="1 frames of 0 bytes are waiting"):
         inbox.put(2)
     assert inbox.take() == 1
     assert inbox.put(3) == []

