@@ -208,7 +208,7 @@ class CacheSettings:
     """Features of a frame are kept for this long."""
     budget_bytes: Count = 268_435_456
     """Memory of the embedded server; an external one has its own limit."""
-    memory_bytes: Count = 134_217_728
+    memory_bytes: NonNegativeCount = 134_217_728
     """Features of recent frames that each language replica keeps in its own memory, too."""
     keep_keyframes: bool = False
     """Give the server the key frames of streams at once, for recordings that come again. Else it

@@ -118,8 +118,7 @@ class SnapshotWriter:
         before = self._features.get(track.id)
         if before is not None and before[0] is track.appearance:
             return before
-        code = base64.b64encode(track.appearance.astype("<f2").tobytes()).decode()
-        return track.appearance, code
+        return track.appearance, _to_base64(track.appearance)
 
 
 @dataclass(frozen=True)
@@ -267,6 +266,10 @@ def _restored_track(stored: _StoredTrack, claimed: tuple[StandingQuery, ...]) ->
         named_s=0.0,
         misses=stored.misses,
     )
+
+
+def _to_base64(vector: FloatArray) -> str:
+    return base64.b64encode(vector.astype("<f2").tobytes()).decode()
 
 
 def _corners(values: FloatArray) -> _Corners:

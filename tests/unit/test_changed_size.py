@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from agent.detections import Detections, FloatArray, Proposals
+from agent.frame_summary import summary_of
 from agent.features import FrameFeatures
 from agent.parsing import Answer, AnswerStatus
 from agent.pipeline import Grounding
@@ -50,7 +51,7 @@ class Stream:
         )
         found = Detections(box[None], np.ones(1, np.float32), ("dog",), np.zeros(1, np.int64))
         grounding = Grounding(
-            (Answer(DOG.task, "dog", found),), proposals, False, features=features
+            (Answer(DOG.task, "dog", found),), proposals, False, seen=summary_of(features)
         )
         (answer,) = self.follower.finish_keyframe(keyframe, grounding, [DOG])
         return answer

@@ -45,5 +45,5 @@ async def test_a_query_that_cannot_be_asked_is_refused_before_anything_is_sent(
 
 async def test_queries_that_the_service_refuses_end_the_watch(picture: Path) -> None:
     async with running_service() as service, VisionAgentClient(service.target) as client:
-        with pytest.raises(InvalidQuery, match="the limit is"):
+        with pytest.raises(InvalidQuery, match="more than 16 queries"):
             await watch_source(client, str(picture), [f"thing {n}" for n in range(17)])
