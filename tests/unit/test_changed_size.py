@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from agent.detections import Detections, FloatArray, Proposals
-from agent.frame_summary import summary_of
 from agent.features import FrameFeatures
+from agent.frame_summary import summary_of
 from agent.parsing import Answer, AnswerStatus
 from agent.pipeline import Grounding
 from agent.prompts import Task
