@@ -39,7 +39,7 @@ from client.events import StreamEvent
 from client.types import Capabilities, Query, TaskKind
 from client.vision_agent_client import VisionAgentClient
 from client.watch_stream import WatchStream
-from deployments.admission import Room
+from deployments.admission import EvictingLimit
 from deployments.console.board import Board, BoardStream, Shown
 from deployments.console.feeds import BrowserFrames, relay, show_source
 from deployments.console.guard import Guard
@@ -89,7 +89,7 @@ class Console:
         self._settings = settings
         self._board = Board(max_streams=settings.max_streams)
         self._capabilities: Capabilities | None = None
-        self._uploads = Room(settings.max_uploads, "pictures are being uploaded")
+        self._uploads = EvictingLimit(settings.max_uploads, "pictures are being uploaded")
 
     async def page(self, _request: Request) -> Response:
         """The page."""
