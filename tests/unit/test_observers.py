@@ -110,7 +110,7 @@ async def test_pictures_are_kept_only_while_somebody_looks() -> None:
     assert len(call._pending) == 0
 
 
-async def test_a_slow_onlooker_skips_and_the_client_gets_everything() -> None:
+async def test_a_slow_observer_skips_and_the_client_gets_everything() -> None:
     silent = SilentCall(*(frame(number) for number in range(1, 5)))
     call = ObservedCall(silent, 1, "t")
     looking = call.responses()
