@@ -14,8 +14,7 @@ from agent.errors import Overloaded
 from client.events import KeyframeAnswer, StreamError, StreamEvent, StreamStats
 from client.types import FrameResult, OutgoingFrame, QueryResult
 from deployments.console.views import books_view, result_view
-from deployments.streams.latest_value import LatestValue
-from deployments.streams.picture_buffer import PictureBuffer
+from deployments.streams.buffers import LatestValue, PictureBuffer
 
 
 @dataclass

@@ -13,8 +13,7 @@ from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from agent.errors import InvalidRequest
-from deployments.streams.latest_value import LatestValue
-from deployments.streams.picture_buffer import PictureBuffer
+from deployments.streams.buffers import LatestValue, PictureBuffer
 from protos import vision_agent_pb2 as pb
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from agent.settings import SharingSettings
+from agent.streaming.keyframe import KeyframeReason
 from deployments.process_resources import TRACKING, lower_priority
 
 T = TypeVar("T")
@@ -228,6 +229,36 @@ class KeyframeTurns:
             self._timer = loop.call_later(min(max(soonest_s, 0.001), _FORGET_S), self._hand_on)
 
 
+class StreamTurn:
+    """One stream's turn before the model: taken, held, and given back."""
+
+    def __init__(self, turns: KeyframeTurns) -> None:
+        self._turns = turns
+        self._is_held = False
+
+    def try_take(self, reason: KeyframeReason) -> bool:
+        """Whether the stream has its turn, by now or already."""
+        if not self._is_held:
+            self._is_held = self._turns.try_take(self, rank=_rank(reason))
+        return self._is_held
+
+    async def take(self, reason: KeyframeReason) -> None:
+        """Have the turn, as soon as it is this stream's."""
+        await self._turns.take(self, rank=_rank(reason))
+        self._is_held = True
+
+    def give_back(self) -> None:
+        """Give the turn back, if the stream has it."""
+        if self._is_held:
+            self._is_held = False
+            self._turns.give_back(self)
+
+    def leave(self) -> None:
+        """The stream has ended."""
+        self._is_held = False
+        self._turns.leave(self)
+
+
 class StreamScheduler:
     """Made once per front-end replica, on its event loop."""
 
@@ -239,3 +270,9 @@ class StreamScheduler:
     def close(self) -> None:
         """Free the threads."""
         self.threads.close()
+
+
+def _rank(reason: KeyframeReason) -> int:
+    """Streams that know nothing yet, or were told to look, come before those that know less."""
+    urgent = (KeyframeReason.FIRST, KeyframeReason.QUERIES_CHANGED, KeyframeReason.REQUESTED)
+    return 0 if reason in urgent else 1

@@ -23,9 +23,9 @@ from agent.streaming.session import Gap, Seen, Session
 from agent.streaming.session_store import SessionStore, new_token
 from agent.streaming.snapshot import read_snapshot
 from deployments.streams.frame_answers import FrameAnswers
-from deployments.streams.frame_tracking import Arrival
+from deployments.streams.frame_tracking import ArrivedFrame
 from deployments.streams.observers import ObservedCall
-from deployments.streams.response_writer import ResponseWriter
+from deployments.streams.responses import ResponseWriter
 from deployments.streams.scheduler import StreamScheduler
 from deployments.wire import messages, stream_messages
 from deployments.wire.frame_reading import receive_frame
@@ -47,7 +47,7 @@ class WatchStream:
         quota: TenantQuota,
         failures: Counter[str],
     ) -> None:
-        self.session: Session[Arrival] = Session(
+        self.session: Session[ArrivedFrame] = Session(
             max_queries=settings.stream.max_queries,
             max_window_bytes=settings.stream.max_window_bytes,
         )
@@ -58,7 +58,7 @@ class WatchStream:
         self._quota = quota
         self._responses = ResponseWriter(rpc, failures)
         self._answers = FrameAnswers(
-            self.session, pipeline, settings.stream, self._responses, scheduler
+            self.session, pipeline, settings.stream.follow, self._responses, scheduler
         )
         self._token: str | None = None
         self._changed = asyncio.Event()
@@ -85,7 +85,7 @@ class WatchStream:
         try:
             while (work := await self.session.take()) is not None:
                 await self._answers.answer(work)
-                await self._charge_answers(work.item.received.boxes)
+                await self._charge_answers(work.item.boxes)
                 self._changed.set()
             await self._answers.settle()
             # Holding the lock, no message under way is cut in two.
@@ -175,10 +175,10 @@ class WatchStream:
             await self._responses.send_failure(failure_of(error), sequence=message.sequence)
             return
         try:
-            arrival = Arrival(received, self._path.step(received.ego_motion))
-            frame = received.frame
+            arrived = ArrivedFrame.at(self._path.step(received.ego_motion), received)
+            frame = arrived.frame
             size = len(frame.encoded)
-            self.session.offer(arrival, frame.index, received.priority, num_bytes=size)
+            self.session.offer(arrived, frame.index, arrived.priority, num_bytes=size)
         except AgentError as error:
             await self._responses.send_failure(failure_of(error), sequence=message.sequence)
             return
@@ -261,7 +261,7 @@ class WatchStream:
         snapshot = await asyncio.to_thread(read_snapshot, encoded)
         if snapshot is None:
             return False, None
-        self._answers.follower = snapshot.restore(self.session, self._settings.stream.follow)
+        self._answers.resume(snapshot.restore(self.session, self._settings.stream.follow))
         return True, self.session.catch_up(seen)
 
     async def _save_snapshots(self) -> None:
@@ -290,7 +290,7 @@ class WatchStream:
         activity = stream_messages.activity_to_message(
             self._answers.activity,
             num_unacknowledged=self.session.num_unacknowledged,
-            num_tracks=len(self._answers.follower.tracker.tracks),
+            num_tracks=self._answers.num_tracks,
             paused=self.session.paused,
         )
         return stream_messages.books_response(self.session.books, activity, ended=ended)

@@ -17,7 +17,7 @@ from agent.streaming.policy import DropPolicy
 from agent.streaming.session import Session
 from client.types import FrameResult
 from client.vision_agent_client import VisionAgentClient
-from deployments.streams.picture_buffer import PictureBuffer
+from deployments.streams.buffers import PictureBuffer
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc
 from tests.in_process import FOLLOW, SETTINGS, conversation, running_service, still

@@ -12,8 +12,7 @@ import pytest
 from agent.frame import FrameLimits
 from agent.settings import FollowSettings, SharingSettings
 from agent.streaming.camera_path import CameraPath
-from agent.streaming.follower import Follower
-from deployments.streams.frame_tracking import Arrival, FrameTracking
+from deployments.streams.frame_tracking import ArrivedFrame, FrameTracking
 from deployments.streams.scheduler import KeyframeTurns, StreamScheduler, TrackingThreads
 from deployments.wire import messages
 from protos import vision_agent_pb2 as pb
@@ -176,27 +175,27 @@ async def test_a_turn_that_comes_at_the_last_moment_is_not_lost() -> None:
     threads.close()
 
 
-async def test_a_stream_long_unseen_waits_longer_for_its_look_but_not_for_ever() -> None:
+async def test_a_stream_long_unseen_waits_longer_for_a_thread_but_not_for_ever() -> None:
     settings = SharingSettings(
         looks_at_once=1, look_wait_s=0.01, max_unseen_s=0.5, unseen_wait_s=0.2
     )
-    scheduler, follower, path = StreamScheduler(settings), Follower(FollowSettings()), CameraPath()
-    threads = FrameTracking(None, scheduler, proposal_budget_s=0.0)  # type: ignore[arg-type]
+    scheduler, path = StreamScheduler(settings), CameraPath()
+    tracking = FrameTracking(None, scheduler, FollowSettings())  # type: ignore[arg-type]
 
     async def is_seen(number: int, *, free_after_s: float) -> bool:
-        """Whether a frame is looked at while another stream has the turn for so long."""
+        """Whether a frame is tracked while another stream has the thread for so long."""
         assert await scheduler.threads.take(0.0, patience_s=0.0)
         free = asyncio.get_running_loop().call_later(free_after_s, scheduler.threads.give_back)
         message = pb.Frame(sequence=number, encoded_image=encoded_image(number))
         received = messages.frame_from_message(
             message, limits=FrameLimits(), received_time_ns=number
         )
-        arrival = Arrival(received, path.step(None))
-        look = await threads.look(follower, arrival, must=False, with_proposals=False)
+        arrived = ArrivedFrame.at(path.step(None), received)
+        tracked = await tracking.track(arrived, must=False, with_proposals=False)
         if free.when() > asyncio.get_running_loop().time():
             free.cancel()
             scheduler.threads.give_back()
-        return look.ahead_s is None
+        return tracked.ahead_s is None
 
     assert not await is_seen(0, free_after_s=60.0)
     assert await is_seen(1, free_after_s=0.05)

@@ -1,4 +1,4 @@
-"""The latest of something, for readers that may be slower than what it comes from."""
+"""What is kept for readers that may be slower than what it comes from; bounded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import AsyncGenerator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+_MAX_PICTURES = 64
+_MAX_BYTES = 33_554_432
 
 
 class LatestValue(Generic[T]):
@@ -46,3 +49,38 @@ class LatestValue(Generic[T]):
         # An event of its own for every change: whoever waits on the old one is woken once.
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+class PictureBuffer:
+    """Pictures by number, kept until something is said about them.
+
+    A frame that was dropped has no result, and its picture goes in time.
+    """
+
+    def __init__(self, *, max_bytes: int = _MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._pictures: dict[int, bytes] = {}
+        self.num_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def put(self, number: int, encoded: bytes) -> None:
+        """Keep a picture; the oldest make room, but for this one."""
+        self.pop(number)
+        self._pictures[number] = encoded
+        self.num_bytes += len(encoded)
+        while len(self) > 1 and (len(self) > _MAX_PICTURES or self.num_bytes > self._max_bytes):
+            self.pop(next(iter(self._pictures)))
+
+    def pop(self, number: int) -> bytes | None:
+        """Hand a picture over; None: it is not kept."""
+        encoded = self._pictures.pop(number, None)
+        if encoded is not None:
+            self.num_bytes -= len(encoded)
+        return encoded
+
+    def clear(self) -> None:
+        """Drop them all."""
+        self._pictures.clear()
+        self.num_bytes = 0
