@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from agent.errors import StageUnavailable
 from agent.started_tasks import started
-from deployments.stages.vision import Refused
+from deployments.stages.requests import Refused
 
 BY_VALUE_BYTES = 1 << 20
 """Smaller arguments travel inside the call, larger ones through Ray's object store."""

@@ -29,8 +29,8 @@ from deployments.observability.request_context import REQUEST_ID_HEADER, serving
 from deployments.observability.stage_meter import Served, StageMeters
 from deployments.process_resources import out_of_memory_as_overloaded
 from deployments.stages.calls import StageCalls
-from deployments.stages.frame_calls import FrameCall, FrameReply
 from deployments.stages.remote_stages import RemoteStages, VisionCalls, WorkList
+from deployments.stages.requests import FrameCall, FrameReply
 from deployments.stages.vision import StageReplica
 
 
@@ -191,7 +191,7 @@ class Language(StageReplica):
 
     async def _written(self, *arguments: object) -> Generation:
         """Begun in the stage's own thread, whose priority the engine's thread inherits."""
-        begun = await self.line.run(self.line.ticket(Limits()), self.stage.start, *arguments)
+        begun = await self.queue.run(self.queue.ticket(Limits()), self.stage.start, *arguments)
         with out_of_memory_as_overloaded():
             generation: Generation = await asyncio.wrap_future(begun.value)
             return generation

@@ -29,9 +29,8 @@ from deployments.observability.request_context import request_id
 from deployments.observability.stage_meter import Served, StageMeter, WorkDone
 from deployments.observability.tracing import stage_spans
 from deployments.stages.calls import StageCalls, StageFull
-from deployments.stages.frame_calls import FrameCall, FrameReply
 from deployments.stages.remote_stages import full, too_late
-from deployments.stages.vision import Wanted
+from deployments.stages.requests import FrameCall, FrameReply, Wanted
 
 _NUMBERS_BYTES = 4096
 """Questions and boxes of a call, about."""

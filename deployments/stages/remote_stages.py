@@ -28,7 +28,7 @@ from agent.started_tasks import started
 from agent.urgency import CurrentLimits, Limits
 from deployments.observability.stage_meter import Served, StageMeter, StageMeters, WorkDone, Written
 from deployments.stages.calls import StageCalls, StageFull
-from deployments.stages.vision import Wanted
+from deployments.stages.requests import Wanted
 
 T = TypeVar("T")
 

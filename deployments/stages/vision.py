@@ -1,4 +1,4 @@
-"""The vision stages' deployments, and what every stage replica has: a line and a model's part.
+"""The vision stages' deployments, and what every stage replica has: a queue and a model's part.
 
 The event loop stays free while a model computes, and forward passes of one replica never
 overlap. Plain classes: `deployments/app.py` turns them into deployments. Errors that are meant for
@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ray.exceptions import RayError
@@ -21,7 +20,6 @@ from agent.batching import batch_limit
 from agent.detections import FloatArray, Proposals
 from agent.errors import AgentError, SettingsError, StageUnavailable
 from agent.frame import Frame
-from agent.urgency import Limits, Urgency
 from deployments.observability.logs import configure_logs
 from deployments.observability.stage_meter import Served
 from deployments.process_resources import (
@@ -31,32 +29,10 @@ from deployments.process_resources import (
     out_of_memory_as_overloaded,
 )
 from deployments.stages.queue import StageQueue
+from deployments.stages.requests import Refused, Wanted
 
 T = TypeVar("T")
 Method = Callable[..., Awaitable[Any]]
-
-
-@dataclass(frozen=True)
-class Refused:
-    """In place of a result: an error whose message is meant for the caller."""
-
-    error: AgentError
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a stage is told besides its work."""
-
-    left_s: float | None = None
-    """The caller waits no longer; None: however long it takes."""
-    urgency: Urgency = Urgency.ONE_OFF
-    model: str = ""
-    """Revision of the model whose work this is."""
-
-    @property
-    def limits(self) -> Limits:
-        """They begin when it arrives: clocks of two machines differ."""
-        return Limits.starting_now(self.left_s, self.urgency)
 
 
 def refusing(method: Method) -> Method:
@@ -86,7 +62,7 @@ def load_factory(path: str) -> Any:
 
 
 class StageReplica:
-    """Holds the stage and the line before it."""
+    """Holds the stage and the queue before it."""
 
     def __init__(
         self,
@@ -105,7 +81,7 @@ class StageReplica:
             model, device=device, num_threads=num_threads, **options
         )
         self.max_batch_frames = batch_limit(device, max_batch_frames)
-        self.line = StageQueue()
+        self.queue = StageQueue()
         self._memory = MemoryReader()
         self._trimmer = MemoryTrimmer()
         self._model_revision = model_revision
@@ -118,9 +94,9 @@ class StageReplica:
         Raises:
             StageUnavailable: one forward pass has not come to its end for too long.
         """
-        # A language stage computes in its engine's thread, not in the line's.
+        # A language stage computes in its engine's thread, not in the queue's.
         inside = getattr(self.stage, "stalled_s", None)
-        stalled_s = max(self.line.stalled_s(), 0.0 if inside is None else inside())
+        stalled_s = max(self.queue.stalled_s(), 0.0 if inside is None else inside())
         if stalled_s > self._hang_s:
             raise StageUnavailable(f"one forward pass has taken {stalled_s:.0f} s and goes on")
 
@@ -154,8 +130,8 @@ class Proposal(StageReplica):
         """
         self.check_model(wanted.model)
         with out_of_memory_as_overloaded():
-            served = await self.line.run_together(
-                self.line.ticket(wanted.limits),
+            served = await self.queue.run_together(
+                self.queue.ticket(wanted.limits),
                 self.stage.propose,
                 frame,
                 limit=self.max_batch_frames,
@@ -167,8 +143,8 @@ class Proposal(StageReplica):
         """Class evidence for boxes that others found: (num_boxes, num_classes); as `propose`."""
         self.check_model(wanted.model)
         with out_of_memory_as_overloaded():
-            ticket = self.line.ticket(wanted.limits)
-            return self.signed(await self.line.run(ticket, self.stage.describe, frame, boxes))
+            ticket = self.queue.ticket(wanted.limits)
+            return self.signed(await self.queue.run(ticket, self.stage.describe, frame, boxes))
 
 
 class _Encoder(StageReplica):
@@ -190,14 +166,14 @@ class _Encoder(StageReplica):
             StageUnavailable: this replica has another model, or the boxes did not come.
         """
         self.check_model(wanted.model)
-        ticket = self.line.ticket(wanted.limits)
-        started = self.line.run_together(
+        ticket = self.queue.ticket(wanted.limits)
+        started = self.queue.run_together(
             ticket, self.stage.start, frame, limit=self.max_batch_frames
         )
         with out_of_memory_as_overloaded():
             maps, proposals = await asyncio.gather(started, _arrived(boxes))
             pool = self.stage.pool
-            pooled: Served[Any] = await self.line.run(ticket, pool, maps.value, proposals)
+            pooled: Served[Any] = await self.queue.run(ticket, pool, maps.value, proposals)
         return self.signed(
             Served(
                 pooled.value,

@@ -12,7 +12,8 @@ from ray.exceptions import ActorDiedError
 from agent.errors import InvalidFrame, Overloaded, StageUnavailable
 from agent.frame import read_frame
 from deployments.stages.calls import StageCalls, StageFull
-from deployments.stages.vision import AuxiliaryEncoder, Refused, Wanted, refusing
+from deployments.stages.requests import Refused, Wanted
+from deployments.stages.vision import AuxiliaryEncoder, refusing
 from tests.handles import Handle
 from tests.pictures import encoded_image
 

@@ -1,6 +1,7 @@
-"""What front ends and language replicas say to each other: a frame with its questions, and a reply.
+"""What is said to a stage and what comes back, as plain values that travel inside Serve's calls.
 
-Features are in neither. Plain values, which travel inside Serve's own calls.
+A front end sends a frame with its questions to a language replica; features are in neither
+direction of that call.
 """
 
 from __future__ import annotations
@@ -15,8 +16,31 @@ from agent.frame import Frame
 from agent.pipeline import Grounding
 from agent.prompts import Task
 from agent.region_cache import CacheStats
+from agent.urgency import Limits, Urgency
 from deployments.observability.stage_meter import WorkDone
-from deployments.stages.vision import Wanted
+
+
+@dataclass(frozen=True)
+class Refused:
+    """In place of a result: an error whose message is meant for the caller."""
+
+    error: AgentError
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a stage is told besides its work."""
+
+    left_s: float | None = None
+    """The caller waits no longer; None: however long it takes."""
+    urgency: Urgency = Urgency.ONE_OFF
+    model: str = ""
+    """Revision of the model whose work this is."""
+
+    @property
+    def limits(self) -> Limits:
+        """They begin when it arrives: clocks of two machines differ."""
+        return Limits.starting_now(self.left_s, self.urgency)
 
 
 @dataclass(frozen=True)
