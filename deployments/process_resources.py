@@ -72,7 +72,7 @@ class MemoryReader:
 
 
 def _device_bytes() -> int:
-    """Zero where nobody has imported torch or used a device."""
+    """Zero where torch is not imported or no device was used."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return 0

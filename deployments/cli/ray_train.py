@@ -27,7 +27,7 @@ _ENVIRONMENT = {
     "RAY_enable_metrics_collection": "0",
     # Ray gives its workers nice 15, so beside any other busy process they starve.
     "RAY_worker_niceness": "0",
-    # Machines of this cluster are not taken away; nobody reads the metrics.
+    # Machines of this cluster are not taken away, and the metrics are not read.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",

@@ -58,7 +58,7 @@ def current_tenant() -> str:
 
 
 def tenant_or_nobody() -> str:
-    """The same, and nobody's where the service works for itself, as it does to warm up."""
+    """The same, and empty where the service works for itself, as it does to warm up."""
     caller = _CALLER.get(None)
     return "" if caller is None else caller.tenant
 
@@ -103,7 +103,7 @@ class Access:
             auth_context: what the connection knows of the client.
 
         Raises:
-            NotAuthenticated: nobody who may call.
+            NotAuthenticated: the caller may not call.
         """
         if self._api_keys is None and self._tokens is None:
             return self._certified(auth_context) if self._mutual_tls else Caller(self._anonymous)
@@ -146,7 +146,7 @@ class _WebTokens:
         """Whose token it is.
 
         Raises:
-            NotAuthenticated: damaged, forged, too old or meant for somebody else.
+            NotAuthenticated: damaged, forged, too old or meant for another service.
         """
         settings = self._settings
         try:

@@ -2,7 +2,7 @@
 
 One call may be 16 questions about ten pages of boxes each. Without this it fills the stages' queues
 at once, and everybody else is refused. Here its prompts wait at the front end that took the call,
-and whoever has fewest under way is next. Knows no queue and no replica.
+and the tenant with fewest under way is next. Knows no queue and no replica.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class FairQueue:
 
     def __init__(self, num_at_once: int) -> None:
         self._num_at_once = num_at_once
-        # Some places are for whoever comes next: those that are taken free up one by one.
+        # Some places are left for the next tenant: those that are taken free up one by one.
         self._most_each = max(1, num_at_once * 3 // 4)
         self._under_way: Counter[str] = Counter()
         self._lines: OrderedDict[str, deque[_Waiting]] = OrderedDict()
@@ -90,7 +90,7 @@ class FairQueue:
         self._admit()
 
     def _admit(self) -> None:
-        """Let in who is next, and nobody past one who needs more places than are free."""
+        """Let in the next, but none before one that needs more places than are free."""
         while (owner := self._next()) is not None:
             first = self._lines[owner][0]
             if not first.turn.done() and not self._has_room(owner, first.places):
@@ -166,7 +166,7 @@ class FairGrounder:
                 async for piece in pieces:
                     yield piece
             finally:
-                # Whoever goes away in the middle takes the stage's work along.
+                # A caller that goes away in the middle ends the stage's work as well.
                 if isinstance(pieces, AsyncGenerator):
                     await pieces.aclose()
 

@@ -1,7 +1,7 @@
 """The cache's server of a local service: Valkey behind a socket that only its owner can open.
 
-Started again when it dies. Nothing listens on the network, so that nobody else can take its place
-there. Knows no Ray and no keys.
+Started again when it dies. Nothing listens on the network, so that no other process can take its
+place there. Knows no Ray and no keys.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _logger = logging.getLogger(__name__)
 
 
 class EmbeddedCache:
-    """One server, in a folder that is nobody else's."""
+    """One server, in a private folder."""
 
     def __init__(self, settings: CacheSettings, folder: Path) -> None:
         self._socket = folder / "cache.sock"

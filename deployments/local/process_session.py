@@ -1,4 +1,4 @@
-"""All processes of one POSIX session: found by its id, whoever their parents are by now.
+"""All processes of one POSIX session: found by its id, whatever their parents are by now.
 
 What starts many processes (Ray, Valkey) is run as the leader of a session of its own. Its
 children may outlive it, but they cannot leave the session by accident.

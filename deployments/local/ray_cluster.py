@@ -67,7 +67,7 @@ def start(
 
     Args:
         config: every number of the service.
-        folder: for the files of Ray and the cache; exists already, and is nobody else's.
+        folder: for the files of Ray and the cache; exists already, and is private.
         report: told what takes longer than it should.
 
     Returns:
@@ -142,7 +142,7 @@ def _is_serving() -> bool:
         front_end = serve.get_deployment_handle(Ingress.__name__, APPLICATION_NAME)
         front_end.wait_until_serving.remote().result(timeout_s=_READY_S)
     except Exception:
-        # Whatever it is: nobody got through.
+        # Whatever it is: no call got through.
         return False
     return True
 
@@ -280,11 +280,11 @@ def main() -> None:
     if reason is not None:
         _logger.error("the service ends: %s", reason)
         _say(replies, {"ended": reason})
-        # Without Ray nothing can be stopped in good order; whoever started us clears up.
+        # Without Ray nothing can be stopped in good order; the process that started us clears up.
         os._exit(1)
     stop(order["stop_within_s"])
     if os.getppid() != parent:
-        # Nobody is left to clear away what we used.
+        # No process is left to clear away what we used.
         shutil.rmtree(folder, ignore_errors=True)
 
 

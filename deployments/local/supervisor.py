@@ -270,7 +270,7 @@ def _reply(line: str) -> str | None:
 
 
 def check_port_is_free(host: str, port: int, option: str = "--port") -> None:
-    """Nobody listens there, and we may.
+    """No other process listens there, and we may.
 
     Raises:
         SettingsError: otherwise; names the `option` that chooses another.

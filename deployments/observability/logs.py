@@ -2,7 +2,7 @@
 
 Set up once by every replica. Serve puts what replicas write to `sys.stderr` into its own log as
 INFO, which is below the level we ask of Serve; so ours goes to the process's real standard error,
-which Ray keeps as `worker-*.err`. What clients send is never logged, by nobody.
+which Ray keeps as `worker-*.err`. What clients send is never logged.
 """
 
 from __future__ import annotations

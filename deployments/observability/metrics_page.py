@@ -2,7 +2,7 @@
 
 Everything on it is a count or a size; no label holds what a client sent, and the values of every
 label are known beforehand. Numbers are gathered on the front end's event loop, where they change,
-and written in a thread. Whoever connects has a few seconds. Knows no streams and no Ray.
+and written in a thread. A connection has a few seconds. Knows no streams and no Ray.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class MetricsPage:
                 await asyncio.sleep(_PORT_RETRY_S)
 
     async def _read_by(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection: one request, a few seconds, and nobody waits for a slow one."""
+        """One connection: one request, a few seconds, and no other waits for a slow one."""
         peer = writer.get_extra_info("peername")
         whose = str(peer[0]) if peer else ""
         with contextlib.suppress(OSError, TimeoutError, Overloaded, asyncio.IncompleteReadError):

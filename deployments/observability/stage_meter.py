@@ -215,7 +215,7 @@ class StageMeter:
 
     def _saw_replica(self, memory: ProcessMemory) -> None:
         if memory.process not in self._replicas:
-            self._forget_replicas()  # Nobody need read a page for old ones to go.
+            self._forget_replicas()  # Old ones go even where no page is read.
         self._replicas[memory.process] = memory, self._clock()
 
     def _forget_replicas(self) -> None:

@@ -339,7 +339,7 @@ class RemoteStages:
         """What a call yields, as it comes.
 
         Time that the reader takes between two pieces is its own: it counts to the deadline, but
-        not as the stage's. No time limit is open then, which would cancel whoever reads.
+        not as the stage's. No time limit is open then, which would cancel the reader.
         """
         waited_s = 0.0
         while True:

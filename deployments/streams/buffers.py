@@ -46,7 +46,7 @@ class LatestValue(Generic[T]):
                 await changed.wait()
 
     def _wake(self) -> None:
-        # An event of its own for every change: whoever waits on the old one is woken once.
+        # An event of its own for every change: a reader that waits on the old one is woken once.
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -111,7 +111,7 @@ class ObservableStreams:
         """A tenant's own, oldest first.
 
         Raises:
-            InvalidRequest: this service lets nobody look on.
+            InvalidRequest: observing is off.
         """
         if not self._allowed:
             raise InvalidRequest("this service lets nobody look on; see server.observe")

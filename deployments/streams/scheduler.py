@@ -138,7 +138,7 @@ class KeyframeTurns:
 
         Args:
             stream: whose turn it would be.
-            rank: smaller goes first, whoever waited longer.
+            rank: smaller goes first, however long others waited.
         """
         now_s = self._clock()
         known = self._queue.get(stream)
@@ -218,7 +218,7 @@ class KeyframeTurns:
         self._schedule()
 
     def _schedule(self) -> None:
-        """Come back when a pause is over or somebody may have lost interest."""
+        """Come back when a pause is over or a waiting stream may have lost interest."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

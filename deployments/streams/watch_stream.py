@@ -245,7 +245,7 @@ class WatchStream:
             resumed, gap = await self._resume(message.resume_token, seen)
         if not resumed:
             self.session.set_policy(policy)
-            # The books of a stream close even when nobody remembers its session.
+            # The books of a stream close even when its session is forgotten.
             gap = self.session.catch_up(seen)
         # Every stream has a token of its own: one that is still dying cannot overwrite this one.
         token = new_token()

@@ -44,7 +44,7 @@ class Counts:
     def by_field(self) -> Mapping[str, tuple[int, type[AgentError], str]]:
         """Most, the error of more, and what they are called, by a field's full name.
 
-        A few more than allowed pass, so that whoever reads the message can count them exactly.
+        A few more than allowed pass, so that the reader of the message can count them exactly.
         """
         queries = (4 * self.queries, InvalidQuery, "queries")
         return {

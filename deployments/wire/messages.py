@@ -1,4 +1,4 @@
-"""The door between the wire and the agent: pure functions from messages to types and back.
+"""Between the wire and the agent: pure functions from messages to types and back.
 
 Nothing else in the service knows protobuf, and nothing here knows sessions, stages or Ray.
 """

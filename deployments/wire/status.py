@@ -39,7 +39,7 @@ class Failure:
     message: str
     request_id: str = ""
     retry_after_s: float | None = None
-    """When it is worth trying again, if anybody can say."""
+    """When it is worth trying again, if that is known."""
 
     @property
     def is_clients_fault(self) -> bool:
@@ -71,7 +71,7 @@ def failure_of(error: BaseException) -> Failure:
         retry_after_s = getattr(cause, "retry_after_s", None)
         return Failure(cause.code, status, _shortened(str(cause)), retry_after_s=retry_after_s)
     if isinstance(cause, grpc.aio.InternalError):
-        # gRPC could not write; mostly it cancels the call first. Nobody is left to tell.
+        # gRPC could not write; mostly it cancels the call first. No client is left to tell.
         _logger.info("the client went away in the middle of a message")
         return Failure(_GONE, grpc.StatusCode.CANCELLED, "the client went away")
     # A stream has one id for all its frames; what is outside any call gets one here.

@@ -24,7 +24,7 @@ from protos import vision_agent_pb2 as pb
 _DROP = members_by_number(pb.DropPolicy, DropPolicy, DropPolicy.LATEST_WINS)
 _MODE = members_by_number(pb.AnswerMode, AnswerMode, AnswerMode.FOLLOW)
 _MAX_COUNT = 2**48
-"""Frames of one stream that anybody could have sent."""
+"""More frames than one stream could ever have."""
 
 
 def policy_from_message(message: pb.StreamPolicy, settings: StreamSettings) -> StreamPolicy:
