@@ -57,7 +57,7 @@ def current_tenant() -> str:
     return _CALLER.get().tenant
 
 
-def tenant_or_nobody() -> str:
+def tenant_or_empty() -> str:
     """The same, and empty where the service works for itself, as it does to warm up."""
     caller = _CALLER.get(None)
     return "" if caller is None else caller.tenant

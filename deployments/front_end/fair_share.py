@@ -20,7 +20,7 @@ from agent.frame import Frame
 from agent.pipeline import FeaturesUnderWay, Grounder, Grounding
 from agent.prompts import Task
 from agent.urgency import Limits
-from deployments.front_end.access import tenant_or_nobody
+from deployments.front_end.access import tenant_or_empty
 
 
 @dataclass(frozen=True)
@@ -177,4 +177,4 @@ class FairGrounder:
     def _turn(self, places: int) -> contextlib.AbstractAsyncContextManager[None]:
         left_s = math.inf if self._limits is None else self._limits.left_s
         within_s = None if math.isinf(left_s) else left_s
-        return self._turns.turn(tenant_or_nobody(), places=max(1, places), within_s=within_s)
+        return self._turns.turn(tenant_or_empty(), places=max(1, places), within_s=within_s)
