@@ -17,7 +17,8 @@ AgentError
 └── StageUnavailable      a stage of the service did not answer in time
 
 Each class that a client of the service may meet has a `code`, which the wire, the console and the
-client go by; `deployments/status.py` says which gRPC status it is. Anything else is a bug of ours.
+client go by; `deployments/wire/status.py` says which gRPC status it is. Anything else is a bug of
+ours.
 """
 
 from __future__ import annotations

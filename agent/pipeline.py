@@ -2,8 +2,8 @@
 
 In a notebook the stages are local objects (`agent.stages.LocalStages`). In the service each
 language replica runs this beside its model, with the vision stages behind deployment handles
-(`deployments.remote_stages`); its front ends ask it through the same protocol, `Grounder`
-(`deployments.remote_pipeline`). Knows no Ray, no gRPC and no tensors.
+(`deployments.stages.remote_stages`); its front ends ask it through the same protocol, `Grounder`
+(`deployments.stages.remote_pipeline`). Knows no Ray, no gRPC and no tensors.
 """
 
 from __future__ import annotations

@@ -39,10 +39,8 @@ from benchmarks.shell import noisy_picture, ping_pong
 from benchmarks.standin_stages import StandIn, StandInLanguage, changed_config
 from client.service_process import ServiceProcess, free_port
 from client.vision_agent_client import VisionAgentClient
-from deployments.frame_calls import FrameCall, FrameReply
-from deployments.stage_meter import WorkDone
-from deployments.stage_queue import Served
-from deployments.stages import Wanted
+from deployments.observability.stage_meter import Served, WorkDone
+from deployments.stages.requests import FrameCall, FrameReply, Wanted
 
 _NUM_BOXES, _NUM_TOKENS, _TOKEN_WIDTH, _REGION_WIDTH, _NUM_CLASSES = 100, 391, 2048, 5888, 80
 _FRAME_BYTES = 60_000

@@ -1,7 +1,7 @@
-"""Who may be inside at once: rooms of a fixed size, in which nobody can take everybody's place.
+"""Limits of how many calls may be under way at once, which no single caller can use up.
 
-A room that is full ends the oldest call of whoever has most in it, so that a flood from one
-connection ends its own calls, and a newcomer always gets in. Knows no RPC.
+Where an `EvictingLimit` is reached, the oldest call of the owner who has most of them ends, so that
+a flood from one connection ends its own calls, and a newcomer always gets in. Knows no RPC.
 """
 
 from __future__ import annotations
@@ -21,59 +21,59 @@ _RETRY_AFTER_S = 1.0
 
 
 @dataclass(eq=False)
-class _Guest:
+class _Call:
     whose: str
     work: asyncio.Task[Any]
-    was_put_out: bool = False
+    was_evicted: bool = False
 
 
-class Room:
-    """Takes everybody in, and puts out those who crowd it."""
+class EvictingLimit:
+    """Lets every call in, and ends calls of those who have most."""
 
     def __init__(self, size: int, what: str) -> None:
-        """`what`: names the calls in it, for the error of those that are put out."""
+        """`what`: names the calls in it, for the error of those that are ended."""
         self._size = size
         self._what = what
-        self._guests: list[_Guest] = []
+        self._calls: list[_Call] = []
 
     async def run(self, whose: str, work: Coroutine[Any, Any, T]) -> T:
         """What `work` returns.
 
         Args:
-            whose: calls of the same owner crowd each other out first.
-            work: cancelled when somebody else needs its place.
+            whose: the owner; one with many calls loses its own first.
+            work: cancelled when another owner needs its place.
 
         Raises:
-            Overloaded: it was put out.
+            Overloaded: it was ended for another.
         """
-        while len(self._guests) >= self._size:
-            self._put_one_out()
-        guest = _Guest(whose, asyncio.create_task(work))
-        self._guests.append(guest)
+        while len(self._calls) >= self._size:
+            self._evict_one()
+        call = _Call(whose, asyncio.create_task(work))
+        self._calls.append(call)
         try:
-            result: T = await guest.work
+            result: T = await call.work
             return result
         except asyncio.CancelledError:
-            if not guest.was_put_out:
+            if not call.was_evicted:
                 raise
             raise Overloaded(
                 f"more than {self._size} {self._what}; try again", retry_after_s=_RETRY_AFTER_S
             ) from None
         finally:
             with contextlib.suppress(ValueError):
-                self._guests.remove(guest)
+                self._calls.remove(call)
 
-    def _put_one_out(self) -> None:
-        counts = Counter(guest.whose for guest in self._guests)
+    def _evict_one(self) -> None:
+        counts = Counter(call.whose for call in self._calls)
         crowd = max(counts.values())
-        oldest = next(guest for guest in self._guests if counts[guest.whose] == crowd)
-        self._guests.remove(oldest)
-        oldest.was_put_out = True
+        oldest = next(call for call in self._calls if counts[call.whose] == crowd)
+        self._calls.remove(oldest)
+        oldest.was_evicted = True
         oldest.work.cancel()
 
 
-class Places:
-    """A fixed number of places; those who have one keep it."""
+class ConcurrencyLimit:
+    """A fixed number of places; a call that has one keeps it."""
 
     def __init__(self, size: int) -> None:
         self._size = size

@@ -23,9 +23,9 @@ from agent.settings import (
     from_mapping,
     with_environment,
 )
-from deployments.ingress import Ingress
-from deployments.language import Language
-from deployments.stages import AuxiliaryEncoder, PrimaryEncoder, Proposal
+from deployments.front_end.ingress import Ingress
+from deployments.stages.language import Language
+from deployments.stages.vision import AuxiliaryEncoder, PrimaryEncoder, Proposal
 
 APPLICATION_NAME = "groundstream"
 _BY_FRAME = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"

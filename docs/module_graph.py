@@ -27,6 +27,9 @@ PARTS = {
     "reports": "inspection grounded_output",
 }
 """Modules of `agent` by part; packages inside it are parts of their own."""
+SHELL = "limits and process resources"
+SHELL_MODULES = ("admission", "autoscaling", "process_resources")
+"""Modules of `deployments` beside its packages; `app` is a part of its own."""
 
 
 def part_of(module: str) -> str:
@@ -37,10 +40,12 @@ def part_of(module: str) -> str:
     """
     package, _, rest = module.partition(".")
     name = rest.partition(".")[0]
-    if package != "agent" or not name:
+    if package not in ("agent", "deployments") or not name:
         return package
     if (Path(__file__).parents[1] / package / name).is_dir():
-        return f"agent.{name}"
+        return f"{package}.{name}"
+    if package == "deployments":
+        return SHELL if name in SHELL_MODULES else f"{package}.{name}"
     for part, modules in PARTS.items():
         if name in modules.split():
             return part
@@ -51,7 +56,7 @@ def imports_between_parts() -> dict[str, set[str]]:
     """Part to the parts it imports from."""
     graph = grimp.build_graph(*PACKAGES)
     found: dict[str, set[str]] = {}
-    for module in graph.modules - {"agent"}:
+    for module in graph.modules - {"agent", "deployments"}:
         part = part_of(module)
         imported = {part_of(other) for other in graph.find_modules_directly_imported_by(module)}
         found.setdefault(part, set()).update(imported - {part})

@@ -25,7 +25,7 @@ from agent.prompts import Task, TaskKind
 from agent.stage_settings import EngineSettings
 from agent.urgency import CurrentLimits, Limits
 from agent.written_text import written_in_thread
-from deployments.metrics import CallCounts
+from deployments.observability.metrics import CallCounts
 
 NUM_BOXES = 4
 COLOURS = 3

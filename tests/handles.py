@@ -12,10 +12,10 @@ from ray.serve.exceptions import BackPressureError
 
 from agent.settings import ServiceSettings
 from agent.stage_settings import StageFactories
-from deployments.language import Language
-from deployments.metrics import ServiceMetrics
-from deployments.remote_pipeline import RemotePipeline
-from deployments.stages import AuxiliaryEncoder, PrimaryEncoder, Proposal
+from deployments.observability.metrics import ServiceMetrics
+from deployments.stages.language import Language
+from deployments.stages.remote_pipeline import RemotePipeline
+from deployments.stages.vision import AuxiliaryEncoder, PrimaryEncoder, Proposal
 
 _FAKES = "tests.fakes"
 

@@ -32,12 +32,12 @@ from client.types import (
 )
 from client.vision_agent_client import VisionAgentClient, WatchStream
 from client.watch_stream import Reconnect
-from deployments.access import open_access
-from deployments.front_door import drain_server, open_server
-from deployments.ingress import VisionAgent
-from deployments.message_bounds import Counts
-from deployments.metrics import ServiceMetrics
-from deployments.tracing import Tracing
+from deployments.front_end.access import open_access
+from deployments.front_end.ingress import VisionAgent
+from deployments.front_end.server import drain_server, open_server
+from deployments.observability.metrics import ServiceMetrics
+from deployments.observability.tracing import Tracing
+from deployments.wire.message_bounds import Counts
 from protos import vision_agent_pb2 as pb
 from tests.fakes import FakeStages
 from tests.pictures import encoded_image

@@ -64,7 +64,7 @@ def serve(
     """Start the whole service on this machine and serve until Ctrl-C."""
     from agent.settings import load_serve_config
     from deployments.console.server import console_beside
-    from deployments.local_service import LocalService, override, serve_forever
+    from deployments.local.supervisor import LocalService, override, serve_forever
 
     loaded = load_serve_config(config)
     settings = override(
@@ -101,7 +101,7 @@ def key(
     name: Annotated[str, typer.Option(help="Who has the key; to find it again.")] = "",
 ) -> None:
     """Make an API key: shown this once, kept in the list as a digest only."""
-    from deployments.api_keys import add_api_key
+    from deployments.front_end.api_keys import add_api_key
 
     typer.echo(add_api_key(keys, name=name or tenant, tenant=tenant))
 
@@ -113,7 +113,7 @@ def doctor(
     ] = DEFAULT_CONFIG,
 ) -> None:
     """Check this installation and say what to fix; exit status 1 when something is wrong."""
-    from deployments.doctor import examine
+    from deployments.local.doctor import examine
 
     findings = examine(config)
     for finding in findings:

@@ -81,7 +81,7 @@ def pointing(
     from functools import partial
 
     from agent.training.pointing import PointingRecipe, run
-    from deployments.training import launch
+    from deployments.cli.ray_train import launch
 
     recipe = PointingRecipe() if steps is None else replace(PointingRecipe(), steps=steps)
     work = partial(

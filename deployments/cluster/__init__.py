@@ -1,0 +1,1 @@
+"""Files for clusters: Ray Serve's configuration, Kubernetes, Docker."""

@@ -4,7 +4,7 @@
     GET  /api/service             the service in sums, streams open through this console, drafts
     POST /api/ask?query=&task=    one picture (the body), one question
     WS   /api/watch?query=        a browser's own stream: pictures in, events out as JSON
-    WS   /api/streams/N/pictures  somebody looks on: answer (text) and its picture (binary)
+    WS   /api/streams/N/pictures  a browser observes: answer (text) and its picture (binary)
     WS   /api/others/N/pictures   the same for a stream of any client, where the service allows it
 
 An error is `{"error": message}` under the status that fits. Knows neither Ray nor the ingress.
@@ -39,7 +39,7 @@ from client.events import StreamEvent
 from client.types import Capabilities, Query, TaskKind
 from client.vision_agent_client import VisionAgentClient
 from client.watch_stream import WatchStream
-from deployments.admission import Room
+from deployments.admission import EvictingLimit
 from deployments.console.board import Board, BoardStream, Shown
 from deployments.console.feeds import BrowserFrames, relay, show_source
 from deployments.console.guard import Guard
@@ -89,7 +89,7 @@ class Console:
         self._settings = settings
         self._board = Board(max_streams=settings.max_streams)
         self._capabilities: Capabilities | None = None
-        self._uploads = Room(settings.max_uploads, "pictures are being uploaded")
+        self._uploads = EvictingLimit(settings.max_uploads, "pictures are being uploaded")
 
     async def page(self, _request: Request) -> Response:
         """The page."""
@@ -147,7 +147,7 @@ class Console:
             self._board.close(shown)
 
     async def pictures(self, socket: WebSocket) -> None:
-        """Somebody looks on."""
+        """A browser observes its own stream."""
         await socket.accept()
         number = _number(socket)
         shown = None if number is None else self._board.get(number)
@@ -158,7 +158,7 @@ class Console:
         await _show(socket, shown.pictures())
 
     async def others_pictures(self, socket: WebSocket) -> None:
-        """Somebody looks on at a stream of any client."""
+        """A browser observes a stream of any client."""
         await socket.accept()
         number = _number(socket)
         if number is None:
@@ -191,7 +191,7 @@ class Console:
             await self._client.close()
 
     async def _others(self) -> list[dict[str, Any]] | None:
-        """Streams at the front end; None: the service lets nobody look on."""
+        """Streams at the front end; None: the service does not let streams be observed."""
         try:
             return [open_stream_view(stream) for stream in await self._client.streams()]
         except InvalidRequest:

@@ -14,8 +14,7 @@ from agent.errors import Overloaded
 from client.events import KeyframeAnswer, StreamError, StreamEvent, StreamStats
 from client.types import FrameResult, OutgoingFrame, QueryResult
 from deployments.console.views import books_view, result_view
-from deployments.kept_pictures import KeptPictures
-from deployments.newest import Newest
+from deployments.streams.buffers import LatestValue, PictureBuffer
 
 
 @dataclass
@@ -59,8 +58,8 @@ class BoardStream:
     """From the last key frame's arrival to what the model said about it."""
     error: str = ""
     """The last that went wrong."""
-    _pending: KeptPictures = field(default_factory=KeptPictures)
-    _shown: Newest[Shown] = field(default_factory=Newest)
+    _pending: PictureBuffer = field(default_factory=PictureBuffer)
+    _shown: LatestValue[Shown] = field(default_factory=LatestValue)
 
     def note_sent(self, frame: OutgoingFrame) -> None:
         """A frame goes out; its picture is kept until something is said about it."""

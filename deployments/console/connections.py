@@ -27,7 +27,7 @@ class PatientProtocol(H11Protocol):
         self._since_s = self.loop.time()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Somebody connects; one who only waits makes room."""
+        """A new connection; the oldest that only waits is closed for it."""
         super().connection_made(transport)  # type: ignore[arg-type]
         self._begin_wait()
         if len(self.connections) > MAX_CONNECTIONS:

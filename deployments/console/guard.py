@@ -1,6 +1,6 @@
 """What stands before every request of the console: whose it is, and what the browser may do.
 
-A console speaks to the service with its own credentials, so a web page of somebody else must not
+A console speaks to the service with its own credentials, so a stranger's web page must not
 be able to use it through a visitor's browser: requests are refused unless they come from the
 console's own page (`Origin`) and name an address of it (`Host`; a foreign name that was made to
 resolve to this machine is DNS rebinding). Knows no gRPC.

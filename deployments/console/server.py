@@ -56,7 +56,7 @@ async def run_console(
         stop_with_parent: end with the process that started this one.
 
     Raises:
-        SettingsError: other machines would reach it in plain text, and nobody said they may; or
+        SettingsError: other machines would reach it in plain text, and that was not allowed; or
             the port is taken.
     """
     server.check_address()
@@ -101,7 +101,7 @@ def _uvicorn_config(
 
 
 def _listen(server: ServerSettings) -> socket.socket:
-    """Taken before anybody is told the address."""
+    """Taken before the address is announced."""
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
     try:
         return socket.create_server((server.host, server.port), family=family)

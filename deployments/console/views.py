@@ -123,7 +123,7 @@ def service_view(capabilities: Capabilities, stats: ServiceStats) -> dict[str, A
 
 
 def open_stream_view(stream: OpenStreamInfo) -> dict[str, Any]:
-    """A stream of the front end, whoever's client it is."""
+    """A stream of the front end, of any client."""
     return {
         "number": stream.number,
         "name": f"open for {stream.age_s:.0f} s",

@@ -16,7 +16,7 @@ from agent.settings import CacheSettings, ServeConfig, load_serve_config
 from agent.stage_settings import StageFactories
 from client.service_process import free_port
 from client.vision_agent_client import VisionAgentClient
-from deployments.local_service import LocalService
+from deployments.local.supervisor import LocalService
 
 ROOT = Path(__file__).parents[2]
 FAKES = StageFactories(

@@ -21,9 +21,9 @@ from client.channel import TlsOptions
 from client.events import Drain, KeyframeAnswer, StreamError, StreamOpened, StreamStats
 from client.service_process import free_port
 from client.vision_agent_client import VisionAgentClient
-from deployments import process_session
 from deployments.cli import build_app
 from deployments.cluster.render import SERVE_CONFIG
+from deployments.local import process_session
 from tests import ray_commands
 from tests.cameras import Camera
 from tests.certificates import Authority

@@ -22,7 +22,7 @@ from agent.errors import CheckpointMismatch, SettingsError
 from agent.settings import CacheSettings, load_serve_config
 from client.service_process import free_port
 from deployments.app import bind
-from deployments.local_service import LocalService
+from deployments.local.supervisor import LocalService
 from tests.integration.conftest import ROOT, fake_config, write_fake_config
 
 SERVE = [sys.executable, "-m", "deployments.cli", "serve"]

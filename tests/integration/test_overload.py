@@ -13,7 +13,7 @@ from agent.errors import Overloaded
 from agent.settings import CacheSettings
 from client.types import FrameResult
 from client.vision_agent_client import VisionAgentClient
-from deployments.local_service import LocalService
+from deployments.local.supervisor import LocalService
 from tests.integration.conftest import ROOT, fake_config
 from tests.pictures import encoded_image
 

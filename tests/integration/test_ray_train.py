@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from agent.training.pointing import PointingRecipe, train
 from agent.training.workers import Workers
-from deployments.training import launch
+from deployments.cli.ray_train import launch
 
 pytest.importorskip("ray.train")
 

@@ -19,7 +19,7 @@ import grpc
 import pytest
 
 from client.service_process import free_port
-from deployments.api_keys import add_api_key
+from deployments.front_end.api_keys import add_api_key
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc
 from tests.attacks import ATTACKS

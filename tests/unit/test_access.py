@@ -1,4 +1,4 @@
-"""Who gets in and who does not: keys, web tokens and certificates at the real front door."""
+"""Who gets in and who does not: keys, web tokens and certificates at the real server."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from agent.server_settings import AccessSettings, JwtSettings, ServerSettings, T
 from client.channel import TlsOptions
 from client.types import FrameResult, Query
 from client.vision_agent_client import ServiceError, VisionAgentClient
-from deployments.api_keys import add_api_key, digest_of, read_api_keys
-from deployments.reloaded_file import ReloadedFile
+from deployments.front_end.api_keys import add_api_key, digest_of, read_api_keys
+from deployments.front_end.reloaded_file import ReloadedFile
 from protos import vision_agent_pb2 as pb
 from tests.certificates import Authority, Certificate
 from tests.fakes import SECRET

@@ -17,7 +17,7 @@ from agent.streaming.policy import DropPolicy
 from agent.streaming.session import Session
 from client.types import FrameResult
 from client.vision_agent_client import VisionAgentClient
-from deployments.kept_pictures import KeptPictures
+from deployments.streams.buffers import PictureBuffer
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc
 from tests.in_process import FOLLOW, SETTINGS, conversation, running_service, still
@@ -56,7 +56,7 @@ def test_a_session_hands_its_frames_sizes_on() -> None:
 
 
 def test_kept_pictures_are_bounded_in_bytes_and_in_number() -> None:
-    kept = KeptPictures(max_bytes=100)
+    kept = PictureBuffer(max_bytes=100)
     for number in range(10):
         kept.put(number, bytes(30))
     assert (len(kept), kept.num_bytes) == (3, 90)

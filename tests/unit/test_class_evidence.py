@@ -28,8 +28,8 @@ from agent.region_cache import MemoryRegionCache
 from agent.settings import load_serve_config
 from agent.stages import LocalStages
 from deployments.app import bind
-from deployments.metrics import ServiceMetrics
-from deployments.stage_meter import StageMeters
+from deployments.observability.metrics import ServiceMetrics
+from deployments.observability.stage_meter import StageMeters
 from tests.fakes import FakeProposer
 from tests.handles import remote_pipeline
 from tests.unit.pocket_folder import pocket_weights, write_pocket_folder

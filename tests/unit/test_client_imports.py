@@ -55,4 +55,4 @@ def test_the_command_line_pulls_in_nothing_heavy() -> None:
 
 
 def test_the_process_that_watches_the_service_knows_no_ray() -> None:
-    assert not imported_by("deployments.local_service") & (HEAVY | {"grpc"})
+    assert not imported_by("deployments.local.supervisor") & (HEAVY | {"grpc"})

@@ -27,7 +27,7 @@ from deployments.console.server import ServiceAccess, run_console
 from deployments.console.views import books_view, service_view
 from tests.in_process import frames, running_service
 from tests.pictures import encoded_image
-from tests.unit.test_onlookers import OBSERVED
+from tests.unit.test_observers import OBSERVED
 
 PORT_HOSTS = frozenset({"127.0.0.1"})
 VENDOR = Path(__file__).parents[2] / "deployments" / "console" / "static" / "vendor"

@@ -13,7 +13,7 @@ import yaml
 
 from agent import errors
 from client.errors import ServiceError
-from deployments.status import STATUS_BY_CODE
+from deployments.wire.status import STATUS_BY_CODE
 from docs import api_reference, settings_reference
 from protos import vision_agent_pb2 as pb
 

@@ -15,8 +15,8 @@ from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.region_cache import MemoryRegionCache
 from agent.urgency import CurrentLimits, Limits
-from deployments.access import Caller, calling
-from deployments.fair_share import FairGrounder, Turns
+from deployments.front_end.access import Caller, calling
+from deployments.front_end.fair_share import FairGrounder, FairQueue
 from tests.fakes import FakeStages
 
 
@@ -28,7 +28,7 @@ async def settle() -> None:
 class Asked:
     """Work that ends when it is told to, one after the other."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: FairQueue) -> None:
         self.order: list[str] = []
         self._turns = turns
         self._go = asyncio.Semaphore(0)
@@ -50,7 +50,7 @@ class Asked:
 
 
 async def test_there_is_room_for_whoever_comes_next() -> None:
-    asked = Asked(Turns(8))
+    asked = Asked(FairQueue(8))
     asked.ask("a", 160)
     await settle()
     assert asked.order == ["a"] * 6
@@ -63,7 +63,7 @@ async def test_there_is_room_for_whoever_comes_next() -> None:
 
 
 async def test_who_has_fewest_under_way_is_next() -> None:
-    asked = Asked(Turns(4))
+    asked = Asked(FairQueue(4))
     asked.ask("a", 20)
     await settle()
     asked.ask("b", 3)
@@ -78,7 +78,7 @@ async def test_who_has_fewest_under_way_is_next() -> None:
 
 
 async def test_waiting_ends_at_the_deadline_and_leaves_nothing() -> None:
-    turns = Turns(1)
+    turns = FairQueue(1)
     asked = Asked(turns)
     asked.ask("a")
     await settle()
@@ -97,7 +97,7 @@ async def test_waiting_ends_at_the_deadline_and_leaves_nothing() -> None:
 
 
 async def test_what_fails_gives_its_place_back() -> None:
-    turns = Turns(1)
+    turns = FairQueue(1)
     for _ in range(3):
         with pytest.raises(ZeroDivisionError):
             async with turns.turn("a"):
@@ -106,7 +106,7 @@ async def test_what_fails_gives_its_place_back() -> None:
 
 
 async def test_nobody_passes_one_who_needs_many_places() -> None:
-    turns = Turns(4)
+    turns = FairQueue(4)
     asked = Asked(turns)
     asked.ask("a", 3)
     await settle()
@@ -151,7 +151,7 @@ class CountingStages(FakeStages):
 async def test_one_tenants_many_prompts_are_asked_few_at_a_time() -> None:
     stages = CountingStages()
     pipeline = Pipeline(stages, MemoryRegionCache(), model_digest="m")
-    grounder = FairGrounder(pipeline, Turns(8)).within(Limits.starting_now(30.0))
+    grounder = FairGrounder(pipeline, FairQueue(8)).within(Limits.starting_now(30.0))
     frame = frame_from_rgb(np.zeros((32, 32, 3), np.uint8))
     tasks = [Task.detect("red"), Task.detect("blue")]
     with calling(Caller("a")):

@@ -159,7 +159,7 @@ async def test_a_frame_that_matters_is_grounded_though_another_is(
 async def test_a_frame_that_matters_takes_the_place_of_one_that_waits_for_its_turn(
     service: Service, client: VisionAgentClient
 ) -> None:
-    turns = service.agent.sharing.keyframes
+    turns = service.agent.scheduler.keyframes
     async with conversation(client, "slow dog", policy=FOLLOW) as talk:
         talk.send_frame(still(0))
         await asyncio.sleep(0.1)

@@ -10,7 +10,7 @@ import threading
 import psutil
 import pytest
 
-from deployments.freed_memory import FreedMemory
+from deployments.process_resources import MemoryTrimmer
 
 SIZE = 40_000
 """Below the size from which glibc asks the system for single pieces."""
@@ -18,13 +18,13 @@ COUNT = 4_000
 LARGE_MESSAGES = """
 import ctypes, sys, threading
 import psutil
-from deployments.freed_memory import return_large_at_once
+from deployments.process_resources import unmap_large_blocks
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
 if sys.argv[1] == "at once":
-    assert return_large_at_once()
+    assert unmap_large_blocks()
 
 def receive():
     # Twice, because the first block freed decides what becomes of the next ones. What is in use
@@ -53,7 +53,7 @@ def test_it_is_done_again_and_again_until_it_is_closed() -> None:
         twice.release()
         return 1
 
-    freed = FreedMemory(0.001, trim)
+    freed = MemoryTrimmer(0.001, trim)
     assert twice.acquire(timeout=10)
     assert twice.acquire(timeout=10)
     freed.close()
@@ -82,7 +82,7 @@ def test_what_lies_between_pieces_in_use_is_given_back() -> None:
         done.set()
         return said
 
-    freed = FreedMemory(0.01, trim)
+    freed = MemoryTrimmer(0.01, trim)
     assert done.wait(10)
     freed.close()
     after = psutil.Process().memory_info().rss

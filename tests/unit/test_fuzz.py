@@ -36,9 +36,9 @@ from agent.settings import StreamSettings
 from agent.streaming.camera_path import CameraPath
 from agent.streaming.session import Session, StandingQuery
 from agent.streaming.snapshot import read_snapshot
-from deployments import messages, stream_messages, zoom_messages
-from deployments.message_bounds import Counts, bounds_by_method, check_message
-from deployments.status import failure_of
+from deployments.wire import messages, stream_messages, zoom_messages
+from deployments.wire.message_bounds import Counts, bounds_by_method, check_message
+from deployments.wire.status import failure_of
 from protos import vision_agent_pb2 as pb
 
 pytestmark = [

@@ -17,15 +17,15 @@ from ray import serve
 
 from agent.errors import StageUnavailable
 from agent.settings import CacheSettings, ServiceSettings
-from deployments import local_cluster, local_service
-from deployments.embedded_cache import EmbeddedCache
+from deployments.local import ray_cluster, supervisor
+from deployments.local.embedded_cache import EmbeddedCache
 
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_cluster, "ENVIRONMENT", {})
+    monkeypatch.setattr(ray_cluster, "ENVIRONMENT", {})
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
-    monkeypatch.setattr(local_cluster, "_RAY_PAUSE_S", 0.01)
+    monkeypatch.setattr(ray_cluster, "_RAY_PAUSE_S", 0.01)
 
 
 def test_ray_that_does_not_start_is_told_with_what_to_do(
@@ -40,7 +40,7 @@ def test_ray_that_does_not_start_is_told_with_what_to_do(
     monkeypatch.setattr(ray, "init", init)
     deadline_s = time.monotonic() + 0.2
     with pytest.raises(StageUnavailable, match=r"timed out during startup.* less to do"):
-        local_cluster._start_ray(
+        ray_cluster._start_ray(
             ServiceSettings(model="pocket"), tmp_path, deadline_s=deadline_s, report=said.append
         )
     assert len(said) >= 2
@@ -60,7 +60,7 @@ def test_ray_is_started_again_while_there_is_time(
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(serve, "start", lambda **_options: None)
-    local_cluster._start_ray(
+    ray_cluster._start_ray(
         ServiceSettings(model="pocket"),
         tmp_path,
         deadline_s=time.monotonic() + 60.0,
@@ -93,32 +93,32 @@ def test_the_embedded_cache_is_its_owners_alone_and_comes_back(tmp_path: Path) -
 
 
 def test_a_dead_ray_ends_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_cluster, "_WATCH_S", 0.01)
+    monkeypatch.setattr(ray_cluster, "_WATCH_S", 0.01)
     gone: list[str] = []
-    monkeypatch.setattr(local_cluster, "dead_ray_processes", lambda: gone)
+    monkeypatch.setattr(ray_cluster, "dead_ray_processes", lambda: gone)
     timer = threading.Timer(0.1, gone.append, ["raylet"])
     timer.start()
-    reason = local_cluster.watch_over(threading.Event(), None, patience_s=60.0)
+    reason = ray_cluster.watch_over(threading.Event(), None, patience_s=60.0)
     assert reason == "Ray's raylet ended"
 
 
 def test_a_service_that_no_frame_gets_through_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_cluster, "_WATCH_S", 0.01)
-    monkeypatch.setattr(local_cluster, "_READY_S", 0.02)
-    monkeypatch.setattr(local_cluster, "dead_ray_processes", list)
+    monkeypatch.setattr(ray_cluster, "_WATCH_S", 0.01)
+    monkeypatch.setattr(ray_cluster, "_READY_S", 0.02)
+    monkeypatch.setattr(ray_cluster, "dead_ray_processes", list)
     answers = iter([True, False, True])
-    monkeypatch.setattr(local_cluster, "_is_serving", lambda: next(answers, False))
-    reason = local_cluster.watch_over(threading.Event(), None, patience_s=0.2)
+    monkeypatch.setattr(ray_cluster, "_is_serving", lambda: next(answers, False))
+    reason = ray_cluster.watch_over(threading.Event(), None, patience_s=0.2)
     assert reason is not None
     assert reason.startswith("no frame got through")
 
 
 def test_a_service_that_is_told_to_stop_has_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_cluster, "_WATCH_S", 0.01)
-    monkeypatch.setattr(local_cluster, "dead_ray_processes", list)
+    monkeypatch.setattr(ray_cluster, "_WATCH_S", 0.01)
+    monkeypatch.setattr(ray_cluster, "dead_ray_processes", list)
     ended = threading.Event()
     threading.Timer(0.05, ended.set).start()
-    assert local_cluster.watch_over(ended, None, patience_s=60.0) is None
+    assert ray_cluster.watch_over(ended, None, patience_s=60.0) is None
 
 
 class _Dying:
@@ -149,17 +149,17 @@ class _Dying:
 
 
 def test_a_service_that_died_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_service, "_PARENT_POLL_S", 0.01)
+    monkeypatch.setattr(supervisor, "_PARENT_POLL_S", 0.01)
     said: list[str] = []
     service = _Dying(2)
-    local_service.serve_forever(service, report=said.append)  # type: ignore[arg-type]
+    supervisor.serve_forever(service, report=said.append)  # type: ignore[arg-type]
     assert service.num_starts == 3
     assert [line for line in said if "again after" in line]
 
 
 def test_a_service_that_dies_again_and_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_service, "_PARENT_POLL_S", 0.01)
+    monkeypatch.setattr(supervisor, "_PARENT_POLL_S", 0.01)
     service = _Dying(9)
     with pytest.raises(StageUnavailable, match=r"raylet ended.*4th time"):
-        local_service.serve_forever(service, report=lambda _line: None)  # type: ignore[arg-type]
+        supervisor.serve_forever(service, report=lambda _line: None)  # type: ignore[arg-type]
     assert service.num_starts == 4

@@ -7,9 +7,9 @@ import logging
 
 import pytest
 
-from deployments.logs import JsonFormatter, TextFormatter
-from deployments.request_context import request_id, serving_request
-from deployments.status import failure_of
+from deployments.observability.logs import JsonFormatter, TextFormatter
+from deployments.observability.request_context import request_id, serving_request
+from deployments.wire.status import failure_of
 
 
 def record(message: str, *, error: BaseException | None = None) -> logging.LogRecord:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from agent.errors import AgentError, InvalidBoxes, InvalidQuery, InvalidRequest
-from deployments.message_bounds import (
+from deployments.wire.message_bounds import (
     Counts,
     bounds_by_method,
     check_message,

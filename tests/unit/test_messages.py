@@ -24,8 +24,9 @@ from agent.streaming.keyframe import KeyframeReason
 from agent.streaming.policy import AnswerMode, DropPolicy, Priority, StreamPolicy
 from agent.streaming.session import Books, StandingQuery
 from client import conversions, events, types
-from deployments import ingress, messages, status, stream_messages
-from deployments.metrics import CallCounts, ServiceMetrics
+from deployments.front_end import ingress
+from deployments.observability.metrics import CallCounts, ServiceMetrics
+from deployments.wire import messages, status, stream_messages
 from protos import vision_agent_pb2 as pb
 from tests.pictures import encoded_image
 

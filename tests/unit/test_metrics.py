@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.streaming.session import Books, Outcome
-from deployments.metrics import ServiceMetrics
+from deployments.observability.metrics import ServiceMetrics
 
 
 def test_streams_count_while_open_and_after() -> None:

@@ -18,12 +18,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.features import Generation
 from agent.region_cache import CacheStats
 from agent.streaming.session import Outcome
-from deployments import metrics_page
-from deployments.metrics import ServiceMetrics
-from deployments.metrics_page import FrontEndCollector, MetricsPage, Sources
-from deployments.process_memory import ProcessMemory
-from deployments.stage_meter import Written
-from deployments.stage_queue import Served
+from deployments.observability import metrics_page
+from deployments.observability.metrics import ServiceMetrics
+from deployments.observability.metrics_page import FrontEndCollector, MetricsPage, Sources
+from deployments.observability.stage_meter import Served, Written
+from deployments.process_resources import ProcessMemory
 
 OBSERVABILITY = Path(__file__).parents[2] / "deployments" / "observability"
 

@@ -19,7 +19,7 @@ from agent.urgency import Limits, Urgency
 from client.events import StreamError
 from client.types import FramePriority, FrameResult, StreamPolicy
 from client.vision_agent_client import VisionAgentClient
-from deployments.metrics import ServiceMetrics
+from deployments.observability.metrics import ServiceMetrics
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc
 from tests.fakes import BUSY_RETRY_S, SLOW_S, FakePrimaryEncoder

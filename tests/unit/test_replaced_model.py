@@ -8,7 +8,7 @@ from agent.errors import StageUnavailable
 from agent.frame import read_frame
 from agent.prompts import Task
 from agent.settings import ServiceSettings
-from deployments.metrics import ServiceMetrics
+from deployments.observability.metrics import ServiceMetrics
 from tests.handles import remote_pipeline
 from tests.pictures import encoded_image
 

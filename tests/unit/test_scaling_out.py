@@ -9,7 +9,7 @@ import pytest
 from agent.frame import read_frame
 from agent.prompts import Task
 from deployments.autoscaling import OPEN_STREAMS, OpenStreams
-from deployments.metrics import ServiceMetrics
+from deployments.observability.metrics import ServiceMetrics
 from tests.handles import remote_pipeline
 from tests.pictures import encoded_image
 

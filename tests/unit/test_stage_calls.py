@@ -11,8 +11,9 @@ from ray.exceptions import ActorDiedError
 
 from agent.errors import InvalidFrame, Overloaded, StageUnavailable
 from agent.frame import read_frame
-from deployments.stage_calls import StageCalls, StageFull
-from deployments.stages import AuxiliaryEncoder, Refused, Wanted, refusing
+from deployments.stages.calls import StageCalls, StageFull
+from deployments.stages.requests import Refused, Wanted
+from deployments.stages.vision import AuxiliaryEncoder, refusing
 from tests.handles import Handle
 from tests.pictures import encoded_image
 

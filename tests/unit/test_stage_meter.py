@@ -6,8 +6,7 @@ import pytest
 
 from agent.errors import Overloaded
 from agent.urgency import Limits
-from deployments.stage_meter import StageMeter
-from deployments.stage_queue import Served
+from deployments.observability.stage_meter import Served, StageMeter
 
 
 class Stage:

@@ -9,7 +9,8 @@ import pytest
 
 from agent.errors import Overloaded
 from agent.urgency import Limits, Urgency
-from deployments.stage_queue import Served, StageQueue
+from deployments.observability.stage_meter import Served
+from deployments.stages.queue import StageQueue
 
 STANDING = Limits(urgency=Urgency.STANDING)
 

@@ -12,7 +12,7 @@ import ray.serve.exceptions
 from ray.serve._private.common import DeploymentID
 
 from agent import errors
-from deployments import status
+from deployments.wire import status
 
 NOT_FROM_CLIENTS = {"CheckpointMismatch", "SettingsError", "SourceError"}
 

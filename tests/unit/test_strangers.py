@@ -17,10 +17,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from agent.server_settings import AccessSettings, ServerSettings
 from agent.settings import ServiceSettings
-from deployments import doorkeeper, front_door
-from deployments.admission import Room
-from deployments.api_keys import add_api_key
-from deployments.logs import configure_logs
+from deployments.admission import EvictingLimit
+from deployments.front_end import interceptor, server
+from deployments.front_end.api_keys import add_api_key
+from deployments.observability.logs import configure_logs
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc
 from tests.in_process import SETTINGS, Service, running_service
@@ -70,7 +70,7 @@ async def test_nothing_of_a_stranger_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    monkeypatch.setattr(doorkeeper, "check_message", lambda content, *_, **__: read.append(1))
+    monkeypatch.setattr(interceptor, "check_message", lambda content, *_, **__: read.append(1))
     settings, _ = with_keys(tmp_path)
     async with running_service(settings=settings) as service, connection(service) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -181,10 +181,10 @@ async def test_callers_beyond_the_limit_are_told_so() -> None:
 
 
 async def test_silent_connections_end_and_leave_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front_door, "_HANDSHAKE_S", 1.0)
-    server = dataclasses.replace(SMALL, max_connections=8)
+    monkeypatch.setattr(server, "_HANDSHAKE_S", 1.0)
+    few = dataclasses.replace(SMALL, max_connections=8)
     async with (
-        running_service(settings=dataclasses.replace(FEW, server=server)) as service,
+        running_service(settings=dataclasses.replace(FEW, server=few)) as service,
         connection(service) as known,
     ):
         assert await is_answered(known)
@@ -238,7 +238,7 @@ def call_by_hand(target: str, authorization: bytes) -> bytes:
 
 
 async def test_a_room_puts_out_the_oldest_of_whoever_crowds_it() -> None:
-    room, ended = Room(3, "calls"), []
+    room, ended = EvictingLimit(3, "calls"), []
 
     async def stay(name: str) -> None:
         try:

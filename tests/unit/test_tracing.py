@@ -17,7 +17,7 @@ from agent.errors import SettingsError
 from agent.server_settings import ObserveSettings
 from client.events import KeyframeAnswer
 from client.vision_agent_client import VisionAgentClient
-from deployments.tracing import Tracing, open_tracing
+from deployments.observability.tracing import Tracing, open_tracing
 from protos import vision_agent_pb2 as pb
 from protos import vision_agent_pb2_grpc as pb_grpc
 from tests.handles import remote_pipeline

@@ -278,16 +278,16 @@ async def test_no_service_is_a_clear_error() -> None:
 async def test_the_stages_have_a_frame_while_it_waits_to_be_looked_at(
     client: VisionAgentClient, service: Service
 ) -> None:
-    looks, num_taken = service.agent.sharing.looks, SETTINGS.stream.sharing.looks_at_once
+    threads, num_taken = service.agent.scheduler.threads, SETTINGS.stream.sharing.looks_at_once
     async with conversation(client, "dog") as talk:
         for _ in range(num_taken):
-            assert await looks.take(0.0, patience_s=None)
+            assert await threads.take(0.0, patience_s=None)
         talk.send(0)
         async with asyncio.timeout(10):
             while not service.stages.calls.encode_auxiliary:
                 await asyncio.sleep(0.005)
         for _ in range(num_taken):
-            looks.give_back()
+            threads.give_back()
         result = await talk.next()
         assert isinstance(result, FrameResult)
         assert result.sequence == 0

@@ -1,0 +1,1 @@
+"""One front-end replica: its gRPC server, who may call, and the RPCs."""

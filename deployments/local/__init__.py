@@ -1,0 +1,1 @@
+"""The service on one machine: its processes are started, watched and stopped here."""

@@ -1,0 +1,1 @@
+"""The model's stages as Serve deployments, and the calls to them."""

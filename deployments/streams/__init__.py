@@ -1,0 +1,1 @@
+"""One Watch stream: its frames, its turns before the model, and what it answers."""

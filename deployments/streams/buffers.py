@@ -1,0 +1,86 @@
+"""What is kept for readers that may be slower than what it comes from; bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+_MAX_PICTURES = 64
+_MAX_BYTES = 33_554_432
+
+
+class LatestValue(Generic[T]):
+    """One value, replaced by every newer one; each reader sees what it has time for."""
+
+    def __init__(self) -> None:
+        self._value: T | None = None
+        self._changed = asyncio.Event()
+        self._is_over = False
+
+    def put(self, value: T) -> None:
+        """A newer one."""
+        self._value = value
+        self._wake()
+
+    def forget(self) -> None:
+        """Readers who come now wait for the next."""
+        self._value = None
+
+    def close(self) -> None:
+        """No more will come; readers end."""
+        self._is_over = True
+        self._wake()
+
+    async def values(self) -> AsyncGenerator[T, None]:
+        """What there is and every newer one that is still the latest when asked for."""
+        last = None
+        while not self._is_over:
+            changed = self._changed
+            if self._value is not None and self._value is not last:
+                last = self._value
+                yield last
+            else:
+                await changed.wait()
+
+    def _wake(self) -> None:
+        # An event of its own for every change: a reader that waits on the old one is woken once.
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class PictureBuffer:
+    """Pictures by number, kept until something is said about them.
+
+    A frame that was dropped has no result, and its picture goes in time.
+    """
+
+    def __init__(self, *, max_bytes: int = _MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._pictures: dict[int, bytes] = {}
+        self.num_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def put(self, number: int, encoded: bytes) -> None:
+        """Keep a picture; the oldest make room, but for this one."""
+        self.pop(number)
+        self._pictures[number] = encoded
+        self.num_bytes += len(encoded)
+        while len(self) > 1 and (len(self) > _MAX_PICTURES or self.num_bytes > self._max_bytes):
+            self.pop(next(iter(self._pictures)))
+
+    def pop(self, number: int) -> bytes | None:
+        """Hand a picture over; None: it is not kept."""
+        encoded = self._pictures.pop(number, None)
+        if encoded is not None:
+            self.num_bytes -= len(encoded)
+        return encoded
+
+    def clear(self) -> None:
+        """Drop them all."""
+        self._pictures.clear()
+        self.num_bytes = 0

@@ -1,0 +1,94 @@
+"""One stream's questions to the model: about a frame, or an earlier one that looks the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.clock import steady_ns
+from agent.pipeline import FeaturesUnderWay, Grounder, Grounding
+from agent.streaming.feature_reuse import FeatureReuse, Reused
+from agent.streaming.follower import Keyframe
+from agent.streaming.session import Session
+from agent.urgency import Limits, Urgency
+from deployments.observability.metrics import Activity
+from deployments.streams.frame_tracking import ArrivedFrame, FrameTracking
+
+
+@dataclass(frozen=True)
+class Grounded:
+    """What the stages did for one frame."""
+
+    grounding: Grounding
+    reused: Reused | None = None
+    """Whose features stood in for the frame's."""
+
+
+class FrameGrounding:
+    """Asks, counts what was asked, and keeps what may be used again."""
+
+    def __init__(
+        self,
+        session: Session[ArrivedFrame],
+        pipeline: Grounder,
+        tracking: FrameTracking,
+        *,
+        reuse_difference: float,
+    ) -> None:
+        self.activity = Activity()
+        self._session = session
+        self._pipeline = pipeline
+        self._tracking = tracking
+        self._reuse = FeatureReuse(reuse_difference)
+
+    def left_s(self, arrived: ArrivedFrame) -> float | None:
+        """Seconds until any answer about a frame is too old; None: at no time."""
+        max_age_s = self._session.policy.max_age_s
+        if max_age_s is None:
+            return None
+        return max_age_s - (steady_ns() - arrived.received_time_ns) / 1e9
+
+    def limits(self, arrived: ArrivedFrame) -> Limits:
+        """Of the work on a frame that begins now."""
+        return Limits.starting_now(self.left_s(arrived), Urgency.STANDING)
+
+    def begin(self, arrived: ArrivedFrame, limits: Limits) -> FeaturesUnderWay | None:
+        """Start the encoders; None: whether they are needed is known only after tracking."""
+        if self._may_reuse(arrived):
+            return None
+        return self._pipeline.within(limits).begin(arrived.frame, boxes=arrived.boxes)
+
+    async def ground(
+        self,
+        arrived: ArrivedFrame,
+        keyframe: Keyframe,
+        limits: Limits,
+        begun: FeaturesUnderWay | None = None,
+    ) -> Grounded:
+        """Ask all the key frame's queries; `begun`: what `begin` returned for it."""
+        found = None
+        if begun is None and self._may_reuse(arrived):
+            found = self._reuse.find(keyframe.sketch)
+        grounding = await self._pipeline.within(limits).ground(
+            arrived.frame if found is None else found[0],
+            [query.task for query in keyframe.queries],
+            boxes=arrived.boxes,
+            begun=begun,
+            expected=self._tracking.follower.expected(keyframe),
+        )
+        self._count(grounding, len(keyframe.queries))
+        if not grounding.cache_hit and arrived.boxes is None:
+            self._tracking.propose_s = grounding.timings.propose_s
+        if found is not None:
+            return Grounded(grounding, found[1])
+        if arrived.boxes is None:
+            self._reuse.keep(arrived.frame, keyframe.sketch)
+        return Grounded(grounding)
+
+    def _count(self, grounding: Grounding, num_queries: int) -> None:
+        self.activity.num_keyframes += 1
+        self.activity.num_answers += num_queries
+        self.activity.num_encoded_frames += not grounding.cache_hit
+
+    def _may_reuse(self, arrived: ArrivedFrame) -> bool:
+        """Whether an earlier frame's features may stand in for this one's."""
+        return self._session.policy.reuse_features and arrived.boxes is None

@@ -1,0 +1,123 @@
+"""The slow path of FOLLOW mode: the model answers key frames, one at a time, behind the tracker."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from agent.errors import Overloaded
+from agent.streaming.follower import Keyframe
+from agent.streaming.keyframe import KeyframeReason
+from agent.streaming.session import Outcome, Session, Work
+from deployments.observability.tracing import answer_span
+from deployments.streams.frame_grounding import FrameGrounding
+from deployments.streams.frame_tracking import ArrivedFrame, FrameTracking
+from deployments.streams.responses import ResultWriter
+from deployments.streams.scheduler import StreamTurn
+from deployments.wire.status import cause_of
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A key frame before the model."""
+
+    work: Work[ArrivedFrame]
+    keyframe: Keyframe
+
+
+class SlowPath:
+    """One task that lives while there are key frames: it waits for a turn, asks or writes."""
+
+    def __init__(
+        self,
+        session: Session[ArrivedFrame],
+        tracking: FrameTracking,
+        turn: StreamTurn,
+        grounding: FrameGrounding,
+        results: ResultWriter,
+    ) -> None:
+        self._session = session
+        self._tracking = tracking
+        self._turn = turn
+        self._grounding = grounding
+        self._results = results
+        self._task: asyncio.Task[None] | None = None
+        self._next: _Job | None = None
+        """A frame of HIGH priority that came while the model had another."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether its task lives; the stream's turn is this path's then."""
+        return self._task is not None and not self._task.done()
+
+    def check(self) -> None:
+        """Raise what ended the task: a bug must not leave the stream without key frames."""
+        if self._task is not None and self._task.done():
+            self._task.result()
+
+    def start(self, work: Work[ArrivedFrame], reason: KeyframeReason) -> None:
+        """Answer a key frame; its turn is taken already, but for a requested one."""
+        job = self._begin(work, reason)
+        self._tracking.follower.start_keyframe()
+        self._task = asyncio.create_task(self._run(job))
+
+    def put_next(self, work: Work[ArrivedFrame]) -> None:
+        """Answer a requested frame after the one under way; it takes the place of another."""
+        if self._next is not None:
+            self._tracking.follower.drop_keyframe(self._next.keyframe)
+            self._session.finish(Outcome.TRACKED_ONLY)
+        self._next = self._begin(work, KeyframeReason.REQUESTED)
+
+    async def settle(self) -> None:
+        """Wait until the model has nothing more to do."""
+        while self._task is not None and not self._task.done():
+            await asyncio.wait([self._task])
+        self.check()
+
+    async def cancel(self) -> None:
+        """Give up what is under way."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _begin(self, work: Work[ArrivedFrame], reason: KeyframeReason) -> _Job:
+        follower = self._tracking.follower
+        return _Job(work, follower.begin_keyframe(work.item.evidence, work.queries, reason))
+
+    async def _run(self, job: _Job) -> None:
+        """One key frame after the other, until none waits."""
+        if job.keyframe.reason is KeyframeReason.REQUESTED:
+            await self._turn.take(KeyframeReason.REQUESTED)
+        while True:
+            try:
+                await self._answer(job.work, job.keyframe)
+            finally:
+                self._turn.give_back()
+            if self._next is None:
+                return
+            await self._turn.take(KeyframeReason.REQUESTED)
+            job, self._next = self._next, None
+            self._tracking.follower.start_keyframe()
+
+    async def _answer(self, work: Work[ArrivedFrame], keyframe: Keyframe) -> None:
+        arrived = work.item
+        try:
+            with answer_span("keyframe"):
+                limits = self._grounding.limits(arrived)
+                grounded = await self._grounding.ground(arrived, keyframe, limits)
+        except Exception as error:
+            async with self._tracking.changing:
+                self._tracking.follower.abandon_keyframe(keyframe)
+            overloaded = isinstance(cause_of(error), Overloaded)
+            if overloaded and keyframe.reason is not KeyframeReason.REQUESTED:
+                # No client asked for this one; the tracker has answered the frame.
+                self._session.finish(Outcome.TRACKED_ONLY)
+            else:
+                await self._results.fail(arrived, error)
+            return
+        async with self._tracking.changing:
+            answers = self._tracking.follower.finish_keyframe(
+                keyframe, grounded.grounding, self._session.queries
+            )
+        async with self._results.writing:
+            await self._results.write_keyframe(work, answers, grounded, keyframe.reason)

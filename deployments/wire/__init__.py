@@ -1,0 +1,1 @@
+"""Between messages of the proto and values of ours: reading, bounds, and errors."""
