@@ -73,7 +73,7 @@ def choose_model(
             )
         report(f"{found.name} runs without a proposal network: every request must bring boxes")
         return ChosenModel(chosen, NO_NETWORK)
-    if (found.path / proposals).exists():
+    if not Path(proposals).is_absolute() and (found.path / proposals).exists():
         return ChosenModel(chosen, str((found.path / proposals).absolute()))
     _check_network(proposals)
     return ChosenModel(chosen, _here(proposals, report))

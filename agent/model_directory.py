@@ -131,6 +131,12 @@ def has_proposal_network(model: str, proposal_network: str | None = None) -> boo
     return find_network(path, name) is not None
 
 
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a vision-language model, and not a proposal network."""
+    kind = _read_config(folder).get("model_type", "")
+    return bool(_read_section(folder)) or str(kind).startswith("omchat")
+
+
 def display_name(model: str) -> str:
     """What users call a model: a hub name without its commit, or how its folder is called."""
     if model in EMBEDDED:
@@ -175,10 +181,15 @@ def _elsewhere(path: Path, name: object) -> list[Path]:
 
 
 def _read_section(path: Path) -> dict[str, Any]:
+    return _section(_read_config(path))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     try:
-        return _section(json.loads((path / _CONFIG).read_text()))
+        config = json.loads((path / _CONFIG).read_text())
     except (OSError, ValueError):
         return {}  # whoever parses the file will say so
+    return config if isinstance(config, dict) else {}
 
 
 def _section(config: dict[str, object]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 
 @dataclass
 class FakeHub:
@@ -51,6 +53,17 @@ class FakeHub:
             for verb, path, span in self.requests
             if verb == method and "/resolve/" in path
         ]
+
+
+def use_hub(hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let huggingface_hub, in this process, ask the hub and keep what it gets in `cache`."""
+    constants = "huggingface_hub.constants."
+    monkeypatch.setattr(constants + "ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants + "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants + "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants + "DOWNLOAD_CHUNK_SIZE", 1000)
+    monkeypatch.setattr("agent.hub._LARGE_BYTES", 1000)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ published code leaves them too.
 from __future__ import annotations
 
 import logging
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -84,10 +83,12 @@ def load_universal_proposals(place: Path) -> UniversalProposalNetwork:
     raw, file = ({}, place) if place.is_file() else _folder_parts(place)
     try:
         stored: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:
+        # Of any type: what is no pickle is read as one.
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointMismatch(
-            f"{file} cannot be read ({error}); it must be upn_large.pth as published, so download "
-            "it again"
+            f"{file} cannot be read ({reason}); it must be upn_large.pth as published, so "
+            "download it again"
         ) from error
     network = UniversalProposalNetwork(UniversalProposalConfig(**raw))
     published = stored.get("model", stored)

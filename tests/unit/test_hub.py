@@ -11,7 +11,7 @@ from agent import hub as hub_module
 from agent.errors import ModelNotFetched
 from agent.hub import HubName, cached, fetch, local_or_fetched, name_of_snapshot
 from agent.model_directory import display_name, find_model
-from tests.fake_hub import FakeHub, fake_hub
+from tests.fake_hub import FakeHub, fake_hub, use_hub
 
 REPO = "omlab/VLM-FO1-3B-v01"
 NAME = HubName(REPO)
@@ -27,15 +27,7 @@ FILES = {
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     with fake_hub() as running:
         running.repositories[REPO] = dict(FILES)
-        constants = "huggingface_hub.constants."
-        monkeypatch.setattr(constants + "ENDPOINT", running.url)
-        monkeypatch.setattr(
-            constants + "HUGGINGFACE_CO_URL_TEMPLATE",
-            running.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr(constants + "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(hub_module, "_LARGE_BYTES", 1000)
-        monkeypatch.setattr(constants + "DOWNLOAD_CHUNK_SIZE", 1000)
+        use_hub(running, tmp_path / "cache", monkeypatch)
         monkeypatch.setattr("time.sleep", lambda _: None)
         yield running
 
