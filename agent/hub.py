@@ -111,34 +111,63 @@ def fetch(name: HubName, *, report: Report = _logger.warning) -> Path:
     Raises:
         ModelNotFetched: there is no such model, no way to it, no room, or not what was announced.
     """
+    announced = _announced(name)
+    place, snapshot, absent = announced.place, announced.snapshot, announced.absent
+    if absent:
+        _check_room(name, place, announced.left_bytes)
+        report(
+            f"fetching {name} ({announced.left_bytes / 1e9:.2f} GB in {len(absent)} files) "
+            f"into {place}"
+        )
+    for number, file in enumerate(absent, 1):
+        report(f"  {number} of {len(absent)}: {file.rfilename}, {(file.size or 0) / 1e6:.1f} MB")
+        _fetch_file(name, snapshot.name, place, file)
+    _note_reference(place, name.revision or "main", snapshot.name)
+    report(f"{name.repo} is here, at commit {snapshot.name[:7]}")
+    return snapshot
+
+
+def left_bytes(name: HubName) -> int:
+    """How much of a model is still to be fetched, as the hub says; fetches nothing.
+
+    Raises:
+        ModelNotFetched: there is no such model, or no way to the hub.
+    """
+    return _announced(name).left_bytes
+
+
+@dataclass(frozen=True)
+class _Announced:
+    """What the hub says of a model's newest commit."""
+
+    place: Path
+    snapshot: Path
+    absent: list[RepoSibling]
+    """Files that are not here, weights last: where they are, all of the rest is too."""
+
+    @property
+    def left_bytes(self) -> int:
+        return sum(_left_bytes(self.place, file) for file in self.absent)
+
+
+def _announced(name: HubName) -> _Announced:
     with _explained(name):
         from huggingface_hub import HfApi
 
         info = HfApi().model_info(name.repo, revision=name.revision, files_metadata=True)
-    commit = info.sha
     wanted = [
         file for file in info.siblings or () if any(fnmatch(file.rfilename, p) for p in _FILES)
     ]
-    if commit is None or not any(file.rfilename.endswith(_WEIGHTS) for file in wanted):
+    if info.sha is None or not any(file.rfilename.endswith(_WEIGHTS) for file in wanted):
         raise ModelNotFetched(
             f"{name.repo} holds no *{_WEIGHTS} on the hub, the only kind of weights that is read; "
             "look there for another revision (--model OWNER/MODEL@REVISION) or another model"
         )
-    # Weights last: where they are, all of the rest is too.
     wanted.sort(key=lambda file: (file.rfilename.endswith(_WEIGHTS), file.rfilename))
     place = _repository(name.repo)
-    snapshot = place / "snapshots" / commit
+    snapshot = place / "snapshots" / info.sha
     absent = [file for file in wanted if not (snapshot / file.rfilename).exists()]
-    if absent:
-        num_bytes = sum(_left_bytes(place, file) for file in absent)
-        _check_room(name, place, num_bytes)
-        report(f"fetching {name} ({num_bytes / 1e9:.2f} GB in {len(absent)} files) into {place}")
-    for number, file in enumerate(absent, 1):
-        report(f"  {number} of {len(absent)}: {file.rfilename}, {(file.size or 0) / 1e6:.1f} MB")
-        _fetch_file(name, commit, place, file)
-    _note_reference(place, name.revision or "main", commit)
-    report(f"{name.repo} is here, at commit {commit[:7]}")
-    return snapshot
+    return _Announced(place, snapshot, absent)
 
 
 def _fetch_file(name: HubName, commit: str, place: Path, file: RepoSibling) -> None:

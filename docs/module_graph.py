@@ -25,7 +25,7 @@ PARTS = {
     "language stage": "generation generation_request engine drafting grammar prefix_cache sequence "
     "tokenizer model_tokenizer label_lists",
     "zoom": "crops zoom zoom_policy revisions ergo_protocol ergo",
-    "reports": "inspection grounded_output",
+    "reports": "inspection model_needs grounded_output",
 }
 """Modules of `agent` by part; packages inside it are parts of their own."""
 

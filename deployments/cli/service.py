@@ -132,16 +132,27 @@ def key(
     typer.echo(add_api_key(keys, name=name or tenant, tenant=tenant))
 
 
+@takes_model
 def doctor(
     config: Annotated[
         Path,
         typer.Option(help="The settings to check with.", show_default="serve_config.yaml"),
     ] = DEFAULT_CONFIG,
+    chosen: ModelChoice = USUAL_MODEL,
 ) -> None:
-    """Check this installation and say what to fix; exit status 1 when something is wrong."""
+    """Check this installation, and whether its model fits; exit status 1 when something is wrong.
+
+    The model is not loaded.
+    """
     from deployments.doctor import examine
 
-    findings = examine(config)
+    findings = examine(
+        config,
+        model=chosen.model,
+        device=chosen.device,
+        dtype=chosen.dtype,
+        proposal_network=chosen.proposals,
+    )
     for finding in findings:
         typer.echo(finding.line)
     raise typer.Exit(0 if all(finding.is_well for finding in findings) else 1)

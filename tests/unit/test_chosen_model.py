@@ -156,8 +156,72 @@ def test_every_command_with_a_model_has_the_same_options() -> None:
             if hasattr(command, "commands"):
                 groups.append(command)
                 continue
-            options = {parameter.name for parameter in command.params}
+            options = {p.name for p in command.params if p.param_type_name == "option"}
             if "model" in options and name not in apart:
                 assert options >= MODEL_OPTIONS.keys(), name
                 num_found += 1
     assert num_found > 20
+
+
+def test_fetching_a_model_in_advance(hub: FakeHub) -> None:
+    result = run("model", "fetch", REPO)
+    assert result.exit_code == 0, result.output
+    pinned = f"{REPO}@{hub.commit(REPO)}"
+    assert result.stdout.splitlines()[-1] == f"groundstream serve --model {pinned}"
+    hub.is_dead = True
+    assert choose_model(pinned).proposal_network == (
+        f"{DEFAULT_NETWORK}@{hub.commit(DEFAULT_NETWORK)}"
+    )
+
+
+def test_fetching_a_proposal_network(hub: FakeHub) -> None:
+    result = run("model", "fetch", DEFAULT_NETWORK)
+    assert result.exit_code == 0, result.output
+    assert f"--proposals {DEFAULT_NETWORK}@" in result.stdout.splitlines()[-1]
+    assert run("model", "check", REPO).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer", "message"),
+    [
+        ((), "", "model fetch upn --file upn_large.pth --accept-licence"),
+        (("--file", "FILE", "--sha256", "0" * 64), "", "download it again"),
+        (("--file", "FILE"), "n\n", "not used without its licence"),
+        (("--file", "FILE", "--accept-licence"), "", "as published"),
+        (("--file", "FILE"), "y\n", "as published"),
+    ],
+)
+def test_upn_is_checked_and_agreed_to(
+    tmp_path: Path, arguments: tuple[str, ...], answer: str, message: str
+) -> None:
+    file = tmp_path / "upn_large.pth"
+    file.write_bytes(b"half a download")
+    typed = [str(file) if word == "FILE" else word for word in arguments]
+    result = CliRunner().invoke(build_app(), ["model", "fetch", "upn", *typed], input=answer)
+    assert result.exit_code != 0
+    assert message in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+def test_no_name_of_the_hub() -> None:
+    assert "write OWNER/MODEL" in str(run("model", "fetch", "pocket").exception)
+
+
+def test_the_doctor_says_what_a_model_needs(hub: FakeHub) -> None:
+    said = run("doctor", "--model", REPO).output
+    assert f"{REPO} is to be fetched: 0.0 GB" in said
+    assert not hub.sent()
+    run("model", "fetch", REPO)
+    said = run("doctor", "--model", REPO, "--dtype", "float32").output
+    assert f"ok    model      {REPO}, " in said
+    assert "with --dtype float32 on cpu 0.0 GB" in said
+
+
+def test_needs_are_those_of_the_chosen_type(published: Path) -> None:
+    from agent.model_needs import model_needs
+
+    plain, half = (model_needs(published, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert plain.num_weights == half.num_weights == plain.num_language + plain.num_vision
+    assert plain.weight_bytes == 4 * plain.num_weights == 2 * half.weight_bytes
+    assert model_needs(published, dtype="stored").weight_bytes == plain.stored_bytes
+    assert half.peak_bytes > half.weight_bytes
