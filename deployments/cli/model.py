@@ -13,6 +13,7 @@ from agent.model_directory import find_model, is_model
 UPN = "upn"
 _UPN_NAME = "upn_large.pth"
 _UPN_HOME = "https://github.com/IDEA-Research/ChatRex"
+_UPN_FILE = f"{_UPN_HOME}/releases/download/upn-large/{_UPN_NAME}"
 
 
 def fetch(
@@ -29,8 +30,8 @@ def fetch(
 ) -> None:
     """Bring a model of the hub here, in its newest commit, with a proposal network if it has none.
 
-    UPN's weights are not on the hub and have no published checksum, so they are not downloaded:
-    the file that you have is checked, and the option to use it with is printed.
+    UPN's weights are not on the hub, and no checksum of them is known, so they are not downloaded:
+    the file that you have is checked, and the command that uses it is printed.
     """
     if model == UPN:
         _upn(file, sha256, accept_licence=accept_licence)
@@ -68,8 +69,8 @@ def _upn(file: Path | None, sha256: str | None, *, accept_licence: bool) -> None
 
     if file is None or not file.is_file():
         raise SettingsError(
-            f"download {_UPN_NAME} from the release page of {_UPN_HOME}, read the licence there, "
-            f"then: groundstream model fetch upn --file {_UPN_NAME} --accept-licence"
+            f"read UPN's licence at {_UPN_HOME}, download {_UPN_FILE}, then: "
+            f" groundstream model fetch upn --file {_UPN_NAME} --accept-licence"
         )
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
