@@ -74,7 +74,8 @@ class Proposer:
         """
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        path: Path = find_model(model).path
+        directory = find_model(model)
+        path: Path = directory.path
         config = VLMFO1Config.from_file(path / "config.json").proposal
         if network is not None:
             config = replace(config, network=network)
@@ -84,7 +85,9 @@ class Proposer:
             config = replace(config, score_threshold=score_threshold)
         folder = find_network(path, config.network)
         if folder is None:
-            logger.warning("%s has no proposal network; every request must bring boxes", path)
+            logger.warning(
+                "%s has no proposal network; every request must bring boxes", directory.name
+            )
         loaded = None if folder is None else load_network(folder, prompt=config.prompt)
         return cls(loaded, config, device=device)
 

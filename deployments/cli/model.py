@@ -94,10 +94,11 @@ def check(
 
     from agent.inspection import inspect_model
 
-    report = inspect_model(find_model(directory).path)
+    model = find_model(directory)
+    report = inspect_model(model.path)
     console = Console()
     for title, rows in (("found", report.found), ("switches", report.switches)):
-        table = Table(title, "", title=str(report.directory))
+        table = Table(title, "", title=model.name)
         for name, value in rows.items():
             table.add_row(name, value)
         console.print(table)
