@@ -202,6 +202,8 @@ def _fetch_large(name: HubName, commit: str, blob: Path, file: RepoSibling) -> N
     with WeakFileLock(lock):
         if blob.exists():
             return
+        if part.exists() and part.stat().st_size > (file.size or 0):
+            part.unlink()  # it can never become the file
         with part.open("ab") as stream:
             http_get(
                 hf_hub_url(name.repo, file.rfilename, revision=commit),

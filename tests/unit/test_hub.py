@@ -134,6 +134,16 @@ def test_other_bytes_of_the_same_size(hub: FakeHub) -> None:
     assert fetch(NAME)
 
 
+def test_more_than_the_file_is_thrown_away(hub: FakeHub) -> None:
+    hub.breaks_after = 5000
+    with pytest.raises(ModelNotFetched):
+        fetch(NAME)
+    (part,) = hub_module._repository(REPO).glob("blobs/*.part")
+    part.write_bytes(FILES["model.safetensors"] + b"\0")
+    hub.is_dead, hub.breaks_after = False, None
+    assert (fetch(NAME) / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+
+
 def test_no_room(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 2000})())
     with pytest.raises(ModelNotFetched, match="set HF_HOME to a folder on a larger disk"):
