@@ -8,6 +8,7 @@ AgentError
 ├── InvalidQuery          the question is empty, too long or malformed
 ├── InvalidBoxes          boxes that are not finite, not ordered or outside the frame
 ├── CheckpointMismatch    a model directory disagrees with the architecture it declares
+│   └── ModelNotFetched   the hub has no such model, cannot be reached, or did not give all of it
 ├── SettingsError         a settings file names an unknown key or an impossible value
 ├── SourceError           a video, camera or folder cannot be opened or read
 ├── NotAuthenticated      no credentials, or such as this service does not accept
@@ -71,6 +72,10 @@ class InvalidBoxes(AgentError):
 
 class CheckpointMismatch(AgentError):
     """Weights and configuration of a model directory do not fit together."""
+
+
+class ModelNotFetched(CheckpointMismatch):
+    """A model of the hub is not on this machine, and could not be brought there."""
 
 
 class SettingsError(AgentError):

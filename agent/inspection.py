@@ -71,7 +71,8 @@ def inspect_model(directory: Path) -> ModelReport:
                 report.problems += differences.lines()
     if not (directory / "proposal" / "config.json").is_file():
         report.warnings.append(
-            "no proposal network in proposal/: name one (--proposals) or send boxes with requests"
+            "no proposal network in proposal/: commands use omlab/omdet-turbo-swin-tiny-hf of the "
+            "hub; --proposals names another, or none for requests that bring boxes"
         )
     return report
 

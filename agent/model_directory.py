@@ -5,7 +5,6 @@ Reads files, never tensors, so the ingress can describe a model without loading 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,16 @@ from typing import Any
 from agent.answer_rules import AnswerRules
 from agent.base_package import PACKAGES
 from agent.errors import CheckpointMismatch
+from agent.hub import HubName, cached, local_or_fetched, name_of_snapshot
+from agent.model_identity import model_identity
 
 EMBEDDED = ("pocket",)
 """Models that the package brings, by name; the first is the default everywhere."""
 DEFAULT_MODEL = EMBEDDED[0]
 _WEIGHTS = Path(__file__).parent / "weights"
 _CONFIG = "config.json"
-_CHUNK = 1 << 20
-_DIGESTED = frozenset({".json", ".safetensors", ".pth", ".txt"})
+NO_NETWORK, OWN_NETWORK = "none", "proposal"
+"""In place of a proposal network's name: there is none; the folder inside the model's own."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class ModelDirectory:
     path: Path
     name: str
     digest: str
-    """BLAKE2b-256 over configuration and weights; part of every cache key. Of a language model that
-    others bring, name, size and version stand for its contents."""
+    """BLAKE2b-256 over configuration and what stands for the weights (`agent.model_identity`); part
+    of every cache key. Of a language model that others bring, name, size and version do."""
 
     def config(self) -> dict[str, object]:
         """The parsed `config.json`."""
@@ -57,10 +58,12 @@ class ModelDirectory:
 def find_model(
     model: str = DEFAULT_MODEL, *, proposal_network: str | None = None
 ) -> ModelDirectory:
-    """The directory of `model`: an embedded model or a folder.
+    """The directory of `model`: an embedded model, a folder, or one of the hub.
+
+    One of the hub that is not here is fetched.
 
     Args:
-        model: name or folder.
+        model: name, folder, or hub name with or without a revision.
         proposal_network: what is used instead of the model's own network; part of the digest.
 
     Raises:
@@ -69,11 +72,10 @@ def find_model(
     path = _path(model)
     if not (path / _CONFIG).is_file():
         raise CheckpointMismatch(
-            f"{path / _CONFIG} does not exist; --model takes '{DEFAULT_MODEL}' or a folder that "
-            "holds a VLM-FO1 checkpoint"
+            f"{path / _CONFIG} does not exist; --model takes '{DEFAULT_MODEL}', a folder that "
+            "holds a VLM-FO1 checkpoint, or a name of the hub such as omlab/VLM-FO1-3B-v01"
         )
-    name = model if model in EMBEDDED else path.name
-    return ModelDirectory(path, name, _digest(path, proposal_network))
+    return ModelDirectory(path, display_name(model), _digest(path, proposal_network))
 
 
 def has_auxiliary_encoder(model: str) -> bool:
@@ -85,35 +87,85 @@ def has_auxiliary_encoder(model: str) -> bool:
     try:
         config = json.loads((_path(model) / _CONFIG).read_text())
         return bool(config["groundstream"]["auxiliary"] != "proposal")
-    except (OSError, ValueError, LookupError, TypeError):
+    except (CheckpointMismatch, OSError, ValueError, LookupError, TypeError):
         return True
 
 
+def find_network(model_path: Path, name: str) -> Path | None:
+    """The folder, or file, of a proposal network; None where the model is meant to have none.
+
+    A hub name is fetched, unless it is here already.
+
+    Raises:
+        CheckpointMismatch: the name is neither a folder nor on the hub.
+    """
+    if name == NO_NETWORK:
+        return None
+    if (model_path / name).exists():
+        return model_path / name
+    if name == OWN_NETWORK:
+        return None  # nobody named it, so nobody misses it until boxes are wanted
+    if Path(name).exists():
+        return Path(name)
+    hub_name = HubName.parse(name)
+    if hub_name is None:
+        raise CheckpointMismatch(
+            f"the proposal network {name!r} is neither a folder or file in {model_path}, nor one "
+            f"elsewhere, nor a hub name; --proposals takes one of these, or {NO_NETWORK!r}"
+        )
+    return local_or_fetched(hub_name)
+
+
+def has_proposal_network(model: str, proposal_network: str | None = None) -> bool:
+    """Whether boxes are found for requests that bring none.
+
+    Args:
+        model: name or folder.
+        proposal_network: what is used instead of the model's own network.
+
+    Raises:
+        CheckpointMismatch: the network that is named does not exist.
+    """
+    path = _path(model)
+    name = proposal_network or _read_section(path).get("proposal", {}).get("network", OWN_NETWORK)
+    return find_network(path, name) is not None
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a vision-language model, and not a proposal network."""
+    kind = _read_config(folder).get("model_type", "")
+    return bool(_read_section(folder)) or str(kind).startswith("omchat")
+
+
+def display_name(model: str) -> str:
+    """What users call a model: a hub name without its commit, or how its folder is called."""
+    if model in EMBEDDED:
+        return model
+    if name := HubName.parse(model):
+        return name.repo
+    path = Path(model).absolute()
+    return name_of_snapshot(path) or path.name
+
+
 def _path(model: str) -> Path:
-    return _WEIGHTS / model if model in EMBEDDED else Path(model)
+    if model in EMBEDDED:
+        return _WEIGHTS / model
+    name = HubName.parse(model)
+    return Path(model).expanduser() if name is None else local_or_fetched(name)
 
 
 def _digest(path: Path, proposal_network: str | None) -> str:
-    digest = hashlib.blake2b(digest_size=32)
     section = _read_section(path)
-    elsewhere = _elsewhere(path, section.get("base"))
-    if proposal_network is None:
-        elsewhere += _elsewhere(path, section.get("proposal", {}).get("network"))
-    else:
-        digest.update(proposal_network.encode())
-        elsewhere += [given] if (given := Path(proposal_network)).exists() else []
-    for place in (path, *elsewhere):
-        folder = place.parent if place.is_file() else place
-        for file in [place] if place.is_file() else sorted(place.glob("**/*")):
-            if file.is_file() and file.suffix in _DIGESTED:
-                digest.update(file.relative_to(folder).as_posix().encode())
-                with file.open("rb") as stream:
-                    while chunk := stream.read(_CHUNK):
-                        digest.update(chunk)
+    places = [path, *_elsewhere(path, section.get("base"))]
     # Of a base that is unknown, whoever loads the model will say so.
-    if (package := PACKAGES.get(section.get("base", ""))) is not None:
-        digest.update(package.identity().encode())
-    return digest.hexdigest()
+    package = PACKAGES.get(section.get("base", ""))
+    names = [] if package is None else [package.identity()]
+    if proposal_network is None:
+        places += _elsewhere(path, section.get("proposal", {}).get("network"))
+    else:
+        names.append(proposal_network)
+        places += _elsewhere(path, proposal_network)
+    return model_identity(places, names, kept=path.parent != _WEIGHTS)
 
 
 def _elsewhere(path: Path, name: object) -> list[Path]:
@@ -122,15 +174,22 @@ def _elsewhere(path: Path, name: object) -> list[Path]:
         return []
     # Joined to a folder, an absolute path stays what it is.
     place = path / name if (path / name).exists() else Path(name)
+    if hub_name := HubName.parse(str(place)):
+        place = cached(hub_name) or place
     inside = place.resolve().is_relative_to(path.resolve())
     return [place] if place.exists() and not inside else []
 
 
 def _read_section(path: Path) -> dict[str, Any]:
+    return _section(_read_config(path))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     try:
-        return _section(json.loads((path / _CONFIG).read_text()))
-    except ValueError:
+        config = json.loads((path / _CONFIG).read_text())
+    except (OSError, ValueError):
         return {}  # whoever parses the file will say so
+    return config if isinstance(config, dict) else {}
 
 
 def _section(config: dict[str, object]) -> dict[str, Any]:

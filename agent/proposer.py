@@ -8,13 +8,11 @@ knows classes, its boxes come with evidence for them. Knows no encoder.
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor, nn
 
@@ -31,15 +29,12 @@ from agent.model.proposal_network import ProposalNetwork, load_proposal_network,
 from agent.model.universal_proposals import UniversalProposalNetwork
 from agent.model.upn_checkpoint import MODEL_TYPE as UPN
 from agent.model.upn_checkpoint import load_universal_proposals
-from agent.model_directory import find_model
+from agent.model_directory import find_model, find_network
 from agent.processor import IMAGENET_MEAN, IMAGENET_STD, normalise, picture
 
 logger = logging.getLogger(__name__)
 
-NO_NETWORK = "none"
 _LEAST_SIDE_PX = 2.0
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
 
 Network = ProposalNetwork | UniversalProposalNetwork | ObjectDetector | NanoDet
 
@@ -69,7 +64,8 @@ class Proposer:
 
         Args:
             model: name or folder of the model.
-            network: use this proposal network (folder, hub name or "none"), not the model's own.
+            network: use this proposal network, not the model's own: a folder, a file, a hub name
+                or "none".
             max_boxes: most proposals of a frame, instead of the model's own limit.
             score_threshold: least objectness of a proposal, instead of the model's own.
 
@@ -78,7 +74,8 @@ class Proposer:
         """
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        path: Path = find_model(model).path
+        directory = find_model(model)
+        path: Path = directory.path
         config = VLMFO1Config.from_file(path / "config.json").proposal
         if network is not None:
             config = replace(config, network=network)
@@ -88,7 +85,9 @@ class Proposer:
             config = replace(config, score_threshold=score_threshold)
         folder = find_network(path, config.network)
         if folder is None:
-            logger.warning("%s has no proposal network; every request must bring boxes", path)
+            logger.warning(
+                "%s has no proposal network; every request must bring boxes", directory.name
+            )
         loaded = None if folder is None else load_network(folder, prompt=config.prompt)
         return cls(loaded, config, device=device)
 
@@ -154,9 +153,9 @@ class Proposer:
         """Raw boxes in frame pixels and their objectness."""
         if self.network is None:
             raise InvalidBoxes(
-                "this model has no proposal network: send boxes with the request, or name one in "
-                "config.json under groundstream.proposal.network (a folder or a hub name such as "
-                "omlab/omdet-turbo-swin-tiny-hf)"
+                "this model has no proposal network: send boxes with the request, or start with "
+                "--proposals (a hub name such as omlab/omdet-turbo-swin-tiny-hf, a folder, or "
+                "UPN's .pth)"
             )
         if isinstance(self.network, ObjectDetector):
             return self.network([frame.rgb() for frame in frames])
@@ -217,41 +216,16 @@ class ProposalEvidence:
         return AuxiliaryFeatures(self._proposer.describe(frame, proposals.xyxy))
 
 
-def find_network(model_path: Path, name: str) -> Path | None:
-    """The folder, or file, of a proposal network; None where the model is meant to have none.
-
-    A hub name is downloaded into the Hugging Face cache, unless it is there already.
-
-    Raises:
-        CheckpointMismatch: the name is neither a folder nor on the hub.
-    """
-    if name == NO_NETWORK:
-        return None
-    if (model_path / name).exists():
-        return model_path / name
-    if name == ProposalConfig.network:
-        return None  # nobody named it, so nobody misses it until boxes are wanted
-    if Path(name).exists():
-        return Path(name)
-    if not _HUB_NAME.fullmatch(name):
-        raise CheckpointMismatch(
-            f"the proposal network {name!r} is neither a folder or file in {model_path}, nor one "
-            "elsewhere, nor a hub name"
-        )
-    try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except (OSError, ValueError) as error:
-        raise CheckpointMismatch(
-            f"the proposal network {name!r} is no folder, and the hub does not give it: {error}"
-        ) from error
-
-
 def load_network(folder: Path, *, prompt: str) -> Network:
-    """The network of a folder, of the kind its `config.json` declares, or NanoDet's of a file.
+    """The network of a folder, of the kind its `config.json` declares, or of a file.
+
+    A `.pth` is UPN as it was published; any other file is NanoDet.
 
     Raises:
         CheckpointMismatch: files are missing or do not fit.
     """
+    if folder.suffix == ".pth" and folder.is_file():
+        return load_universal_proposals(folder)
     if folder.is_file():
         return NanoDet.from_file(folder)
     raw = read_config(folder)

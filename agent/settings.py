@@ -242,7 +242,8 @@ class ServiceSettings:
     """Everything the service's own code needs to know."""
 
     model: str = DEFAULT_MODEL
-    """Embedded model name or checkpoint folder."""
+    """Embedded model name, checkpoint folder, or hub name (`OWNER/MODEL@REVISION`); one of the hub
+    is fetched where it is not in the cache."""
     device: str = "cpu"
     """Where the stages compute: cpu, cuda, cuda:1 ..."""
     dtype: Literal["auto", "stored", "float32", "bfloat16", "float16"] = "auto"
@@ -252,8 +253,8 @@ class ServiceSettings:
     compiled: bool = False
     """Compile the encoders' feed-forward parts when they first run; on a GPU alone."""
     proposal_network: str | None = None
-    """Folder or hub name to use instead of the model's own proposal network; `none` for clients
-    that always send boxes."""
+    """Folder, file (UPN's `.pth`) or hub name to use instead of the model's own proposal network;
+    `none` for clients that always send boxes."""
     max_batch_frames: CountOrNone = None
     """Frames that wait for one vision stage and are computed together; None: 1 on a CPU, where
     batches gain nothing, else 8."""

@@ -9,6 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 from agent.batching import Batcher, batch_limit
@@ -42,11 +43,13 @@ class LocalStages:
         language: LanguageStage,
         *,
         max_batch_frames: int = 1,
+        max_new_tokens: int | None = None,
     ) -> None:
         self._primary = primary
         self._auxiliary = auxiliary
         self.has_auxiliary_encoder = not isinstance(auxiliary, ProposalEvidence)
         self.language = language
+        self._max_new_tokens = max_new_tokens
         self._threads = ThreadPoolExecutor(max_workers=3, thread_name_prefix="stage")
         self._proposals, self._primary_maps, self._auxiliary_maps = (
             Batcher(method, self._threads, limit=max_batch_frames)
@@ -64,6 +67,7 @@ class LocalStages:
         proposal_network: str | None = None,
         engine: EngineSettings | None = None,
         max_batch_frames: int | None = None,
+        max_new_tokens: int | None = None,
     ) -> LocalStages:
         """All stages of a model directory; one whose proposals bring evidence has no fourth.
 
@@ -75,6 +79,7 @@ class LocalStages:
             engine: bounds of the generation engine.
             max_batch_frames: frames that come together and are seen together; None: what suits
                 the device.
+            max_new_tokens: longest answer, in place of what each question says.
 
         Raises:
             CheckpointMismatch: files are missing or do not fit.
@@ -89,6 +94,7 @@ class LocalStages:
             auxiliary,
             LanguageStage.from_pretrained(model, device=device, dtype=dtype, engine=engine),
             max_batch_frames=batch_limit(device, max_batch_frames),
+            max_new_tokens=max_new_tokens,
         )
 
     def within(self, limits: CurrentLimits) -> LocalStages:
@@ -128,14 +134,21 @@ class LocalStages:
     async def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """One question; questions about one frame share its prefix."""
         self.calls["answer"] += 1
-        return await asyncio.wrap_future(self.language.start(features, task))
+        return await asyncio.wrap_future(self.language.start(features, self._bounded(task)))
 
     def write_answer(self, features: FrameFeatures, task: Task) -> AsyncIterator[str | Generation]:
         """One question, its text as it is written."""
         self.calls["answer"] += 1
         return written_in_thread(
-            lambda on_text: asyncio.wrap_future(self.language.start(features, task, on_text))
+            lambda on_text: asyncio.wrap_future(
+                self.language.start(features, self._bounded(task), on_text)
+            )
         )
+
+    def _bounded(self, task: Task) -> Task:
+        if self._max_new_tokens is None:
+            return task
+        return replace(task, max_new_tokens=self._max_new_tokens)
 
     def close(self) -> None:
         """Stop the threads and the engine."""
@@ -150,8 +163,9 @@ def local_pipeline(
     dtype: str = "auto",
     proposal_network: str | None = None,
     cache: RegionCache | None = None,
+    max_new_tokens: int | None = None,
 ) -> Pipeline:
-    """A ready pipeline in this process.
+    """A ready pipeline in this process; the arguments are those of `LocalStages.from_pretrained`.
 
     Raises:
         CheckpointMismatch: the model's files are missing or do not fit.
@@ -159,7 +173,11 @@ def local_pipeline(
     directory = find_model(model, proposal_network=proposal_network)
     return Pipeline(
         LocalStages.from_pretrained(
-            model, device=device, dtype=dtype, proposal_network=proposal_network
+            model,
+            device=device,
+            dtype=dtype,
+            proposal_network=proposal_network,
+            max_new_tokens=max_new_tokens,
         ),
         cache if cache is not None else MemoryRegionCache(budget_bytes=_DEFAULT_CACHE_BYTES),
         model_digest=directory.digest,

@@ -15,8 +15,9 @@ BEGIN, END = "<!-- module graph: begin -->", "<!-- module graph: end -->"
 PACKAGES = ("agent", "deployments", "client", "protos")
 PARTS = {
     "values": "enums frame detections features frame_summary errors checked_settings settings "
-    "server_settings stage_settings urgency prompts answer_rules model_directory base_package "
-    "interrupts started_tasks drawing written_text devices clock picture_cost",
+    "server_settings stage_settings urgency prompts answer_rules model_directory hub chosen_model "
+    "model_identity base_package interrupts started_tasks drawing written_text devices clock "
+    "picture_cost",
     "pipeline": "pipeline paging parsing carried_answers single_flight stages",
     "region cache": "region_cache feature_codec redis_connection",
     "quotas": "quotas",
@@ -24,7 +25,7 @@ PARTS = {
     "language stage": "generation generation_request engine drafting grammar prefix_cache sequence "
     "tokenizer model_tokenizer label_lists",
     "zoom": "crops zoom zoom_policy revisions ergo_protocol ergo",
-    "reports": "inspection grounded_output",
+    "reports": "inspection model_needs grounded_output",
 }
 """Modules of `agent` by part; packages inside it are parts of their own."""
 SHELL = "limits and process resources"

@@ -56,11 +56,6 @@ def crowded_set(num_objects: int, settings: SceneSettings) -> ComposedSet:
     )
 
 
-def unlimited_proposer(model: str, *, device: str = "cpu") -> Proposer:
-    """The model's proposer with its limit lifted to what its network can give."""
-    return Proposer.from_pretrained(model, device=device, max_boxes=max(NUMBERS))
-
-
 async def measure_clutter(pipeline: Pipeline, proposer: Proposer, data: CocoFolder) -> Clutter:
     """Recall of asked objects, of at most `_MOST_LABELS` labels an image.
 

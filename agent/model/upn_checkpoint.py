@@ -1,14 +1,14 @@
 """The published UPN weights (`upn_large.pth`) under our names.
 
-A folder of its own with that file and a `config.json` that says `{"model_type": "upn"}`, and more
-where it differs from the published network. The file is a pickle: only tensors are read from it.
-Keys that nothing uses are named in a warning and left, because the published code leaves them too.
+The file alone, or a folder of its own with that file and a `config.json` that says
+`{"model_type": "upn"}`, and more where it differs from the published network. The file is a pickle:
+only tensors are read from it. Keys that nothing uses are named in a warning and left, because the
+published code leaves them too.
 """
 
 from __future__ import annotations
 
 import logging
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -74,12 +74,34 @@ _THIRD = {"q": 0, "k": 1, "v": 2}
 _SHOWN = 5
 
 
-def load_universal_proposals(directory: Path) -> UniversalProposalNetwork:
-    """The network of a folder with `config.json` and one `.pth` file.
+def load_universal_proposals(place: Path) -> UniversalProposalNetwork:
+    """The network of a folder with `config.json` and one `.pth` file, or of the file alone.
 
     Raises:
         CheckpointMismatch: a file is missing or unreadable, or keys do not fit.
     """
+    raw, file = ({}, place) if place.is_file() else _folder_parts(place)
+    try:
+        stored: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Of any type: what is no pickle is read as one.
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointMismatch(
+            f"{file} cannot be read ({reason}); it must be upn_large.pth as published, so "
+            "download it again"
+        ) from error
+    network = UniversalProposalNetwork(UniversalProposalConfig(**raw))
+    published = stored.get("model", stored)
+    for key, tensor in published.items():
+        first = re.sub(r"^(?:transformer\.decoder\.)?bbox_embed\.\d+", "bbox_embed.0", key)
+        if first != key and first in published and not torch.equal(tensor, published[first]):
+            raise CheckpointMismatch(f"{file}: {key} differs from {first}; they must be shared")
+    network.load_state_dict(our_state(network, published, file))
+    return network.eval()
+
+
+def _folder_parts(directory: Path) -> tuple[dict[str, Any], Path]:
+    """What a folder's `config.json` says beside its kind, and its weights."""
     raw = {key: v for key, v in read_config(directory).items() if key != "model_type"}
     known = {entry.name for entry in fields(UniversalProposalConfig)}
     if raw.keys() - known:
@@ -88,18 +110,7 @@ def load_universal_proposals(directory: Path) -> UniversalProposalNetwork:
     files = sorted(directory.glob("*.pth"))
     if len(files) != 1:
         raise CheckpointMismatch(f"{directory} must hold one .pth file, not {len(files)}")
-    try:
-        stored: dict[str, Any] = torch.load(files[0], map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointMismatch(f"{files[0]} cannot be read ({error})") from error
-    network = UniversalProposalNetwork(UniversalProposalConfig(**raw))
-    published = stored.get("model", stored)
-    for key, tensor in published.items():
-        first = re.sub(r"^(?:transformer\.decoder\.)?bbox_embed\.\d+", "bbox_embed.0", key)
-        if first != key and first in published and not torch.equal(tensor, published[first]):
-            raise CheckpointMismatch(f"{files[0]}: {key} differs from {first}; they must be shared")
-    network.load_state_dict(our_state(network, published, files[0]))
-    return network.eval()
+    return raw, files[0]
 
 
 def our_state(

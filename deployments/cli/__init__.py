@@ -73,7 +73,9 @@ def build_app() -> typer.Typer:
                 "clutter": benchmarks.clutter,
             },
         ),
-        "model": _group("Look at model directories.", {"check": model.check}),
+        "model": _group(
+            "Bring models here, and look at them.", {"fetch": model.fetch, "check": model.check}
+        ),
         "train": _group(
             "Train the embedded model, and others by reinforcement; docs/training.md.",
             {

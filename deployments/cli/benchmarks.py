@@ -14,52 +14,52 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent.evaluation.report import plain, print_columns, print_figures
-from agent.model_directory import DEFAULT_MODEL, find_model
+from agent.model_directory import find_model
 from deployments.cli.options import (
     DEFAULT_ARTWORK,
     DEFAULT_CACHE,
+    USUAL_MODEL,
     ArtworkOption,
     CacheOption,
-    DeviceOption,
     ImagesOption,
     JsonOption,
     LimitOption,
     MarkdownOption,
-    ModelOption,
+    ModelChoice,
     NumOption,
-    load_pipeline,
+    takes_model,
 )
 
 if TYPE_CHECKING:
     from agent.evaluation.tally import Estimate
 
 
+@takes_model
 def odinw(
     folder: Annotated[Path, typer.Argument(help="ODinW13 as downloaded and unpacked.")],
     limit: LimitOption = None,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "cpu",
+    chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:
     """ODinW13: detection in 13 small sets, mean of their APs."""
     from agent.evaluation.odinw import evaluate_odinw, load_odinw, mean_scores
 
     sets = load_odinw(folder, limit=limit)
-    scores = asyncio.run(evaluate_odinw(load_pipeline(model, device), sets))
+    scores = asyncio.run(evaluate_odinw(chosen.pipeline(), sets))
     print_figures(f"ODinW13, {folder}", mean_scores(scores), as_json=as_json)
 
 
+@takes_model
 def ovdeval(
     folder: Annotated[Path, typer.Argument(help="Holds annotations/ and images/.")],
     limit: LimitOption = None,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "cpu",
+    chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:
     """OVDEval: fine-grained labels with hard negatives, NMS-AP."""
     from agent.evaluation.ovdeval import evaluate_ovdeval, load_ovdeval, mean_scores
 
-    tasks, pipeline = load_ovdeval(folder, limit=limit), load_pipeline(model, device)
+    tasks, pipeline = load_ovdeval(folder, limit=limit), chosen.pipeline()
 
     async def measure() -> dict[str, float]:
         found = {name: await evaluate_ovdeval(pipeline, data, title=name)
@@ -69,24 +69,25 @@ def ovdeval(
     print_figures(f"OVDEval, {folder}", asyncio.run(measure()), as_json=as_json)
 
 
+@takes_model
 def refcoco(
     refs: Annotated[Path, typer.Option(help="refs(unc).p, refs(umd).p or the same as JSON.")],
     instances: Annotated[Path, typer.Option(help="instances.json.")],
     images: ImagesOption,
     split: Annotated[str, typer.Option(help="val, testA, testB or test.")] = "val",
     limit: LimitOption = None,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "cpu",
+    chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:
     """RefCOCO, RefCOCO+ and RefCOCOg: accuracy at IoU 0.5."""
     from agent.evaluation.refcoco import evaluate_refcoco, load_refcoco
 
     data = load_refcoco(refs, instances, images, split=split, limit=limit)
-    tally = asyncio.run(evaluate_refcoco(load_pipeline(model, device), data))
+    tally = asyncio.run(evaluate_refcoco(chosen.pipeline(), data))
     print_figures(f"{refs} {split}", tally.estimates(), as_json=as_json)
 
 
+@takes_model
 def countbench(
     table: Annotated[Path, typer.Argument(help="Parquet, or CountBench.json.")],
     questions: Annotated[
@@ -94,8 +95,7 @@ def countbench(
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Pictures, where not in the table.")] = None,
     limit: LimitOption = None,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "cpu",
+    chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:
     """CountBench: accuracy and mean absolute error of counts."""
@@ -103,16 +103,16 @@ def countbench(
     from agent.evaluation.counting import evaluate_counting
 
     data = load_countbench(table, questions=questions, images=images, limit=limit)
-    tally = asyncio.run(evaluate_counting(load_pipeline(model, device), data))
+    tally = asyncio.run(evaluate_counting(chosen.pipeline(), data))
     print_figures(f"CountBench, {table}", tally.estimates(), as_json=as_json)
 
 
+@takes_model
 def pixmo_count(
     table: Annotated[Path, typer.Argument(help="Parquet of allenai/pixmo-count.")],
     images: Annotated[Path | None, typer.Option(help="Pictures, by SHA-256 or name.")] = None,
     limit: LimitOption = None,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "cpu",
+    chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:
     """PixMo-Count: accuracy and mean absolute error of counts."""
@@ -120,10 +120,11 @@ def pixmo_count(
     from agent.evaluation.pixmo_count import load_pixmo_count
 
     data = load_pixmo_count(table, images=images, limit=limit)
-    tally = asyncio.run(evaluate_counting(load_pipeline(model, device), data))
+    tally = asyncio.run(evaluate_counting(chosen.pipeline(), data))
     print_figures(f"PixMo-Count, {table}", tally.estimates(), as_json=as_json)
 
 
+@takes_model
 def named_regions(
     annotations: Annotated[Path, typer.Option(help="Osprey's sample, or the set's own file.")],
     images: ImagesOption,
@@ -132,8 +133,7 @@ def named_regions(
         typer.Option(help="sentence-transformers model for semantic similarity (not offline)."),
     ] = None,
     limit: LimitOption = None,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "cpu",
+    chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:
     """LVIS and PACO: what is in a given box; exact, semantic IoU, semantic similarity."""
@@ -142,35 +142,35 @@ def named_regions(
 
     data = load_named_regions(annotations, images, limit=limit)
     vectors = None if encoder is None else sentence_encoder(encoder)
-    tally = asyncio.run(evaluate_named_regions(load_pipeline(model, device), data, encoder=vectors))
+    tally = asyncio.run(evaluate_named_regions(chosen.pipeline(), data, encoder=vectors))
     print_figures(str(annotations), tally.estimates(), as_json=as_json)
 
 
+@takes_model
 def cocotext(
     annotations: Annotated[Path, typer.Option(help="cocotext.v2.json.")],
     images: ImagesOption,
     split: Annotated[str, typer.Option(help="val or train.")] = "val",
     limit: LimitOption = None,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "cpu",
+    chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:
     """COCO-Text: what is written in a given box."""
     from agent.evaluation.cocotext import evaluate_cocotext, load_cocotext
 
     data = load_cocotext(annotations, images, split=split, limit=limit)
-    tally = asyncio.run(evaluate_cocotext(load_pipeline(model, device), data))
+    tally = asyncio.run(evaluate_cocotext(chosen.pipeline(), data))
     print_figures(f"COCO-Text {split}, {annotations}", tally.estimates(), as_json=as_json)
 
 
+@takes_model
 def ferret_bench(
     folder: Annotated[Path, typer.Argument(help="Holds question.jsonl and, beside it, answers.")],
     images: ImagesOption,
     answers: Annotated[Path, typer.Option(help="Written for the judge.")] = Path("answers.jsonl"),
     think: Annotated[bool, typer.Option(help="Reasoning questions ask for thoughts.")] = True,
     limit: LimitOption = None,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "cpu",
+    chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:
     """Ferret-Bench: questions about boxes; answers for a judge model, and exact matches."""
@@ -178,11 +178,12 @@ def ferret_bench(
 
     data = load_ferret_bench(folder, images, limit=limit)
     tally = asyncio.run(
-        evaluate_ferret_bench(load_pipeline(model, device), data, answers=answers, think=think)
+        evaluate_ferret_bench(chosen.pipeline(), data, answers=answers, think=think)
     )
     print_figures(f"{folder}, answers in {answers}", tally.estimates(), as_json=as_json)
 
 
+@takes_model
 def multiple_choice(
     table: Annotated[Path, typer.Argument(help="MMBench or MMStar, tab-separated.")],
     images: Annotated[Path | None, typer.Option(help="Pictures by index, if not inside.")] = None,
@@ -190,33 +191,30 @@ def multiple_choice(
         bool, typer.Option(help="Right only under every rotation of the options (MMBench).")
     ] = False,
     limit: LimitOption = None,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "cpu",
+    chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:
     """MMBench and MMStar: multiple choice about pictures."""
     from agent.evaluation.multiple_choice import evaluate_multiple_choice, load_multiple_choice
 
     data = load_multiple_choice(table, images=images, limit=limit)
-    tally = asyncio.run(
-        evaluate_multiple_choice(load_pipeline(model, device), data, circular=circular)
-    )
+    tally = asyncio.run(evaluate_multiple_choice(chosen.pipeline(), data, circular=circular))
     print_figures(str(table), tally.estimates(), as_json=as_json)
 
 
+@takes_model
 def pope(
     questions: Annotated[Path, typer.Option(help="coco_pope_random.json and the like.")],
     images: ImagesOption,
     limit: LimitOption = None,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "cpu",
+    chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:
     """POPE: yes or no about what is there and what is not."""
     from agent.evaluation.pope import evaluate_pope, load_pope
 
     data = load_pope(questions, images, limit=limit)
-    tally = asyncio.run(evaluate_pope(load_pipeline(model, device), data))
+    tally = asyncio.run(evaluate_pope(chosen.pipeline(), data))
     print_figures(f"POPE, {questions}", tally.estimates(), as_json=as_json)
 
 
@@ -239,24 +237,24 @@ def compose(
         typer.echo(f"{benchmark}: {folder}")
 
 
+@takes_model
 def suite(
     num: NumOption = 500,
     artwork: ArtworkOption = DEFAULT_ARTWORK,
     cache: CacheOption = DEFAULT_CACHE,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "cpu",
+    chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
     markdown: MarkdownOption = False,
 ) -> None:
     """Every ability on seen artwork, unseen artwork and novel classes; goes on where it was."""
     from agent.evaluation.composed_sets import evaluation_sets
     from agent.evaluation.suite import FIGURES, SUITE_VERSION, Suite
-    from agent.proposer import Proposer
 
-    digest = find_model(model).digest[:12]
+    ready = chosen.ready
+    digest = find_model(ready.model, proposal_network=ready.proposal_network).digest[:12]
     sets = [(one, one.load(cache, artwork, num)) for one in evaluation_sets()]
-    proposer = Proposer.from_pretrained(model, device=device, score_threshold=0.0)
-    suite = Suite(load_pipeline(model, device), lambda frame: proposer.propose([frame])[0])
+    proposer = chosen.proposer(score_threshold=0.0)
+    suite = Suite(chosen.pipeline(), lambda frame: proposer.propose([frame])[0])
     columns: dict[str, dict[str, Estimate]] = {}
     for one, data in sets:
         results = one.folder(cache, num) / f"suite{SUITE_VERSION}-{digest}.jsonl"
@@ -266,10 +264,14 @@ def suite(
     summary = cache / f"suite{SUITE_VERSION}-{num}-{digest}.json"
     summary.write_text(json.dumps(plain(columns)) + "\n", encoding="utf-8")
     print_columns(
-        f"{model}, {num} scenes of each, 95 % intervals", rows, as_json=as_json, markdown=markdown
+        f"{chosen.name}, {num} scenes of each, 95 % intervals",
+        rows,
+        as_json=as_json,
+        markdown=markdown,
     )
 
 
+@takes_model
 def proposals(
     num: NumOption = 100,
     network: Annotated[
@@ -277,8 +279,7 @@ def proposals(
     ] = None,
     artwork: ArtworkOption = DEFAULT_ARTWORK,
     cache: CacheOption = DEFAULT_CACHE,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "cpu",
+    chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
     markdown: MarkdownOption = False,
 ) -> None:
@@ -287,9 +288,9 @@ def proposals(
     from agent.evaluation.proposal_study import Source, box_sources, measure_source
 
     data = evaluation_sets()[0].load(cache, artwork, num)
-    sources = box_sources(load_pipeline(model, device))
+    sources = box_sources(chosen.pipeline())
     for name in network or []:
-        other = load_pipeline(model, device, proposals=name)
+        other = chosen.pipeline(proposals=name)
         sources[name] = Source(other)
 
     async def measure() -> dict[str, dict[str, Estimate]]:
@@ -302,15 +303,15 @@ def proposals(
         "false_positives",
     )  # fmt: skip
     rows = {name: {key: figures.get(key) for key in shown} for name, figures in found.items()}
-    print_columns(f"{num} scenes, {model}", rows, as_json=as_json, markdown=markdown)
+    print_columns(f"{num} scenes, {chosen.name}", rows, as_json=as_json, markdown=markdown)
 
 
+@takes_model
 def clutter(
     num: NumOption = 20,
     artwork: ArtworkOption = DEFAULT_ARTWORK,
     cache: CacheOption = DEFAULT_CACHE,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "cpu",
+    chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
     markdown: MarkdownOption = False,
 ) -> None:
@@ -319,13 +320,12 @@ def clutter(
         NUMBERS,
         crowded_set,
         measure_clutter,
-        unlimited_proposer,
     )
     from agent.evaluation.composed_sets import evaluation_sets
 
     settings = evaluation_sets()[0].settings
     sets = {number: crowded_set(number, settings).load(cache, artwork, num) for number in NUMBERS}
-    pipeline, proposer = load_pipeline(model, device), unlimited_proposer(model, device=device)
+    pipeline, proposer = chosen.pipeline(), chosen.proposer(max_boxes=max(NUMBERS))
     found = {}
     for number, data in sets.items():
         found[number] = asyncio.run(measure_clutter(pipeline, proposer, data))
@@ -344,4 +344,4 @@ def clutter(
         for clutter in found.values()
         for source, figures in clutter.figures.items()
     }
-    print_columns(f"{num} pictures each, {model}", rows, as_json=as_json, markdown=markdown)
+    print_columns(f"{num} pictures each, {chosen.name}", rows, as_json=as_json, markdown=markdown)

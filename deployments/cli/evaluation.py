@@ -13,11 +13,12 @@ from agent.model_directory import DEFAULT_MODEL
 from agent.zoom_policy import Zoom, ZoomPolicy
 from deployments.cli.options import (
     DEFAULT_ARTWORK,
+    USUAL_MODEL,
     ArtworkOption,
-    DeviceOption,
     JsonOption,
+    ModelChoice,
     ModelOption,
-    load_pipeline,
+    takes_model,
 )
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 _LEAST_SPELLINGS = 200
 
 
+@takes_model
 def detection(
     images: Annotated[Path, typer.Option(help="Folder of images.")],
     annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
     limit: Annotated[int | None, typer.Option(help="Only the first images.", min=1)] = None,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "cpu",
+    chosen: ModelChoice = USUAL_MODEL,
     seed: Annotated[int, typer.Option(help="Chooses the absent labels.")] = 0,
     every_label: Annotated[
         bool, typer.Option("--every-label", help="Ask each image for all labels, as COCO does.")
@@ -48,11 +49,9 @@ def detection(
 
     data = load_coco(images, annotations, limit=limit)
     check_pictures(data)
-    from agent.proposer import Proposer
-
-    proposer = Proposer.from_pretrained(model, device=device, score_threshold=0.0, max_boxes=100)
+    proposer = chosen.proposer(score_threshold=0.0, max_boxes=100)
     measuring = evaluate_detection(
-        load_pipeline(model, device), data, seed=seed, every_label=every_label,
+        chosen.pipeline(), data, seed=seed, every_label=every_label,
         propose=lambda frame: proposer.propose([frame])[0], num_resamples=resamples,
     )  # fmt: skip
     scores = asyncio.run(measuring)
@@ -70,14 +69,14 @@ def detection(
     Console().print(table)
 
 
+@takes_model
 def words(
     images: Annotated[Path, typer.Option(help="Folder of images.")],
     annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
     limit: Annotated[int | None, typer.Option(help="Only the first images.", min=1)] = None,
     labels: Annotated[int, typer.Option(help="Most names in one question.", min=1)] = 40,
     seed: Annotated[int, typer.Option(help="Chooses the absent names.")] = 0,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "cpu",
+    chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:
     """Ask for the same things in other words, and for many at once: are the answers the same?"""
@@ -91,7 +90,7 @@ def words(
     number = num_present_ways(asked)
     if number < _LEAST_SPELLINGS:
         typer.echo(f"only {number} other ways to ask for what is there; give more images", err=True)
-    scores = asyncio.run(evaluate_words(load_pipeline(model, device), data, asked))
+    scores = asyncio.run(evaluate_words(chosen.pipeline(), data, asked))
     print_figures(f"{annotations} ({len(asked)} images)", scores.figures(), as_json=as_json)
 
 
@@ -117,6 +116,7 @@ def forgetting(
     print_columns("forgetting", rows, as_json=as_json, markdown=False)
 
 
+@takes_model
 def tracking(
     artwork: ArtworkOption = DEFAULT_ARTWORK,
     num: Annotated[int, typer.Option(help="Sequences.", min=1)] = 20,
@@ -126,32 +126,31 @@ def tracking(
         bool, typer.Option(help="True boxes instead of a model: tracking by itself.")
     ] = False,
     baselines: Annotated[bool, typer.Option(help="Also without tracking.")] = True,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "cpu",
+    chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:
     """Follow standing queries through composed moving scenes: HOTA, IDF1, age of the evidence."""
     from agent.evaluation.moving_scenes import measure_tracking
 
-    pipeline = None if oracle else load_pipeline(model, device)
+    pipeline = None if oracle else chosen.pipeline()
     scores = asyncio.run(
         measure_tracking(
             artwork, pipeline, num=num, duration_s=duration_s, latency_s=latency_ms / 1e3,
             baselines=baselines,
         )
     )  # fmt: skip
-    what = "oracle" if oracle else model
+    what = "oracle" if oracle else chosen.name
     _print_ways(scores, f"{num} sequences of {duration_s:g} s, {what}", as_json=as_json)
 
 
+@takes_model
 def video(
     video: Annotated[Path, typer.Option(help="The video.")],
     annotations: Annotated[Path, typer.Option(help="COCO file with frame_index and track_id.")],
     key_every: Annotated[int, typer.Option(help="The model sees one of so many frames.", min=1)],
     latency_ms: Annotated[float, typer.Option(help="Key frame to answer.", min=0.0)] = 0.0,
     every_frame: Annotated[bool, typer.Option(help="Also the model on every frame.")] = True,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "cpu",
+    chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:
     """Follow through a labelled video between key frames, against the model on every frame."""
@@ -162,7 +161,7 @@ def video(
     data = load_video(video, annotations)
     scores = asyncio.run(
         measure_video(
-            load_pipeline(model, device), data, key_every=key_every, latency_s=latency_ms / 1e3,
+            chosen.pipeline(), data, key_every=key_every, latency_s=latency_ms / 1e3,
             every_frame=every_frame,
         )
     )  # fmt: skip
@@ -186,6 +185,7 @@ def _print_ways(scores: dict[str, TrackingScores], title: str, *, as_json: bool)
     Console().print(table)
 
 
+@takes_model
 def high_resolution(
     artwork: ArtworkOption = DEFAULT_ARTWORK,
     num: Annotated[int, typer.Option(help="Questions.", min=1)] = 500,
@@ -197,8 +197,7 @@ def high_resolution(
         ZoomPolicy, typer.Option(help="Of the zoom column.", case_sensitive=False)
     ] = ZoomPolicy.AUTO,
     tokens: Annotated[int | None, typer.Option(help="Vision tokens of second looks.")] = None,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "cpu",
+    chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:
     """Composed 2048x1536 questions: reduced frame, zoom and full resolution side by side."""
@@ -212,12 +211,12 @@ def high_resolution(
 
     async def run(folder: Path) -> dict[str, scenes.WayScores]:
         kept = folder / "sums.json" if sums is None else sums
-        pipeline = load_pipeline(model, device)
+        pipeline = chosen.pipeline()
         zoom = Zoom(policy, vision_tokens=tokens)
         ways = {"coarse": scenes.coarse(pipeline), "zoom": scenes.zoomed(pipeline, zoom)}
         if full:
-            raised = scenes.with_image_limit(model, max(SIZE), folder)
-            ways["full resolution"] = scenes.Whole(load_pipeline(str(raised), device))
+            raised = scenes.with_image_limit(chosen.ready.model, max(SIZE), folder)
+            ways["full resolution"] = scenes.Whole(chosen.pipeline(model=str(raised)))
         questions, scores = scenes.SceneQuestions(artwork), scenes.read_sums(kept, ways)
         async for done in scenes.compare_ways(questions, ways, scores, num=num):
             scenes.write_sums(kept, scores)
@@ -230,7 +229,7 @@ def high_resolution(
         typer.echo(json.dumps({name: value.as_dict() for name, value in scores.items()}))
         return
     columns, rows = scenes.table_rows(scores)
-    table = Table("figure", *columns, title=f"{num} questions, {model}")
+    table = Table("figure", *columns, title=f"{num} questions, {chosen.name}")
     for row in rows:
         table.add_row(*row)
     Console().print(table)

@@ -13,10 +13,9 @@ import typer
 from rich.markup import escape
 
 from agent.errors import InvalidQuery
-from agent.model_directory import DEFAULT_MODEL
 from agent.prompts import Task, TaskKind
 from agent.zoom_policy import Zoom, ZoomPolicy
-from deployments.cli.options import DeviceOption, DtypeOption, ModelOption, load_pipeline
+from deployments.cli.options import USUAL_MODEL, ModelChoice, takes_model
 
 if TYPE_CHECKING:
     from agent.grounded_output import GroundedOutput
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from agent.streaming.video_source import VideoSource
 
 
+@takes_model
 def ground(
     source: Annotated[str, typer.Argument(help="An image, a video or a folder of images.")],
     queries: Annotated[
@@ -37,12 +37,7 @@ def ground(
     region: Annotated[
         list[int] | None, typer.Option(help="Boxes a region task is about, by number.", min=0)
     ] = None,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "cpu",
-    dtype: DtypeOption = "auto",
-    proposals: Annotated[
-        str | None, typer.Option(help="A proposal network by folder or hub name, or 'none'.")
-    ] = None,
+    chosen: ModelChoice = USUAL_MODEL,
     output: Annotated[
         Path | None, typer.Option(help="Annotated picture or video (default: beside the source).")
     ] = None,
@@ -71,7 +66,7 @@ def ground(
     check_output(where, source, is_one_picture=is_one_picture)
     frames = open_source(source)
     size = check_pictures(frames, limit=limit)
-    pipeline = load_pipeline(model, device, dtype, proposals)
+    pipeline = chosen.pipeline()
     budget_s = None if zoom_budget_ms is None else zoom_budget_ms / 1e3
     with GroundedOutput(where, fps=frames.fps, size=size) as written:
         asyncio.run(_ground_all(pipeline, frames, tasks, written,

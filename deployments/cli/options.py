@@ -2,21 +2,164 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from agent.devices import checked_device
+from agent.model_directory import DEFAULT_MODEL, display_name
 
 if TYPE_CHECKING:
+    from agent.chosen_model import ChosenModel
     from agent.pipeline import Pipeline
+    from agent.proposer import Proposer
 
-ModelOption = Annotated[str, typer.Option(help="'pocket' or a checkpoint folder.")]
-DtypeOption = Annotated[
-    str, typer.Option(help="Type of the weights: auto, stored, float32, bfloat16, float16.")
-]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...", callback=checked_device)]
+DTYPES = ("auto", "stored", "float32", "bfloat16", "float16")
+
+
+def _checked_dtype(dtype: str | None) -> str | None:
+    if dtype is not None and dtype not in DTYPES:
+        raise typer.BadParameter(f"{dtype!r} is none of {', '.join(DTYPES)}")
+    return dtype
+
+
+def _checked_device(device: str | None) -> str | None:
+    return device and checked_device(device)
+
+
+_MODEL = typer.Option(
+    help="'pocket', a checkpoint folder, or a hub name such as omlab/VLM-FO1-3B-v01, which may end "
+    "in @REVISION.",
+    show_default=DEFAULT_MODEL,
+)
+ModelOption = Annotated[str, _MODEL]
+MODEL_OPTIONS: dict[str, Any] = {
+    "model": Annotated[str | None, _MODEL],
+    "device": Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1 ...", callback=_checked_device, show_default="cpu"),
+    ],
+    "dtype": Annotated[
+        str | None,
+        typer.Option(
+            help=f"Type of the weights: {', '.join(DTYPES)}.",
+            callback=_checked_dtype,
+            show_default="auto",
+        ),
+    ],
+    "proposals": Annotated[
+        str | None,
+        typer.Option(
+            help="What proposes boxes: a hub name, a folder, UPN's .pth, or none where every "
+            "request brings its own.",
+            show_default="the model's own",
+        ),
+    ],
+    "max_new_tokens": Annotated[
+        int | None, typer.Option(help="Longest answer.", min=1, show_default="256")
+    ],
+}
+"""What every command that runs a model lets its user choose about it."""
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """What a user chose; None: the usual."""
+
+    model: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    proposals: str | None = None
+    max_new_tokens: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return display_name(self.model or DEFAULT_MODEL)
+
+    @property
+    def place(self) -> str:
+        """Where it computes."""
+        return self.device or "cpu"
+
+    @functools.cached_property
+    def ready(self) -> ChosenModel:
+        """Model and proposal network, fetched and pinned if they are the hub's."""
+        from agent.chosen_model import choose_model
+
+        return choose_model(self.model or DEFAULT_MODEL, self.proposals, report=_say)
+
+    def proposer(self, **settings: Any) -> Proposer:
+        """The proposal network by itself; `settings` are those of `Proposer.from_pretrained`."""
+        from agent.proposer import Proposer
+
+        chosen = self.ready
+        return Proposer.from_pretrained(
+            chosen.model, device=self.place, network=chosen.proposal_network, **settings
+        )
+
+    def pipeline(self, *, model: str | None = None, proposals: str | None = None) -> Pipeline:
+        """A ready pipeline in this process; says first that it is loading, which takes a while.
+
+        Args:
+            model: another model in place of the chosen one.
+            proposals: another proposal network.
+        """
+        chosen = self.ready
+        if model is not None or proposals is not None:
+            from agent.chosen_model import choose_model
+
+            chosen = choose_model(
+                model or chosen.model, proposals or chosen.proposal_network, report=_say
+            )
+        _say(f"loading {display_name(chosen.model)} on {self.place} ...")
+        from agent.stages import local_pipeline
+
+        return local_pipeline(
+            chosen.model,
+            device=self.place,
+            dtype=self.dtype or "auto",
+            proposal_network=chosen.proposal_network,
+            max_new_tokens=self.max_new_tokens,
+        )
+
+
+USUAL_MODEL = ModelChoice()
+
+
+def takes_model(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with `MODEL_OPTIONS` in place of its parameter `chosen`, a `ModelChoice`."""
+    hints = get_type_hints(command, include_extras=True)
+    shown = inspect.signature(command)
+    parameters = []
+    for parameter in shown.parameters.values():
+        if parameter.name != "chosen":
+            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+            continue
+        parameters += [
+            inspect.Parameter(name, parameter.kind, default=None, annotation=annotation)
+            for name, annotation in MODEL_OPTIONS.items()
+        ]
+
+    @functools.wraps(command)
+    def with_options(**arguments: Any) -> None:
+        choice = ModelChoice(**{name: arguments.pop(name) for name in MODEL_OPTIONS})
+        command(**arguments, chosen=choice)
+
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {one.name: one.annotation for one in parameters}
+    return with_options
+
+
+def _say(words: str) -> None:
+    """Beside a command's output, which may be read by a program."""
+    typer.echo(words, err=True)
+
 
 ImagesOption = Annotated[Path, typer.Option(help="Folder of the pictures.")]
 LimitOption = Annotated[int | None, typer.Option(help="Only the first pictures.", min=1)]
@@ -28,13 +171,3 @@ NumOption = Annotated[int, typer.Option(help="Pictures of each set.", min=1)]
 
 DEFAULT_ARTWORK = Path(".artwork")
 DEFAULT_CACHE = Path(".evaluation")
-
-
-def load_pipeline(
-    model: str, device: str, dtype: str = "auto", proposals: str | None = None
-) -> Pipeline:
-    """A ready pipeline in this process; says first that it is loading, which takes seconds."""
-    typer.echo(f"loading {model} on {device} ...", err=True)
-    from agent.stages import local_pipeline
-
-    return local_pipeline(model, device=device, dtype=dtype, proposal_network=proposals)

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent.devices import checked_device
+from deployments.cli.options import USUAL_MODEL, ModelChoice, takes_model
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.chosen_model import ChosenModel
     from agent.server_settings import TlsSettings
+    from agent.settings import ServiceSettings
 
 DEFAULT_CONFIG = Path(str(files("deployments"))) / "serve_config.yaml"
 """The shipped settings, which are part of the package."""
 
 
+@takes_model
 def serve(
     config: Annotated[
         Path,
@@ -27,13 +32,7 @@ def serve(
     ] = DEFAULT_CONFIG,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.", min=1, max=65535)] = None,
-    model: Annotated[str | None, typer.Option(help="'pocket' or a checkpoint folder.")] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="cpu, cuda, cuda:1 ...", callback=lambda device: device and checked_device(device)
-        ),
-    ] = None,
+    chosen: ModelChoice = USUAL_MODEL,
     insecure: Annotated[
         bool, typer.Option(help="Allow other machines to connect without encryption.")
     ] = False,
@@ -71,8 +70,10 @@ def serve(
         loaded,
         host=host,
         port=port,
-        model=model,
-        device=device,
+        chosen=_chosen(loaded.service, chosen, report=typer.echo),
+        device=chosen.device,
+        dtype=chosen.dtype,
+        max_new_tokens=chosen.max_new_tokens,
         insecure=insecure,
         observe=console is not None,
         tls=_tls(tls_certificate, tls_key, tls_client_ca),
@@ -81,6 +82,27 @@ def serve(
     service = LocalService(settings, logs=logs, report=typer.echo)
     with console_beside(settings.service.server, console):
         serve_forever(service, report=typer.echo, stop_with_parent=stop_with_parent)
+
+
+def _chosen(
+    settings: ServiceSettings, choice: ModelChoice, *, report: Callable[[str], object]
+) -> ChosenModel:
+    """The model that a service is to run, brought onto this machine.
+
+    Args:
+        settings: say what is not chosen; a proposal network belongs to the model beside it.
+        choice: made on the command line.
+        report: told what is fetched.
+
+    Raises:
+        CheckpointMismatch: there is no such model, or it cannot be fetched.
+    """
+    from agent.chosen_model import choose_model
+
+    proposals = choice.proposals
+    if proposals is None and choice.model is None:
+        proposals = settings.proposal_network
+    return choose_model(choice.model or settings.model, proposals, report=report)
 
 
 def _tls(
@@ -106,16 +128,27 @@ def key(
     typer.echo(add_api_key(keys, name=name or tenant, tenant=tenant))
 
 
+@takes_model
 def doctor(
     config: Annotated[
         Path,
         typer.Option(help="The settings to check with.", show_default="serve_config.yaml"),
     ] = DEFAULT_CONFIG,
+    chosen: ModelChoice = USUAL_MODEL,
 ) -> None:
-    """Check this installation and say what to fix; exit status 1 when something is wrong."""
+    """Check this installation, and whether its model fits; exit status 1 when something is wrong.
+
+    The model is not loaded.
+    """
     from deployments.local.doctor import examine
 
-    findings = examine(config)
+    findings = examine(
+        config,
+        model=chosen.model,
+        device=chosen.device,
+        dtype=chosen.dtype,
+        proposal_network=chosen.proposals,
+    )
     for finding in findings:
         typer.echo(finding.line)
     raise typer.Exit(0 if all(finding.is_well for finding in findings) else 1)

@@ -22,7 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from agent.clock import steady_ns
 from agent.errors import InvalidQuery
 from agent.frame import frame_from_rgb
-from agent.model_directory import find_model, has_auxiliary_encoder
+from agent.model_directory import find_model, has_auxiliary_encoder, has_proposal_network
 from agent.pipeline import Grounder
 from agent.prompts import Task
 from agent.quotas import Quotas, open_quotas
@@ -56,6 +56,8 @@ from protos import vision_agent_pb2_grpc as pb_grpc
 _logger = logging.getLogger(__name__)
 _WARM_UP_PAUSE_S = 1.0
 _WARM_UP_SIZE = 64
+_WARM_UP_BOXES = np.array([[8, 8, 56, 56]], dtype=np.float32)
+"""For models without a proposal network, whose clients send boxes too."""
 _WARM_UP = Limits(urgency=Urgency.STANDING)
 _REPLY_S = 1.0
 _SWITCH_INTERVAL_S = 0.0005
@@ -357,12 +359,16 @@ class Ingress:
         """Report health only once a frame has gone all the way; its calls are not counted."""
         grey = np.full((_WARM_UP_SIZE, _WARM_UP_SIZE, 3), 128, dtype=np.uint8)
         frame = frame_from_rgb(grey)
+        settings = self._settings
+        boxes = None
+        if not has_proposal_network(settings.model, settings.proposal_network):
+            boxes = _WARM_UP_BOXES
         while True:
             # Of a tenant of its own, so that its features are not known from another start.
             tenant = f"warm-up {secrets.token_hex(8)}"
             pipeline = self._pipeline(ServiceMetrics()).for_tenant(tenant)
             try:
-                await pipeline.within(_WARM_UP).ground(frame, [Task.detect("object")])
+                await pipeline.within(_WARM_UP).ground(frame, [Task.detect("object")], boxes=boxes)
                 break
             except Exception:
                 # Not ready, perhaps never: health stays NOT_SERVING and the log says why.

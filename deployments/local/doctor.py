@@ -6,6 +6,7 @@ Each check is a function that returns a finding and never raises. Starts nothing
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -27,6 +28,7 @@ from packaging.specifiers import SpecifierSet
 from redis.exceptions import RedisError
 
 from agent.errors import AgentError, SettingsError
+from agent.hub import HubName, cached, left_bytes
 from agent.model_directory import find_model
 from agent.settings import ServiceSettings, load_serve_config, with_environment
 from deployments.front_end.access import open_access
@@ -56,12 +58,19 @@ class Finding:
         return f"{'ok   ' if self.is_well else 'WRONG'} {self.subject:<10} {self.words}"
 
 
-def examine(config: Path) -> list[Finding]:
-    """All findings, in the order in which things are needed."""
+def examine(config: Path, **chosen: str | None) -> list[Finding]:
+    """All findings, in the order in which things are needed.
+
+    Args:
+        config: a settings file.
+        chosen: keys of the settings, with values in place of the file's; None: the file's.
+    """
     findings = [_python(), _packages()]
     try:
         loaded = load_serve_config(config)
         settings = with_environment(loaded.service, os.environ)
+        given = {key: value for key, value in chosen.items() if value is not None}
+        settings = dataclasses.replace(settings, **given)  # type: ignore[arg-type]
     except SettingsError as error:
         return [*findings, Finding("settings", False, f"{error}; docs/operations.md names them")]
     findings.append(Finding("settings", True, str(config)))
@@ -72,7 +81,7 @@ def _with_settings(settings: ServiceSettings) -> Iterator[Finding]:
     yield _memory()
     yield _shared_memory(settings.local_cluster.object_store_bytes)
     yield _disk()
-    yield _model(settings)
+    yield from _model(settings)
     yield _device(settings.device)
     server, observe = settings.server, settings.observe
     yield _address(settings)
@@ -163,17 +172,69 @@ def _disk() -> Finding:
     return Finding("disk", True, words)
 
 
-def _model(settings: ServiceSettings) -> Finding:
+def _model(settings: ServiceSettings) -> Iterator[Finding]:
+    name = HubName.parse(settings.model)
     try:
+        if name is not None and cached(name) is None:
+            yield _to_fetch(name)
+            return
         model = find_model(settings.model, proposal_network=settings.proposal_network)
     except (AgentError, OSError) as error:
-        return Finding("model", False, str(error))
+        yield Finding("model", False, str(error))
+        return
     weights = list(model.path.glob("**/*.safetensors"))
     if not weights:
         words = f"{model.path} holds no *.safetensors; download the checkpoint again"
-        return Finding("model", False, words)
+        yield Finding("model", False, words)
+        return
     size = sum(file.stat().st_size for file in weights)
-    return Finding("model", True, f"{model.name}, {size / 1e6:.0f} MB of weights in {model.path}")
+    yield Finding("model", True, f"{model.name}, {size / 1e6:.0f} MB of weights in {model.path}")
+    yield from _needs(model.path, settings)
+
+
+def _to_fetch(name: HubName) -> Finding:
+    """Of a model that is not here: is there room for it?"""
+    from huggingface_hub import constants
+
+    needed = left_bytes(name)
+    folder = Path(constants.HF_HUB_CACHE)
+    free = shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free
+    words = f"{name} is to be fetched: {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB free in {folder}"
+    if free < needed:
+        return Finding("model", False, f"{words}; set HF_HOME to a folder on a larger disk")
+    return Finding("model", True, f"{words}; `groundstream model fetch {name}`, or just start")
+
+
+def _needs(folder: Path, settings: ServiceSettings) -> Iterator[Finding]:
+    """Memory of a published model's weights against what there is."""
+    import torch
+
+    from agent.model.checkpoint import stands_apart
+    from agent.model_needs import model_needs
+
+    if stands_apart(folder):
+        return
+    try:
+        needs = model_needs(folder, device=settings.device, dtype=settings.dtype)
+    except AgentError as error:
+        yield Finding("needs", False, str(error))
+        return
+    is_gpu = settings.device.startswith("cuda") and torch.cuda.is_available()
+    free = psutil.virtual_memory().available
+    if is_gpu:
+        free = torch.cuda.mem_get_info(torch.device(settings.device))[0]
+    num = needs.num_weights
+    words = (
+        f"{num / 1e9:.2f} G weights: {4 * num / 1e9:.1f} GB as float32, {2 * num / 1e9:.1f} GB as "
+        f"bfloat16 or float16; with --dtype {settings.dtype} on {settings.device} "
+        f"{needs.weight_bytes / 1e9:.1f} GB, {needs.peak_bytes / 1e9:.1f} GB while it is loaded, "
+        f"beside the service; {free / 1e9:.1f} GB available"
+    )
+    if free < needs.peak_bytes:
+        advice = "try --dtype bfloat16" if needs.weight_bytes > 2 * num else "use a larger machine"
+        yield Finding("needs", False, f"{words}; {advice}")
+        return
+    yield Finding("needs", True, words)
 
 
 def _device(device: str) -> Finding:

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from agent.chosen_model import ChosenModel
 from agent.errors import AgentError, SettingsError, StageUnavailable
 from agent.interrupts import interruptible, uninterruptible
 from agent.model_directory import find_model
@@ -206,8 +207,10 @@ def override(
     *,
     host: str | None = None,
     port: int | None = None,
-    model: str | None = None,
+    chosen: ChosenModel | None = None,
     device: str | None = None,
+    dtype: str | None = None,
+    max_new_tokens: int | None = None,
     insecure: bool = False,
     observe: bool = False,
     tls: TlsSettings | None = None,
@@ -226,7 +229,14 @@ def override(
     # The front end may run in another folder than the one the path was typed in.
     keys = None if api_keys is None else str(api_keys.resolve())
     access = _replaced(old.access, api_keys=keys)
-    service = _replaced(old, server=server, access=access, model=model, device=device)
+    stream = _replaced(old.stream, max_new_tokens=max_new_tokens)
+    service = _replaced(
+        old, server=server, access=access, stream=stream, device=device, dtype=dtype
+    )
+    if chosen is not None:
+        service = dataclasses.replace(
+            service, model=chosen.model, proposal_network=chosen.proposal_network
+        )
     return dataclasses.replace(config, service=service)
 
 

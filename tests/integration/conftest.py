@@ -66,6 +66,7 @@ def empty_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory for stages that read none."""
     folder = tmp_path_factory.mktemp("model")
     (folder / "config.json").write_text("{}")
+    (folder / "proposal").mkdir()  # nobody reads it, and it is not fetched from the hub
     return folder
 
 

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import deployments.cli.ground
 from agent.errors import AgentError, SettingsError, SourceError
 from agent.pipeline import Pipeline
 from agent.region_cache import MemoryRegionCache
@@ -22,6 +21,7 @@ from agent.streaming.video_writer import VideoWriter
 from client.annotated_video import AnnotatedVideo
 from client.types import OutgoingFrame
 from deployments.cli import build_app
+from deployments.cli.options import ModelChoice
 from tests.fakes import FakeStages
 
 SIZE = (96, 64)
@@ -53,15 +53,13 @@ def video(tmp_path: Path) -> Path:
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of a model."""
     made = Pipeline(FakeStages(), MemoryRegionCache(budget_bytes=2**20), model_digest="fake")
-    monkeypatch.setattr(deployments.cli.ground, "load_pipeline", lambda *_: made)
+    monkeypatch.setattr(ModelChoice, "pipeline", lambda _: made)
 
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever loads one has checked too late."""
-    monkeypatch.setattr(
-        deployments.cli.ground, "load_pipeline", lambda *_: pytest.fail("the model was loaded")
-    )
+    monkeypatch.setattr(ModelChoice, "pipeline", lambda _: pytest.fail("the model was loaded"))
 
 
 def times_of(path: Path) -> list[float]:

@@ -230,7 +230,7 @@ def test_a_network_elsewhere_is_part_of_the_models_identity(model, tmp_path):
 
 def test_a_hub_name_out_of_reach_is_a_mismatch(monkeypatch, model):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointMismatch, match="the hub does not give it"):
+    with pytest.raises(CheckpointMismatch, match="the hub cannot be reached"):
         find_network(model, "nobody-here/no-such-network")
 
 
