@@ -60,5 +60,5 @@ async def test_it_says_what_it_sees_and_comes_to_an_end(pipeline: Pipeline) -> N
         assert len(answer.text) < 1000
     # A question that needs no picture gets words, and no more of them than were asked for.
     chat = found.answers[2]
-    assert len(chat.text.split()) > 3
+    assert len(chat.text.split()) >= 2
     assert "<" not in chat.text
