@@ -23,7 +23,10 @@ async def ill_redis(port: int, illness: Illness) -> AsyncIterator[None]:
     """Listens at a port; reads whatever comes."""
     dice = random.Random(5)
 
+    writers: list[asyncio.StreamWriter] = []
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         with contextlib.suppress(OSError):
             while await reader.read(65_536) and illness is not Illness.HANGS_UP:
                 if illness is Illness.GARBAGE:
@@ -38,3 +41,7 @@ async def ill_redis(port: int, illness: Illness) -> AsyncIterator[None]:
         yield
     finally:
         server.close()
+        for writer in writers:
+            writer.close()
+        # Transports close in the loop's next turn.
+        await asyncio.sleep(0)
