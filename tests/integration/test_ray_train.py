@@ -23,7 +23,7 @@ def learn(directory: Path) -> None:
     """Two steps of the embedded model's language side, on one small scene a step and worker."""
     torch.set_num_threads(1)
     recipe = PointingRecipe(
-        steps=2, align_steps=1, pointing_steps=1, scenes_per_step=(1, 1), labels_per_scene=(2, 2),
+        steps=2, align_steps=1, pointing_steps=1, scenes_per_step=1, labels_per_scene=(2, 2),
         most_regions=(3, 3), text_tokens=24,
     )  # fmt: skip
     head = np.random.default_rng(0).normal(size=(1000, 1280)).astype(np.float32)

@@ -34,14 +34,13 @@ _GRACE_S = 0.1
 def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """`python -m tests.attacks`, until the end."""
     command = [sys.executable, "-m", "tests.attacks", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
 
 
 async def waits_s(target: str, key: str) -> list[float]:
