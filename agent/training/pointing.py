@@ -16,7 +16,7 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -205,7 +205,6 @@ def train(
     dice, chance = random.Random(seed + 3), np.random.default_rng(seed + 4)
     exchange = ClassExchange(words, chance)
     rehearsal = Rehearsal(model, texts, recipe.text_tokens, seed)
-    log = (output / "log.jsonl").open("a") if workers.leads else None
     deadline = time.monotonic() + 60 * minutes
     tally: dict[str, list[float]] = defaultdict(list)
     started = time.monotonic()
@@ -248,22 +247,27 @@ def train(
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         over = workers.agreed(time.monotonic() > deadline)
-        if log is None:
+        if not workers.leads:
             if over:
                 return
             continue
         if (step + 1) % 20 == 0 or over:
             means = {k: round(float(np.mean(v)), 3) for k, v in sorted(tally.items())}
             line = {"step": step + 1, "seconds": round(time.monotonic() - started), **means}
-            print(json.dumps(line), file=log, flush=True)
+            _log(output, line)
             tally.clear()
         if (step + 1) % 50 == 0 or over or step + 1 == recipe.steps:
             _save(model, optimiser, step + 1, recipe, output)
         if (step + 1) % 200 == 0 or over or step + 1 == recipe.steps:
             figures = evaluate(model, head, scenes=8, seed=99)
-            print(json.dumps({"step": step + 1, "eval": figures}), file=log, flush=True)
+            _log(output, {"step": step + 1, "eval": figures})
         if over:
             return
+
+
+def _log(output: Path, line: Mapping[str, object]) -> None:
+    with (output / "log.jsonl").open("a") as log:
+        print(json.dumps(line), file=log)
 
 
 def _restored(

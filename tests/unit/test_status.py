@@ -14,7 +14,7 @@ from ray.serve._private.common import DeploymentID
 from agent import errors
 from deployments.wire import status
 
-NOT_FROM_CLIENTS = {"CheckpointMismatch", "SettingsError", "SourceError"}
+NOT_FROM_CLIENTS = {"CheckpointMismatch", "ModelNotFetched", "SettingsError", "SourceError"}
 
 
 def test_every_error_a_client_can_cause_is_in_the_table() -> None:

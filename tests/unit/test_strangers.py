@@ -163,9 +163,11 @@ async def test_watching_health_locks_nobody_out() -> None:
 async def test_callers_beyond_the_limit_are_told_so() -> None:
     async with running_service(settings=FEW) as service, connection(service) as channel:
         pause = pb.WatchRequest(pause=pb.Pause())
-        calls = [pb_grpc.VisionAgentStub(channel).Watch(timeout=20) for _ in range(9)]
-        for call in calls:
-            await call.write(pause)
+        calls = []
+        for _ in range(9):
+            # One after the other: calls without a message have a smaller limit of their own.
+            calls.append(pb_grpc.VisionAgentStub(channel).Watch(timeout=20))
+            await calls[-1].write(pause)
         _, left = await asyncio.wait(
             [asyncio.ensure_future(call.code()) for call in calls],
             return_when=asyncio.FIRST_COMPLETED,
