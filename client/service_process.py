@@ -146,8 +146,15 @@ def _is_replica(process: psutil.Process) -> bool:
     return str(next(iter(process.cmdline()), "")).startswith("ray::ServeReplica")
 
 
+_given_ports: set[int] = set()
+
+
 def free_port() -> int:
-    """A loopback port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port nobody listens on, and another one at every call."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given_ports:
+            _given_ports.add(port)
+            return port
