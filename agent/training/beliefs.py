@@ -33,10 +33,9 @@ class NameBeliefs:
         for number, thing in enumerate(self._things):
             for word in thing.words:
                 self._classes.setdefault(word, []).append(number)
-        self.everyday = tuple(dict.fromkeys(thing.everyday for thing in self._things))
-        """The names among which `usual` chooses."""
-        places = {name: place for place, name in enumerate(self.everyday)}
-        self._usual = np.zeros((len(self._things), len(self.everyday)), dtype=np.float32)
+        self._everyday = tuple(dict.fromkeys(thing.everyday for thing in self._things))
+        places = {name: place for place, name in enumerate(self._everyday)}
+        self._usual = np.zeros((len(self._things), len(self._everyday)), dtype=np.float32)
         for number, thing in enumerate(self._things):
             self._usual[number, places[thing.everyday]] = 1.0
 
@@ -52,10 +51,11 @@ class NameBeliefs:
         found: Array = weights[:, self._classes.get(word, [])].sum(-1)
         return found
 
-    def usual(self, weights: Array) -> tuple[NDArray[np.int64], Array]:
-        """(n,) the everyday name with the highest score, as its place, and (n,) that score."""
+    def usual(self, weights: Array) -> list[tuple[str, float]]:
+        """Of each region the everyday name with the highest score, and that score."""
         scores = weights @ self._usual
-        return scores.argmax(-1), scores.max(-1)
+        names = (self._everyday[place] for place in scores.argmax(-1))
+        return list(zip(names, scores.max(-1).tolist(), strict=True))
 
     def likeliest(self, weights: Array) -> list[Thing]:
         """The class with the most weight of each region."""

@@ -22,7 +22,7 @@ from agent.errors import SettingsError
 from agent.frame import RGBArray, load_frame
 from agent.model.appearance import COLOURS, appearance_map, pool_appearance
 from agent.model.efficientnet import EfficientNetLite0
-from agent.model.name_mixture import NUM_APPEARANCE, NUM_COCO, NUM_IMAGENET
+from agent.model.name_mixture import NUM_COCO, NUM_IMAGENET
 from agent.model.nanodet import NanoDet
 from agent.training.symbolic_scenes import SceneRegion
 from agent.training.vocabulary import Vocabulary
@@ -49,7 +49,7 @@ def collect(images: Path, weights: Path, output: Path, *, views: int, seed: int)
         How many views have boxes enough.
 
     Raises:
-        SettingsError: there is no picture in the folder.
+        SettingsError: there is no picture in the folder, or none with boxes enough.
     """
     paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not paths:
@@ -61,8 +61,10 @@ def collect(images: Path, weights: Path, output: Path, *, views: int, seed: int)
     for path in paths:
         for view in _views(load_frame(path).rgb(), views, dice):
             evidence = _evidence(view, detector, classifier)
-            if len(evidence[0]) >= _LEAST_BOXES:
+            if evidence is not None:
                 found.append(evidence)
+    if not found:
+        raise SettingsError(f"no picture in {images} shows as many as {_LEAST_BOXES} boxes")
     coco, imagenet, appearance, boxes = (
         np.concatenate([one[k] for one in found]).astype(np.float16) for k in range(len(_FIELDS))
     )
@@ -87,17 +89,18 @@ def _views(rgb: RGBArray, count: int, dice: np.random.Generator) -> Iterator[RGB
 @torch.inference_mode()
 def _evidence(
     rgb: RGBArray, detector: NanoDet, classifier: EfficientNetLite0
-) -> tuple[Array, Array, Array, Array]:
-    """(n, 80) scores, (n, 1000) probabilities, (n, 16) appearance and (n, 4) boxes in 0..1."""
+) -> tuple[Array, Array, Array, Array] | None:
+    """(n, 80) scores, (n, 1000) probabilities, (n, 16) appearance and (n, 4) boxes in 0..1.
+
+    None where there are too few boxes to teach anything.
+    """
     height, width = rgb.shape[:2]
     proposals = detector.look(rgb).propose(
         score_threshold=_LEAST_SCORE, nms_iou=_NMS_IOU, max_boxes=_MOST_BOXES
     )
     boxes = proposals.xyxy.float()
-    if not len(boxes):
-        widths = (NUM_COCO, NUM_IMAGENET, NUM_APPEARANCE, 4)
-        coco, imagenet, appeared, places = (np.zeros((0, n), np.float32) for n in widths)
-        return coco, imagenet, appeared, places
+    if len(boxes) < _LEAST_BOXES:
+        return None
     probabilities, _ = classifier.describe(classifier.look(rgb), boxes)
     appearance = pool_appearance(appearance_map(rgb), boxes, (width, height))
     relative = boxes / torch.tensor([width, height, width, height])

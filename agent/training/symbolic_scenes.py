@@ -46,6 +46,8 @@ class Scene:
     regions: tuple[SceneRegion, ...]
     likeliest: tuple[Thing, ...]
     """Of each region, the class with the most weight."""
+    usual: tuple[tuple[str, float], ...]
+    """Of each region, the everyday name with the highest score, and that score."""
     cells: Array = field(repr=False)
     """(25, 1000) class probabilities of a 5x5 grid over the picture."""
     weights: Array = field(repr=False)
@@ -58,8 +60,7 @@ class Scene:
 
     def usual_names(self, least: float) -> dict[int, str]:
         """Everyday names of the regions that have one of at least this score."""
-        places, scores = self.beliefs.usual(self.weights)
-        return {int(k): self.beliefs.everyday[places[k]] for k in np.flatnonzero(scores >= least)}
+        return {k: name for k, (name, score) in enumerate(self.usual) if score >= least}
 
 
 _LEFTOVER = 0.12
@@ -204,8 +205,14 @@ class SceneMaker:
         """The scene of these regions."""
         coco = np.stack([region.coco for region in regions])
         weights = self._beliefs.weights(coco, np.stack([region.imagenet for region in regions]))
-        likeliest = tuple(self._beliefs.likeliest(weights))
-        return Scene(tuple(regions), likeliest, self._cells(regions), weights, self._beliefs)
+        return Scene(
+            tuple(regions),
+            tuple(self._beliefs.likeliest(weights)),
+            tuple(self._beliefs.usual(weights)),
+            self._cells(regions),
+            weights,
+            self._beliefs,
+        )
 
     def _kind(self) -> Thing:
         """A class of COCO or of ImageNet."""
