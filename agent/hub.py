@@ -39,7 +39,6 @@ _WEIGHTS = ".safetensors"
 _LARGE_BYTES = 10_000_000
 _MARGIN_BYTES = 100_000_000
 """Left free on the disk, since others write there too."""
-_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -317,11 +316,8 @@ def _lock(blob: Path) -> Path:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _note_reference(place: Path, revision: str, commit: str) -> None:

@@ -26,10 +26,8 @@ from agent.checked_settings import (
     PositiveShare,
     Share,
     checked,
+    from_mapping,
     unknown_key,
-)
-from agent.checked_settings import (
-    from_mapping as from_mapping,
 )
 from agent.errors import SettingsError
 from agent.frame import FrameLimits

