@@ -15,14 +15,10 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
+from agent.checked_settings import from_mapping
 from agent.errors import SettingsError
 from agent.model_directory import has_auxiliary_encoder
-from agent.settings import (
-    DeploymentSettings,
-    ServiceSettings,
-    from_mapping,
-    with_environment,
-)
+from agent.settings import DeploymentSettings, ServiceSettings, with_environment
 from deployments.front_end.ingress import Ingress
 from deployments.stages.language import Language
 from deployments.stages.vision import AuxiliaryEncoder, PrimaryEncoder, Proposal

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from agent.checked_settings import from_mapping
 from agent.errors import SettingsError
 from agent.settings import (
     DeploymentSettings,
     KeyframeSettings,
     ServerSettings,
     ServiceSettings,
-    from_mapping,
     load_serve_config,
     serve_config,
     with_environment,
