@@ -7,14 +7,10 @@ stands as an example, so that it is tried every time.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
-import io
 import json
 import math
-import struct
 import time
-import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -23,13 +19,11 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image
 
 from agent.detections import Proposals
-from agent.errors import AgentError, InvalidBoxes, InvalidFrame, InvalidQuery, InvalidRequest
+from agent.errors import AgentError, InvalidBoxes, InvalidQuery, InvalidRequest
 from agent.feature_codec import CorruptFeatures, decode_features, encode_features
 from agent.features import FrameFeatures, Generation
-from agent.frame import FrameLimits, read_frame
 from agent.parsing import parse_answer
 from agent.prompts import Task
 from agent.settings import StreamSettings
@@ -40,89 +34,13 @@ from deployments.wire import messages, stream_messages, zoom_messages
 from deployments.wire.message_bounds import Counts, bounds_by_method, check_message
 from deployments.wire.status import failure_of
 from protos import vision_agent_pb2 as pb
+from tests.fuzzing import LIMITS, PICTURES, mutated
 
 pytestmark = [
     pytest.mark.fuzz,
     # Pillow complains of damaged metadata, and reads the picture all the same.
     pytest.mark.filterwarnings("ignore::UserWarning:PIL"),
 ]
-
-LIMITS = FrameLimits(max_bytes=100_000, max_pixels=100_000)
-
-
-def mutated(originals: list[bytes]) -> st.SearchStrategy[bytes]:
-    """Good bytes of which some were overwritten, cut out, doubled or cut off."""
-    places = st.floats(0.0, 1.0, exclude_max=True)
-    change = st.tuples(
-        st.sampled_from(["write", "cut", "double", "end"]),
-        places,
-        st.binary(min_size=1, max_size=8),
-    )
-
-    def apply(original: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
-        content = bytearray(original)
-        for what, place, some in changes:
-            at = int(place * len(content))
-            if what == "write":
-                content[at : at + len(some)] = some
-            elif what == "cut":
-                del content[at : at + len(some)]
-            elif what == "double":
-                content[at:at] = content[at : at + 64]
-            else:
-                del content[at + 1 :]
-        return bytes(content)
-
-    return st.builds(apply, st.sampled_from(originals), st.lists(change, min_size=1, max_size=6))
-
-
-# ---- images ----
-
-
-def _pictures() -> list[bytes]:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    exif[0x010E] = "description"
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8))
-    variants: list[tuple[str, Image.Image, dict[str, Any]]] = [
-        ("JPEG", noise, {"exif": exif}),
-        ("JPEG", noise, {"progressive": True}),
-        ("JPEG", noise.convert("CMYK"), {}),
-        ("PNG", noise, {"exif": exif}),
-        ("PNG", noise.convert("RGBA"), {}),
-        ("PNG", noise.convert("P"), {"transparency": 3}),
-        ("PNG", Image.fromarray(np.ones((9, 9), dtype=np.uint16)), {}),
-        ("WEBP", noise, {"exif": exif}),
-        ("WEBP", noise.convert("RGBA"), {"lossless": True}),
-        ("BMP", noise, {}),
-        ("BMP", noise.convert("P"), {}),
-    ]
-    encoded = []
-    for kind, image, options in variants:
-        buffer = io.BytesIO()
-        image.save(buffer, format=kind, **options)
-        encoded.append(buffer.getvalue())
-    return encoded
-
-
-PICTURES = _pictures()
-RLE_BMP = (
-    b"BM" + struct.pack("<IHHI", 1200, 0, 0, 1078)
-    + struct.pack("<IiiHHIIiiII", 40, 64, 16, 1, 8, 1, 66, 0, 0, 256, 0) + bytes(1024)
-    + b"\x40\x07\0\0" * 16 + b"\0\1"
-)  # fmt: skip
-
-
-@given(encoded=st.one_of(mutated(PICTURES), st.binary(max_size=200)))
-def test_images(encoded: bytes) -> None:
-    try:
-        frame = read_frame(encoded, limits=LIMITS)
-        pixels, grey = frame.rgb(), frame.grey(8)
-    except InvalidFrame:
-        return
-    assert pixels.shape == (frame.height, frame.width, 3)
-    assert pixels.dtype == grey.dtype == np.uint8
-
 
 # ---- messages ----
 
@@ -349,62 +267,6 @@ def _num_messages(message: Message) -> int:
             several = value if known.is_repeated else [value]
             total += sum(_num_messages(inner) for inner in several)
     return total
-
-
-# ---- what pictures cost ----
-
-_MARKERS = st.sampled_from(
-    [b"\xff\xe0\x00\x02", b"\xff\xe1\x00\x08Exif\0\0", b"\xff\xfe\x00\x02", b"\xff\xd0",
-     b"\xff\xff", b"\xff\x00", b"\x00", b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00",
-     b"\xff\xdb\x00\x02", b"\xff\xd8", b"\xff\xe2\x00\x10MPF\0II*\0\x08\0\0\0",
-     b"\xff\xdd\x00\x04\x00\x01"]
-)  # fmt: skip
-_CHUNKS = st.sampled_from(
-    [b"\0\0\0\0IDAT\x35\xaf\x06\x1e", b"\0\0\0\0teSt\0\0\0\0", b"\0\0\0\x03zTXtc\0\0\0\0\0\0",
-     b"\0\0\0\0fdAT\0\0\0\0", b"\0\0\0\0tEXt\0\0\0\0", b"TEST\0\0\0\0", b"ANMF\0\0\0\0"]
-)  # fmt: skip
-_RUNS = st.sampled_from([b"\xff\x01", b"\0\0", b"\0\2\xff\xff", b"\0\3\1\1\1\0", b"\1\1"])
-_STUFFING = st.tuples(
-    st.floats(0.0, 1.0), st.one_of(_MARKERS, _CHUNKS, _RUNS, st.binary(min_size=1, max_size=4)),
-    st.sampled_from([1, 10, 50, 300, 5_000, 50_000]),
-)  # fmt: skip
-_READ_S, _READ_S_PER_MB = 0.1, 0.1
-_DECODE_BYTES = 40_000_000
-"""Memory that a picture of at most 100,000 pixels may take at most, whatever its bytes say."""
-
-
-def _stuffed(original: bytes, stuffings: list[tuple[float, bytes, int]]) -> bytes:
-    content = original
-    for place, what, count in stuffings:
-        at = int(place * len(content))
-        content = content[:at] + what * count + content[at:]
-    return content
-
-
-@given(
-    number=st.integers(0, len(PICTURES)),
-    stuffings=st.lists(_STUFFING, min_size=1, max_size=3),
-)
-def test_costs_of_pictures(number: int, stuffings: list[tuple[float, bytes, int]]) -> None:
-    """Time by the byte to read the header, and time and memory by the pixel to decode."""
-    encoded = _stuffed([*PICTURES, RLE_BMP][number], stuffings)
-    limits = dataclasses.replace(LIMITS, max_bytes=16_000_000)
-    may_take_s = _READ_S + _READ_S_PER_MB * len(encoded) / 1e6
-    started_s = time.thread_time()
-    try:
-        frame = read_frame(encoded, limits=limits)
-    except InvalidFrame:
-        return
-    finally:
-        assert time.thread_time() - started_s < may_take_s
-    tracemalloc.start()
-    started_s = time.thread_time()
-    with contextlib.suppress(InvalidFrame):
-        frame.rgb()
-    took_s, (_, most_bytes) = time.thread_time() - started_s, tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert took_s < 2 * may_take_s + 0.5
-    assert most_bytes < _DECODE_BYTES + 4 * len(encoded)
 
 
 # ---- answers ----
