@@ -2,7 +2,8 @@
 
 A model that learns to point keeps what it knew if it is held to its own former answers; they cost
 nothing but the writing. `write` asks the base a few hundred questions and keeps question and
-answer in its own form of conversation, one file each.
+answer in its own form of conversation, one file each. `read` gives them back with answers of a
+sentence or two, to be asked beside pictures.
 
     groundstream train own-answers --output DIR
 """
@@ -10,12 +11,14 @@ answer in its own form of conversation, one file each.
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
+from agent.errors import SettingsError
 from agent.model.family import LLAMA
 from agent.model.smollm2 import load_smollm2, smollm2_tokenizer
 from agent.prompts import SYSTEM_PROMPT
@@ -40,6 +43,8 @@ _GENERAL = (
 )  # fmt: skip
 _MAX_TOKENS = 96
 _TOGETHER = 40
+_MOST_KEPT = 200
+"""Characters of an answer that is learned beside a picture: a sentence or two."""
 
 
 def questions(count: int, seed: int) -> list[str]:
@@ -68,6 +73,29 @@ def write(output: Path, *, count: int, seed: int) -> None:
             zip(batch, _answers(model, tokenizer, batch, end), strict=True), start
         ):
             (output / f"answer_{number:04}.txt").write_text(prompt + said, encoding="utf-8")
+
+
+def read(folder: Path) -> list[tuple[str, str]]:
+    """Questions with the start of their answers, in whole sentences, as `write` kept them.
+
+    Raises:
+        SettingsError: the folder holds no answers.
+    """
+    words = LLAMA.prompt
+    found = []
+    for path in sorted(folder.glob("answer_*.txt")):
+        _, _, turns = path.read_text(encoding="utf-8").partition(words.user)
+        question, _, answer = turns.partition(words.end_of_turn)
+        answer = answer.partition(words.assistant)[2].removesuffix(words.end_of_turn)
+        ends = [match.end() for match in _SENTENCE_END.finditer(answer[:_MOST_KEPT])]
+        if ends:
+            found.append((question, answer[: ends[-1]]))
+    if not found:
+        raise SettingsError(f"{folder} holds no answers: write some with `train own-answers`")
+    return found
+
+
+_SENTENCE_END = re.compile(r"[^\d\s][.!?](?=\s|$)")
 
 
 @torch.inference_mode()

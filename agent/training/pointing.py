@@ -31,10 +31,11 @@ from agent.model.configuration import pocket_config
 from agent.model.low_rank import adapter_state, load_adapter
 from agent.model.smollm2 import smollm2_config
 from agent.tokenizer import PromptTokenizer
+from agent.training.own_answers import read as read_answers
 from agent.training.picture_evidence import ClassExchange, EvidenceBank
 from agent.training.pointing_model import NEW_TOKENS, NUM_KNOWN, PointingModel
 from agent.training.scene_lessons import Lesson, SceneWriter, draw_lesson
-from agent.training.scene_questions import Questioner, held_out
+from agent.training.scene_questions import Questioner, Told, held_out
 from agent.training.symbolic_scenes import Scene, SceneMaker
 from agent.training.vocabulary import vocabulary
 from agent.training.workers import Workers
@@ -170,6 +171,7 @@ def train(
     minutes: float,
     start: Path | None = None,
     bank: EvidenceBank | None = None,
+    conversation: Sequence[Told] = (),
 ) -> None:
     """Run, or go on with, the training whose state lies in `output`.
 
@@ -201,7 +203,7 @@ def train(
     lesson = Lesson(model, writer, words_weight=recipe.words_weight)
     seed = recipe.seed + 1000 * first + 1_000_000 * workers.rank
     maker = SceneMaker(words, head, seed + 1)
-    questions = Questioner(words, seed + 2)
+    questions = Questioner(words, seed + 2, conversation=conversation)
     dice, chance = random.Random(seed + 3), np.random.default_rng(seed + 4)
     exchange = ClassExchange(words, chance)
     rehearsal = Rehearsal(model, texts, recipe.text_tokens, seed)
@@ -354,6 +356,7 @@ def run(
     texts: Sequence[Path] = (),
     start: Path | None = None,
     evidence: Path | None = None,
+    own_answers: Path | None = None,
     minutes: float = math.inf,
     threads: int = 1,
 ) -> None:
@@ -366,6 +369,8 @@ def run(
         wordnet, texts: `data.noun` of WordNet and folders of text, to rehearse.
         start: a model's folder; a new run begins with what it has learned.
         evidence: of pictures, as `groundstream train evidence` writes it.
+        own_answers: folder of `groundstream train own-answers`: rehearsed as text, and asked
+            beside scenes.
         minutes: stop then; another run goes on.
         threads: of this process.
 
@@ -373,9 +378,9 @@ def run(
         SettingsError: there is nothing to rehearse.
     """
     torch.set_num_threads(threads)
-    rehearsed = plain_texts(wordnet, list(texts))
+    rehearsed = plain_texts(wordnet, [*texts, *([own_answers] if own_answers else [])])
     if recipe.text_weight and not any(rehearsed):
-        raise SettingsError("there is no text to rehearse: give --wordnet, --texts or both")
+        raise SettingsError("there is no text to rehearse: give --wordnet, --texts or --own-answers")
     train(
         recipe,
         classifier_head(head),
@@ -384,4 +389,5 @@ def run(
         minutes=minutes,
         start=start,
         bank=None if evidence is None else EvidenceBank.read(evidence),
+        conversation=[Told(*pair) for pair in (read_answers(own_answers) if own_answers else ())],
     )

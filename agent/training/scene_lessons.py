@@ -181,4 +181,7 @@ def _other_questions(
         found.append(("told", writer.told(told)))
     if dice.random() < 0.25:
         found.append(("in words", writer.in_words(asked)))
+    talk = questions.conversation() if dice.random() < 0.3 else None
+    if talk is not None:
+        found.append(("talk", writer.told(talk)))
     return found

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,7 @@ def held_out(word: str) -> bool:
     return hashlib.blake2b(word.encode(), digest_size=2).digest()[0] < 26
 
 
+_CROWD = 3
 _LEAST_NAMED = 0.1
 """A box that is given may be worse than any that is proposed, and is named all the same."""
 _ALWAYS = frozenset({"person", "car", "dog", "cat", "animal", "vehicle", "bird", "bicycle"})
@@ -59,9 +61,21 @@ class Questioner:
     """Draws questions."""
 
     def __init__(
-        self, words: Vocabulary, seed: int, *, may_ask: Callable[[str], bool] | None = None
+        self,
+        words: Vocabulary,
+        seed: int,
+        *,
+        may_ask: Callable[[str], bool] | None = None,
+        conversation: Sequence[Told] = (),
     ) -> None:
-        """`may_ask`: words that may be asked; None: all that are not held out."""
+        """
+        Args:
+            words: what things are called.
+            seed: of the draws.
+            may_ask: words that may be asked; None: all that are not held out.
+            conversation: questions that have nothing to do with the scene, and their answers.
+        """
+        self._conversation = conversation
         self._dice = random.Random(seed)
         self._may_ask = may_ask or (lambda word: not held_out(word))
         # COCO's things are asked for most, also where they are not.
@@ -73,6 +87,7 @@ class Questioner:
             if self._may_ask(word)
         ]
         self._all += [w for thing in words.coco for w in thing.wider if self._may_ask(w)]
+        self._wider = sorted({w for thing in (*words.coco, *words.imagenet) for w in thing.wider})
         self._kin: dict[str, list[Thing]] = {}
         for thing in (*words.coco, *words.imagenet):
             for word in thing.wider:
@@ -85,13 +100,20 @@ class Questioner:
         # Mostly what is there; also what nearly is.
         sure = [scene.likeliest[k] for k in scene.usual_names(LEAST_SCORE)]
         likely = list({thing.names[0]: thing for thing in scene.likeliest}.values())
+        # Long lists are the hardest answers, and crowds are what photographs show.
+        shown = Counter(word for thing in sure for word in {thing.everyday, *thing.wider})
+        crowds = [word for word, times in shown.items() if times >= _CROWD and self._may_ask(word)]
         while len(asked) < count:
             present = sure if sure and dice.random() < 0.6 else likely
             kind = dice.random()
-            if kind < 0.62:
-                word: str | None = self._word_of(dice.choice(present))
-            elif kind < 0.80:
+            if kind < 0.2 and crowds:
+                word: str | None = dice.choice(crowds)
+            elif kind < 0.58:
+                word = self._word_of(dice.choice(present))
+            elif kind < 0.76:
                 word = self._sibling_of(dice.choice(present))
+            elif kind < 0.84:
+                word = dice.choice(self._wider)
             else:
                 word = dice.choice(self._all)
             if word is None or not self._may_ask(word):
@@ -164,6 +186,10 @@ class Questioner:
              f"Name <region{region}>.")
         )  # fmt: skip
         return Told(question, f"{article(word)} {word}")
+
+    def conversation(self) -> Told | None:
+        """Something that has nothing to do with the picture."""
+        return self._dice.choice(self._conversation) if self._conversation else None
 
     def yes_or_no(self, scene: Scene) -> Told:
         """Is it there?"""

@@ -71,6 +71,9 @@ def pointing(
     evidence: Annotated[
         Path | None, typer.Option(help="Of pictures, written by `train evidence`.")
     ] = None,
+    own_answers: Annotated[
+        Path | None, typer.Option(help="Written by `train own-answers`; asked beside scenes too.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     minutes: Annotated[float, typer.Option(help="Stop then; another run goes on.")] = float("inf"),
     workers: Workers = 1,
@@ -87,7 +90,7 @@ def pointing(
     work = partial(
         run, recipe, head.resolve(), directory.resolve(), wordnet=wordnet and wordnet.resolve(),
         texts=[folder.resolve() for folder in texts or ()], start=start and start.resolve(),
-        evidence=evidence and evidence.resolve(),
+        evidence=evidence and evidence.resolve(), own_answers=own_answers and own_answers.resolve(),
         minutes=minutes, threads=threads,
     )  # fmt: skip
     if workers == 1:
