@@ -380,7 +380,9 @@ def run(
     torch.set_num_threads(threads)
     rehearsed = plain_texts(wordnet, [*texts, *([own_answers] if own_answers else [])])
     if recipe.text_weight and not any(rehearsed):
-        raise SettingsError("there is no text to rehearse: give --wordnet, --texts or --own-answers")
+        raise SettingsError(
+            "there is no text to rehearse: give --wordnet, --texts or --own-answers"
+        )
     train(
         recipe,
         classifier_head(head),
