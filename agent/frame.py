@@ -24,6 +24,8 @@ from agent.picture_cost import picture_cost
 RGBArray = NDArray[np.uint8]
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+"""Of files in these formats."""
 _SHOWN = 48
 _HEADER_S = 1.0
 _DECODE_S = 5.0

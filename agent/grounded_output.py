@@ -8,14 +8,9 @@ from types import TracebackType
 
 from agent.drawing import LabelledBox, draw_boxes
 from agent.errors import SettingsError, SourceError
+from agent.frame import IMAGE_SUFFIXES
 from agent.pipeline import Grounding
-from agent.streaming.video_source import (
-    IMAGE_SUFFIXES,
-    ImageFolder,
-    SourceFrame,
-    VideoSource,
-    shown_location,
-)
+from agent.streaming.video_source import ImageFolder, SourceFrame, VideoSource, shown_location
 from agent.streaming.video_writer import VIDEO_SUFFIXES, VideoWriter
 
 

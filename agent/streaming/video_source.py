@@ -18,9 +18,8 @@ import numpy as np
 from av.error import FFmpegError
 
 from agent.errors import InvalidFrame, SourceError
-from agent.frame import RGBArray, load_frame
+from agent.frame import IMAGE_SUFFIXES, RGBArray, load_frame
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 # Up to the last @ before the path: careless passwords hold one, too.
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")
 _SECRETS = re.compile(

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from agent.errors import SettingsError
-from agent.frame import RGBArray, load_frame
+from agent.frame import IMAGE_SUFFIXES, RGBArray, load_frame
 from agent.model.appearance import COLOURS, appearance_map, pool_appearance
 from agent.model.efficientnet import EfficientNetLite0
 from agent.model.name_mixture import NUM_COCO, NUM_IMAGENET
@@ -28,7 +28,6 @@ from agent.training.symbolic_scenes import SceneRegion
 from agent.training.vocabulary import Vocabulary
 
 Array = NDArray[np.float32]
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 _FIELDS = ("coco", "imagenet", "appearance", "boxes")
 _LEAST_SCORE, _NMS_IOU, _MOST_BOXES = 0.08, 0.6, 100
 _LEAST_BOXES = 3
@@ -51,7 +50,7 @@ def collect(images: Path, weights: Path, output: Path, *, views: int, seed: int)
     Raises:
         SettingsError: there is no picture in the folder, or none with boxes enough.
     """
-    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise SettingsError(f"{images} holds no picture (.jpg, .png or .webp)")
     detector = NanoDet.from_file(weights / "nanodet.safetensors")

@@ -57,8 +57,9 @@ def ground(
     ] = None,
 ) -> None:
     """Find things in pictures or a video, in this process."""
+    from agent.frame import IMAGE_SUFFIXES
     from agent.grounded_output import GroundedOutput, check_output, check_pictures, output_beside
-    from agent.streaming.video_source import IMAGE_SUFFIXES, open_source
+    from agent.streaming.video_source import open_source
 
     tasks = tasks_of(task, queries or [], region or [])
     where = output or output_beside(source)

@@ -30,7 +30,7 @@ from deployments.observability.stage_meter import Served, StageMeters
 from deployments.process_resources import out_of_memory_as_overloaded
 from deployments.stages.calls import StageCalls
 from deployments.stages.remote_stages import RemoteStages, VisionCalls, WorkList
-from deployments.stages.requests import FrameCall, FrameReply
+from deployments.stages.requests import FrameCall, FrameReply, revision_of
 from deployments.stages.vision import StageReplica
 
 
@@ -51,7 +51,7 @@ class Language(StageReplica):
             settings.model,
             settings.device,
             settings.num_threads.language,
-            model_revision=settings.model_revision,
+            model_revision=revision_of(settings),
             hang_s=settings.stream.stage_hang_s,
             log_format=settings.observe.log_format,
             **options,
@@ -71,7 +71,7 @@ class Language(StageReplica):
             meters=self.meters,
             timeout_s=settings.stream.stage_timeout_s,
             overlap=settings.stream.overlap_stages,
-            model=settings.model_revision,
+            model=revision_of(settings),
         )
         model = find_model(settings.model, proposal_network=settings.proposal_network)
         self._cache = open_cache(settings.cache)

@@ -6,16 +6,22 @@ direction of that call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import hashlib
+import typing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from agent.detections import FloatArray
 from agent.errors import AgentError
-from agent.features import StageTimings
+from agent.features import AuxiliaryFeatures, PrimaryFeatures, StageTimings
 from agent.frame import Frame
 from agent.pipeline import Grounding
 from agent.prompts import Task
 from agent.region_cache import CacheStats
+from agent.settings import ServiceSettings
 from agent.urgency import Limits, Urgency
 from deployments.observability.stage_meter import WorkDone
 
@@ -35,7 +41,7 @@ class Wanted:
     """The caller waits no longer; None: however long it takes."""
     urgency: Urgency = Urgency.ONE_OFF
     model: str = ""
-    """Revision of the model whose work this is."""
+    """As `revision_of` names the model and the calls of whoever asks."""
 
     @property
     def limits(self) -> Limits:
@@ -72,3 +78,45 @@ class FrameReply:
     work: tuple[WorkDone, ...] = ()
     cache: CacheStats = field(default_factory=CacheStats)
     """What the replica's cache did since any front end was last told."""
+
+
+def revision_of(settings: ServiceSettings) -> str:
+    """The same for replicas that may work together: one model, and calls that both can read."""
+    return f"{settings.model_revision} {_calls_digest()}"
+
+
+@functools.cache
+def _calls_digest() -> str:
+    return shapes_digest(FrameCall, FrameReply, Refused, PrimaryFeatures, AuxiliaryFeatures)
+
+
+def shapes_digest(*types: type[Any]) -> str:
+    """Another one as soon as any field of these, or of what they hold, is another.
+
+    Replicas of two versions of this code meet while it is updated, and a pickled value has the
+    fields that its sender knew.
+    """
+    shapes: dict[str, str] = {}
+    for kind in types:
+        _add_shape(kind, shapes)
+    return hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()[:12]
+
+
+def _add_shape(kind: Any, shapes: dict[str, str]) -> None:
+    for part in _within(kind):
+        name = f"{part.__module__}.{part.__qualname__}"
+        if name not in shapes and dataclasses.is_dataclass(part):
+            hints = typing.get_type_hints(part)
+            held = {entry.name: hints[entry.name] for entry in dataclasses.fields(part)}
+            shapes[name] = ", ".join(f"{field}: {what}" for field, what in held.items())
+            for what in held.values():
+                _add_shape(what, shapes)
+
+
+def _within(kind: Any) -> Iterator[type[Any]]:
+    """A class itself, or those that a type such as `tuple[Task, ...] | None` is made of."""
+    arguments = typing.get_args(kind)
+    if not arguments and isinstance(kind, type):
+        yield kind
+    for argument in arguments:
+        yield from _within(argument)

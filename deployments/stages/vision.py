@@ -101,16 +101,17 @@ class StageReplica:
             raise StageUnavailable(f"one forward pass has taken {stalled_s:.0f} s and goes on")
 
     def check_model(self, wanted: str) -> None:
-        """Let a call pass, unless its caller, and the other stages it uses, have another model.
+        """Let a call pass, unless its caller is of another revision; see `requests.revision_of`.
 
         While an update goes on, replicas of before and after reach each other. What they would make
-        of each other's features is no answer, and would be cached as one.
+        of each other's features is no answer, and would be cached as one; of calls with other
+        fields they would make an error of ours.
 
         Raises:
             StageUnavailable: until the update is over.
         """
         if wanted != self._model_revision:
-            raise StageUnavailable("the model is being replaced; try again in a few seconds")
+            raise StageUnavailable("the service is being updated; try again in a few seconds")
 
     def signed(self, served: Served[T]) -> Served[T]:
         """A result with what the replica holds; the front end's metrics page shows it."""
