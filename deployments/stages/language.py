@@ -164,8 +164,9 @@ class Language(StageReplica):
             StageUnavailable: this replica has another model.
         """
         self.check_model(call.wanted.model)
-        stages = self._stages.noting(work)
-        return self._pipeline.over(stages).for_tenant(call.tenant).within(call.wanted.limits)
+        tenant = call.wanted.tenant
+        stages = self._stages.noting(work, tenant)
+        return self._pipeline.over(stages).for_tenant(tenant).within(call.wanted.limits)
 
     def _with_books(self, reply: FrameReply, work: WorkList) -> FrameReply:
         stats, told = self._cache.stats, self._told

@@ -42,6 +42,8 @@ class Wanted:
     urgency: Urgency = Urgency.ONE_OFF
     model: str = ""
     """As `revision_of` names the model and the calls of whoever asks."""
+    tenant: str = ""
+    """Whose work it is; tenants take turns, and share nothing."""
 
     @property
     def limits(self) -> Limits:
@@ -60,7 +62,6 @@ class FrameCall:
     boxes: FloatArray | None = None
     expected: Sequence[FloatArray | None] | None = None
     """As in `Pipeline.ground`."""
-    tenant: str = ""
     request_id: str = ""
 
 

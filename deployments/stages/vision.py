@@ -132,7 +132,7 @@ class Proposal(StageReplica):
         self.check_model(wanted.model)
         with out_of_memory_as_overloaded():
             served = await self.queue.run_together(
-                self.queue.ticket(wanted.limits),
+                self.queue.ticket(wanted.limits, wanted.tenant),
                 self.stage.propose,
                 frame,
                 limit=self.max_batch_frames,
@@ -144,7 +144,7 @@ class Proposal(StageReplica):
         """Class evidence for boxes that others found: (num_boxes, num_classes); as `propose`."""
         self.check_model(wanted.model)
         with out_of_memory_as_overloaded():
-            ticket = self.queue.ticket(wanted.limits)
+            ticket = self.queue.ticket(wanted.limits, wanted.tenant)
             return self.signed(await self.queue.run(ticket, self.stage.describe, frame, boxes))
 
 
@@ -167,7 +167,7 @@ class _Encoder(StageReplica):
             StageUnavailable: this replica has another model, or the boxes did not come.
         """
         self.check_model(wanted.model)
-        ticket = self.queue.ticket(wanted.limits)
+        ticket = self.queue.ticket(wanted.limits, wanted.tenant)
         started = self.queue.run_together(
             ticket, self.stage.start, frame, limit=self.max_batch_frames
         )
