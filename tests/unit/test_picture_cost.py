@@ -79,6 +79,8 @@ COSTLY = {
     "bytes between segments": lambda: with_segments(1, bytes(8_000_000)),
     "padding between segments": lambda: with_segments(1, b"\xff" * 8_000_000),
     "restarts between segments": lambda: with_segments(2_000_000, b"\xff\xd0"),
+    "reserved markers after an end": lambda: with_segments(1, b"\xff\xd9" + b"\xff\xf0" * 500_000),
+    "reserved markers": lambda: with_segments(500_000, b"\xff\xf0"),
     "EXIF in many parts": lambda: with_segments(10, b"\xff\xe1\xff\xffExif\0\0" + bytes(65_527)),
     "empty chunks": lambda: with_chunks(1_000_000),
     "compressed chunks": lambda: with_chunks(17, b"zTXt", b"c\0\0" + zlib.compress(b"x")),
