@@ -9,8 +9,8 @@ from types import TracebackType
 from agent.pipeline import Grounding
 from groundstream.errors import SettingsError, SourceError
 from groundstream.video.drawing import LabelledBox, draw_boxes
+from groundstream.video.pictures import IMAGE_SUFFIXES
 from groundstream.video.sources import (
-    IMAGE_SUFFIXES,
     ImageFolder,
     SourceFrame,
     VideoSource,

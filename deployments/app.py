@@ -20,6 +20,7 @@ from agent.model_directory import has_auxiliary_encoder
 from agent.settings import DeploymentSettings, ServiceSettings, with_environment
 from deployments.front_end.ingress import Ingress
 from deployments.stages.language import Language
+from deployments.stages.requests import revision_of
 from deployments.stages.vision import AuxiliaryEncoder, PrimaryEncoder, Proposal
 from groundstream.errors import SettingsError
 
@@ -54,7 +55,7 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
             settings.model,
             settings.device,
             getattr(settings.num_threads, name),
-            model_revision=settings.model_revision,
+            model_revision=revision_of(settings),
             hang_s=settings.stream.stage_hang_s,
             log_format=settings.observe.log_format,
             **options,

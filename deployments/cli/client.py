@@ -9,6 +9,12 @@ from typing import Annotated
 
 import typer
 
+from deployments.cli.options import (
+    TlsCaOption,
+    TlsCertificateOption,
+    TlsKeyOption,
+    TokenFileOption,
+)
 from groundstream.types import DEFAULT_TARGET
 
 
@@ -41,17 +47,10 @@ def watch(
             min=0.0,
         ),
     ] = None,
-    tls_ca: Annotated[
-        Path | None, typer.Option(help="Encrypt, trusting this certificate authority (PEM).")
-    ] = None,
-    tls_certificate: Annotated[
-        Path | None, typer.Option(help="Our own certificate, for mutual TLS (PEM).")
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="File with the API key or token; or set GROUNDSTREAM_TOKEN."),
-    ] = None,
+    tls_ca: TlsCaOption = None,
+    tls_certificate: TlsCertificateOption = None,
+    tls_key: TlsKeyOption = None,
+    token_file: TokenFileOption = None,
 ) -> None:
     """Stream a video to a running service and show its answers."""
     from deployments.local.watch import watch_source
@@ -100,10 +99,8 @@ def health(
             envvar="GROUNDSTREAM_TLS_SERVER_NAME",
         ),
     ] = None,
-    tls_certificate: Annotated[
-        Path | None, typer.Option(help="Our own certificate, for mutual TLS (PEM).")
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    tls_certificate: TlsCertificateOption = None,
+    tls_key: TlsKeyOption = None,
 ) -> None:
     """Ask a service how it is; exit status 0 when it serves, 1 otherwise."""
     from groundstream.channel import TlsOptions

@@ -58,7 +58,8 @@ def ground(
 ) -> None:
     """Find things in pictures or a video, in this process."""
     from agent.grounded_output import GroundedOutput, check_output, check_pictures, output_beside
-    from groundstream.video.sources import IMAGE_SUFFIXES, open_source
+    from groundstream.video.pictures import IMAGE_SUFFIXES
+    from groundstream.video.sources import open_source
 
     tasks = tasks_of(task, queries or [], region or [])
     where = output or output_beside(source)

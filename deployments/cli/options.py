@@ -161,6 +161,20 @@ def _say(words: str) -> None:
     typer.echo(words, err=True)
 
 
+TlsCaOption = Annotated[
+    Path | None, typer.Option(help="Encrypt, trusting this certificate authority (PEM).")
+]
+TlsCertificateOption = Annotated[
+    Path | None, typer.Option(help="Our own certificate, for mutual TLS (PEM).")
+]
+TlsKeyOption = Annotated[Path | None, typer.Option(help="Its private key (PEM).")]
+TokenFileOption = Annotated[
+    Path | None, typer.Option(help="File with the API key or token; or set GROUNDSTREAM_TOKEN.")
+]
+StopWithParentOption = Annotated[
+    bool, typer.Option(help="End when the process that started this one is gone.")
+]
+
 ImagesOption = Annotated[Path, typer.Option(help="Folder of the pictures.")]
 LimitOption = Annotated[int | None, typer.Option(help="Only the first pictures.", min=1)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")]

@@ -41,6 +41,7 @@ from deployments.observability.stage_meter import StageMeters
 from deployments.observability.tracing import Tracing, answer_span, open_tracing
 from deployments.process_resources import MemoryTrimmer, freeze_startup_objects, unmap_large_blocks
 from deployments.stages.remote_pipeline import RemotePipeline
+from deployments.stages.requests import revision_of
 from deployments.streams.observers import ObservableStreams
 from deployments.streams.scheduler import StreamScheduler
 from deployments.streams.watch_stream import WatchStream
@@ -352,7 +353,7 @@ class Ingress:
             metrics=metrics,
             # Vision and language, each of which the replica itself gives so long.
             timeout_s=2 * self._settings.stream.stage_timeout_s + _REPLY_S,
-            model=self._settings.model_revision,
+            model=revision_of(self._settings),
         )
 
     async def _serve_when_warm(self) -> None:

@@ -180,17 +180,16 @@ class RemotePipeline:
             tasks=tuple(tasks),
             boxes=boxes,
             expected=expected,
-            tenant=self._tenant,
             request_id=request_id(),
         )
 
     def _wanted(self) -> Wanted:
         left_s = None if math.isinf(self._limits.left_s) else self._limits.left_s
-        return Wanted(left_s, self._limits.urgency, self._model)
+        return Wanted(left_s, self._limits.urgency, self._model, self._tenant)
 
     def _session(self, call: FrameCall) -> str:
         """Questions about one picture share its prefix and its features."""
-        return f"{call.tenant}/{call.frame.digest}"
+        return f"{call.wanted.tenant}/{call.frame.digest}"
 
     async def _replied(self, method: str, call: FrameCall) -> FrameReply:
         began_ns, meter = time.time_ns(), self._metrics.frames

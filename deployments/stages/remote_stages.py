@@ -145,6 +145,7 @@ class RemoteStages:
         self._model = model
         self._limits: CurrentLimits = Limits()
         self._work = WorkList()
+        self._tenant = ""
         self.has_auxiliary_encoder = vision.auxiliary_encoder is not None
 
     def within(self, limits: CurrentLimits) -> RemoteStages:
@@ -153,10 +154,10 @@ class RemoteStages:
         bound._limits = limits
         return bound
 
-    def noting(self, work: WorkList) -> RemoteStages:
-        """The same stages; what they do is put on the list."""
+    def noting(self, work: WorkList, tenant: str) -> RemoteStages:
+        """The same stages for one tenant's call; what they do is put on the list."""
         bound = copy.copy(self)
-        bound._work = work
+        bound._work, bound._tenant = work, tenant
         return bound
 
     def propose(self, frame: Frame) -> PendingProposals:
@@ -269,7 +270,7 @@ class RemoteStages:
     def _wanted(self) -> Wanted:
         limits = self._limits.now()
         left_s = None if math.isinf(limits.left_s) else limits.left_s
-        return Wanted(left_s, limits.urgency, self._model)
+        return Wanted(left_s, limits.urgency, self._model, self._tenant)
 
     def _patient(self, task: Task) -> Task:
         return replace(task, patience_s=self._limits.now().patience_s)

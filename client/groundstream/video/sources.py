@@ -18,9 +18,8 @@ import numpy as np
 from av.error import FFmpegError
 
 from groundstream.errors import InvalidFrame, SourceError
-from groundstream.video.pictures import RGBArray, picture_size, read_picture
+from groundstream.video.pictures import IMAGE_SUFFIXES, RGBArray, picture_size, read_picture
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 # Up to the last @ before the path: careless passwords hold one, too.
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")
 _SECRETS = re.compile(
