@@ -20,7 +20,11 @@ from groundstream.types import DEFAULT_TARGET
 
 def watch(
     source: Annotated[
-        str, typer.Argument(help="Video or image file, folder of images, camera:0, or a URL.")
+        str,
+        typer.Argument(
+            help="Video or image file, folder of images, camera:0, a URL, a robot's recording "
+            "(.mcap, rosbag2), or - for standard input."
+        ),
     ],
     queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="What to look for.")],
     target: Annotated[
@@ -47,16 +51,29 @@ def watch(
             min=0.0,
         ),
     ] = None,
+    source_patience: Annotated[
+        float | None,
+        typer.Option(
+            help="Open a camera or stream again for so many seconds when it is lost; 0: at once "
+            "an error.",
+            show_default="for ever",
+            min=0.0,
+        ),
+    ] = None,
     tls_ca: TlsCaOption = None,
     tls_certificate: TlsCertificateOption = None,
     tls_key: TlsKeyOption = None,
     token_file: TokenFileOption = None,
 ) -> None:
-    """Stream a video to a running service and show its answers."""
+    """Stream a video to a running service and show its answers.
+
+    Exit status 0: the source has ended. 2: it was lost, or the service.
+    """
     from deployments.local.watch import watch_source
     from groundstream import aio
     from groundstream.channel import TlsOptions, find_token
     from groundstream.types import AnswerMode, StreamPolicy
+    from groundstream.video.sources import Reopen
 
     mode = AnswerMode.GROUND if every_frame else AnswerMode.FOLLOW
     policy = StreamPolicy(mode=mode, max_age_ms=max_age_ms)
@@ -76,6 +93,7 @@ def watch(
                 rerun=rerun,
                 as_json=as_json,
                 patience_s=math.inf if patience == 0.0 else patience,
+                reopen=Reopen() if source_patience is None else Reopen(source_patience),
             )
 
     asyncio.run(run())
