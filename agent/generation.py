@@ -210,7 +210,7 @@ class LanguageStage:
         return tell
 
     def stalled_s(self) -> float:
-        """Seconds for which the engine's step under way has run; zero when it is idle."""
+        """Seconds for which the engine's step under way has stood still; zero when it is idle."""
         return self.engine.stalled_s()
 
     def close(self) -> None:

@@ -29,6 +29,7 @@ from agent.model.proposal_network import ProposalNetwork, load_proposal_network,
 from agent.model.universal_proposals import UniversalProposalNetwork
 from agent.model.upn_checkpoint import MODEL_TYPE as UPN
 from agent.model.upn_checkpoint import load_universal_proposals
+from agent.model.watched_layers import watch
 from agent.model_directory import find_model, find_network
 from agent.processor import IMAGENET_MEAN, IMAGENET_STD, normalise, picture
 
@@ -46,6 +47,8 @@ class Proposer:
         self, network: Network | None, config: ProposalConfig, *, device: str = "cpu"
     ) -> None:
         self.network = None if network is None else network.to(device)
+        if network is not None:
+            watch(network)
         self._config = config
         self._device = device
 
