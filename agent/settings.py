@@ -255,6 +255,9 @@ class ServiceSettings:
     proposal_network: str | None = None
     """Folder, file (UPN's `.pth`) or hub name to use instead of the model's own proposal network;
     `none` for clients that always send boxes."""
+    as_published: bool = False
+    """Run VLM-FO1 as its published code does: rotary tables in bfloat16, boxes selected by UPN's
+    own wrapper (docs/models.md)."""
     max_batch_frames: CountOrNone = None
     """Frames that wait for one vision stage and are computed together; None: 1 on a CPU, where
     batches gain nothing, else 8."""
@@ -278,7 +281,8 @@ class ServiceSettings:
 
         Knows names and no contents: files of a folder in use are not to be changed.
         """
-        return f"{self.model} {self.proposal_network or ''}".strip()
+        published = "as published" if self.as_published else ""
+        return " ".join(filter(None, (self.model, self.proposal_network, published)))
 
 
 @checked

@@ -71,12 +71,14 @@ def zoomer_of(chosen: ModelChoice) -> tuple[Zoomer, int]:
     """Whom a model's user asks in words, and how long an answer may be in tokens."""
     from agent.ergo import ErgoZoom, stock_folder
     from agent.ergo_protocol import NEW_TOKENS
+    from agent.model_directory import longest_answer
 
     folder = stock_folder(chosen.model)
     if folder is None:
         from agent.zoom import RegionZoom
 
-        return RegionZoom(chosen.pipeline()), chosen.max_new_tokens or 256
+        pipeline = chosen.pipeline()
+        return RegionZoom(pipeline), chosen.max_new_tokens or longest_answer(chosen.ready.model)
     typer.echo(f"loading {chosen.name} on {chosen.place} ...", err=True)
     loaded = ErgoZoom.from_pretrained(folder, dtype=chosen.dtype or "auto", device=chosen.place)
     return loaded, chosen.max_new_tokens or NEW_TOKENS

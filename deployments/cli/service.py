@@ -73,7 +73,8 @@ def serve(
         chosen=_chosen(loaded.service, chosen, report=typer.echo),
         device=chosen.device,
         dtype=chosen.dtype,
-        max_new_tokens=chosen.max_new_tokens,
+        max_new_tokens=chosen.max_new_tokens or _longest(loaded.service, chosen),
+        as_published=bool(chosen.as_published),
         insecure=insecure,
         observe=console is not None,
         tls=_tls(tls_certificate, tls_key, tls_client_ca),
@@ -82,6 +83,16 @@ def serve(
     service = LocalService(settings, logs=logs, report=typer.echo)
     with console_beside(settings.service.server, console):
         serve_forever(service, report=typer.echo, stop_with_parent=stop_with_parent)
+
+
+def _longest(settings: ServiceSettings, choice: ModelChoice) -> int | None:
+    """What the chosen model was measured with, unless the settings say something of their own."""
+    from agent.model_directory import longest_answer
+    from agent.settings import StreamSettings
+
+    if choice.model is None or settings.stream.max_new_tokens != StreamSettings.max_new_tokens:
+        return None
+    return longest_answer(choice.model)
 
 
 def _chosen(

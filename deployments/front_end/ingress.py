@@ -276,7 +276,11 @@ class Ingress:
         self._metrics = ServiceMetrics(
             meters=StageMeters() if has_auxiliary else StageMeters(auxiliary_encoder=None)
         )
-        model = find_model(settings.model, proposal_network=settings.proposal_network)
+        model = find_model(
+            settings.model,
+            proposal_network=settings.proposal_network,
+            as_published=settings.as_published,
+        )
         capabilities = messages.capabilities_to_message(settings, model, service_version=_version())
         self._store = open_session_store(settings.cache, ttl_s=settings.stream.session.ttl_s)
         self._quotas = open_quotas(settings.access, settings.cache)

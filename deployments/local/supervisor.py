@@ -211,6 +211,7 @@ def override(
     device: str | None = None,
     dtype: str | None = None,
     max_new_tokens: int | None = None,
+    as_published: bool = False,
     insecure: bool = False,
     observe: bool = False,
     tls: TlsSettings | None = None,
@@ -231,8 +232,9 @@ def override(
     access = _replaced(old.access, api_keys=keys)
     stream = _replaced(old.stream, max_new_tokens=max_new_tokens)
     service = _replaced(
-        old, server=server, access=access, stream=stream, device=device, dtype=dtype
-    )
+        old, server=server, access=access, stream=stream, device=device, dtype=dtype,
+        as_published=as_published or None,
+    )  # fmt: skip
     if chosen is not None:
         service = dataclasses.replace(
             service, model=chosen.model, proposal_network=chosen.proposal_network

@@ -23,7 +23,8 @@ from agent.evaluation.ergo_benchmarks import (
 )
 from deployments.cli import build_app
 from tests.pictures import encoded_image
-from tests.unit.test_ergo import model, tokenizer  # noqa: F401  (fixtures)
+from tests.unit.test_ergo import model as model
+from tests.unit.test_ergo import tokenizer as tokenizer
 from tests.unit.test_high_resolution import ENCODED, HR_ROW, PICTURE, write_vstar
 
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
@@ -90,7 +91,7 @@ def test_an_answer_is_right_when_its_letters_are_the_label(written: str, right: 
 
 async def test_all_questions_are_asked_and_counted(  # type: ignore[no-untyped-def]
     model,
-    tokenizer,  # noqa: F811
+    tokenizer,
 ) -> None:
     class Knowing(ErgoZoom):
         def _write(self, turns, task, limit_s=None):  # type: ignore[no-untyped-def]
@@ -110,7 +111,7 @@ async def test_all_questions_are_asked_and_counted(  # type: ignore[no-untyped-d
 def test_the_commands_run_a_stock_folder(  # type: ignore[no-untyped-def]
     model,
     tokenizer,
-    tmp_path: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     folder = tmp_path / "ergo"
     model.save_pretrained(folder)
