@@ -68,8 +68,11 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
     batches = {"max_batch_frames": settings.max_batch_frames}
     weights = {"dtype": settings.dtype}
     encoder = {**batches, **weights, "compiled": settings.compiled}
+    # Fakes and stages that know nothing of it are not told.
+    published = {"as_published": True} if settings.as_published else {}
 
-    proposal = stage(Proposal, "proposal", network=settings.proposal_network, **batches)
+    proposal = stage(Proposal, "proposal", network=settings.proposal_network, **batches,
+                     **published)  # fmt: skip
     language = (
         deployment(Language)
         .options(request_router_config=RequestRouterConfig(request_router_class=_BY_FRAME))
@@ -77,12 +80,13 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
             settings.stages.language,
             settings,
             proposal=proposal,
-            primary_encoder=stage(PrimaryEncoder, "primary_encoder", **encoder),
+            primary_encoder=stage(PrimaryEncoder, "primary_encoder", **encoder, **published),
             auxiliary_encoder=(
                 stage(AuxiliaryEncoder, "auxiliary_encoder", **encoder) if auxiliary else None
             ),
             engine=settings.engine,
             **weights,
+            **published,
         )
     )
     application: Application = deployment(Ingress).bind(

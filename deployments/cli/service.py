@@ -78,6 +78,7 @@ def serve(
         replace(loaded.service, model=ready.model, proposal_network=ready.proposal_network),
         device=chosen.device,
         dtype=chosen.dtype,
+        as_published=chosen.as_published or None,
         server=_replaced(
             loaded.service.server,
             host=host,
@@ -88,7 +89,10 @@ def serve(
         ),
         # The front end may run in another folder than the one the path was typed in.
         access=_replaced(loaded.service.access, api_keys=api_keys and str(api_keys.resolve())),
-        stream=_replaced(loaded.service.stream, max_new_tokens=chosen.max_new_tokens),
+        stream=_replaced(
+            loaded.service.stream,
+            max_new_tokens=chosen.max_new_tokens or _longest(loaded.service, chosen),
+        ),
     )
     service = LocalService(replace(loaded, service=settings), logs=logs, report=typer.echo)
     with console_beside(settings.server, console):
@@ -99,6 +103,16 @@ def _replaced(settings: T, **values: object) -> T:
     """The settings with those values that were given; None: not given."""
     given = {name: value for name, value in values.items() if value is not None}
     return replace(settings, **given)  # type: ignore[type-var]
+
+
+def _longest(settings: ServiceSettings, choice: ModelChoice) -> int | None:
+    """What the chosen model was measured with, unless the settings say something of their own."""
+    from agent.model_directory import longest_answer
+    from agent.settings import StreamSettings
+
+    if choice.model is None or settings.stream.max_new_tokens != StreamSettings.max_new_tokens:
+        return None
+    return longest_answer(choice.model)
 
 
 def _chosen(

@@ -73,7 +73,11 @@ class Language(StageReplica):
             overlap=settings.stream.overlap_stages,
             model=revision_of(settings),
         )
-        model = find_model(settings.model, proposal_network=settings.proposal_network)
+        model = find_model(
+            settings.model,
+            proposal_network=settings.proposal_network,
+            as_published=settings.as_published,
+        )
         self._cache = open_cache(settings.cache)
         self._told = CacheStats()
         self._pipeline = Pipeline(

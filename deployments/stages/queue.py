@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from agent import progress
 from agent.batching import compute_together
 from agent.urgency import Limits
 from deployments.observability.stage_meter import Served
@@ -67,9 +68,9 @@ class StageQueue:
         threading.Thread(target=self._loop, name="stage", daemon=True).start()
 
     def stalled_s(self) -> float:
-        """Seconds for which the thread has been at the jobs it has; zero when it has none."""
+        """Seconds for which no layer of the jobs under way has ended; zero when there are none."""
         since_s = self._busy_since_s
-        return 0.0 if since_s is None else time.monotonic() - since_s
+        return 0.0 if since_s is None else progress.still_since_s(since_s)
 
     def ticket(self, limits: Limits, owner: str = "") -> Ticket:
         """A place among calls of its urgency: each turn holds one call of every owner."""

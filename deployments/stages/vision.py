@@ -92,13 +92,13 @@ class StageReplica:
         """Serve asks now and then, and starts another replica in place of one that raises.
 
         Raises:
-            StageUnavailable: one forward pass has not come to its end for too long.
+            StageUnavailable: it computes, and no layer has come to its end for too long.
         """
         # A language stage computes in its engine's thread, not in the queue's.
         inside = getattr(self.stage, "stalled_s", None)
         stalled_s = max(self.queue.stalled_s(), 0.0 if inside is None else inside())
         if stalled_s > self._hang_s:
-            raise StageUnavailable(f"one forward pass has taken {stalled_s:.0f} s and goes on")
+            raise StageUnavailable(f"no layer has come to its end for {stalled_s:.0f} s")
 
     def check_model(self, wanted: str) -> None:
         """Let a call pass, unless its caller is of another revision; see `requests.revision_of`.
