@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,36 +88,27 @@ def revision_of(settings: ServiceSettings) -> str:
 
 @functools.cache
 def _calls_digest() -> str:
-    return shapes_digest(FrameCall, FrameReply, Refused, PrimaryFeatures, AuxiliaryFeatures)
+    shapes = shapes_of(FrameCall, FrameReply, Refused, PrimaryFeatures, AuxiliaryFeatures)
+    return hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()[:12]
 
 
-def shapes_digest(*types: type[Any]) -> str:
-    """Another one as soon as any field of these, or of what they hold, is another.
+def shapes_of(*types: Any) -> dict[str, str]:
+    """The fields of these dataclasses and of all that they hold, by the name of each.
 
     Replicas of two versions of this code meet while it is updated, and a pickled value has the
     fields that its sender knew.
     """
     shapes: dict[str, str] = {}
-    for kind in types:
-        _add_shape(kind, shapes)
-    return hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()[:12]
-
-
-def _add_shape(kind: Any, shapes: dict[str, str]) -> None:
-    for part in _within(kind):
-        name = f"{part.__module__}.{part.__qualname__}"
-        if name not in shapes and dataclasses.is_dataclass(part):
-            hints = typing.get_type_hints(part)
-            held = {entry.name: hints[entry.name] for entry in dataclasses.fields(part)}
-            shapes[name] = ", ".join(f"{field}: {what}" for field, what in held.items())
-            for what in held.values():
-                _add_shape(what, shapes)
-
-
-def _within(kind: Any) -> Iterator[type[Any]]:
-    """A class itself, or those that a type such as `tuple[Task, ...] | None` is made of."""
-    arguments = typing.get_args(kind)
-    if not arguments and isinstance(kind, type):
-        yield kind
-    for argument in arguments:
-        yield from _within(argument)
+    pending = list(types)
+    while pending:
+        kind = pending.pop()
+        pending += typing.get_args(kind)  # Such as Task of tuple[Task, ...] | None.
+        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+            continue
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        if name not in shapes:
+            hints = typing.get_type_hints(kind)
+            held = {entry.name: hints[entry.name] for entry in dataclasses.fields(kind)}
+            shapes[name] = repr(held)
+            pending += held.values()
+    return shapes

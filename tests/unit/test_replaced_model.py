@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import make_dataclass
 
 import pytest
@@ -12,7 +15,7 @@ from agent.prompts import Task
 from agent.settings import ServiceSettings
 from deployments.observability.metrics import ServiceMetrics
 from deployments.stages import requests
-from deployments.stages.requests import FrameCall, revision_of, shapes_digest
+from deployments.stages.requests import FrameCall, FrameReply, revision_of, shapes_of
 from tests.handles import remote_pipeline
 from tests.pictures import encoded_image
 
@@ -57,18 +60,30 @@ def test_whatever_changes_calls_is_another_revision(monkeypatch: pytest.MonkeyPa
         make_dataclass("Held", known)
         for known in (fields, [("place", int)], [*fields, ("label", str)], [("box", float)])
     )
-    digests = [
-        shapes_digest(make_dataclass("Call", [("held", tuple[kind, ...] | None)]))
+    shapes = [
+        str(shapes_of(make_dataclass("Call", [("held", tuple[kind, ...] | None)])))
         for kind in (held, renamed, grown, retyped)
     ]
-    assert len(set(digests)) == len(digests)
-    assert shapes_digest(held) == shapes_digest(make_dataclass("Held", fields))
+    assert len(set(shapes)) == len(shapes)
+    assert shapes_of(held) == shapes_of(make_dataclass("Held", fields))
     now = revision_of(ServiceSettings())
     monkeypatch.setattr(requests, "_calls_digest", lambda: "of another version")
     assert revision_of(ServiceSettings()) != now
 
 
 def test_all_that_travels_in_a_call_counts() -> None:
-    shapes: dict[str, str] = {}
-    requests._add_shape(FrameCall, shapes)
+    shapes = shapes_of(FrameCall, FrameReply)
     assert {"agent.frame.Frame", "agent.prompts.Task", "agent.prompts.Exchange"} <= set(shapes)
+    assert {"agent.pipeline.Grounding", "agent.parsing.Answer"} <= set(shapes)
+
+
+def test_every_process_names_the_same_revision() -> None:
+    code = "from deployments.stages import requests; print(requests._calls_digest())"
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert said == {f"{requests._calls_digest()}\n"}
