@@ -31,8 +31,8 @@ from agent.generation import LanguageStage
 from agent.model.int8 import Int8Linear
 from agent.prompts import Task
 from agent.stages import LocalStages
-from agent.streaming.video_source import open_source
 from benchmarks.memory import peak_added_bytes
+from groundstream.video.sources import open_source
 
 _DEMO = Path(__file__).parents[1] / "client" / "demo_data"
 _WORDS = (

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from agent.ergo import ErgoZoom
-from agent.errors import SettingsError
 from agent.generation import LanguageStage
 from agent.model import int8
 from agent.model.checkpoint import load_model, weight_type
 from agent.model.int8 import Int8Linear, int8_layers, quantise_layers, quantised
 from agent.model.vlm_fo1 import Part
 from agent.model_needs import model_needs
+from groundstream.errors import SettingsError
 from tests.unit.test_ergo import model as model
 from tests.unit.test_ergo import tokenizer as tokenizer
 from tests.unit.tiny_model import write_tiny_model
