@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -162,7 +163,7 @@ def _box(values: list[float]) -> Box:
 
 
 _ALWAYS = frozenset({"id", "query"})
-_READERS = {
+_READERS: dict[str, Callable[[Any], Any]] = {
     "evidence": lambda fields: EventEvidence(**fields),
     "box": _box,
     "direction": Direction,

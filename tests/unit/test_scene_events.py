@@ -271,7 +271,7 @@ def test_pauses_without_results_are_not_absence() -> None:
     assert detector.update(a_result(10, an_answer({}), time_s=1.0)) == []
     assert detector.update(a_result(11, an_answer({}), time_s=60.0)) == []  # One second counts.
     told = [a_result(n, an_answer({}), time_s=60.0 + (n - 11) / FPS) for n in range(12, 30)]
-    assert kinds(detector.update_all(told)) == ["ANSWER_CHANGED", "LEFT"]
+    assert kinds(detector.update_all(told)) == ["LEFT"]
 
 
 def test_what_is_unsure_for_long_is_lost_and_not_left() -> None:
