@@ -705,6 +705,7 @@ class EventDetector:
             id=event_id(
                 self._stream, kind, query.name, self._session, number, place, direction,
                 since.sequence, since.capture_time_ns, self._frame.sequence,
+                count,  # A late answer may change it once more in the same frame.
             ),
             kind=kind,
             query=query.name,

@@ -483,13 +483,10 @@ def test_a_query_that_is_asked_anew_keeps_its_things() -> None:
 # ---- any stream ----
 
 
-@st.composite
-def streams(draw: st.DrawFn) -> list[StreamEvent]:
+def made_up(seed: int, num_things: int, num_frames: int, calm: float) -> list[StreamEvent]:
     """Things that wander, vanish and come back; answers that are late, denied or unknown; pauses,
     resumes, new sessions."""
-    random_ = random.Random(draw(st.integers(0, 10**9)))
-    num_things, num_frames = draw(st.integers(1, 4)), draw(st.integers(5, 120))
-    calm = draw(st.sampled_from([0.02, 0.1, 0.4]))
+    random_ = random.Random(seed)
     where = {n: (random_.uniform(0, WIDTH), random_.uniform(20, HEIGHT)) for n in range(num_things)}
     shown, evidence, time_s = set(where), dict.fromkeys(where, 0), 0.0
     stream: list[StreamEvent] = []
@@ -537,6 +534,11 @@ def streams(draw: st.DrawFn) -> list[StreamEvent]:
     return stream
 
 
+def streams() -> st.SearchStrategy[list[StreamEvent]]:
+    seeds, shares = st.integers(0, 10**9), st.sampled_from([0.02, 0.1, 0.4])
+    return st.builds(made_up, seeds, st.integers(1, 4), st.integers(5, 120), shares)
+
+
 def a_detector(config: EventSettings) -> EventDetector:
     return EventDetector([dataclasses.replace(LEFT_HALF, dwell_s=1.0)], [UPWARDS], settings=config)
 
@@ -546,8 +548,17 @@ CONFIGS = st.sampled_from(
 )
 
 
+def test_the_made_up_streams_hold_every_kind_of_event() -> None:
+    told = [
+        event
+        for seed in range(20)
+        for event in a_detector(EventSettings()).update_all(made_up(seed, 4, 120, 0.02))
+    ]
+    assert {event.kind for event in told} == set(EventKind)
+
+
 @given(streams(), CONFIGS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_events_are_told_once_in_order_and_add_up(
     stream: list[StreamEvent], config: EventSettings
 ) -> None:
@@ -627,7 +638,7 @@ def test_results_out_of_order_are_put_in_order(stream: list[StreamEvent], seed: 
 
 
 @given(streams(), CONFIGS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_a_line_of_json_is_the_event(stream: list[StreamEvent], config: EventSettings) -> None:
     for event in a_detector(config).update_all(stream):
         line = event_to_json(event)
