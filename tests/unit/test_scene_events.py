@@ -214,6 +214,10 @@ def test_past_the_end_of_a_line_nothing_is_crossed() -> None:
 def test_a_box_that_trembles_at_the_line_tells_nothing() -> None:
     flicker = [80, 99, 101] * 20
     assert crossings(flicker, dataclasses.replace(QUIET, appear_s=0.0)) == []
+    assert crossings([80, 120] * 20, dataclasses.replace(QUIET, appear_s=0.0)) == []
+    # Over, back onto the line for as long as you like, and home again.
+    onto = [80, 120, *[100] * 20, 80, 80]
+    assert crossings(onto, dataclasses.replace(AT_ONCE, settle_s=0.3)) == []
     # Trembling as slow as you like, but within the margin of one pixel.
     slow = [80, *[99.5] * 30, *[100.5] * 30, *[99.5] * 30]
     assert crossings(slow, dataclasses.replace(AT_ONCE, settle_s=0.3, margin=0.005)) == []
@@ -425,6 +429,13 @@ def test_what_two_key_frames_named_is_not_denied_away() -> None:
     detector.update(spoken(9, {7: (50.0, 50.0)}))
     detector.update_all(followed(range(10, 40), evidence=9))
     assert detector.update_all([spoken(n, {}) for n in (15, 20, 25, 30)]) == []
+
+
+def test_a_key_frame_that_names_it_again_counts_at_once() -> None:
+    detector = EventDetector(settings=QUIET)
+    detector.update_all(followed(range(20), evidence=0))
+    assert detector.update(spoken(5, {7: (50.0, 50.0)})) == []
+    assert detector.update_all([spoken(n, {}) for n in (8, 11, 14)]) == []
 
 
 def test_an_unsure_answer_denies_nothing() -> None:
