@@ -631,6 +631,19 @@ def test_pieces_give_what_the_whole_gives(
     assert [event for part in parts for event in part] == whole
 
 
+@given(streams(), CONFIGS, st.integers(0, 120), st.integers(0, 20))
+@settings(max_examples=100, deadline=None)
+def test_a_resume_with_repeated_results_changes_nothing(
+    stream: list[StreamEvent], config: EventSettings, place: int, num_repeated: int
+) -> None:
+    before, after = stream[:place], stream[place:]
+    sessions = [n for n, e in enumerate(before) if isinstance(e, StreamOpened) and not e.resumed]
+    own = before[max(sessions, default=0) :][-num_repeated or len(before) :]
+    repeated = [event for event in own if isinstance(event, FrameResult)]
+    broken = [*before, opened(resumed=True), *repeated, *after]
+    assert a_detector(config).update_all(broken) == a_detector(config).update_all(stream)
+
+
 @given(streams(), st.integers(0, 10**9))
 @settings(max_examples=60, deadline=None)
 def test_results_out_of_order_are_put_in_order(stream: list[StreamEvent], seed: int) -> None:
