@@ -75,6 +75,8 @@ async def show_source(client: aio.Client, shown: BoardStream, source: str) -> No
         """In the thread that reads."""
         if isinstance(event, SourceLost | SourceOpened):
             reason = event.reason if isinstance(event, SourceLost) else ""
+            if reason:
+                _logger.warning("%s: %s; trying again", shown.name, reason)
             with contextlib.suppress(RuntimeError):  # The console has ended.
                 loop.call_soon_threadsafe(setattr, shown, "error", reason)
 

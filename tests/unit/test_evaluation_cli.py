@@ -94,6 +94,8 @@ def photographs(tmp_path):
 def test_photographs_from_the_command_line(model, photographs, command):
     arguments = ("eval", command, "--images", photographs, "--annotations",
                  photographs / "instances.json", "--model", model)  # fmt: skip
+    if command == "detection":
+        arguments += ("--protocol", "own")
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout.splitlines()[-1])
