@@ -17,12 +17,11 @@ class AnswerRules:
     """Boxes that are shown to the model together; more are looked at page by page."""
     least_confidence: float = 0.0
     """Boxes that the model names with less are no detections."""
+    least_listed: float = 0.5
+    """Boxes that are listed at all, where each is believed or not by itself
+    (`agent.region_choice`): those below `least_confidence` make an empty answer UNSURE."""
     one_per_object: bool = False
     """Of boxes of one label that overlap or hold one another only the surest is a detection."""
-
-    weigh_objectness: bool = False
-    """A detection's confidence is the model's times the proposal network's: for models whose region
-    tokens say what a box shows, and hardly how much of it."""
 
     @classmethod
     def read(cls, section: Mapping[str, Any]) -> AnswerRules:
@@ -30,6 +29,6 @@ class AnswerRules:
         return cls(
             int(section.get("regions_per_page", MAX_REGIONS)),
             float(section.get("least_confidence", 0.0)),
+            float(section.get("least_listed", 0.5)),
             bool(section.get("one_per_object", False)),
-            bool(section.get("weigh_objectness", False)),
         )
