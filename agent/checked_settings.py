@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar
 import pydantic.dataclasses
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from agent.errors import SettingsError
+from groundstream.errors import SettingsError
 
 T = TypeVar("T")
 

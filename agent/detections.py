@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.errors import InvalidBoxes
+from groundstream.errors import InvalidBoxes
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.errors import SettingsError
+from groundstream.errors import SettingsError
 
 
 def checked_device(device: str) -> str:

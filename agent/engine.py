@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from agent.drafting import DraftTree
-from agent.errors import Overloaded
 from agent.generation_request import (
     Completion,
     PrefixInput,
@@ -38,6 +37,7 @@ from agent.model.ragged_attention import (
 )
 from agent.prefix_cache import PrefixCache
 from agent.stage_settings import EngineSettings
+from groundstream.errors import Overloaded
 
 _PRIVATE = "private "
 

@@ -31,7 +31,7 @@ from agent.ergo_protocol import (
     parse_thought,
     second_question,
 )
-from agent.errors import CheckpointMismatch, InvalidQuery
+from agent.errors import CheckpointMismatch
 from agent.features import StageTimings
 from agent.frame import Frame, RGBArray
 from agent.parsing import Answer, AnswerStatus
@@ -40,6 +40,7 @@ from agent.processor import CLIP_MEAN, CLIP_STD, normalise, patchify
 from agent.prompts import Task, TaskKind
 from agent.revisions import Revision
 from agent.zoom_policy import Zoom, ZoomPolicy
+from groundstream.errors import InvalidQuery
 
 _TURN = "<|im_start|>{role}\n{content}<|im_end|>\n"
 _IMAGE = "<|vision_start|>{slots}<|vision_end|>"

@@ -2,14 +2,13 @@
 
 Sizes are read from the header before a single pixel is decoded, so a bomb costs nothing. Pictures
 are seen as a viewer shows them: turned as their EXIF says, transparency over white. Knows nothing
-of sessions, models or where the bytes came from. The only reader of images.
+of sessions, models or where the bytes came from. The only reader of images from outside.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from agent.errors import FrameTooCostly, FrameTooLarge, InvalidFrame
 from agent.picture_cost import picture_cost
+from groundstream.errors import FrameTooCostly, FrameTooLarge, InvalidFrame
+from groundstream.video.pictures import FORMATS, UNREADABLE, upright, upright_size
+from groundstream.video.pictures import RGBArray as RGBArray
 
-RGBArray = NDArray[np.uint8]
-
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _SHOWN = 48
 _HEADER_S = 1.0
 _DECODE_S = 5.0
@@ -31,25 +29,6 @@ _DECODE_S = 5.0
 is allowed takes a fifth of that. A busy machine makes no picture costly."""
 _BLOCK_BYTES = 16_384
 """Handed to the decoder at a time; the limit is looked at between two of them."""
-_ORIENTATION = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What makes a picture upright, by its EXIF orientation."""
-_LIES_DOWN = 5
-"""From this orientation on, width and height are exchanged."""
-_UNREADABLE = (
-    OSError, ValueError, SyntaxError, struct.error, IndexError, KeyError, TypeError,
-    OverflowError, EOFError, RecursionError, AttributeError, AssertionError,
-)  # fmt: skip
-"""What Pillow's readers raise about bytes that are no picture. Memory that is short is no fault of
-the sender's."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +70,8 @@ class Frame:
         """
         try:
             with _opened(self.encoded, _DECODE_S) as image:
-                return np.asarray(_upright(image).convert("RGB"))
-        except _UNREADABLE as error:
+                return np.asarray(upright(image).convert("RGB"))
+        except UNREADABLE as error:
             raise _damaged(error) from error
 
     def grey(self, least_px: int) -> NDArray[np.uint8]:
@@ -111,8 +90,8 @@ class Frame:
                 if shrink < 1.0:
                     wanted = tuple(max(1, round(side * shrink)) for side in image.size)
                     image.draft("L", (wanted[0], wanted[1]))
-                return np.asarray(_upright(image).convert("L"))
-        except _UNREADABLE as error:
+                return np.asarray(upright(image).convert("L"))
+        except UNREADABLE as error:
             raise _damaged(error) from error
 
 
@@ -176,33 +155,10 @@ class _TimedBytes(io.BytesIO):
 
 
 def _opened(encoded: bytes, limit_s: float) -> Image.Image:
-    image = Image.open(_TimedBytes(encoded, limit_s), formats=_FORMATS)
+    image = Image.open(_TimedBytes(encoded, limit_s), formats=FORMATS)
     if isinstance(image, ImageFile.ImageFile):
         image.decodermaxblock = _BLOCK_BYTES
     return image
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The picture as a viewer shows it, in 8 bits a channel."""
-    turn = _TURNS.get(_orientation(image))
-    if image.mode.startswith("I;16"):
-        # Pillow would cut off what is above 255.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        seen = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
-    return image if turn is None else image.transpose(turn)
-
-
-def _orientation(image: Image.Image) -> int:
-    """1 to 8 as EXIF counts; 1, upright, where there is none that can be read."""
-    if "exif" not in image.info:
-        return 1
-    try:
-        found = image.getexif().get(_ORIENTATION)
-    except _UNREADABLE:
-        return 1
-    return found if isinstance(found, int) and found in _TURNS else 1
 
 
 def _damaged(error: Exception) -> InvalidFrame:
@@ -216,14 +172,12 @@ def _header_size(encoded: bytes) -> tuple[int, int]:
     """
     try:
         with _opened(encoded, _HEADER_S) as image:
-            width, height = image.size
-            if _orientation(image) >= _LIES_DOWN:
-                width, height = height, width
+            width, height = upright_size(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise FrameTooLarge(
             "the header says more pixels than anybody here is willing to decode; scale it down"
         ) from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         start = encoded[:_SHOWN].hex(" ", 4)
         raise InvalidFrame(
             f"not a JPEG, PNG, WebP or BMP image (the bytes begin with {start})"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agent.drafting import Drafter
 from agent.engine import Engine
-from agent.errors import CheckpointMismatch, InvalidQuery, Overloaded
+from agent.errors import CheckpointMismatch
 from agent.feature_tensors import to_tensor
 from agent.features import FrameFeatures, Generation
 from agent.generation_request import (
@@ -46,6 +46,7 @@ from agent.region_choice import RegionChoice
 from agent.sequence import SequenceBuilder, TokenSequence
 from agent.stage_settings import EngineSettings
 from agent.tokenizer import PromptTokenizer
+from groundstream.errors import InvalidQuery, Overloaded
 
 _TEXT_ONLY = "text only"
 _ANSWERS_BY_LABEL = frozenset({TaskKind.DETECT, TaskKind.REFER, TaskKind.COUNT})

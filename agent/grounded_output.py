@@ -6,17 +6,17 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-from agent.drawing import LabelledBox, draw_boxes
-from agent.errors import SettingsError, SourceError
 from agent.pipeline import Grounding
-from agent.streaming.video_source import (
+from groundstream.errors import SettingsError, SourceError
+from groundstream.video.drawing import LabelledBox, draw_boxes
+from groundstream.video.sources import (
     IMAGE_SUFFIXES,
     ImageFolder,
     SourceFrame,
     VideoSource,
     shown_location,
 )
-from agent.streaming.video_writer import VIDEO_SUFFIXES, VideoWriter
+from groundstream.video.writer import VIDEO_SUFFIXES, VideoWriter
 
 
 def output_beside(source: str) -> Path:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.detections import IntArray
-from agent.errors import InvalidQuery
 from agent.prompts import MAX_REGIONS, Task
+from groundstream.errors import InvalidQuery
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import numpy as np
 
 from agent.answer_rules import AnswerRules
 from agent.detections import Detections, Proposals, surest_claims
-from agent.enums import AnswerStatus as AnswerStatus
 from agent.features import Generation
 from agent.paging import Page
 from agent.prompts import REGION_TOKEN, Task, TaskKind
+from groundstream.enums import AnswerStatus as AnswerStatus
 
 _GROUND = re.compile(r"<ground>(.*?)</ground><objects>(.*?)</objects>")
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)

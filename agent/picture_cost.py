@@ -12,7 +12,7 @@ import re
 import struct
 from dataclasses import dataclass
 
-from agent.errors import FrameTooCostly
+from groundstream.errors import FrameTooCostly
 
 MAX_JPEG_SCANS = 40
 """An encoder writes about ten; each one goes over the whole picture again."""

@@ -21,7 +21,6 @@ import numpy as np
 from agent.answer_rules import AnswerRules
 from agent.carried_answers import carried_answers
 from agent.detections import FloatArray, Proposals, validate_boxes
-from agent.errors import Overloaded
 from agent.features import (
     AuxiliaryFeatures,
     FrameFeatures,
@@ -39,6 +38,7 @@ from agent.region_cache import RegionCache, feature_key
 from agent.single_flight import SingleFlight
 from agent.started_tasks import started
 from agent.urgency import Limits, SharedLimits, Urgency
+from groundstream.errors import Overloaded
 
 _GRACE_S = 0.05
 """The stage that is late says so itself, if it can."""

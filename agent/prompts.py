@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
-from agent.enums import TaskKind as TaskKind
-from agent.errors import InvalidQuery
+from groundstream.enums import TaskKind as TaskKind
+from groundstream.errors import InvalidQuery
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 MAX_QUERY_CHARS = 2000

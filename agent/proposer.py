@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from agent.batching import equal_rows
 from agent.detections import FloatArray, Proposals, centred_to_corners, select_proposals
-from agent.errors import CheckpointMismatch, InvalidBoxes
+from agent.errors import CheckpointMismatch
 from agent.features import AuxiliaryFeatures
 from agent.frame import Frame
 from agent.model.configuration import ProposalConfig, VLMFO1Config
@@ -31,6 +31,7 @@ from agent.model.upn_checkpoint import MODEL_TYPE as UPN
 from agent.model.upn_checkpoint import load_universal_proposals
 from agent.model_directory import find_model, find_network
 from agent.processor import IMAGENET_MEAN, IMAGENET_STD, normalise, picture
+from groundstream.errors import InvalidBoxes
 
 logger = logging.getLogger(__name__)
 

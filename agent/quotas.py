@@ -17,12 +17,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from agent.errors import QuotaExceeded
 from agent.frame import Frame
 from agent.prompts import MAX_REGIONS
 from agent.redis_connection import RedisConnection
 from agent.server_settings import AccessSettings, QuotaSettings
 from agent.settings import CacheSettings
+from groundstream.errors import QuotaExceeded
 
 _NAMESPACE = "groundstream:quota:"
 _RENEWALS = 3

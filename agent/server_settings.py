@@ -19,7 +19,7 @@ from agent.checked_settings import (
     Share,
     checked,
 )
-from agent.errors import SettingsError
+from groundstream.errors import SettingsError
 
 
 @checked

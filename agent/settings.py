@@ -29,11 +29,11 @@ from agent.checked_settings import (
     from_mapping,
     unknown_key,
 )
-from agent.errors import SettingsError
 from agent.frame import FrameLimits
 from agent.model_directory import DEFAULT_MODEL
 from agent.server_settings import AccessSettings, ObserveSettings, ServerSettings
 from agent.stage_settings import EngineSettings, StageFactories, StageThreads
+from groundstream.errors import SettingsError
 
 _SERVE_KEYS = frozenset({"proxy_location", "logging_config", "applications"})
 

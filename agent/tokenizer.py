@@ -12,8 +12,9 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.decoders import DecodeStream
 
-from agent.errors import CheckpointMismatch, InvalidQuery
+from agent.errors import CheckpointMismatch
 from agent.prompts import MAX_REGIONS, region_token
+from groundstream.errors import InvalidQuery
 
 CONTROL_TOKENS = (
     "<|endoftext|>",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.enums import Arrangement as Arrangement
-from agent.enums import ZoomPolicy as ZoomPolicy
+from groundstream.enums import Arrangement as Arrangement
+from groundstream.enums import ZoomPolicy as ZoomPolicy
 
 
 @dataclass(frozen=True)

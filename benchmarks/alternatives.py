@@ -48,8 +48,8 @@ from agent.processor import IMAGENET_MEAN, IMAGENET_STD
 from agent.prompts import Task
 from agent.region_cache import MemoryRegionCache
 from agent.stages import LocalStages
-from agent.streaming.video_source import open_source
 from benchmarks.reference_path import LABELS
+from groundstream.video.sources import open_source
 
 _VIDEO = Path(__file__).parents[1] / "demo" / "scene.mp4"
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -28,8 +28,8 @@ from agent.interrupts import interruptible
 from benchmarks.driver import camera_pictures
 from benchmarks.scaling import Caller
 from benchmarks.standin_stages import changed_config
-from client.service_process import ServiceProcess
-from client.vision_agent_client import VisionAgentClient
+from deployments.local.service_process import ServiceProcess
+from groundstream import aio
 
 _SCALED = ("Proposal", "PrimaryEncoder")
 _STAGE = "PrimaryEncoder"
@@ -78,7 +78,7 @@ class Record:
 async def watched(service: ServiceProcess, phases: Sequence[Phase]) -> Record:
     """Run the phases and sample meanwhile."""
     record = Record()
-    async with VisionAgentClient(service.target) as client:
+    async with aio.Client(service.target) as client:
         await client.wait_until_ready(_READY_S)
         caller = Caller(client, camera_pictures(30, every=3))
         await caller.keep_busy(2.0)

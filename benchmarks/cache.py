@@ -34,7 +34,7 @@ from agent.prompts import Task
 from agent.region_cache import MemoryRegionCache, RedisRegionCache, RegionCache
 from agent.settings import CacheSettings
 from agent.stages import LocalStages
-from agent.streaming.video_source import open_source
+from groundstream.video.sources import open_source
 
 _VIDEO = Path(__file__).parents[1] / "demo" / "scene.mp4"
 _VISION = ("propose", "encode_primary", "encode_auxiliary")

@@ -37,10 +37,10 @@ from agent.stage_settings import StageFactories
 from benchmarks.driver import with_comment
 from benchmarks.shell import noisy_picture, ping_pong
 from benchmarks.standin_stages import StandIn, StandInLanguage, changed_config
-from client.service_process import ServiceProcess, free_port
-from client.vision_agent_client import VisionAgentClient
+from deployments.local.service_process import ServiceProcess, free_port
 from deployments.observability.stage_meter import Served, WorkDone
 from deployments.stages.requests import FrameCall, FrameReply, Wanted
+from groundstream import aio
 
 _NUM_BOXES, _NUM_TOKENS, _TOKEN_WIDTH, _REGION_WIDTH, _NUM_CLASSES = 100, 391, 2048, 5888, 80
 _FRAME_BYTES = 60_000
@@ -129,7 +129,7 @@ def counters(port: int) -> dict[str, float]:
 async def measure(service: ServiceProcess, port: int, num: int) -> dict[str, Any]:
     """Processor time of the front end and bytes of Redis, for a stream and for more questions."""
     picture = noisy_picture(_FRAME_BYTES)
-    async with VisionAgentClient(service.target) as client:
+    async with aio.Client(service.target) as client:
         await client.wait_until_ready(_READY_S)
         await ping_pong(client, picture, num=30)  # Warms up; the first frames are left out.
         before, cpu_s = counters(port), front_end_s(service)

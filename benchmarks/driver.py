@@ -20,10 +20,10 @@ from typing import Any
 import grpc.aio
 
 from agent.frame import frame_from_rgb
-from agent.streaming.video_source import open_source
-from client.events import adds_up
-from protos import vision_agent_pb2 as pb
-from protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.events import adds_up
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.video.sources import open_source
 
 VIDEO = Path(__file__).parents[1] / "demo" / "scene.mp4"
 _ACK_WINDOW = 8

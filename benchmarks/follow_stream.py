@@ -27,11 +27,11 @@ from rich.table import Table
 
 from agent.frame import frame_from_rgb
 from agent.interrupts import interruptible
-from agent.streaming.video_source import open_source
-from client.events import KeyframeAnswer, StreamStats
-from client.service_process import ServiceProcess
-from client.types import FrameResult, OutgoingFrame, StreamPolicy
-from client.vision_agent_client import VisionAgentClient
+from deployments.local.service_process import ServiceProcess
+from groundstream import aio
+from groundstream.events import KeyframeAnswer, StreamStats
+from groundstream.types import FrameResult, OutgoingFrame, StreamPolicy
+from groundstream.video.sources import open_source
 
 _VIDEO = Path(__file__).parents[1] / "demo" / "scene.mp4"
 _QUERIES = ("dog", "automobile")
@@ -82,7 +82,7 @@ async def follow(
 ) -> Seen:
     """One stream."""
     seen = Seen()
-    async with VisionAgentClient(target) as client:
+    async with aio.Client(target) as client:
         await client.wait_until_ready(_READY_S)
         frames = due_frames(pictures(mode), seen, fps=fps, duration_s=duration_s)
         async with client.watch(frames, _QUERIES, policy=StreamPolicy(ack_window=8)) as stream:

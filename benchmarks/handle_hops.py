@@ -30,10 +30,10 @@ from rich.table import Table
 
 from agent.frame import frame_from_rgb, read_frame
 from agent.interrupts import interruptible
-from agent.streaming.video_source import open_source
 from benchmarks.driver import VIDEO
 from deployments.local import process_session
 from deployments.local.ray_cluster import ENVIRONMENT
+from groundstream.video.sources import open_source
 
 _SIZES = (1_000, 10_000, 100_000, 500_000, 1_000_000, 5_000_000)
 _FRAMES = ((640, 480), (1920, 1080))

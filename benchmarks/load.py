@@ -27,10 +27,10 @@ from rich.table import Table
 
 from agent.interrupts import interruptible
 from benchmarks.driver import Camera, Journal, camera_pictures, drive
-from client.events import adds_up
-from client.service_process import ServiceProcess
-from client.types import ServiceStats, StageLoad
-from client.vision_agent_client import VisionAgentClient
+from deployments.local.service_process import ServiceProcess
+from groundstream import aio
+from groundstream.events import adds_up
+from groundstream.types import ServiceStats, StageLoad
 
 _READY_S = 300.0
 _SETTLE_S = 3.0
@@ -69,7 +69,7 @@ async def measure(
     """One fleet against a service; the figures of its table."""
     pictures = camera_pictures(60, every=max(1, round(30 / camera.fps)))
     resources = Resources()
-    async with VisionAgentClient(target) as client:
+    async with aio.Client(target) as client:
         await client.wait_until_ready(_READY_S)
         await asyncio.sleep(_SETTLE_S)
         before = await client.stats()

@@ -28,7 +28,7 @@ from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.region_cache import MemoryRegionCache
 from agent.stages import LocalStages
-from agent.streaming.video_source import open_source
+from groundstream.video.sources import open_source
 
 LABELS = (
     "dog", "automobile", "pizza", "balloon", "sunflower", "rocket", "bicycle", "cat", "guitar",

@@ -26,8 +26,8 @@ from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.region_cache import MemoryRegionCache
 from agent.stages import LocalStages
-from agent.streaming.video_source import open_source
 from benchmarks.reference_path import LABELS, plain_answer
+from groundstream.video.sources import open_source
 
 _VIDEO = Path(__file__).parents[1] / "demo" / "scene.mp4"
 _COUNTS = (1, 2, 5, 10, 20)

@@ -31,9 +31,9 @@ from agent.interrupts import interruptible
 from benchmarks.driver import camera_pictures, with_comment
 from benchmarks.queueing import Machine, mean_wait_s, most_throughput
 from benchmarks.standin_stages import changed_config
-from client.service_process import ServiceProcess
-from client.types import StageLoad
-from client.vision_agent_client import VisionAgentClient
+from deployments.local.service_process import ServiceProcess
+from groundstream import aio
+from groundstream.types import StageLoad
 
 _STAGES = ("Proposal", "PrimaryEncoder", "Language")
 _SERIAL = ("proposal", "primary_encoder")
@@ -61,7 +61,7 @@ class Run:
 class Caller:
     """Asks about frames nobody has seen."""
 
-    def __init__(self, client: VisionAgentClient, pictures: Sequence[bytes]) -> None:
+    def __init__(self, client: aio.Client, pictures: Sequence[bytes]) -> None:
         self._client = client
         self._pictures = itertools.cycle(pictures)
         self._numbers = itertools.count()
@@ -92,7 +92,7 @@ class Caller:
         await asyncio.gather(*calls)
 
 
-async def measured(client: VisionAgentClient, service: ServiceProcess, work: Any) -> Run:
+async def measured(client: aio.Client, service: ServiceProcess, work: Any) -> Run:
     """What a service does while `work` runs."""
     before, started_s = await client.stats(), time.monotonic()
     used, idle_s = service.cpu_s_by_process(), psutil.cpu_times().idle
@@ -121,7 +121,7 @@ async def measured(client: VisionAgentClient, service: ServiceProcess, work: Any
 
 async def runs_of(service: ServiceProcess, seconds: float) -> tuple[Run, Run, Run]:
     """One caller alone, as many as it takes, and frames that come at random."""
-    async with VisionAgentClient(service.target) as client:
+    async with aio.Client(service.target) as client:
         await client.wait_until_ready(_READY_S)
         caller = Caller(client, camera_pictures(30, every=3))
         await caller.keep_busy(_WARM_UP_S)

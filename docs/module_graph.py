@@ -12,11 +12,11 @@ import grimp
 
 PAGE = Path(__file__).parent / "architecture.md"
 BEGIN, END = "<!-- module graph: begin -->", "<!-- module graph: end -->"
-PACKAGES = ("agent", "deployments", "client", "protos")
+PACKAGES = ("agent", "deployments", "groundstream")
 PARTS = {
-    "values": "enums frame detections features frame_summary errors checked_settings settings "
+    "values": "frame detections features frame_summary errors checked_settings settings "
     "server_settings stage_settings urgency prompts answer_rules model_directory hub chosen_model "
-    "model_identity base_package interrupts started_tasks drawing written_text devices clock "
+    "model_identity base_package interrupts started_tasks written_text devices clock "
     "picture_cost",
     "pipeline": "pipeline paging parsing carried_answers single_flight stages",
     "region cache": "region_cache feature_codec redis_connection",
@@ -41,8 +41,8 @@ def part_of(module: str) -> str:
     """
     package, _, rest = module.partition(".")
     name = rest.partition(".")[0]
-    if package not in ("agent", "deployments") or not name:
-        return package
+    if package == "groundstream":
+        return "groundstream.video" if name == "video" else package
     if (Path(__file__).parents[1] / package / name).is_dir():
         return f"{package}.{name}"
     if package == "deployments":

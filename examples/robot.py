@@ -1,6 +1,6 @@
 """A robot's side of a stream: frames with camera motion out, boxes with an age back.
 
-    python examples/robot.py client/demo_data/pedestrians.mp4 person car
+    python examples/robot.py deployments/demo/data/pedestrians.mp4 person car
 
 Anything that yields `OutgoingFrame` can stand in for the video: a camera's callback that puts into
 a queue, a simulator, a ROS topic (`examples/ros2_bridge.py`).
@@ -13,11 +13,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from agent.streaming.video_source import open_source
-from client.events import Drain, QueriesAck, StreamError, StreamOpened, StreamStats
-from client.playback import play
-from client.types import AnswerStatus, FramePriority, FrameResult, OutgoingFrame, StreamPolicy
-from client.vision_agent_client import VisionAgentClient
+from groundstream import aio
+from groundstream.events import Drain, QueriesAck, StreamError, StreamOpened, StreamStats
+from groundstream.types import AnswerStatus, FramePriority, FrameResult, OutgoingFrame, StreamPolicy
+from groundstream.video.playback import play
+from groundstream.video.sources import open_source
 
 POLICY = StreamPolicy(
     max_age_ms=1500.0,  # what is older than this is no basis for moving an arm
@@ -53,7 +53,7 @@ async def run(target: str, source: str, queries: list[str]) -> StreamStats:
     """Watch until the frames end; returns the stream's books."""
     books = StreamStats()
     async with (
-        VisionAgentClient(target) as client,
+        aio.Client(target) as client,
         # Breaks and drains are healed inside: the iteration goes on with a StreamOpened.
         client.watch(camera(source), queries, policy=POLICY) as stream,
     ):

@@ -16,9 +16,9 @@ import threading
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from client.exporters import to_detection2d_array
-from client.types import FrameResult, OutgoingFrame, StreamPolicy
-from client.vision_agent_client import VisionAgentClient
+from groundstream import aio
+from groundstream.exporters import to_detection2d_array
+from groundstream.types import FrameResult, OutgoingFrame, StreamPolicy
 
 _READABLE = ("jpeg", "jpg", "png", "webp", "bmp")
 
@@ -47,7 +47,7 @@ def fill(message: Any, fields: Mapping[str, Any], elements: Mapping[str, type]) 
 
     Args:
         message: as its class makes it.
-        fields: by ROS's names, as `client.exporters` gives them.
+        fields: by ROS's names, as `groundstream.exporters` gives them.
         elements: class of the elements of each list, by the list's name.
     """
     for name, value in fields.items():
@@ -111,7 +111,7 @@ async def bridge() -> None:
             frames.put(frame_of(message, next(numbers)))
 
     async with (
-        VisionAgentClient(target) as client,
+        aio.Client(target) as client,
         client.watch(aiter(frames), queries, policy=StreamPolicy(max_age_ms=2000.0)) as stream,
     ):
 

@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from agent.server_settings import AccessSettings, QuotaSettings
 from agent.settings import ServiceSettings, StreamSettings
-from protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2 as pb
 from tests.in_process import running_service
 from tests.pictures import encoded_image
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2 as pb
 from tests.pictures import encoded_image
 
 GOOD_IMAGE = encoded_image(1)

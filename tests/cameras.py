@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 
-from client.types import OutgoingFrame
+from groundstream.types import OutgoingFrame
 
 
 class Camera:

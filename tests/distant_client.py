@@ -11,9 +11,9 @@ import pickle
 import sys
 import time
 
-from agent.errors import AgentError
-from client.events import StreamEvent
-from client.vision_agent_client import VisionAgentClient
+from groundstream import aio
+from groundstream.errors import AgentError
+from groundstream.events import StreamEvent
 from tests.cameras import Camera
 from tests.pictures import encoded_image, numbered
 from tests.remote_stream import LENGTH
@@ -33,9 +33,9 @@ async def _stream(front_ends: list[str]) -> None:
     scene = encoded_image(77)
     camera = Camera(lambda: numbered(scene, camera.num_sent), every_s=_FRAME_S)
     for front_end in front_ends:
-        async with VisionAgentClient(front_end) as client:
+        async with aio.Client(front_end) as client:
             await client.wait_until_ready(_READY_S)
-    async with VisionAgentClient(f"ipv4:{','.join(front_ends)}") as client:
+    async with aio.Client(f"ipv4:{','.join(front_ends)}") as client:
         asyncio.get_running_loop().add_reader(0, lambda: setattr(camera, "is_on", False))
         async with client.watch(camera.frames(), QUERIES) as watched:
             asking = asyncio.create_task(_ask(client, camera, scene))
@@ -45,7 +45,7 @@ async def _stream(front_ends: list[str]) -> None:
         _tell(Finished(camera.num_sent, watched.num_sent, watched.num_unsent))
 
 
-async def _ask(client: VisionAgentClient, camera: Camera, scene: bytes) -> None:
+async def _ask(client: aio.Client, camera: Camera, scene: bytes) -> None:
     number = _SINGLE
     while camera.is_on:
         started_s, number, error = time.monotonic(), number + 1, ""

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from agent.detections import FloatArray, Proposals
-from agent.errors import Overloaded
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame, RGBArray
 from agent.prompts import Task, TaskKind
@@ -26,6 +25,7 @@ from agent.stage_settings import EngineSettings
 from agent.urgency import CurrentLimits, Limits
 from agent.written_text import written_in_thread
 from deployments.observability.metrics import CallCounts
+from groundstream.errors import Overloaded
 
 NUM_BOXES = 4
 COLOURS = 3

@@ -16,29 +16,29 @@ from agent.quotas import open_quotas
 from agent.region_cache import MemoryRegionCache
 from agent.settings import ServerSettings, ServiceSettings, StreamSettings
 from agent.streaming.session_store import MemorySessionStore, SessionStore
-from client.events import (
-    KeyframeAnswer,
-    QueriesAck,
-    StreamEvent,
-    StreamOpened,
-    StreamStats,
-)
-from client.types import (
-    AnswerMode,
-    FrameResult,
-    OutgoingFrame,
-    Query,
-    StreamPolicy,
-)
-from client.vision_agent_client import VisionAgentClient, WatchStream
-from client.watch_stream import Reconnect
 from deployments.front_end.access import open_access
 from deployments.front_end.ingress import VisionAgent
 from deployments.front_end.server import drain_server, open_server
 from deployments.observability.metrics import ServiceMetrics
 from deployments.observability.tracing import Tracing
 from deployments.wire.message_bounds import Counts
-from protos import vision_agent_pb2 as pb
+from groundstream import aio
+from groundstream.events import (
+    KeyframeAnswer,
+    QueriesAck,
+    StreamEvent,
+    StreamOpened,
+    StreamStats,
+)
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.types import (
+    AnswerMode,
+    FrameResult,
+    OutgoingFrame,
+    Query,
+    StreamPolicy,
+)
+from groundstream.watch_stream import Reconnect, WatchStream
 from tests.fakes import FakeStages
 from tests.pictures import encoded_image
 
@@ -175,7 +175,7 @@ def check_books(stats: StreamStats) -> None:
 
 @contextlib.asynccontextmanager
 async def conversation(
-    client: VisionAgentClient,
+    client: aio.Client,
     *queries: str | Query,
     policy: StreamPolicy = GROUND,
     reconnect: Reconnect = NEVER,

@@ -6,8 +6,8 @@ import itertools
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from client.events import KeyframeAnswer, StreamError, StreamEvent, StreamOpened, StreamStats
-from client.types import FrameResult
+from groundstream.events import KeyframeAnswer, StreamError, StreamEvent, StreamOpened, StreamStats
+from groundstream.types import FrameResult
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.errors import SourceError
+from groundstream.errors import SourceError
 
 Row = dict[str, Any]
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from agent.detections import FloatArray, clip_boxes
-from agent.errors import InvalidFrame, SourceError
 from agent.frame import load_frame
+from groundstream.errors import InvalidFrame, SourceError
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from agent.detections import FloatArray
-from agent.errors import SourceError
 from agent.evaluation.asking import Picture, ask_all, corners
 from agent.evaluation.tally import Tally
 from agent.evaluation.text_match import edit_similarity
 from agent.pipeline import Pipeline
 from agent.prompts import Task
+from groundstream.errors import SourceError
 
 _ASKED = {"legibility": "legible", "class": "machine printed", "language": "english"}
 

@@ -11,7 +11,6 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent.errors import SourceError
 from agent.evaluation.coco_folder import CocoFolder, load_coco
 from agent.training.artwork import (
     TEST_FAMILIES,
@@ -20,6 +19,7 @@ from agent.training.artwork import (
     load_concepts,
 )
 from agent.training.scenes import SCENES_VERSION, SceneSettings, load_composer, write_coco
+from groundstream.errors import SourceError
 
 _SPLIT = "val"
 

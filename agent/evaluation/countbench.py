@@ -15,9 +15,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from agent.errors import SourceError
 from agent.evaluation.benchmark_file import picture_of, read_rows, required
 from agent.evaluation.counting import CountQuestion
+from groundstream.errors import SourceError
 
 _HOW_MANY = re.compile(
     r"how many (?P<what>.+?)(?: (?:are|is|can|do|does|were|has|have)\b.*)?\s*\??", re.IGNORECASE

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from agent.detections import FloatArray
-from agent.errors import SourceError
 from agent.evaluation.asking import Picture, ask_all
 from agent.evaluation.benchmark_file import read_rows, required
 from agent.evaluation.tally import Tally
@@ -26,6 +25,7 @@ from agent.evaluation.text_match import contains_words, same_words
 from agent.frame import load_frame
 from agent.pipeline import Pipeline
 from agent.prompts import Task
+from groundstream.errors import SourceError
 
 _BOX = re.compile(r"\[\s*" + r"\s*,\s*".join([r"(\d*\.?\d+)"] * 4) + r"\s*\]")
 _REASONING = "refer_reason"

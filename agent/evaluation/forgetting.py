@@ -15,7 +15,6 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from agent.errors import SettingsError
 from agent.generation import LanguageStage
 from agent.model.bases import find_base
 from agent.model.checkpoint import load_model
@@ -25,6 +24,7 @@ from agent.model_directory import find_model
 from agent.model_tokenizer import model_tokenizer
 from agent.prompts import Task
 from agent.tokenizer import PromptTokenizer
+from groundstream.errors import SettingsError
 
 KNOWLEDGE = Path(__file__).parent / "general_knowledge.yaml"
 _ANSWER_TOKENS = 48

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.errors import SourceError
 from agent.frame import Frame, load_frame, read_frame
 from agent.prompts import Task
 from agent.zoom import Zoomer
 from agent.zoom_policy import Zoom
+from groundstream.errors import SourceError
 
 _LETTERS = "ABCDEFGH"
 _INSTRUCTION = "Answer with the option's letter from the given choices directly."

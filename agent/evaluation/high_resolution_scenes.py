@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from agent.detections import FloatArray
-from agent.errors import SourceError
 from agent.evaluation.detection import match_count
 from agent.features import FrameFeatures
 from agent.frame import Frame, frame_from_rgb
@@ -31,6 +30,7 @@ from agent.training.scenes import Scene
 from agent.training.zoom_scenes import high_resolution_composer
 from agent.zoom import RegionZoom
 from agent.zoom_policy import Zoom, ZoomPolicy
+from groundstream.errors import SourceError
 
 _KINDS = (TaskKind.REGION_CAPTION, TaskKind.COUNT, TaskKind.DETECT)
 _ABSENT = 0.25

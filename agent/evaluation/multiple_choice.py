@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.errors import SourceError
 from agent.evaluation.asking import Picture, ask_all
 from agent.evaluation.benchmark_file import Row, picture_of, read_rows, required
 from agent.evaluation.tally import Tally
 from agent.evaluation.text_match import same_words
 from agent.pipeline import Pipeline
 from agent.prompts import Task
+from groundstream.errors import SourceError
 
 LETTERS = "ABCDEFGH"
 _LONGEST_REFERENCE = 64

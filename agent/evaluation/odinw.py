@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.errors import SourceError
 from agent.evaluation.coco_folder import CocoFolder, load_coco
 from agent.evaluation.detection import DetectionScores, evaluate_detection
 from agent.pipeline import Pipeline
+from groundstream.errors import SourceError
 
 _FILE = "annotations_without_background.json"
 

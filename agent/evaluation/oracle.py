@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.detections import FloatArray, Proposals
-from agent.errors import InvalidQuery
 from agent.features import AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame
 from agent.prompts import Task
 from agent.urgency import CurrentLimits
+from groundstream.errors import InvalidQuery
 
 _WIDTH = 32
 

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 
 from agent.detections import FloatArray, box_iou
-from agent.errors import SourceError
 from agent.evaluation.asking import Picture, ask_all
 from agent.evaluation.average_precision import (
     Rows,
@@ -30,6 +29,7 @@ from agent.evaluation.average_precision import (
 from agent.evaluation.coco_folder import CocoFolder, load_coco
 from agent.pipeline import Pipeline
 from agent.prompts import Task
+from groundstream.errors import SourceError
 
 _IOU = 0.5
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.errors import SourceError
 from agent.evaluation.benchmark_file import picture_of, read_rows, required
 from agent.evaluation.counting import CountQuestion
+from groundstream.errors import SourceError
 
 
 def load_pixmo_count(

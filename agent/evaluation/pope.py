@@ -12,13 +12,13 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.errors import SourceError
 from agent.evaluation.asking import Picture, ask_all
 from agent.evaluation.benchmark_file import read_rows, required
 from agent.evaluation.tally import Tally
 from agent.evaluation.text_match import words_of
 from agent.pipeline import Pipeline
 from agent.prompts import Task
+from groundstream.errors import SourceError
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from agent.detections import FloatArray, box_iou
-from agent.errors import SourceError
 from agent.evaluation.asking import Picture, ask_all, corners
 from agent.evaluation.tally import Tally
 from agent.parsing import Answer
 from agent.pipeline import Pipeline
 from agent.prompts import Task
+from groundstream.errors import SourceError
 
 _IOU = 0.5
 

@@ -19,12 +19,12 @@ import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 
 from agent.detections import FloatArray
-from agent.errors import SourceError
 from agent.evaluation.asking import Picture, ask_all, corners
 from agent.evaluation.tally import Tally
 from agent.evaluation.text_match import TextEncoder, category_words, semantic_iou
 from agent.pipeline import Pipeline
 from agent.prompts import Task
+from groundstream.errors import SourceError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from agent.detections import FloatArray
-from agent.errors import SourceError
+from groundstream.errors import SourceError
 
 TextEncoder = Callable[[Sequence[str]], FloatArray]
 """Texts to (n, width) vectors of length 1."""

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.detections import FloatArray, box_iou
-from agent.errors import SettingsError
 from agent.evaluation.oracle import TrueFrame
 from agent.frame import Frame
 from agent.parsing import Answer, AnswerStatus
@@ -29,6 +28,7 @@ from agent.settings import FollowSettings
 from agent.streaming.answers import Evidence, QueryAnswer
 from agent.streaming.follower import Follower, Keyframe
 from agent.streaming.session import StandingQuery
+from groundstream.errors import SettingsError
 
 
 @dataclass(frozen=True)

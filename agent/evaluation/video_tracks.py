@@ -18,7 +18,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from agent.errors import SourceError
 from agent.evaluation.oracle import TrueFrame
 from agent.evaluation.tracking import (
     MovingSequence,
@@ -36,7 +35,8 @@ from agent.streaming.answers import Evidence
 from agent.streaming.follower import Follower, Keyframe
 from agent.streaming.keyframe import KeyframeReason
 from agent.streaming.session import StandingQuery
-from agent.streaming.video_source import open_source
+from groundstream.errors import SourceError
+from groundstream.video.sources import open_source
 
 
 @dataclass(frozen=True)

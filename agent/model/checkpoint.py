@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionRotaryEmbedding
 
-from agent.errors import CheckpointMismatch, SettingsError
+from agent.errors import CheckpointMismatch
 from agent.model.bases import based_weights, find_base
 from agent.model.checkpoint_files import StoredTensor, header, read_json, stored_tensors, tensors
 from agent.model.checkpoint_names import our_name, published_name
@@ -23,6 +23,7 @@ from agent.model.llava_encoder import LlavaVisionEncoder
 from agent.model.primary_encoder import BFloat16VisionRotary, PrimaryVisionEncoder
 from agent.model.strict_weights import compare, refuse
 from agent.model.vlm_fo1 import ALL_PARTS, VLMFO1, Part
+from groundstream.errors import SettingsError
 
 PART_PREFIXES = {
     Part.PRIMARY: ("primary_encoder.",),

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agent.enums import AnswerStatus
-from agent.enums import Source as Source
 from agent.streaming.session import Outcome, StandingQuery
+from groundstream.enums import AnswerStatus
+from groundstream.enums import Source as Source
 
 Box = tuple[float, float, float, float]
 _NS_PER_S = 1e9

@@ -10,8 +10,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from agent.errors import Overloaded
 from agent.streaming.policy import DropPolicy, Priority
+from groundstream.errors import Overloaded
 
 T = TypeVar("T")
 

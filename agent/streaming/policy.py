@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.enums import AnswerMode as AnswerMode
-from agent.enums import DropPolicy as DropPolicy
-from agent.enums import Priority as Priority
+from groundstream.enums import AnswerMode as AnswerMode
+from groundstream.enums import DropPolicy as DropPolicy
+from groundstream.enums import Priority as Priority
 
 
 @dataclass(frozen=True)

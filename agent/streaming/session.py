@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
 
-from agent.errors import InvalidQuery, InvalidRequest, Overloaded
 from agent.prompts import Task
 from agent.streaming.inbox import Inbox
 from agent.streaming.policy import Priority, StreamPolicy
+from groundstream.errors import InvalidQuery, InvalidRequest, Overloaded
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from typing import Any
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from agent.errors import SettingsError, SourceError
+from groundstream.errors import SettingsError, SourceError
 
 logger = logging.getLogger(__name__)
 LOG = "log.jsonl"

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from agent.errors import SettingsError, SourceError
 from agent.training.curves import Curves, draw_curve
 from agent.training.workers import Figures, Workers, means, total
+from groundstream.errors import SettingsError, SourceError
 
 logger = logging.getLogger(__name__)
 BatchT = TypeVar("BatchT")

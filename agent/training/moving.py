@@ -239,7 +239,7 @@ def write_video(
     """
     settings = scene.settings
     # Imported here: scenes are also composed on training machines, which have no codecs.
-    from agent.streaming.video_writer import VideoWriter
+    from groundstream.video.writer import VideoWriter
 
     writer = VideoWriter(path, fps=settings.fps, bits_per_s=bits_per_s)
     frames: list[dict[str, Any]] = []

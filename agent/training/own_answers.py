@@ -18,11 +18,11 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
-from agent.errors import SettingsError
 from agent.model.family import LLAMA
 from agent.model.smollm2 import load_smollm2, smollm2_tokenizer
 from agent.prompts import SYSTEM_PROMPT
 from agent.training.vocabulary import vocabulary
+from groundstream.errors import SettingsError
 
 _ABOUT = (
     "What is {a}?", "Tell me about {a}.", "Write one sentence about {a}.",

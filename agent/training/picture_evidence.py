@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agent.errors import SettingsError
 from agent.frame import RGBArray, load_frame
 from agent.model.appearance import COLOURS, appearance_map, pool_appearance
 from agent.model.efficientnet import EfficientNetLite0
@@ -26,6 +25,7 @@ from agent.model.name_mixture import NUM_COCO, NUM_IMAGENET
 from agent.model.nanodet import NanoDet
 from agent.training.symbolic_scenes import SceneRegion
 from agent.training.vocabulary import Vocabulary
+from groundstream.errors import SettingsError
 
 Array = NDArray[np.float32]
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})

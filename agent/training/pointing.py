@@ -26,7 +26,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from agent.errors import SettingsError
 from agent.model.configuration import pocket_config
 from agent.model.low_rank import adapter_state, load_adapter
 from agent.model.smollm2 import smollm2_config
@@ -39,6 +38,7 @@ from agent.training.scene_questions import Questioner, Told, held_out
 from agent.training.symbolic_scenes import Scene, SceneMaker
 from agent.training.vocabulary import vocabulary
 from agent.training.workers import Workers
+from groundstream.errors import SettingsError
 
 _LEAST_TEXT_TOKENS = 24
 
@@ -380,7 +380,9 @@ def run(
     torch.set_num_threads(threads)
     rehearsed = plain_texts(wordnet, [*texts, *([own_answers] if own_answers else [])])
     if recipe.text_weight and not any(rehearsed):
-        raise SettingsError("there is no text to rehearse: give --wordnet, --texts, --own-answers")
+        raise SettingsError(
+            "there is no text to rehearse: give --wordnet, --texts or --own-answers"
+        )
     train(
         recipe,
         classifier_head(head),

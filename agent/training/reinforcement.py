@@ -26,7 +26,6 @@ import yaml
 from torch import Tensor, nn
 
 from agent.checked_settings import checked, from_mapping
-from agent.errors import SettingsError
 from agent.model.checkpoint import load_model, save_language
 from agent.model.language_model import LanguageModel, SlotType
 from agent.model.vlm_fo1 import VLMFO1
@@ -53,6 +52,7 @@ from agent.training.zoom_scenes import (
     save_sheets,
     verified,
 )
+from groundstream.errors import SettingsError
 
 logger = logging.getLogger(__name__)
 PARTS = ("region", "box", "accuracy", "format")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from agent.errors import AgentError
+from groundstream.errors import AgentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from client.types import DEFAULT_TARGET
+from groundstream.types import DEFAULT_TARGET
 
 
 def watch(
@@ -54,10 +54,10 @@ def watch(
     ] = None,
 ) -> None:
     """Stream a video to a running service and show its answers."""
-    from client.channel import TlsOptions, find_token
-    from client.types import AnswerMode, StreamPolicy
-    from client.vision_agent_client import VisionAgentClient
-    from client.watch import watch_source
+    from deployments.local.watch import watch_source
+    from groundstream import aio
+    from groundstream.channel import TlsOptions, find_token
+    from groundstream.types import AnswerMode, StreamPolicy
 
     mode = AnswerMode.GROUND if every_frame else AnswerMode.FOLLOW
     policy = StreamPolicy(mode=mode, max_age_ms=max_age_ms)
@@ -67,7 +67,7 @@ def watch(
     token = find_token(token_file)
 
     async def run() -> None:
-        async with VisionAgentClient(target, tls=tls, token=token) as client:
+        async with aio.Client(target, tls=tls, token=token) as client:
             await watch_source(
                 client,
                 source,
@@ -106,8 +106,8 @@ def health(
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
 ) -> None:
     """Ask a service how it is; exit status 0 when it serves, 1 otherwise."""
-    from client.channel import TlsOptions
-    from client.health import health_of
+    from groundstream.channel import TlsOptions
+    from groundstream.health import health_of
 
     tls = None
     if tls_ca is not None or tls_certificate is not None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from client.types import DEFAULT_TARGET
+from groundstream.types import DEFAULT_TARGET
 
 
 def console(
@@ -50,9 +50,9 @@ def console(
     import asyncio
 
     from agent.server_settings import ServerSettings, TlsSettings
-    from client.channel import TlsOptions, find_token
     from deployments.console.app import ConsoleSettings
     from deployments.console.server import ServiceAccess, run_console
+    from groundstream.channel import TlsOptions, find_token
 
     if source and not query:
         raise typer.BadParameter("say what to look for in --source with --query")

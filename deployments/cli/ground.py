@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from agent.errors import InvalidQuery
 from agent.prompts import Task, TaskKind
 from agent.zoom_policy import Zoom, ZoomPolicy
 from deployments.cli.options import USUAL_MODEL, ModelChoice, takes_model
+from groundstream.errors import InvalidQuery
 
 if TYPE_CHECKING:
     from agent.grounded_output import GroundedOutput
     from agent.pipeline import Pipeline
     from agent.revisions import Revision
-    from agent.streaming.video_source import VideoSource
+    from groundstream.video.sources import VideoSource
 
 
 @takes_model
@@ -58,7 +58,7 @@ def ground(
 ) -> None:
     """Find things in pictures or a video, in this process."""
     from agent.grounded_output import GroundedOutput, check_output, check_pictures, output_beside
-    from agent.streaming.video_source import IMAGE_SUFFIXES, open_source
+    from groundstream.video.sources import IMAGE_SUFFIXES, open_source
 
     tasks = tasks_of(task, queries or [], region or [])
     where = output or output_beside(source)

@@ -37,9 +37,9 @@ def fetch(
         _upn(file, sha256, accept_licence=accept_licence)
         return
     from agent.chosen_model import choose_model
-    from agent.errors import SettingsError
     from agent.hub import HubName
     from agent.hub import fetch as fetch_from_hub
+    from groundstream.errors import SettingsError
 
     name = HubName.parse(model)
     if name is None:
@@ -64,8 +64,8 @@ def _upn(file: Path | None, sha256: str | None, *, accept_licence: bool) -> None
     """
     import hashlib
 
-    from agent.errors import SettingsError
     from agent.model.upn_checkpoint import load_universal_proposals
+    from groundstream.errors import SettingsError
 
     if file is None or not file.is_file():
         raise SettingsError(

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from agent.errors import AgentError, SettingsError
+from groundstream.errors import AgentError, SettingsError
 
 _TIMEOUT_S = 6 * 3600
 """What one worker does alone while the others wait, such as a pool of features, takes long."""

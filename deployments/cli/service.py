@@ -160,6 +160,6 @@ def demo(
     ] = Path(),
 ) -> None:
     """Start the service, stream the shipped videos through it, and show what it answered."""
-    from client.demo import run_demo
+    from deployments.demo.run import run_demo
 
     raise typer.Exit(run_demo(output=output))

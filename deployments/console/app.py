@@ -27,23 +27,18 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from agent.errors import (
-    AgentError,
-    FrameTooLarge,
-    InvalidRequest,
-    Overloaded,
-)
-from agent.streaming.video_source import shown_location
-from client.errors import ServiceError
-from client.events import StreamEvent
-from client.types import Capabilities, Query, TaskKind
-from client.vision_agent_client import VisionAgentClient
-from client.watch_stream import WatchStream
 from deployments.admission import EvictingLimit
 from deployments.console.board import Board, BoardStream, Shown
 from deployments.console.feeds import BrowserFrames, relay, show_source
 from deployments.console.guard import Guard
 from deployments.console.views import event_view, open_stream_view, result_view, service_view
+from groundstream import aio
+from groundstream.errors import AgentError, FrameTooLarge, InvalidRequest, Overloaded
+from groundstream.events import StreamEvent
+from groundstream.rpc_errors import ServiceError
+from groundstream.types import Capabilities, Query, TaskKind
+from groundstream.video.sources import shown_location
+from groundstream.watch_stream import WatchStream
 
 _MAX_DIGITS = 18
 _STATIC = Path(__file__).parent / "static"
@@ -84,7 +79,7 @@ class ConsoleSettings:
 class Console:
     """The handlers; everything they need is handed in."""
 
-    def __init__(self, client: VisionAgentClient, settings: ConsoleSettings) -> None:
+    def __init__(self, client: aio.Client, settings: ConsoleSettings) -> None:
         self._client = client
         self._settings = settings
         self._board = Board(max_streams=settings.max_streams)
@@ -246,7 +241,7 @@ class Console:
             ) from None
 
 
-def build(client: VisionAgentClient, settings: ConsoleSettings) -> Starlette:
+def build(client: aio.Client, settings: ConsoleSettings) -> Starlette:
     """The web application; `client` is closed with it."""
     console = Console(client, settings)
     return Starlette(

@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.errors import Overloaded
-from client.events import KeyframeAnswer, StreamError, StreamEvent, StreamStats
-from client.types import FrameResult, OutgoingFrame, QueryResult
 from deployments.console.views import books_view, result_view
 from deployments.streams.buffers import LatestValue, PictureBuffer
+from groundstream.errors import Overloaded
+from groundstream.events import KeyframeAnswer, StreamError, StreamEvent, StreamStats
+from groundstream.types import FrameResult, OutgoingFrame, QueryResult
 
 
 @dataclass

@@ -11,14 +11,14 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from agent.errors import AgentError
-from agent.streaming.video_source import open_source
-from client.events import StreamEvent
-from client.playback import play
-from client.types import OutgoingFrame
-from client.vision_agent_client import VisionAgentClient
-from client.watch_stream import WatchStream
 from deployments.console.board import BoardStream
+from groundstream import aio
+from groundstream.errors import AgentError
+from groundstream.events import StreamEvent
+from groundstream.types import OutgoingFrame
+from groundstream.video.playback import play
+from groundstream.video.sources import open_source
+from groundstream.watch_stream import WatchStream
 
 _logger = logging.getLogger(__name__)
 _RETRY_S = 5.0
@@ -28,7 +28,7 @@ Heard = Callable[[StreamEvent], Awaitable[object]]
 
 
 async def relay(
-    client: VisionAgentClient,
+    client: aio.Client,
     shown: BoardStream,
     frames: AsyncIterator[OutgoingFrame],
     *,
@@ -62,7 +62,7 @@ async def relay(
                 await heard(event)
 
 
-async def show_source(client: VisionAgentClient, shown: BoardStream, source: str) -> None:
+async def show_source(client: aio.Client, shown: BoardStream, source: str) -> None:
     """Watch a camera or video, whose address may hold a password, for as long as the console runs.
 
     A file starts again when it ends; what cannot be opened is tried again.

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
-from agent.errors import SettingsError
 from agent.server_settings import ServerSettings
-from client.channel import TlsOptions
-from client.vision_agent_client import VisionAgentClient
 from deployments.console.app import ConsoleSettings, build
 from deployments.console.connections import PatientProtocol
+from groundstream import aio
+from groundstream.channel import TlsOptions
+from groundstream.errors import SettingsError
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _PARENT_POLL_S = 0.5
@@ -63,7 +63,7 @@ async def run_console(
     key = None if server.is_local else secrets.token_urlsafe(24)
     hosts = _LOOPBACK_NAMES | {server.host} if server.is_local else None
     settings = dataclasses.replace(settings, key=key, hosts=hosts)
-    client = VisionAgentClient(service.target, tls=service.tls, token=service.token)
+    client = aio.Client(service.target, tls=service.tls, token=service.token)
     running = uvicorn.Server(_uvicorn_config(client, server, settings))
     try:
         listening = _listen(server)
@@ -81,7 +81,7 @@ async def run_console(
 
 
 def _uvicorn_config(
-    client: VisionAgentClient, server: ServerSettings, settings: ConsoleSettings
+    client: aio.Client, server: ServerSettings, settings: ConsoleSettings
 ) -> uvicorn.Config:
     return uvicorn.Config(
         build(client, settings),

@@ -5,14 +5,14 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
-from client.events import (
+from groundstream.events import (
     KeyframeAnswer,
     OpenStreamInfo,
     StreamError,
     StreamEvent,
     StreamStats,
 )
-from client.types import Capabilities, Detection, FrameResult, QueryResult, ServiceStats
+from groundstream.types import Capabilities, Detection, FrameResult, QueryResult, ServiceStats
 
 _TIMINGS = ("follow", "queue", "cache", "propose", "primary", "auxiliary", "language", "total")
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import jwt
 
-from agent.errors import NotAuthenticated
 from agent.server_settings import AccessSettings, JwtSettings
 from agent.settings import ServiceSettings
 from deployments.front_end.api_keys import digest_of, read_api_keys
 from deployments.front_end.reloaded_file import ReloadedFile
+from groundstream.errors import NotAuthenticated
 
 _SCHEME = "bearer "
 _COMMON_NAME = "x509_common_name"

@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from agent.checked_settings import checked, from_mapping
-from agent.errors import SettingsError
+from groundstream.errors import SettingsError
 
 PREFIX = "gsk_"
 _KEY_BYTES = 32

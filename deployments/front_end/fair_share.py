@@ -15,12 +15,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from agent.detections import FloatArray, Proposals
-from agent.errors import Overloaded
 from agent.frame import Frame
 from agent.pipeline import FeaturesUnderWay, Grounder, Grounding
 from agent.prompts import Task
 from agent.urgency import Limits
 from deployments.front_end.access import tenant_or_empty
+from groundstream.errors import Overloaded
 
 
 @dataclass(frozen=True)

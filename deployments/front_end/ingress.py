@@ -20,7 +20,6 @@ from grpc_health.v1 import health, health_pb2
 from ray.serve.handle import DeploymentHandle
 
 from agent.clock import steady_ns
-from agent.errors import InvalidQuery
 from agent.frame import frame_from_rgb
 from agent.model_directory import find_model, has_auxiliary_encoder, has_proposal_network
 from agent.pipeline import Grounder
@@ -50,8 +49,9 @@ from deployments.wire.frame_reading import receive_frame
 from deployments.wire.message_bounds import Counts
 from deployments.wire.messages import ReceivedFrame
 from deployments.wire.status import Failure, end_with_status, failure_of
-from protos import vision_agent_pb2 as pb
-from protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.errors import InvalidQuery
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
 
 _logger = logging.getLogger(__name__)
 _WARM_UP_PAUSE_S = 1.0

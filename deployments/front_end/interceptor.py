@@ -20,7 +20,6 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health
 
-from agent.errors import AgentError, InvalidRequest, NotAuthenticated
 from agent.server_settings import ServerSettings
 from deployments.admission import ConcurrencyLimit, EvictingLimit
 from deployments.front_end.access import Access, Caller, calling
@@ -34,6 +33,7 @@ from deployments.wire.message_bounds import (
     check_message,
 )
 from deployments.wire.status import end_with_status, failure_of
+from groundstream.errors import AgentError, InvalidRequest, NotAuthenticated
 
 _HEALTH = f"/{health.SERVICE_NAME}/"
 _HEALTH_WATCH = _HEALTH + "Watch"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from agent.errors import SettingsError
+from groundstream.errors import SettingsError
 
 T = TypeVar("T")
 

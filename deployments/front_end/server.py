@@ -16,14 +16,14 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from agent.errors import SettingsError
 from agent.frame import FrameLimits
 from agent.server_settings import ServerSettings, TlsSettings
 from deployments.front_end.access import Access
 from deployments.front_end.interceptor import AccessInterceptor
 from deployments.observability.logs import keep_metadata_out_of_logs
 from deployments.wire.message_bounds import Counts
-from protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.errors import SettingsError
+from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
 
 SERVICE_NAME = "vision_agent.v1.VisionAgent"
 _DEFAULT_COUNTS = Counts(queries=16, boxes=FrameLimits().max_boxes)

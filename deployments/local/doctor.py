@@ -27,12 +27,12 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from redis.exceptions import RedisError
 
-from agent.errors import AgentError, SettingsError
 from agent.hub import HubName, cached, left_bytes
 from agent.model_directory import find_model
 from agent.settings import ServiceSettings, load_serve_config, with_environment
 from deployments.front_end.access import open_access
 from deployments.local.supervisor import check_port_is_free
+from groundstream.errors import AgentError, SettingsError
 
 _LEAST_FREE_BYTES = 2_000_000_000
 _LEAST_MEMORY_BYTES = 3_000_000_000

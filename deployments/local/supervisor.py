@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from agent.chosen_model import ChosenModel
-from agent.errors import AgentError, SettingsError, StageUnavailable
 from agent.interrupts import interruptible, uninterruptible
 from agent.model_directory import find_model
 from agent.server_settings import TlsSettings
 from agent.settings import ServeConfig, with_environment
 from deployments.local import process_session
+from groundstream.errors import AgentError, SettingsError, StageUnavailable
 
 T = TypeVar("T")
 

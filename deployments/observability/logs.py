@@ -14,7 +14,7 @@ import sys
 
 from deployments.observability.request_context import request_id
 
-_OURS = ("agent", "deployments", "client")
+_OURS = ("agent", "deployments", "groundstream")
 
 
 class JsonFormatter(logging.Formatter):

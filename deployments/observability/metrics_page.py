@@ -24,13 +24,13 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from agent.errors import Overloaded
 from agent.region_cache import CacheStats
 from deployments.admission import EvictingLimit
 from deployments.observability.histogram import Histogram
 from deployments.observability.metrics import ServiceMetrics
 from deployments.observability.stage_meter import StageMeter, WritingMeter
 from deployments.process_resources import MemoryReader
+from groundstream.errors import Overloaded
 
 _logger = logging.getLogger(__name__)
 _MAX_READERS = 16

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from agent.errors import Overloaded
 from agent.features import Generation
 from agent.urgency import Limits
 from deployments.observability.histogram import COUNTS, SECONDS, Histogram
 from deployments.process_resources import ProcessMemory
+from groundstream.errors import Overloaded
 
 T = TypeVar("T")
 

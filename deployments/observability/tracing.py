@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from agent.errors import SettingsError
 from agent.server_settings import ObserveSettings
 from deployments.observability.request_context import request_id
 from deployments.observability.stage_meter import WorkDone
+from groundstream.errors import SettingsError
 
 _SERVICE = "groundstream"
 _HEADERS = ("traceparent", "tracestate")

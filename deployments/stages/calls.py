@@ -18,9 +18,9 @@ from ray.exceptions import ObjectLostError, RayActorError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from agent.errors import StageUnavailable
 from agent.started_tasks import started
 from deployments.stages.requests import Refused
+from groundstream.errors import StageUnavailable
 
 BY_VALUE_BYTES = 1 << 20
 """Smaller arguments travel inside the call, larger ones through Ray's object store."""

@@ -16,7 +16,6 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from agent.errors import AgentError
 from agent.features import FrameFeatures, Generation, StageTimings
 from agent.model_directory import find_model
 from agent.pipeline import FrameNotHere, Pipeline
@@ -32,6 +31,7 @@ from deployments.stages.calls import StageCalls
 from deployments.stages.remote_stages import RemoteStages, VisionCalls, WorkList
 from deployments.stages.requests import FrameCall, FrameReply
 from deployments.stages.vision import StageReplica
+from groundstream.errors import AgentError
 
 
 class Language(StageReplica):

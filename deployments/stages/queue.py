@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from agent.batching import compute_together
-from agent.errors import Overloaded
 from agent.urgency import Limits
 from deployments.observability.stage_meter import Served
 from deployments.process_resources import FORWARD_PASS, lower_priority
+from groundstream.errors import Overloaded
 
 A = TypeVar("A")
 T = TypeVar("T")

@@ -20,7 +20,6 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from agent.detections import FloatArray, Proposals
-from agent.errors import Overloaded, StageUnavailable
 from agent.features import Array, AuxiliaryFeatures, FrameFeatures, Generation, PrimaryFeatures
 from agent.frame import Frame
 from agent.prompts import Task
@@ -29,6 +28,7 @@ from agent.urgency import CurrentLimits, Limits
 from deployments.observability.stage_meter import Served, StageMeter, StageMeters, WorkDone, Written
 from deployments.stages.calls import StageCalls, StageFull
 from deployments.stages.requests import Wanted
+from groundstream.errors import Overloaded, StageUnavailable
 
 T = TypeVar("T")
 

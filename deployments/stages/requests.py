@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from agent.detections import FloatArray
-from agent.errors import AgentError
 from agent.features import StageTimings
 from agent.frame import Frame
 from agent.pipeline import Grounding
@@ -18,6 +17,7 @@ from agent.prompts import Task
 from agent.region_cache import CacheStats
 from agent.urgency import Limits, Urgency
 from deployments.observability.stage_meter import WorkDone
+from groundstream.errors import AgentError
 
 
 @dataclass(frozen=True)

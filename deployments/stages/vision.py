@@ -18,7 +18,6 @@ from ray.exceptions import RayError
 
 from agent.batching import batch_limit
 from agent.detections import FloatArray, Proposals
-from agent.errors import AgentError, SettingsError, StageUnavailable
 from agent.frame import Frame
 from deployments.observability.logs import configure_logs
 from deployments.observability.stage_meter import Served
@@ -30,6 +29,7 @@ from deployments.process_resources import (
 )
 from deployments.stages.queue import StageQueue
 from deployments.stages.requests import Refused, Wanted
+from groundstream.errors import AgentError, SettingsError, StageUnavailable
 
 T = TypeVar("T")
 Method = Callable[..., Awaitable[Any]]

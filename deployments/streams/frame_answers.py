@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 
-from agent.errors import InvalidFrame
 from agent.pipeline import Grounder
 from agent.settings import FollowSettings
 from agent.streaming.follower import Follower
@@ -24,6 +23,7 @@ from deployments.streams.ground_mode import GroundMode
 from deployments.streams.responses import ResponseWriter, ResultWriter
 from deployments.streams.scheduler import StreamScheduler, StreamTurn
 from deployments.streams.slow_path import SlowPath
+from groundstream.errors import InvalidFrame
 
 
 class FrameAnswers:

@@ -12,9 +12,9 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
-from agent.errors import InvalidRequest
 from deployments.streams.buffers import LatestValue, PictureBuffer
-from protos import vision_agent_pb2 as pb
+from groundstream.errors import InvalidRequest
+from groundstream.protos import vision_agent_pb2 as pb
 
 
 class ObservedCall:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from agent.errors import Overloaded
 from agent.streaming.follower import Keyframe
 from agent.streaming.keyframe import KeyframeReason
 from agent.streaming.session import Outcome, Session, Work
@@ -15,6 +14,7 @@ from deployments.streams.frame_tracking import ArrivedFrame, FrameTracking
 from deployments.streams.responses import ResultWriter
 from deployments.streams.scheduler import StreamTurn
 from deployments.wire.status import cause_of
+from groundstream.errors import Overloaded
 
 
 @dataclass(frozen=True)

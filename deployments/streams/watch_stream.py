@@ -14,7 +14,6 @@ from typing import Any
 import grpc.aio
 
 from agent.detections import FloatArray
-from agent.errors import AgentError, InvalidQuery, InvalidRequest, StreamIdle
 from agent.pipeline import Grounder
 from agent.quotas import TenantQuota
 from agent.settings import ServiceSettings
@@ -31,6 +30,7 @@ from deployments.wire import messages, stream_messages
 from deployments.wire.frame_reading import receive_frame
 from deployments.wire.message_bounds import RefusedMessage
 from deployments.wire.status import failure_of
+from groundstream.errors import AgentError, InvalidQuery, InvalidRequest, StreamIdle
 
 
 class WatchStream:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from agent.errors import AgentError, InvalidBoxes, InvalidQuery, InvalidRequest
-from protos import vision_agent_pb2 as pb
+from groundstream.errors import AgentError, InvalidBoxes, InvalidQuery, InvalidRequest
+from groundstream.protos import vision_agent_pb2 as pb
 
 MAX_BYTES = 256 * 1024
 """Default for all of a message but its picture."""

@@ -15,7 +15,6 @@ import numpy as np
 
 from agent.clock import stamp_ns
 from agent.detections import Detections, FloatArray, Proposals
-from agent.errors import InvalidBoxes, InvalidQuery, InvalidRequest
 from agent.features import StageTimings
 from agent.frame import Frame, FrameLimits, read_frame
 from agent.model_directory import ModelDirectory
@@ -37,7 +36,8 @@ from agent.streaming.policy import Priority
 from agent.streaming.session import StandingQuery
 from deployments.observability.metrics import CallCounts, ServiceTotals
 from deployments.observability.stage_meter import StageMeter
-from protos import vision_agent_pb2 as pb
+from groundstream.errors import InvalidBoxes, InvalidQuery, InvalidRequest
+from groundstream.protos import vision_agent_pb2 as pb
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Enum)

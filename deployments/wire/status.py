@@ -15,9 +15,9 @@ import grpc
 import grpc.aio
 import ray.serve.exceptions
 
-from agent.errors import AgentError, StageUnavailable
-from client.errors import ERROR_CODE_KEY, RETRY_AFTER_KEY
 from deployments.observability.request_context import request_id
+from groundstream.errors import AgentError, StageUnavailable
+from groundstream.rpc_errors import ERROR_CODE_KEY, RETRY_AFTER_KEY
 
 REQUEST_ID_KEY = "groundstream-request-id"
 
@@ -60,7 +60,7 @@ STATUS_BY_CODE: dict[str, grpc.StatusCode] = {
     "STREAM_IDLE": grpc.StatusCode.ABORTED,
     "STAGE_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
 }
-"""The gRPC status of each code in `agent.errors`."""
+"""The gRPC status of each code in `groundstream.errors`."""
 
 
 def failure_of(error: BaseException) -> Failure:

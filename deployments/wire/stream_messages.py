@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from agent.errors import InvalidRequest
 from agent.settings import StreamSettings
 from agent.streaming.answers import FollowedBox, QueryAnswer
 from agent.streaming.keyframe import KeyframeReason
@@ -19,7 +18,8 @@ from agent.streaming.session import Books, Gap, Seen, Session
 from deployments.observability.metrics import Activity
 from deployments.wire.messages import STATUS, box_to_message, known_value, members_by_number
 from deployments.wire.status import Failure
-from protos import vision_agent_pb2 as pb
+from groundstream.errors import InvalidRequest
+from groundstream.protos import vision_agent_pb2 as pb
 
 _DROP = members_by_number(pb.DropPolicy, DropPolicy, DropPolicy.LATEST_WINS)
 _MODE = members_by_number(pb.AnswerMode, AnswerMode, AnswerMode.FOLLOW)

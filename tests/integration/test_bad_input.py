@@ -12,15 +12,16 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from client.events import QueriesAck, StreamError, StreamStats
-from client.types import (
+from groundstream import aio
+from groundstream.events import QueriesAck, StreamError, StreamStats
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.rpc_errors import ServiceError
+from groundstream.types import (
     FrameResult,
     OutgoingFrame,
     Query,
 )
-from client.vision_agent_client import ServiceError, VisionAgentClient
-from protos import vision_agent_pb2 as pb
-from protos import vision_agent_pb2_grpc as pb_grpc
 from tests.bad_inputs import png_header
 from tests.fakes import SECRET
 from tests.in_process import GROUND
@@ -28,7 +29,7 @@ from tests.pictures import encoded_image
 
 
 @pytest.fixture(autouse=True)
-async def next_call_is_answered(client: VisionAgentClient) -> AsyncIterator[None]:
+async def next_call_is_answered(client: aio.Client) -> AsyncIterator[None]:
     """After each test the service still works."""
     yield
     result = await client.ground(encoded_image(1), ["dog"])
@@ -36,7 +37,7 @@ async def next_call_is_answered(client: VisionAgentClient) -> AsyncIterator[None
 
 
 async def test_an_error_inside_a_stage_tells_nothing_of_the_inside(
-    client: VisionAgentClient,
+    client: aio.Client,
 ) -> None:
     with pytest.raises(ServiceError, match=r"INTERNAL.*request id") as raised:
         await client.ground(encoded_image(1), ["crash"])
@@ -61,7 +62,7 @@ async def test_bytes_that_are_no_message_do_not_end_a_stream(service: str) -> No
     assert [m.result.sequence for m in messages if m.HasField("result")] == [1]
 
 
-async def test_a_stream_that_sends_a_control_message_only(client: VisionAgentClient) -> None:
+async def test_a_stream_that_sends_a_control_message_only(client: aio.Client) -> None:
     async def nothing() -> AsyncIterator[OutgoingFrame]:
         return
         yield
@@ -72,7 +73,7 @@ async def test_a_stream_that_sends_a_control_message_only(client: VisionAgentCli
     assert events[-1] == StreamStats(ended=True)
 
 
-async def test_bad_items_in_a_stream_do_not_end_it(client: VisionAgentClient) -> None:
+async def test_bad_items_in_a_stream_do_not_end_it(client: aio.Client) -> None:
     whole = encoded_image(5, width=640, height=480)
     bad = [b"", b"hello", whole[: len(whole) // 2], png_header(20_000, 20_000)]
 
@@ -98,7 +99,7 @@ async def test_bad_items_in_a_stream_do_not_end_it(client: VisionAgentClient) ->
     assert (last.received, last.answered, last.rejected) == (5, 1, 4)
 
 
-async def test_a_client_that_vanishes(service: str, client: VisionAgentClient) -> None:
+async def test_a_client_that_vanishes(service: str, client: aio.Client) -> None:
     before = await client.stats()
     channel = grpc.aio.insecure_channel(service)
     call = pb_grpc.VisionAgentStub(channel).Watch()

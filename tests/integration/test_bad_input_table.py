@@ -12,8 +12,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from protos import vision_agent_pb2 as pb
-from protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
 from tests import bad_inputs
 from tests.bad_inputs import BAD_BYTES, BAD_CALLS, BAD_OPENINGS, BAD_STREAMS, UNUSUAL_CALLS
 from tests.integration.conftest import ROOT

@@ -6,15 +6,15 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
-from client.types import OutgoingFrame
-from client.vision_agent_client import VisionAgentClient
+from groundstream import aio
+from groundstream.types import OutgoingFrame
 from tests.integration.conftest import RedisSwitch
 from tests.pictures import encoded_image
 
 _pictures = iter(range(200_000, 300_000))
 
 
-async def stored_within(client: VisionAgentClient, seconds: float) -> bool:
+async def stored_within(client: aio.Client, seconds: float) -> bool:
     """Whether a new picture's features reach the server in that time."""
     before = (await client.stats()).cache.stored
     deadline_s = time.monotonic() + seconds
@@ -27,7 +27,7 @@ async def stored_within(client: VisionAgentClient, seconds: float) -> bool:
 
 
 async def test_unreachable_then_back_then_gone_again(
-    client: VisionAgentClient, redis_switch: RedisSwitch
+    client: aio.Client, redis_switch: RedisSwitch
 ) -> None:
     # The service was started without it (see the fixture), or has lost it since.
     redis_switch.off()
@@ -55,7 +55,7 @@ async def test_unreachable_then_back_then_gone_again(
 
 
 async def test_a_stream_goes_on_while_redis_goes(
-    client: VisionAgentClient, redis_switch: RedisSwitch
+    client: aio.Client, redis_switch: RedisSwitch
 ) -> None:
     redis_switch.on()
 

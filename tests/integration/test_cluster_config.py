@@ -17,13 +17,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from client.channel import TlsOptions
-from client.events import Drain, KeyframeAnswer, StreamError, StreamOpened, StreamStats
-from client.service_process import free_port
-from client.vision_agent_client import VisionAgentClient
 from deployments.cli import build_app
 from deployments.cluster.render import SERVE_CONFIG
 from deployments.local import process_session
+from deployments.local.service_process import free_port
+from groundstream import aio
+from groundstream.channel import TlsOptions
+from groundstream.events import Drain, KeyframeAnswer, StreamError, StreamOpened, StreamStats
 from tests import ray_commands
 from tests.cameras import Camera
 from tests.certificates import Authority
@@ -66,8 +66,8 @@ class Cluster:
         self.file.write_text(yaml.safe_dump(self.config))
         ray_commands.deploy(self.file, self.dashboard, self.environment)
 
-    def client(self) -> VisionAgentClient:
-        return VisionAgentClient(self.target, tls=self.tls, token=self.token)
+    def client(self) -> aio.Client:
+        return aio.Client(self.target, tls=self.tls, token=self.token)
 
     @property
     def args(self) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.streaming.video_source import open_source
-from agent.streaming.video_writer import VideoWriter
-from client.vision_agent_client import VisionAgentClient
-from client.watch import watch_source
+from deployments.local.watch import watch_source
+from groundstream import aio
+from groundstream.video.sources import open_source
+from groundstream.video.writer import VideoWriter
 from tests.integration.conftest import ROOT, write_fake_config
 
 _DEMO_S = 150.0
@@ -49,7 +49,7 @@ def test_the_demo_runs_and_leaves_nothing_behind(empty_model: Path, tmp_path: Pa
         [
             sys.executable,
             "-m",
-            "client.demo",
+            "deployments.demo.run",
             "--folder",
             tmp_path,
             "--output",
@@ -76,7 +76,7 @@ async def test_watching_prints_a_line_per_event_and_writes_the_video(
 ) -> None:
     write_scene(tmp_path / "scene.mp4", num_frames=6)
     output = tmp_path / "seen.mp4"
-    async with VisionAgentClient(service) as client:
+    async with aio.Client(service) as client:
         await watch_source(
             client, str(tmp_path / "scene.mp4"), ["dog"], output=output, as_json=True
         )
@@ -97,7 +97,7 @@ async def test_watching_shows_a_table(
     service: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_scene(tmp_path / "scene.mp4", num_frames=3)
-    async with VisionAgentClient(service) as client:
+    async with aio.Client(service) as client:
         await watch_source(client, str(tmp_path / "scene.mp4"), ["dog", "absent cat"])
     shown = capsys.readouterr().out
     assert "dog" in shown

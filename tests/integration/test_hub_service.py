@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from agent.chosen_model import DEFAULT_NETWORK
-from client.service_process import free_port
-from client.vision_agent_client import VisionAgentClient
+from deployments.local.service_process import free_port
+from groundstream import aio
 from tests.fake_hub import fake_hub
 from tests.pictures import encoded_image
 from tests.unit.tiny_model import write_tiny_model
@@ -67,7 +67,7 @@ async def test_one_command(tmp_path: Path) -> None:
         hub.add_folder(REPO, published)
         hub.add_folder(DEFAULT_NETWORK, OMDET)
         with serving(home, hub.url, "--model", REPO, "--max-new-tokens", "8") as (target, output):
-            async with VisionAgentClient(target) as client:
+            async with aio.Client(target) as client:
                 answer = await client.ground(encoded_image(), ["dog"])
                 about = await client.capabilities()
         assert answer.results
@@ -78,7 +78,7 @@ async def test_one_command(tmp_path: Path) -> None:
         # A model that is here needs no hub, and one without proposals gets ready too.
         options = ("--model", REPO, "--proposals", "none", "--max-new-tokens", "8")
         with serving(home, hub.url, *options) as (target, output):
-            async with VisionAgentClient(target) as client:
+            async with aio.Client(target) as client:
                 boxes = [(1.0, 2.0, 30.0, 40.0)]
                 answer = await client.ground(encoded_image(), ["dog"], boxes=boxes)
         assert answer.results

@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from client.events import (
+from groundstream import aio
+from groundstream.events import (
     KeyframeAnswer,
     StreamEvent,
     StreamOpened,
     StreamStats,
 )
-from client.types import FrameResult, StreamPolicy
-from client.vision_agent_client import VisionAgentClient
+from groundstream.types import FrameResult, StreamPolicy
 from tests.cameras import Camera
 from tests.integration.conftest import RedisSwitch
 from tests.pictures import encoded_image
@@ -31,7 +31,7 @@ def redis(redis_switch: RedisSwitch) -> None:
     redis_switch.on()
 
 
-async def test_a_stream_outlives_its_killed_replica(client: VisionAgentClient) -> None:
+async def test_a_stream_outlives_its_killed_replica(client: aio.Client) -> None:
     camera, events = Camera(lambda: _PICTURE, every_s=0.1), list[StreamEvent]()
     stream = client.watch(camera.frames(), ["dog", "absent cat"], policy=StreamPolicy())
     async with asyncio.timeout(60.0), stream as watched:

@@ -18,11 +18,12 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from agent.errors import CheckpointMismatch, SettingsError
+from agent.errors import CheckpointMismatch
 from agent.settings import CacheSettings, load_serve_config
-from client.service_process import free_port
 from deployments.app import bind
+from deployments.local.service_process import free_port
 from deployments.local.supervisor import LocalService
+from groundstream.errors import SettingsError
 from tests.integration.conftest import ROOT, fake_config, write_fake_config
 
 SERVE = [sys.executable, "-m", "deployments.cli", "serve"]

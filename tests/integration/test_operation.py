@@ -17,12 +17,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from client.events import Drain, StreamEvent, StreamStats
-from client.service_process import free_port
-from client.types import FrameResult, OutgoingFrame, StreamPolicy
-from client.vision_agent_client import VisionAgentClient
-from client.watch_stream import Reconnect
 from deployments.cli import build_app
+from deployments.local.service_process import free_port
+from groundstream import aio
+from groundstream.events import Drain, StreamEvent, StreamStats
+from groundstream.types import FrameResult, OutgoingFrame, StreamPolicy
+from groundstream.watch_stream import Reconnect
 from tests.integration.conftest import ROOT, write_fake_config
 from tests.pictures import encoded_image
 
@@ -60,7 +60,7 @@ async def test_health_metrics_logs_and_a_drain_with_an_open_stream(
     output = (tmp_path / "output.txt").open("w")
     process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
-        async with VisionAgentClient(target) as client:
+        async with aio.Client(target) as client:
             await client.wait_until_ready(_READY_S)
             assert [await health(target, name) for name in ("", "live", empty_model.name)] == [
                 0

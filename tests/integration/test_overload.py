@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.errors import Overloaded
 from agent.settings import CacheSettings
-from client.types import FrameResult
-from client.vision_agent_client import VisionAgentClient
 from deployments.local.supervisor import LocalService
+from groundstream import aio
+from groundstream.errors import Overloaded
+from groundstream.types import FrameResult
 from tests.integration.conftest import ROOT, fake_config
 from tests.pictures import encoded_image
 
@@ -36,7 +36,7 @@ async def test_calls_beyond_the_queue_are_overloaded_and_the_others_are_answered
     with contextlib.ExitStack() as stack:
         stack.callback(running.stop)
         running.start()
-        async with VisionAgentClient(running.target) as client:
+        async with aio.Client(running.target) as client:
             answers = await asyncio.gather(
                 *(client.ground(encoded_image(number), ["slow dog"]) for number in range(12)),
                 return_exceptions=True,

@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import redis.asyncio
 
-from client.events import StreamError, StreamStats
-from client.types import FrameResult, OutgoingFrame, StreamPolicy
-from client.vision_agent_client import VisionAgentClient
+from groundstream import aio
+from groundstream.events import StreamError, StreamStats
+from groundstream.types import FrameResult, OutgoingFrame, StreamPolicy
 from tests.fake_redis import Illness, ill_redis
 from tests.integration.conftest import RedisSwitch
 from tests.integration.test_cache_outage import stored_within
@@ -65,7 +65,7 @@ def _ill(illness: Illness) -> Callable[[RedisSwitch], contextlib.AbstractAsyncCo
     ids=["full", "read-only", "slow", *(illness.name for illness in Illness)],
 )
 async def test_answers_go_on_and_the_cache_comes_back(
-    client: VisionAgentClient,
+    client: aio.Client,
     redis_switch: RedisSwitch,
     illness: Callable[[RedisSwitch], contextlib.AbstractAsyncContextManager[None]],
 ) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from agent.errors import NotAuthenticated
-from client.channel import TlsOptions
-from client.service_process import ServiceProcess
-from client.vision_agent_client import ServiceError, VisionAgentClient
 from deployments.cli import build_app
+from deployments.local.service_process import ServiceProcess
+from groundstream import aio
+from groundstream.channel import TlsOptions
+from groundstream.errors import NotAuthenticated
+from groundstream.rpc_errors import ServiceError
 from tests.certificates import Authority
 from tests.integration.conftest import ROOT, write_fake_config
 from tests.pictures import encoded_image
@@ -37,14 +38,14 @@ async def test_the_command_serves_those_with_a_certificate_and_a_key(
     ]  # fmt: skip
     with ServiceProcess([str(option) for option in options]) as service:
         tls = TlsOptions(authority.path, own.chain, own.key)
-        async with VisionAgentClient(service.target, tls=tls, token=key) as client:
+        async with aio.Client(service.target, tls=tls, token=key) as client:
             await client.wait_until_ready(_READY_S)
             assert (await client.ground(encoded_image(1), ["dog"]))["dog"].detections
-        async with VisionAgentClient(service.target, tls=tls, token="guess") as client:
+        async with aio.Client(service.target, tls=tls, token="guess") as client:
             with pytest.raises(NotAuthenticated):
                 await client.capabilities()
         nobody = TlsOptions(authority.path)
-        async with VisionAgentClient(service.target, tls=nobody, token=key) as client:
+        async with aio.Client(service.target, tls=nobody, token=key) as client:
             with pytest.raises(ServiceError, match="UNAVAILABLE"):
                 await client.capabilities()
     logs = [path.read_text(errors="replace") for path in (tmp_path / "logs").rglob("*.*")]

@@ -13,16 +13,16 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from agent.errors import InvalidFrame
-from client.events import QueriesAck, StreamError, StreamStats
-from client.types import (
+from groundstream import aio
+from groundstream.errors import InvalidFrame
+from groundstream.events import QueriesAck, StreamError, StreamStats
+from groundstream.types import (
     AnswerStatus,
     FrameResult,
     OutgoingFrame,
     Query,
     TaskKind,
 )
-from client.vision_agent_client import VisionAgentClient
 from tests.fakes import NUM_BOXES
 from tests.in_process import GROUND
 from tests.integration.conftest import RedisSwitch
@@ -43,7 +43,7 @@ def redis(redis_switch: RedisSwitch) -> None:
     redis_switch.on()
 
 
-async def wait_for_cache(client: VisionAgentClient) -> None:
+async def wait_for_cache(client: aio.Client) -> None:
     """The service tries a cache that was away only now and then."""
     async with asyncio.timeout(10):
         image = new_image()
@@ -51,7 +51,7 @@ async def wait_for_cache(client: VisionAgentClient) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_ground_answers_every_query(client: VisionAgentClient) -> None:
+async def test_ground_answers_every_query(client: aio.Client) -> None:
     queries = [
         "dog",
         Query("absent cat", id="cat"),
@@ -68,7 +68,7 @@ async def test_ground_answers_every_query(client: VisionAgentClient) -> None:
 
 
 async def test_a_repeated_question_runs_no_proposals_and_no_encoders(
-    client: VisionAgentClient,
+    client: aio.Client,
 ) -> None:
     await wait_for_cache(client)
     image = new_image()
@@ -86,7 +86,7 @@ async def test_a_repeated_question_runs_no_proposals_and_no_encoders(
     assert after.answer == before.answer + 3
 
 
-async def test_client_boxes_reach_the_encoders(client: VisionAgentClient) -> None:
+async def test_client_boxes_reach_the_encoders(client: aio.Client) -> None:
     before = (await client.stats()).stage_calls
     result = await client.ground(new_image(), ["dog"], boxes=[(1.0, 2.0, 30.5, 40.0)])
     after = (await client.stats()).stage_calls
@@ -94,7 +94,7 @@ async def test_client_boxes_reach_the_encoders(client: VisionAgentClient) -> Non
     assert (after.propose - before.propose, after.encode_primary - before.encode_primary) == (0, 1)
 
 
-async def test_a_large_frame_goes_through(client: VisionAgentClient) -> None:
+async def test_a_large_frame_goes_through(client: aio.Client) -> None:
     large = encoded_image(1, width=1600, height=1200, kind="BMP")  # 5.8 MB
     result = await client.ground(large, ["dog"])
     assert result["dog"].detections[0].box == (0.0, 0.0, 800.0, 600.0)
@@ -102,7 +102,7 @@ async def test_a_large_frame_goes_through(client: VisionAgentClient) -> None:
 
 async def test_many_clients_at_once(service: str) -> None:
     async def one(number: int) -> float:
-        async with VisionAgentClient(service) as own:
+        async with aio.Client(service) as own:
             result = await own.ground(new_image(), [f"thing {number}"])
             return result.results[0].detections[0].confidence
 
@@ -110,14 +110,14 @@ async def test_many_clients_at_once(service: str) -> None:
     assert answers == pytest.approx([0.9] * 12)
 
 
-async def test_ask_tells_the_text_as_it_is_written(client: VisionAgentClient) -> None:
+async def test_ask_tells_the_text_as_it_is_written(client: aio.Client) -> None:
     *pieces, result = [piece async for piece in client.ask(new_image(), "dog")]
     assert len(pieces) > 1
     assert isinstance(result, FrameResult)
     assert "".join(map(str, pieces)) == result["dog"].text
 
 
-async def test_a_stream_with_a_change_in_the_middle(client: VisionAgentClient) -> None:
+async def test_a_stream_with_a_change_in_the_middle(client: aio.Client) -> None:
     async def frames() -> AsyncIterator[OutgoingFrame]:
         for number in range(40):
             yield OutgoingFrame(new_image(), number, capture_time_ns=time.time_ns())
@@ -148,7 +148,7 @@ async def test_a_stream_with_a_change_in_the_middle(client: VisionAgentClient) -
     assert not [event for event in events if isinstance(event, StreamError)]
 
 
-async def test_capabilities_say_what_the_service_is(client: VisionAgentClient) -> None:
+async def test_capabilities_say_what_the_service_is(client: aio.Client) -> None:
     capabilities = await client.capabilities()
     assert len(capabilities.model_digest) == 64
     assert capabilities.tasks == tuple(TaskKind), "a model in a folder may know every task"
@@ -192,7 +192,7 @@ async def test_only_guarded_ports_of_ray_leave_the_loopback_interface(service: s
 
 
 async def test_a_message_beyond_the_frame_limit_gets_our_own_error(
-    client: VisionAgentClient,
+    client: aio.Client,
 ) -> None:
     with pytest.raises(InvalidFrame, match="limit is 16777216"):
         await client.ground(b"\xff" * (17 * 2**20), ["dog"])

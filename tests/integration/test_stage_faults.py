@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from agent.errors import Overloaded, StageUnavailable
-from client.events import StreamError, StreamStats
-from client.types import FrameResult, StreamPolicy
-from client.vision_agent_client import VisionAgentClient
+from groundstream import aio
+from groundstream.errors import Overloaded, StageUnavailable
+from groundstream.events import StreamError, StreamStats
+from groundstream.types import FrameResult, StreamPolicy
 from tests.cameras import Camera
 from tests.pictures import encoded_image
 from tests.processes import replicas
@@ -21,7 +21,7 @@ _RECOVERY_S = 90.0
 _TYPED = ("STAGE_UNAVAILABLE", "OVERLOADED")
 
 
-async def answered_again(client: VisionAgentClient) -> tuple[float, int]:
+async def answered_again(client: aio.Client) -> tuple[float, int]:
     """Seconds until a new picture is answered, and how many tries failed, all by type."""
     started_s, num_failed = time.monotonic(), 0
     while True:
@@ -39,7 +39,7 @@ async def answered_again(client: VisionAgentClient) -> tuple[float, int]:
 @pytest.mark.parametrize(
     "deployment", ["Proposal", "PrimaryEncoder", "AuxiliaryEncoder", "Language"]
 )
-async def test_a_killed_stage_comes_back(client: VisionAgentClient, deployment: str) -> None:
+async def test_a_killed_stage_comes_back(client: aio.Client, deployment: str) -> None:
     camera, errors, results = (
         Camera(lambda: encoded_image(next(_pictures)), every_s=0.1),
         list[StreamError](),
@@ -75,7 +75,7 @@ async def test_a_killed_stage_comes_back(client: VisionAgentClient, deployment: 
     assert len(results) + last.superseded + last.failed >= camera.num_sent - last.expired
 
 
-async def test_a_request_too_large_for_memory_fails_alone(client: VisionAgentClient) -> None:
+async def test_a_request_too_large_for_memory_fails_alone(client: aio.Client) -> None:
     (before,) = replicas("Language")
     with pytest.raises(Overloaded, match="too little memory"):
         await client.ground(encoded_image(next(_pictures)), ["memory"])
@@ -84,7 +84,7 @@ async def test_a_request_too_large_for_memory_fails_alone(client: VisionAgentCli
     assert [process.pid for process in replicas("Language")] == [before.pid]
 
 
-async def test_a_stage_that_hangs_is_replaced(client: VisionAgentClient) -> None:
+async def test_a_stage_that_hangs_is_replaced(client: aio.Client) -> None:
     (hanging,) = replicas("Language")
     started_s = time.monotonic()
     with pytest.raises(StageUnavailable, match="did not answer within 5 s"):

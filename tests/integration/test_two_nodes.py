@@ -25,8 +25,8 @@ import psutil
 import pytest
 import yaml
 
-from client.events import KeyframeAnswer, StreamError, StreamOpened
-from client.types import FrameResult
+from groundstream.events import KeyframeAnswer, StreamError, StreamOpened
+from groundstream.types import FrameResult
 from tests import ray_commands
 from tests.distant_client import QUERIES
 from tests.integration.conftest import write_fake_config

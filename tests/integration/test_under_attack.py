@@ -19,10 +19,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from client.service_process import free_port
 from deployments.front_end.api_keys import add_api_key
-from protos import vision_agent_pb2 as pb
-from protos import vision_agent_pb2_grpc as pb_grpc
+from deployments.local.service_process import free_port
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
 from tests.attacks import ATTACKS
 from tests.pictures import encoded_image
 

@@ -1,4 +1,4 @@
-"""The wheel by itself: built, unpacked beside the environment, and run from an empty folder."""
+"""Both wheels by themselves: built, unpacked beside the environment, run from an empty folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from client.service_process import free_port
+from deployments.local.service_process import free_port
 from tests.integration.conftest import ROOT
 
 VERSION = "0.2.0"
@@ -23,26 +23,32 @@ NEEDED = {
     "agent/weights/pocket/config.json",
     "agent/weights/pocket/language.safetensors",
     "agent/evaluation/general_knowledge.yaml",
-    "client/py.typed",
-    "client/demo_data/pedestrians.mp4",
-    "client/demo_data/pedestrians.json",
-    "client/demo_data/bikes.json",
     "deployments/py.typed",
+    "deployments/demo/data/pedestrians.mp4",
+    "deployments/demo/data/pedestrians.json",
+    "deployments/demo/data/bikes.json",
     "deployments/serve_config.yaml",
     "deployments/cluster/serve_config.yaml",
     "deployments/observability/alerts.yaml",
     "deployments/console/static/index.html",
-    "protos/py.typed",
-    "protos/vision_agent.proto",
+}
+NEEDED_BY_CLIENTS = {
+    "groundstream/__init__.py",
+    "groundstream/py.typed",
+    "groundstream/protos/vision_agent_pb2.py",
+    "groundstream/protos/vision_agent_pb2.pyi",
+    "groundstream/protos/vision_agent_pb2_grpc.py",
+    "groundstream/video/sources.py",
 }
 _READY_S = 240.0
 
 
 @dataclass(frozen=True)
 class Installed:
-    """The wheel's contents in a folder of their own."""
+    """The contents of both wheels in a folder of their own."""
 
     wheel: Path
+    client_wheel: Path
     site: Path
     empty: Path
 
@@ -63,8 +69,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     folder = tmp_path_factory.mktemp("wheel")
     # From a copy: building leaves folders behind.
     listed = subprocess.run(
-        ["git", "ls-files", "agent", "client", "deployments", "protos", "pyproject.toml",
-         "README.md", "LICENSE"],
+        ["git", "ls-files", "agent", "client", "deployments", "pyproject.toml", "README.md",
+         "LICENSE"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     for name in listed.stdout.split("\n"):
@@ -74,42 +80,60 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
             shutil.copy(ROOT / name, target)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
-    subprocess.run([*build, str(folder / "source")], check=True, timeout=240)
-    (wheel,) = folder.glob("*.whl")
+    source = folder / "source"
+    subprocess.run([*build, str(source), str(source / "client")], check=True, timeout=240)
+    (wheel,), (client_wheel,) = (
+        list(folder.glob(f"{name}-*.whl")) for name in ("groundstream", "groundstream_client")
+    )
     site, empty = folder / "site", folder / "empty"
     empty.mkdir()
     subprocess.run(
-        [*pip, "install", "--no-deps", "--no-index", "--target", str(site), str(wheel)],
+        [*pip, "install", "--no-deps", "--no-index", "--target", str(site), str(wheel),
+         str(client_wheel)],
         check=True, timeout=120,
     )  # fmt: skip
-    return Installed(wheel, site, empty)
+    return Installed(wheel, client_wheel, site, empty)
 
 
-def test_the_wheel_holds_what_the_commands_read(installed: Installed) -> None:
+def test_the_wheels_hold_what_the_commands_read(installed: Installed) -> None:
     assert installed.wheel.name == f"groundstream-{VERSION}-py3-none-any.whl"
     names = set(zipfile.ZipFile(installed.wheel).namelist())
     assert names >= NEEDED
     assert not [name for name in names if name.startswith(("tests/", "docs/", "benchmarks/"))]
     tracked = {
         str(path.relative_to(installed.site.parent / "source"))
-        for package in ("agent", "client", "deployments", "protos")
+        for package in ("agent", "deployments")
         for path in (installed.site.parent / "source" / package).rglob("*")
-        if path.is_file() and path.name != "baseline.binpb"
+        if path.is_file()
     }
     # Of a build in the same folder, which setuptools leaves beside the packages.
     assert {name for name in tracked if "build/" not in name and "egg-info" not in name} <= names
 
 
+def test_the_clients_wheel_is_small_and_holds_one_package(installed: Installed) -> None:
+    assert installed.client_wheel.name == f"groundstream_client-{VERSION}-py3-none-any.whl"
+    names = set(zipfile.ZipFile(installed.client_wheel).namelist())
+    assert names >= NEEDED_BY_CLIENTS
+    tops = {name.partition("/")[0] for name in names}
+    assert tops == {"groundstream", f"groundstream_client-{VERSION}.dist-info"}
+    assert installed.client_wheel.stat().st_size < 200_000
+
+
 def test_its_commands_run_from_an_empty_folder(installed: Installed) -> None:
     where = subprocess.run(
-        [sys.executable, "-c", "import client.types, deployments; print(deployments.__file__)"],
+        [
+            sys.executable,
+            "-c",
+            "import groundstream, deployments; print(groundstream.__file__, deployments.__file__)",
+        ],
         cwd=installed.empty,
         env=installed.environment(),
         capture_output=True,
         text=True,
         check=True,
     )
-    assert Path(where.stdout.strip()).is_relative_to(installed.site)
+    for path in where.stdout.split():
+        assert Path(path).is_relative_to(installed.site)
     assert installed.run("--version").stdout == f"groundstream {VERSION}\n"
     lines = {line[6:17].strip(): line for line in installed.run("doctor").stdout.splitlines()}
     for subject in ("python", "packages", "settings", "model"):

@@ -10,12 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agent.errors import InvalidQuery
 from agent.frame import frame_from_rgb
 from agent.model.configuration import RegionConfig
 from agent.processor import ImageGeometry
 from agent.prompts import Exchange, Task
 from agent.stages import local_pipeline
+from groundstream.errors import InvalidQuery
 from tests.unit.tiny_model import tiny_config, write_tiny_model
 
 

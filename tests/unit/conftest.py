@@ -11,7 +11,7 @@ from agent.model.checkpoint import read_config
 from agent.model_directory import find_model
 from agent.model_tokenizer import model_tokenizer
 from agent.tokenizer import PromptTokenizer
-from client.vision_agent_client import VisionAgentClient
+from groundstream import aio
 from tests.in_process import Service, running_service
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
@@ -34,7 +34,7 @@ async def service() -> AsyncIterator[Service]:
 
 
 @pytest.fixture
-async def client(service: Service) -> AsyncIterator[VisionAgentClient]:
+async def client(service: Service) -> AsyncIterator[aio.Client]:
     """A connected client."""
-    async with VisionAgentClient(service.target) as connected:
+    async with aio.Client(service.target) as connected:
         yield connected

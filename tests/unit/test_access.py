@@ -19,14 +19,15 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from agent.errors import NotAuthenticated, SettingsError
 from agent.server_settings import AccessSettings, JwtSettings, ServerSettings, TlsSettings
-from client.channel import TlsOptions
-from client.types import FrameResult, Query
-from client.vision_agent_client import ServiceError, VisionAgentClient
 from deployments.front_end.api_keys import add_api_key, digest_of, read_api_keys
 from deployments.front_end.reloaded_file import ReloadedFile
-from protos import vision_agent_pb2 as pb
+from groundstream import aio
+from groundstream.channel import TlsOptions
+from groundstream.errors import NotAuthenticated, SettingsError
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.rpc_errors import ServiceError
+from groundstream.types import FrameResult, Query
 from tests.certificates import Authority, Certificate
 from tests.fakes import SECRET
 from tests.in_process import SETTINGS, Service, conversation, running_service
@@ -93,7 +94,7 @@ def tokens_of(issuer: Issuer, **more: Any) -> AccessSettings:
 
 async def verdict(target: str, token: str | None, **options: Any) -> str:
     """What the service says to a call: the name of its model, or why not."""
-    async with VisionAgentClient(target, token=token, **options) as client:
+    async with aio.Client(target, token=token, **options) as client:
         try:
             return (await client.capabilities()).model_name
         except NotAuthenticated as error:
@@ -146,7 +147,7 @@ async def test_a_stream_ends_when_its_token_does(issuer: Issuer) -> None:
     token = issuer.token(exp=int(time.time()) + 2)
     async with (
         guarded(access=tokens_of(issuer)) as service,
-        VisionAgentClient(service.target, token=token) as client,
+        aio.Client(service.target, token=token) as client,
         conversation(client, "dog") as talk,
     ):
         talk.send(0)
@@ -175,7 +176,7 @@ async def test_api_keys(key_file: Path) -> None:
 async def test_every_method_but_health_asks(key_file: Path) -> None:
     async with (
         guarded(access=AccessSettings(api_keys=str(key_file))) as service,
-        VisionAgentClient(service.target) as client,
+        aio.Client(service.target) as client,
         grpc.aio.insecure_channel(service.target) as channel,
     ):
         for call in (client.ground(b"", ["dog"]), client.stats(), client.capabilities()):
@@ -390,8 +391,8 @@ async def test_tenants_share_neither_features_nor_sessions(key_file: Path) -> No
     keys = [add_api_key(key_file, name=name, tenant=name) for name in ("acme", "umbrella")]
     async with (
         guarded(access=AccessSettings(api_keys=str(key_file))) as service,
-        VisionAgentClient(service.target, token=keys[0]) as acme,
-        VisionAgentClient(service.target, token=keys[1]) as umbrella,
+        aio.Client(service.target, token=keys[0]) as acme,
+        aio.Client(service.target, token=keys[1]) as umbrella,
     ):
         picture = encoded_image(3)
         assert not (await acme.ground(picture, ["dog"])).cache_hit
@@ -414,7 +415,7 @@ async def test_tenants_share_neither_features_nor_sessions(key_file: Path) -> No
         assert await resumes(acme, token)
 
 
-async def resumes(client: VisionAgentClient, token: str) -> bool:
+async def resumes(client: aio.Client, token: str) -> bool:
     """Whether a session goes on."""
     call = client._stub.Watch()
     await call.write(pb.WatchRequest(open=pb.OpenStream(resume_token=token)))
@@ -437,7 +438,7 @@ async def test_logs_hold_no_secrets_and_no_payloads(
         async with guarded(access=access) as service:
             for token in (expired, "gsk_guessed", issuer.token(tenant=None)):
                 assert (await verdict(service.target, token)).startswith("refused")
-            async with VisionAgentClient(service.target, token=key) as client:
+            async with aio.Client(service.target, token=key) as client:
                 await client.ground(encoded_image(1), [Query(words)])
                 with pytest.raises(ServiceError):
                     await client.ground(encoded_image(1), [Query(f"crash {words}")])

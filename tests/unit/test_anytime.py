@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from agent.errors import InvalidFrame, InvalidQuery, StageUnavailable
-from client.errors import ServiceError
-from client.types import Detection, FrameResult, Query, TaskKind, Zoom, ZoomPolicy
-from client.vision_agent_client import VisionAgentClient
-from protos import vision_agent_pb2 as pb
-from protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream import aio
+from groundstream.errors import InvalidFrame, InvalidQuery, StageUnavailable
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.rpc_errors import ServiceError
+from groundstream.types import Detection, FrameResult, Query, TaskKind, Zoom, ZoomPolicy
 from tests.fakes import SLOW_S
 from tests.in_process import Service
 from tests.pictures import encoded_image
@@ -48,7 +48,7 @@ def assert_refined_boxes_lie_in_crops(result: FrameResult, query: str) -> None:
 
 
 async def test_revisions_come_under_one_id_and_the_last_is_final(
-    client: VisionAgentClient,
+    client: aio.Client,
 ) -> None:
     results = await all_of(client.ground_anytime(LARGE, ["dog"], zoom=ALWAYS))
     revisions = [result.revision for result in results]
@@ -64,7 +64,7 @@ async def test_revisions_come_under_one_id_and_the_last_is_final(
     assert other[0].revision.answer_id != revisions[0].answer_id
 
 
-async def test_the_first_answer_does_not_wait_for_the_second(client: VisionAgentClient) -> None:
+async def test_the_first_answer_does_not_wait_for_the_second(client: aio.Client) -> None:
     started = time.perf_counter()
     took = []
     async for _ in client.ground_anytime(LARGE, ["slow dog"], zoom=ALWAYS):
@@ -73,7 +73,7 @@ async def test_the_first_answer_does_not_wait_for_the_second(client: VisionAgent
 
 
 async def test_a_deadline_that_cuts_the_refinement_leaves_the_coarse_answer(
-    client: VisionAgentClient, service: Service
+    client: aio.Client, service: Service
 ) -> None:
     results = await all_of(
         client.ground_anytime(LARGE, ["slow dog"], zoom=ALWAYS, timeout_s=1.6 * SLOW_S)
@@ -87,14 +87,14 @@ async def test_a_deadline_that_cuts_the_refinement_leaves_the_coarse_answer(
         assert last.revision.final
 
 
-async def test_a_budget_cuts_within_the_deadline(client: VisionAgentClient) -> None:
+async def test_a_budget_cuts_within_the_deadline(client: aio.Client) -> None:
     zoom = Zoom(ZoomPolicy.ALWAYS, budget_ms=1.4e3 * SLOW_S)
     first, last = await all_of(client.ground_anytime(LARGE, ["slow dog"], zoom=zoom))
     assert (last.revision.number, last.revision.final, last.revision.cut_short) == (1, True, True)
     assert last["slow dog"].detections == first["slow dog"].detections
 
 
-async def test_ground_returns_the_revision_that_time_allowed(client: VisionAgentClient) -> None:
+async def test_ground_returns_the_revision_that_time_allowed(client: aio.Client) -> None:
     everything = await client.ground(LARGE, ["slow dog"], zoom=ALWAYS)
     assert everything.revision.final
     assert not everything.revision.cut_short
@@ -106,9 +106,7 @@ async def test_ground_returns_the_revision_that_time_allowed(client: VisionAgent
     assert hurried["slow dog"].detections
 
 
-async def test_without_a_policy_there_is_one_look(
-    client: VisionAgentClient, service: Service
-) -> None:
+async def test_without_a_policy_there_is_one_look(client: aio.Client, service: Service) -> None:
     result = await client.ground(LARGE, ["dog"])
     assert (result.revision.number, result.revision.final, result.crops) == (0, True, ())
     assert service.stages.calls.answer == 1
@@ -116,7 +114,7 @@ async def test_without_a_policy_there_is_one_look(
     assert len(off) == 1
 
 
-async def test_ask_writes_the_first_answer_and_revises_it(client: VisionAgentClient) -> None:
+async def test_ask_writes_the_first_answer_and_revises_it(client: aio.Client) -> None:
     pieces = [piece async for piece in client.ask(LARGE, "dog", zoom=ALWAYS)]
     written = [piece for piece in pieces if isinstance(piece, str)]
     results = [piece for piece in pieces if isinstance(piece, FrameResult)]
@@ -127,14 +125,14 @@ async def test_ask_writes_the_first_answer_and_revises_it(client: VisionAgentCli
     assert_refined_boxes_lie_in_crops(results[-1], "dog")
 
 
-async def test_several_questions_are_revised_together(client: VisionAgentClient) -> None:
+async def test_several_questions_are_revised_together(client: aio.Client) -> None:
     queries = ["dog", Query("", id="what", task=TaskKind.REGION_CAPTION, region_index=1)]
     *_, last = await all_of(client.ground_anytime(LARGE, queries, zoom=ALWAYS))
     assert_refined_boxes_lie_in_crops(last, "dog")
     assert last["what"].text == "thing 0"  # its crop shows no other
 
 
-async def test_errors_of_the_first_look_are_typed(client: VisionAgentClient) -> None:
+async def test_errors_of_the_first_look_are_typed(client: aio.Client) -> None:
     with pytest.raises(InvalidFrame):
         await all_of(client.ground_anytime(b"no image", ["dog"]))
     with pytest.raises(InvalidQuery):

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from agent.encoders import AuxiliaryEncoderStage, PrimaryEncoderStage
-from agent.errors import InvalidFrame
 from agent.frame import Frame, frame_from_rgb
 from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.proposer import Proposer
 from agent.region_cache import MemoryRegionCache
 from agent.stages import LocalStages
-from agent.streaming.video_source import open_source
+from groundstream.errors import InvalidFrame
+from groundstream.video.sources import open_source
 from tests.unit.tiny_model import write_tiny_model
 
 VIDEO = Path(__file__).parents[2] / "demo" / "scene.mp4"

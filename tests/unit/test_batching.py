@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 import pytest
 
 from agent.batching import Batcher, batch_limit, equal_rows
-from agent.errors import InvalidFrame
+from groundstream.errors import InvalidFrame
 
 
 class Doubling:

@@ -15,7 +15,6 @@ from PIL import Image
 from pyarrow import parquet
 
 from agent.detections import Detections, Proposals
-from agent.errors import SourceError
 from agent.evaluation.cocotext import evaluate_cocotext, load_cocotext
 from agent.evaluation.countbench import load_countbench, what_is_counted
 from agent.evaluation.counting import evaluate_counting
@@ -30,6 +29,7 @@ from agent.evaluation.region_names import evaluate_named_regions, load_named_reg
 from agent.parsing import Answer
 from agent.pipeline import Grounding
 from agent.prompts import TaskKind
+from groundstream.errors import SourceError
 
 SIDE = 100
 

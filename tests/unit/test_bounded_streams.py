@@ -10,16 +10,16 @@ import grpc
 import pytest
 
 from agent import clock
-from agent.errors import Overloaded
 from agent.streaming.answers import Evidence
 from agent.streaming.inbox import Inbox
 from agent.streaming.policy import DropPolicy
 from agent.streaming.session import Session
-from client.types import FrameResult
-from client.vision_agent_client import VisionAgentClient
 from deployments.streams.buffers import PictureBuffer
-from protos import vision_agent_pb2 as pb
-from protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream import aio
+from groundstream.errors import Overloaded
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.types import FrameResult
 from tests.in_process import FOLLOW, SETTINGS, conversation, running_service, still
 
 HOUR_NS = 3_600_000_000_000
@@ -109,7 +109,7 @@ async def test_ages_do_not_follow_the_wall_clock(monkeypatch: pytest.MonkeyPatch
     policy = dataclasses.replace(FOLLOW, max_age_ms=60_000.0)
     async with (
         running_service() as service,
-        VisionAgentClient(service.target) as client,
+        aio.Client(service.target) as client,
         conversation(client, "dog", policy=policy) as talk,
     ):
         results = []

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from agent.errors import SettingsError
-from client.channel import TlsOptions, find_token, open_channel
 from deployments.cli import build_app
+from groundstream.channel import TlsOptions, find_token, open_channel
+from groundstream.errors import SettingsError
 
 
 async def test_no_token_travels_to_another_machine_in_plain_text() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from agent.detections import Proposals
 from agent.encoders import PrimaryEncoderStage
-from agent.errors import CheckpointMismatch, InvalidBoxes
+from agent.errors import CheckpointMismatch
 from agent.feature_codec import decode_features, encode_features
 from agent.features import FrameFeatures
 from agent.frame import frame_from_rgb
@@ -30,6 +30,7 @@ from agent.stages import LocalStages
 from deployments.app import bind
 from deployments.observability.metrics import ServiceMetrics
 from deployments.observability.stage_meter import StageMeters
+from groundstream.errors import InvalidBoxes
 from tests.fakes import FakeProposer
 from tests.handles import remote_pipeline
 from tests.unit.pocket_folder import pocket_weights, write_pocket_folder

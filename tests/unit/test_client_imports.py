@@ -9,21 +9,20 @@ import pytest
 
 HEAVY = {"torch", "transformers", "ray"}
 CLIENT = [
-    "client.vision_agent_client",
-    "client.watch",
-    "client.demo",
-    "client.annotated_video",
-    "client.exporters",
-    "client.rerun_recording",
+    "groundstream.aio",
+    "groundstream.video.playback",
+    "groundstream.video.annotated_video",
+    "groundstream.exporters",
+    "groundstream.video.rerun_recording",
 ]
 STREAMING = [
     "agent.streaming.follower",
     "agent.streaming.snapshot",
     "agent.streaming.session_store",
-    "agent.streaming.video_source",
+    "groundstream.video.sources",
     "agent.region_cache",
     "agent.settings",
-    "agent.drawing",
+    "groundstream.video.drawing",
     "agent.pipeline",
 ]
 
@@ -37,12 +36,30 @@ def imported_by(module: str) -> set[str]:
 
 @pytest.mark.parametrize("module", CLIENT)
 def test_the_client_pulls_in_neither_models_nor_ray(module: str) -> None:
-    assert not imported_by(module) & (HEAVY | {"deployments"})
+    assert not imported_by(module) & (HEAVY | {"agent", "deployments", "cv2"})
 
 
 @pytest.mark.parametrize("module", STREAMING)
 def test_streaming_pulls_in_neither_models_nor_transport(module: str) -> None:
-    assert not imported_by(module) & (HEAVY | {"grpc", "google", "deployments", "client"})
+    assert not imported_by(module) & (HEAVY | {"grpc", "google", "deployments"})
+
+
+@pytest.mark.parametrize("module", ["deployments.local.watch", "deployments.demo.run"])
+def test_what_uses_the_client_here_pulls_in_neither_models_nor_ray(module: str) -> None:
+    assert not imported_by(module) & HEAVY
+
+
+def test_the_base_needs_grpc_and_protobuf_alone() -> None:
+    # grpc itself imports those of its sister packages that are there.
+    grpc = {"grpc", "grpc_health", "grpc_reflection", "grpc_tools", "typing_extensions"}
+    code = (
+        "import sys; before = set(sys.modules);"
+        "import groundstream.aio, groundstream.exporters, groundstream.health;"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name for name in done.stdout.split() if "cython" not in name}
+    assert loaded - sys.stdlib_module_names - grpc == {"groundstream", "google"}
 
 
 def test_the_command_line_pulls_in_nothing_heavy() -> None:

@@ -9,14 +9,11 @@ import av
 import numpy as np
 import pytest
 
-from agent.drawing import LabelledBox, draw_boxes, label_colour
-from agent.errors import SourceError
 from agent.frame import RGBArray
-from agent.streaming.video_source import ImageFolder, VideoFile, open_source, shown_location
-from client.annotated_video import AnnotatedVideo
-from client.demo_truth import Score, Truth
-from client.playback import play
-from client.types import (
+from deployments.demo.truth import Score, Truth
+from deployments.local.watch import _LiveTable
+from groundstream.errors import SourceError
+from groundstream.types import (
     AnswerStatus,
     Detection,
     FrameResult,
@@ -24,7 +21,10 @@ from client.types import (
     QueryResult,
     StageTimings,
 )
-from client.watch import _LiveTable
+from groundstream.video.annotated_video import AnnotatedVideo
+from groundstream.video.drawing import LabelledBox, draw_boxes, label_colour
+from groundstream.video.playback import play
+from groundstream.video.sources import ImageFolder, VideoFile, open_source, shown_location
 from tests.pictures import encoded_image
 
 BLACK = np.zeros((64, 96, 3), dtype=np.uint8)

@@ -12,13 +12,13 @@ import grpc
 import grpc.aio
 import pytest
 
-from client.errors import ServiceError
-from client.events import Reconnecting, StreamEvent, StreamStats
-from client.types import FrameResult, OutgoingFrame, StreamPolicy
-from client.vision_agent_client import VisionAgentClient
-from client.watch_stream import Reconnect, WatchStream
-from protos import vision_agent_pb2 as pb
-from protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream import aio
+from groundstream.events import Reconnecting, StreamEvent, StreamStats
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.rpc_errors import ServiceError
+from groundstream.types import FrameResult, OutgoingFrame, StreamPolicy
+from groundstream.watch_stream import Reconnect, WatchStream
 
 QUICK = Reconnect(max_attempts=100, first_pause_s=0.01, max_pause_s=0.02)
 OPENED = pb.WatchResponse(opened=pb.StreamOpened(resume_token="t" * 32, resumed=True))
@@ -49,14 +49,14 @@ class Calls(pb_grpc.VisionAgentServicer):
 
 
 @contextlib.asynccontextmanager
-async def client_of(watch: Watch) -> AsyncIterator[tuple[VisionAgentClient, Calls]]:
+async def client_of(watch: Watch) -> AsyncIterator[tuple[aio.Client, Calls]]:
     """A client of a service that answers Watch so."""
     server, calls = grpc.aio.server(), Calls(watch)
     pb_grpc.add_VisionAgentServicer_to_server(calls, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with VisionAgentClient(f"127.0.0.1:{port}") as client:
+        async with aio.Client(f"127.0.0.1:{port}") as client:
             yield client, calls
     finally:
         await server.stop(None)

@@ -14,17 +14,17 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from agent.errors import Overloaded, SettingsError
 from agent.server_settings import ServerSettings
-from client.events import StreamStats
-from client.vision_agent_client import VisionAgentClient
-from client.watch_stream import WatchStream
 from deployments.console import connections
 from deployments.console.app import ConsoleSettings, build
 from deployments.console.board import Board
 from deployments.console.connections import PatientProtocol
 from deployments.console.server import ServiceAccess, run_console
 from deployments.console.views import books_view, service_view
+from groundstream import aio
+from groundstream.errors import Overloaded, SettingsError
+from groundstream.events import StreamStats
+from groundstream.watch_stream import WatchStream
 from tests.in_process import frames, running_service
 from tests.pictures import encoded_image
 from tests.unit.test_observers import OBSERVED
@@ -40,7 +40,7 @@ async def running_console(
     """A console of a service; its address."""
     settings = settings or ConsoleSettings(hosts=PORT_HOSTS)
     config = uvicorn.Config(
-        build(VisionAgentClient(target), settings),
+        build(aio.Client(target), settings),
         port=0,
         http=PatientProtocol,
         ws="websockets-sansio",
@@ -170,7 +170,7 @@ async def test_streams_of_other_clients_where_the_service_allows_it() -> None:
         running_service(settings=OBSERVED) as service,
         running_console(service.target) as url,
         aiohttp.ClientSession(url) as browser,
-        VisionAgentClient(service.target) as robot,
+        aio.Client(service.target) as robot,
         robot.watch(frames(*range(1, 200), every_s=0.05), ["dog"]) as stream,
     ):
         reading = asyncio.create_task(_read_all(stream))
@@ -253,7 +253,7 @@ def test_books_add_up_on_the_page_too() -> None:
 
 
 async def test_what_was_not_counted_is_not_zero() -> None:
-    async with running_service() as service, VisionAgentClient(service.target) as client:
+    async with running_service() as service, aio.Client(service.target) as client:
         view = service_view(await client.capabilities(), await client.stats())
     assert view["cache"]["hit_share"] is None
 

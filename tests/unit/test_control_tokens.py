@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
-from agent.errors import InvalidQuery
 from agent.prompts import Exchange, Task, clean_query, region_token
 from agent.sequence import SequenceBuilder
 from agent.tokenizer import CONTROL_TOKENS, PromptTokenizer
+from groundstream.errors import InvalidQuery
 
 
 def control_ids(tokenizer: PromptTokenizer) -> dict[int, str]:

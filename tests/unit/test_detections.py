@@ -14,7 +14,7 @@ from agent.detections import (
     non_maximum_suppression,
     validate_boxes,
 )
-from agent.errors import InvalidBoxes
+from groundstream.errors import InvalidBoxes
 
 
 @pytest.mark.parametrize(

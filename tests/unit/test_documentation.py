@@ -11,18 +11,20 @@ import jsonschema
 import pytest
 import yaml
 
-from agent import errors
-from client.errors import ServiceError
+from agent import errors as agent_errors
 from deployments.wire.status import STATUS_BY_CODE
 from docs import api_reference, settings_reference
-from protos import vision_agent_pb2 as pb
+from groundstream import errors
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.rpc_errors import ServiceError
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 DECISIONS = sorted((DOCS / "decisions").glob("*.md"))
 ERRORS = [
     kind
-    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    for module in (errors, agent_errors)
+    for _, kind in inspect.getmembers(module, inspect.isclass)
     if issubclass(kind, errors.AgentError) and kind is not errors.AgentError
 ]
 

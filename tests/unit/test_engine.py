@@ -15,7 +15,6 @@ from transformers.cache_utils import DynamicCache
 
 from agent.drafting import Drafter, DraftTree
 from agent.engine import Engine
-from agent.errors import InvalidQuery, Overloaded
 from agent.generation_request import (
     PrefixInput,
     PrefixSource,
@@ -27,6 +26,7 @@ from agent.grammar import AnswerGrammar, AnswerTokens, Place
 from agent.model.language_model import LanguageModel
 from agent.prefix_cache import PrefixCache
 from agent.stage_settings import EngineSettings
+from groundstream.errors import InvalidQuery, Overloaded
 from tests.unit.tiny_model import tiny_config, tiny_tokenizer
 
 END = 2

@@ -25,10 +25,11 @@ from agent.ergo_protocol import (
     second_question,
     smart_size,
 )
-from agent.errors import CheckpointMismatch, InvalidQuery
+from agent.errors import CheckpointMismatch
 from agent.frame import frame_from_rgb
 from agent.prompts import Task
 from agent.zoom_policy import Zoom, ZoomPolicy
+from groundstream.errors import InvalidQuery
 
 ALWAYS = Zoom(ZoomPolicy.ALWAYS)
 BIG = Resized.within(3840, 2160)

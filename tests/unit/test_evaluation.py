@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from agent.detections import Detections, Proposals
-from agent.errors import SourceError
 from agent.evaluation.coco_folder import check_pictures, load_coco
 from agent.evaluation.detection import (
     AskedLabels,
@@ -22,6 +21,7 @@ from agent.evaluation.detection import (
 from agent.parsing import Answer
 from agent.pipeline import Grounding
 from agent.prompts import TaskKind
+from groundstream.errors import SourceError
 
 BOXES = {"dog": [[10, 10, 40, 50]], "cat": [[60, 20, 90, 60], [5, 70, 45, 95]]}
 

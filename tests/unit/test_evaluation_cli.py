@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from agent.errors import SourceError
 from agent.evaluation.report import print_columns, print_figures
 from agent.evaluation.tally import Estimate
 from deployments.cli import build_app
+from groundstream.errors import SourceError
 from tests.unit.tiny_model import write_tiny_model
 
 

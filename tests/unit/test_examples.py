@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from client.exporters import to_detection2d_array
 from examples.robot import run
 from examples.ros2_bridge import NewestFrame, fill, frame_of, queries_of
+from groundstream.exporters import to_detection2d_array
 from tests.in_process import running_service
 from tests.pictures import encoded_image
 from tests.unit.test_exporters import CAT, DOG, result

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from client.exporters import to_coco, to_detection2d_array, to_supervision
-from client.types import AnswerStatus, Detection, FrameResult, QueryResult, StageTimings
+from groundstream.exporters import to_coco, to_detection2d_array, to_supervision
+from groundstream.types import AnswerStatus, Detection, FrameResult, QueryResult, StageTimings
 
 
 def result(sequence: int, *detections: Detection) -> FrameResult:

@@ -8,7 +8,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from agent.errors import Overloaded
 from agent.features import FrameFeatures, Generation
 from agent.frame import frame_from_rgb
 from agent.pipeline import Pipeline
@@ -17,6 +16,7 @@ from agent.region_cache import MemoryRegionCache
 from agent.urgency import CurrentLimits, Limits
 from deployments.front_end.access import Caller, calling
 from deployments.front_end.fair_share import FairGrounder, FairQueue
+from groundstream.errors import Overloaded
 from tests.fakes import FakeStages
 
 

@@ -9,13 +9,16 @@ import grpc
 import pytest
 
 from agent.settings import FollowSettings, KeyframeSettings, ServiceSettings
-from client.events import (
+from groundstream import aio
+from groundstream.events import (
     KeyframeAnswer,
     PolicyAck,
     QueriesAck,
     StreamError,
 )
-from client.types import (
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.types import (
     AnswerMode,
     AnswerSource,
     AnswerStatus,
@@ -26,9 +29,6 @@ from client.types import (
     Query,
     StreamPolicy,
 )
-from client.vision_agent_client import VisionAgentClient
-from protos import vision_agent_pb2 as pb
-from protos import vision_agent_pb2_grpc as pb_grpc
 from tests.fakes import SLOW_S
 from tests.in_process import (
     FOLLOW,
@@ -43,7 +43,7 @@ from tests.pictures import encoded_image
 
 
 async def test_frames_are_answered_at_once_and_grounded_behind(
-    client: VisionAgentClient, service: Service
+    client: aio.Client, service: Service
 ) -> None:
     async with conversation(client, "slow dog", policy=FOLLOW) as talk:
         talk.send_frame(still(0))
@@ -91,7 +91,7 @@ def check_transforms(detection: object) -> None:
 
 
 async def test_nothing_moves_and_the_model_sees_one_frame(
-    client: VisionAgentClient, service: Service
+    client: aio.Client, service: Service
 ) -> None:
     async with conversation(client, "dog", policy=FOLLOW) as talk:
         for number in range(60):
@@ -103,7 +103,7 @@ async def test_nothing_moves_and_the_model_sees_one_frame(
     assert (service.stages.calls.answer, service.stages.calls.encode_primary) == (1, 1)
 
 
-async def test_an_answer_older_than_asked_is_expired(client: VisionAgentClient) -> None:
+async def test_an_answer_older_than_asked_is_expired(client: aio.Client) -> None:
     policy = dataclasses.replace(FOLLOW, max_age_ms=100.0)
     async with conversation(client, "slow dog", policy=policy) as talk:
         talk.send_frame(still(0))
@@ -121,7 +121,7 @@ async def test_an_answer_older_than_asked_is_expired(client: VisionAgentClient) 
     assert talk.stats[-1].expired == 2
 
 
-async def test_a_query_changed_meanwhile_gets_no_older_answer(client: VisionAgentClient) -> None:
+async def test_a_query_changed_meanwhile_gets_no_older_answer(client: aio.Client) -> None:
     async with conversation(client, Query("slow dog", id="q"), policy=FOLLOW) as talk:
         talk.send_frame(still(0))
         assert isinstance(await talk.next(), FrameResult)
@@ -141,7 +141,7 @@ async def test_a_query_changed_meanwhile_gets_no_older_answer(client: VisionAgen
 
 
 async def test_a_frame_that_matters_is_grounded_though_another_is(
-    client: VisionAgentClient,
+    client: aio.Client,
 ) -> None:
     async with conversation(client, "slow dog", policy=FOLLOW) as talk:
         talk.send_frame(still(0))
@@ -157,7 +157,7 @@ async def test_a_frame_that_matters_is_grounded_though_another_is(
 
 
 async def test_a_frame_that_matters_takes_the_place_of_one_that_waits_for_its_turn(
-    service: Service, client: VisionAgentClient
+    service: Service, client: aio.Client
 ) -> None:
     turns = service.agent.scheduler.keyframes
     async with conversation(client, "slow dog", policy=FOLLOW) as talk:
@@ -184,7 +184,7 @@ async def test_a_change_to_ground_mode_waits_for_the_key_frame_under_way() -> No
     settings = dataclasses.replace(SETTINGS, stream=stream)
     async with (
         running_service(settings=settings) as service,
-        VisionAgentClient(service.target) as client,
+        aio.Client(service.target) as client,
         conversation(client, "slow dog", policy=FOLLOW) as talk,
     ):
         talk.send_frame(still(0))
@@ -202,7 +202,7 @@ async def test_a_change_to_ground_mode_waits_for_the_key_frame_under_way() -> No
 
 
 async def test_a_grounding_that_fails_is_reported_and_the_frames_go_on(
-    client: VisionAgentClient,
+    client: aio.Client,
 ) -> None:
     async with conversation(client, "crash", policy=FOLLOW) as talk:
         talk.send_frame(still(0))
@@ -216,7 +216,7 @@ async def test_a_grounding_that_fails_is_reported_and_the_frames_go_on(
     assert (talk.stats[-1].failed, talk.stats[-1].tracked_only) == (1, 1)
 
 
-async def test_a_lossless_stream_loses_nothing(client: VisionAgentClient) -> None:
+async def test_a_lossless_stream_loses_nothing(client: aio.Client) -> None:
     policy = StreamPolicy(drop=DropPolicy.LOSSLESS, window=2)
     async with conversation(client, "dog", policy=policy) as talk:
         for number in range(30):
@@ -251,7 +251,7 @@ async def test_too_many_frames_ahead_are_refused_by_name(service: Service) -> No
 
 
 async def test_a_reader_that_stops_is_sent_no_more_than_its_window(
-    client: VisionAgentClient, service: Service
+    client: aio.Client, service: Service
 ) -> None:
     policy = StreamPolicy(ack_window=2)
     async with conversation(client, "dog", policy=policy) as talk:
@@ -271,7 +271,7 @@ async def test_a_reader_that_stops_is_sent_no_more_than_its_window(
     assert talk.stats[-1].superseded >= 30
 
 
-async def test_a_paused_stream_keeps_its_tracks(client: VisionAgentClient) -> None:
+async def test_a_paused_stream_keeps_its_tracks(client: aio.Client) -> None:
     async with conversation(client, "dog", policy=FOLLOW) as talk:
         talk.send_frame(still(0))
         await answer_of(talk, KeyframeAnswer)
@@ -290,7 +290,7 @@ async def test_a_paused_stream_keeps_its_tracks(client: VisionAgentClient) -> No
     assert talk.stats[-1].superseded == 1
 
 
-async def test_ids_start_anew_in_every_session(client: VisionAgentClient) -> None:
+async def test_ids_start_anew_in_every_session(client: aio.Client) -> None:
     ids = []
     async with (
         conversation(client, "dog", policy=FOLLOW) as one,
@@ -305,7 +305,7 @@ async def test_ids_start_anew_in_every_session(client: VisionAgentClient) -> Non
 
 
 async def test_a_policy_can_change_and_a_bad_one_changes_nothing(
-    client: VisionAgentClient,
+    client: aio.Client,
 ) -> None:
     async with conversation(client, "dog", policy=FOLLOW) as talk:
         change = await talk.stream.set_policy(StreamPolicy(max_age_ms=50.0, ack_window=0))
@@ -328,7 +328,7 @@ async def test_features_of_a_frame_that_barely_changed_are_reused_if_allowed() -
         policy = dataclasses.replace(FOLLOW, reuse_features=allowed)
         async with (
             running_service(settings=settings) as service,
-            VisionAgentClient(service.target) as client,
+            aio.Client(service.target) as client,
             conversation(client, "dog", policy=policy) as talk,
         ):
             reused = []

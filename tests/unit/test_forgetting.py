@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agent.errors import SettingsError
 from agent.evaluation.forgetting import Knowledge, compare
+from groundstream.errors import SettingsError
 from tests.unit.pocket_folder import pocket_weights, write_pocket_folder
 
 SHORT = Knowledge(

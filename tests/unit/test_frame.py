@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from agent.errors import FrameTooLarge, InvalidFrame
 from agent.frame import FrameLimits, frame_from_rgb, load_frame, read_frame
+from groundstream.errors import FrameTooLarge, InvalidFrame
 
 
 def encoded(fmt="JPEG", size=(40, 30), mode="RGB"):

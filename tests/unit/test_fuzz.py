@@ -21,7 +21,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.detections import Proposals
-from agent.errors import AgentError, InvalidBoxes, InvalidQuery, InvalidRequest
 from agent.feature_codec import CorruptFeatures, decode_features, encode_features
 from agent.features import FrameFeatures, Generation
 from agent.parsing import parse_answer
@@ -33,7 +32,8 @@ from agent.streaming.snapshot import read_snapshot
 from deployments.wire import messages, stream_messages, zoom_messages
 from deployments.wire.message_bounds import Counts, bounds_by_method, check_message
 from deployments.wire.status import failure_of
-from protos import vision_agent_pb2 as pb
+from groundstream.errors import AgentError, InvalidBoxes, InvalidQuery, InvalidRequest
+from groundstream.protos import vision_agent_pb2 as pb
 from tests.fuzzing import LIMITS, PICTURES, mutated
 
 pytestmark = [

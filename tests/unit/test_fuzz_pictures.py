@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.errors import InvalidFrame
 from agent.frame import read_frame
+from groundstream.errors import InvalidFrame
 from tests.fuzzing import LIMITS, PICTURES, mutated
 
 pytestmark = [

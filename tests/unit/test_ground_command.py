@@ -13,15 +13,15 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from agent.errors import AgentError, SettingsError, SourceError
 from agent.pipeline import Pipeline
 from agent.region_cache import MemoryRegionCache
-from agent.streaming.video_source import open_source
-from agent.streaming.video_writer import VideoWriter
-from client.annotated_video import AnnotatedVideo
-from client.types import OutgoingFrame
 from deployments.cli import build_app
 from deployments.cli.options import ModelChoice
+from groundstream.errors import AgentError, SettingsError, SourceError
+from groundstream.types import OutgoingFrame
+from groundstream.video.annotated_video import AnnotatedVideo
+from groundstream.video.sources import open_source
+from groundstream.video.writer import VideoWriter
 from tests.fakes import FakeStages
 
 SIZE = (96, 64)
@@ -194,7 +194,7 @@ def test_what_was_done_before_an_interrupt_is_written(
                     raise KeyboardInterrupt
                 yield picture
 
-    monkeypatch.setattr("agent.streaming.video_source.open_source", lambda _: Interrupted())
+    monkeypatch.setattr("groundstream.video.sources.open_source", lambda _: Interrupted())
     result = run("ground", video, "dog", "--json")
     assert result.exit_code != 0
     lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from agent.errors import SettingsError
 from agent.features import BFLOAT16, widened
 from agent.frame import read_frame
 from agent.model.checkpoint import weight_type
 from agent.model.vlm_fo1 import Part
 from agent.prompts import Task, TaskKind
 from agent.stages import local_pipeline
+from groundstream.errors import SettingsError
 from tests.pictures import encoded_image
 from tests.unit.tiny_model import write_tiny_model
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from agent.detections import Detections, Proposals
-from agent.errors import SourceError
 from agent.evaluation.high_resolution import (
     ChoiceQuestion,
     evaluate_choices,
@@ -37,6 +36,7 @@ from agent.prompts import Task
 from agent.revisions import Revision, first_revision
 from agent.stages import local_pipeline
 from agent.zoom_policy import Zoom
+from groundstream.errors import SourceError
 from tests.pictures import encoded_image
 from tests.unit.tiny_model import write_tiny_model
 

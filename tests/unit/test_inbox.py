@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.errors import Overloaded
 from agent.streaming.inbox import Inbox
 from agent.streaming.policy import DropPolicy, Priority
+from groundstream.errors import Overloaded
 
 LOW, NORMAL, HIGH = Priority.LOW, Priority.NORMAL, Priority.HIGH
 

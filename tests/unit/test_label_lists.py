@@ -8,7 +8,6 @@ from concurrent.futures import CancelledError, Future
 import pytest
 import torch
 
-from agent.errors import InvalidQuery, Overloaded
 from agent.generation_request import Completion
 from agent.grammar import AnswerTokens
 from agent.label_lists import LabelBranch, join_labels
@@ -16,6 +15,7 @@ from agent.parsing import parse_regions
 from agent.prompts import MAX_LABELS, Task
 from agent.region_choice import RegionChoice
 from agent.stage_settings import EngineSettings
+from groundstream.errors import InvalidQuery, Overloaded
 from tests.unit.tiny_families import family_stage, random_features
 
 TOKENS = AnswerTokens(1, 2, 3, 4, 5, regions=(10, 11, 12, 13))

@@ -11,8 +11,8 @@ from PIL import Image
 from agent.frame import read_frame
 from benchmarks.driver import Camera, Journal, drive, with_comment
 from benchmarks.load import books_of, growth, seen_by_clients, stage_figures
-from client.types import StageLoad
-from client.vision_agent_client import VisionAgentClient
+from groundstream import aio
+from groundstream.types import StageLoad
 from tests.in_process import running_service
 from tests.pictures import encoded_image
 
@@ -28,7 +28,7 @@ def test_a_comment_makes_a_frame_new_and_changes_no_pixel() -> None:
 
 
 async def test_every_frame_of_every_camera_is_sent_when_due_and_accounted_for() -> None:
-    async with running_service() as service, VisionAgentClient(service.target) as client:
+    async with running_service() as service, aio.Client(service.target) as client:
         before, started_s = await client.stats(), time.monotonic()
         journals = await drive(service.target, CAMERA, [JPEG], num_streams=3)
         took_s = time.monotonic() - started_s

@@ -15,10 +15,10 @@ import ray
 import redis
 from ray import serve
 
-from agent.errors import StageUnavailable
 from agent.settings import CacheSettings, ServiceSettings
 from deployments.local import ray_cluster, supervisor
 from deployments.local.embedded_cache import EmbeddedCache
+from groundstream.errors import StageUnavailable
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,6 @@ import time
 
 import pytest
 
-from agent.errors import AgentError, InvalidBoxes, InvalidQuery, InvalidRequest
 from deployments.wire.message_bounds import (
     Counts,
     bounds_by_method,
@@ -14,7 +13,8 @@ from deployments.wire.message_bounds import (
     first_field,
     number_in,
 )
-from protos import vision_agent_pb2 as pb
+from groundstream.errors import AgentError, InvalidBoxes, InvalidQuery, InvalidRequest
+from groundstream.protos import vision_agent_pb2 as pb
 
 SHAPES = bounds_by_method(Counts(queries=16, boxes=1000))
 GROUND = SHAPES["/vision_agent.v1.VisionAgent/Ground"]

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.detections import Detections, Proposals
-from agent.errors import FrameTooLarge, InvalidFrame, InvalidQuery, InvalidRequest, errors_by_code
 from agent.features import StageTimings
 from agent.frame import FrameLimits
 from agent.model_directory import ModelDirectory
@@ -23,11 +22,18 @@ from agent.settings import ServiceSettings, StreamSettings
 from agent.streaming.keyframe import KeyframeReason
 from agent.streaming.policy import AnswerMode, DropPolicy, Priority, StreamPolicy
 from agent.streaming.session import Books, StandingQuery
-from client import conversions, events, types
 from deployments.front_end import ingress
 from deployments.observability.metrics import CallCounts, ServiceMetrics
 from deployments.wire import messages, status, stream_messages
-from protos import vision_agent_pb2 as pb
+from groundstream import conversions, events, types
+from groundstream.errors import (
+    FrameTooLarge,
+    InvalidFrame,
+    InvalidQuery,
+    InvalidRequest,
+    errors_by_code,
+)
+from groundstream.protos import vision_agent_pb2 as pb
 from tests.pictures import encoded_image
 
 LIMITS = FrameLimits()
@@ -426,11 +432,11 @@ def test_every_rpc_is_served_and_offered() -> None:
         "Observe": "observe",
     }
     assert set(rpcs) == set(offered)
-    from client.vision_agent_client import VisionAgentClient
+    from groundstream import aio
 
     for rpc, method in offered.items():
         assert rpc in vars(ingress.VisionAgent)
-        assert hasattr(VisionAgentClient, method)
+        assert hasattr(aio.Client, method)
 
 
 def test_the_dataclasses_follow_the_messages() -> None:

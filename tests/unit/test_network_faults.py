@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from agent.server_settings import TlsSettings
-from client.channel import TlsOptions
-from client.events import StreamError, StreamOpened, StreamStats
-from client.types import FrameResult, StreamPolicy
-from client.vision_agent_client import VisionAgentClient
-from client.watch_stream import Reconnect
+from groundstream import aio
+from groundstream.channel import TlsOptions
+from groundstream.events import StreamError, StreamOpened, StreamStats
+from groundstream.types import FrameResult, StreamPolicy
+from groundstream.watch_stream import Reconnect
 from tests.cameras import Camera
 from tests.certificates import Authority
 from tests.fault_proxy import FaultProxy, fault_proxy
@@ -70,7 +70,7 @@ async def test_a_stream_goes_on_and_its_books_close(
         asyncio.timeout(40.0),
         running_service(settings=settings) as service,
         fault_proxy(service.target) as proxy,
-        VisionAgentClient(proxy.address, tls=tls) as client,
+        aio.Client(proxy.address, tls=tls) as client,
         client.watch(camera.frames(), ["dog"], policy=StreamPolicy(), reconnect=_QUICK) as stream,
     ):
         async for event in stream:

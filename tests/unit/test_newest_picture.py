@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from agent.errors import SourceError
-from agent.streaming.newest_picture import NewestPicture
-from agent.streaming.video_source import SourceFrame
+from groundstream.errors import SourceError
+from groundstream.video.newest_picture import NewestPicture
+from groundstream.video.sources import SourceFrame
 
 PIXELS = np.zeros((2, 2, 3), dtype=np.uint8)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from agent.errors import InvalidRequest
-from client.events import KeyframeAnswer
-from client.vision_agent_client import VisionAgentClient
 from deployments.streams.observers import ObservableStreams, ObservedCall
-from protos import vision_agent_pb2 as pb
+from groundstream import aio
+from groundstream.errors import InvalidRequest
+from groundstream.events import KeyframeAnswer
+from groundstream.protos import vision_agent_pb2 as pb
 from tests.in_process import SETTINGS, conversation, running_service
 from tests.pictures import encoded_image
 
@@ -44,8 +44,8 @@ def result(number: int) -> pb.WatchResponse:
 async def test_somebody_looks_on() -> None:
     async with (
         running_service(settings=OBSERVED) as service,
-        VisionAgentClient(service.target) as owner,
-        VisionAgentClient(service.target) as other,
+        aio.Client(service.target) as owner,
+        aio.Client(service.target) as other,
         conversation(owner, "dog") as talk,
     ):
         (listed,) = await other.streams()
@@ -69,7 +69,7 @@ async def test_somebody_looks_on() -> None:
 
 
 async def test_nobody_looks_on_where_it_is_not_allowed() -> None:
-    async with running_service() as service, VisionAgentClient(service.target) as client:
+    async with running_service() as service, aio.Client(service.target) as client:
         with pytest.raises(InvalidRequest, match=r"server\.observe"):
             await client.streams()
         with pytest.raises(InvalidRequest, match=r"server\.observe"):

@@ -10,18 +10,18 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from agent.errors import Overloaded
 from agent.features import Generation
 from agent.frame import read_frame
 from agent.prompts import Task
 from agent.settings import KeyframeSettings, ServiceSettings, SharingSettings
 from agent.urgency import Limits, Urgency
-from client.events import StreamError
-from client.types import FramePriority, FrameResult, StreamPolicy
-from client.vision_agent_client import VisionAgentClient
 from deployments.observability.metrics import ServiceMetrics
-from protos import vision_agent_pb2 as pb
-from protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream import aio
+from groundstream.errors import Overloaded
+from groundstream.events import StreamError
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.types import FramePriority, FrameResult, StreamPolicy
 from tests.fakes import BUSY_RETRY_S, SLOW_S, FakePrimaryEncoder
 from tests.handles import ServiceHere, remote_pipeline
 from tests.in_process import GROUND, SETTINGS, conversation, running_service
@@ -50,7 +50,7 @@ async def test_a_full_queue_is_overloaded_with_a_hint_and_never_internal() -> No
     async with (
         running_service(grounder=full_language) as service,
         grpc.aio.insecure_channel(service.target) as channel,
-        VisionAgentClient(service.target) as client,
+        aio.Client(service.target) as client,
     ):
         request = pb.GroundRequest(
             frame=pb.Frame(encoded_image=encoded_image(1)), queries=[pb.Query(text="dog")]
@@ -77,7 +77,7 @@ async def test_a_full_queue_is_overloaded_with_a_hint_and_never_internal() -> No
 async def test_a_call_without_enough_time_is_refused_before_its_deadline() -> None:
     async with (
         running_service(grounder=remote_pipeline) as service,
-        VisionAgentClient(service.target) as client,
+        aio.Client(service.target) as client,
     ):
         # Once known to be slow, a question with less time is not even begun.
         await client.ground(encoded_image(1), ["slow dog"])
@@ -131,7 +131,7 @@ async def test_work_for_a_hurried_caller_goes_on_for_a_patient_one() -> None:
 
 
 async def test_deadlines_and_urgency_reach_the_stages() -> None:
-    async with running_service() as service, VisionAgentClient(service.target) as client:
+    async with running_service() as service, aio.Client(service.target) as client:
         await client.ground(encoded_image(1), ["dog"], timeout_s=7.0)
         one_off = service.stages.limits[-1]
         assert one_off.urgency is Urgency.ONE_OFF
@@ -162,7 +162,7 @@ async def test_a_one_off_question_does_not_wait_behind_key_frames() -> None:
 
     async with (
         running_service(settings=settings, grounder=slow) as service,
-        VisionAgentClient(service.target) as client,
+        aio.Client(service.target) as client,
     ):
 
         async def ground_frames(number: int) -> None:
@@ -195,7 +195,7 @@ async def test_key_frames_that_nobody_asked_for_give_way_silently() -> None:
     )
     async with (
         running_service(settings=settings) as service,
-        VisionAgentClient(service.target) as client,
+        aio.Client(service.target) as client,
         conversation(client, "busy dog", policy=StreamPolicy(ack_window=0)) as talk,
     ):
         for number in range(3):
@@ -222,7 +222,7 @@ async def test_streams_that_wait_for_their_turn_are_answered_all_the_same() -> N
     )
     async with (
         running_service(settings=settings) as service,
-        VisionAgentClient(service.target) as client,
+        aio.Client(service.target) as client,
     ):
 
         async def follow(number: int) -> tuple[int, int]:

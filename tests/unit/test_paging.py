@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.detections import Proposals
-from agent.errors import InvalidQuery
 from agent.features import FrameFeatures, Generation
 from agent.paging import pages_for
 from agent.parsing import AnswerStatus, join_pages
 from agent.prompts import Task
+from groundstream.errors import InvalidQuery
 
 
 def proposals(count):

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from agent.errors import SourceError
 from agent.evaluation.coco_folder import load_coco
 from agent.evaluation.photographs import collect as photographs
 from agent.evaluation.photographs.collect import Package, Source, collect, load_sources
+from groundstream.errors import SourceError
 
 LABELS = photographs.LABELS
 PACKAGE = Package("pip", "pictures", "1.0")

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from agent import frame as frame_module
-from agent.errors import FrameTooCostly, InvalidFrame
 from agent.frame import FrameLimits, read_frame
 from agent.picture_cost import picture_cost
+from groundstream.errors import FrameTooCostly, InvalidFrame
 from tests.pictures import encoded_image
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from agent.answer_rules import AnswerRules
-from agent.errors import InvalidBoxes, InvalidFrame, InvalidQuery
 from agent.frame import frame_from_rgb, read_frame
 from agent.model_directory import find_model
 from agent.pipeline import Pipeline
 from agent.prompts import Exchange, Task, TaskKind
 from agent.region_cache import MemoryRegionCache
 from agent.stages import LocalStages
+from groundstream.errors import InvalidBoxes, InvalidFrame, InvalidQuery
 from tests.unit.tiny_model import write_tiny_model
 
 TASKS = [Task(Task.detect("dog").kind, "dog", max_new_tokens=12)]

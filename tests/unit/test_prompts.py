@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agent.errors import InvalidQuery
 from agent.prompts import MAX_HISTORY_TURNS, Exchange, Task, clean_query
+from groundstream.errors import InvalidQuery
 from tests.parity.golden_sets import task_of
 
 

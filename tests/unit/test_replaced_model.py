@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from agent.errors import StageUnavailable
 from agent.frame import read_frame
 from agent.prompts import Task
 from agent.settings import ServiceSettings
 from deployments.observability.metrics import ServiceMetrics
+from groundstream.errors import StageUnavailable
 from tests.handles import remote_pipeline
 from tests.pictures import encoded_image
 

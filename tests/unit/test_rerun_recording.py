@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.types import OutgoingFrame
+from groundstream.types import OutgoingFrame
 from tests.pictures import encoded_image
 from tests.unit.test_exporters import CAT, DOG, result
 
@@ -16,7 +16,7 @@ pytest.importorskip("rerun", reason="pip install 'groundstream[rerun]'")
 
 
 def test_a_stream_becomes_a_file_that_rerun_knows(tmp_path: Path) -> None:
-    from client.rerun_recording import RerunRecording
+    from groundstream.video.rerun_recording import RerunRecording
 
     path = tmp_path / "seen.rrd"
     with RerunRecording(path) as recording:
@@ -30,8 +30,8 @@ def test_a_stream_becomes_a_file_that_rerun_knows(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from agent.errors import SettingsError
-    from client.rerun_recording import RerunRecording
+    from groundstream.errors import SettingsError
+    from groundstream.video.rerun_recording import RerunRecording
 
     monkeypatch.setitem(sys.modules, "rerun", None)
     with pytest.raises(SettingsError, match=r"groundstream\[rerun\]"):

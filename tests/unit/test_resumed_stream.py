@@ -10,7 +10,8 @@ import grpc
 import pytest
 
 from agent.streaming.session_store import MemorySessionStore
-from client.events import (
+from groundstream import aio
+from groundstream.events import (
     Drain,
     KeyframeAnswer,
     QueriesAck,
@@ -18,13 +19,12 @@ from client.events import (
     StreamOpened,
     StreamStats,
 )
-from client.types import (
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.types import (
     FrameResult,
 )
-from client.vision_agent_client import VisionAgentClient
-from client.watch_stream import Reconnect
-from protos import vision_agent_pb2 as pb
-from protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.watch_stream import Reconnect
 from tests.cameras import Camera
 from tests.in_process import (
     FOLLOW,
@@ -90,7 +90,7 @@ async def test_a_stream_survives_its_replica() -> None:
     async with contextlib.AsyncExitStack() as stack:
         async with running_service(store=store) as first:
             port = int(first.target.rpartition(":")[2])
-            client = await stack.enter_async_context(VisionAgentClient(first.target))
+            client = await stack.enter_async_context(aio.Client(first.target))
             talk = await stack.enter_async_context(
                 conversation(client, "dog", policy=FOLLOW, reconnect=QUICK)
             )
@@ -127,7 +127,7 @@ async def test_books_close_when_nobody_remembers_the_session() -> None:
     async with contextlib.AsyncExitStack() as stack:
         async with running_service() as first:
             port = int(first.target.rpartition(":")[2])
-            client = await stack.enter_async_context(VisionAgentClient(first.target))
+            client = await stack.enter_async_context(aio.Client(first.target))
             talk = await stack.enter_async_context(
                 conversation(client, "dog", policy=FOLLOW, reconnect=QUICK)
             )
@@ -151,7 +151,7 @@ async def test_a_stream_leaves_a_replica_that_drains() -> None:
     store = MemorySessionStore(ttl_s=60.0)
     async with contextlib.AsyncExitStack() as stack:
         first = await stack.enter_async_context(running_service(store=store))
-        client = await stack.enter_async_context(VisionAgentClient(first.target))
+        client = await stack.enter_async_context(aio.Client(first.target))
         talk = await stack.enter_async_context(
             conversation(client, "dog", policy=FOLLOW, reconnect=QUICK)
         )
@@ -176,7 +176,7 @@ async def test_a_stream_that_is_sent_away_before_it_is_opened_loses_nothing() ->
     async with contextlib.AsyncExitStack() as stack:
         first = await stack.enter_async_context(running_service(store=store))
         port = int(first.target.rpartition(":")[2])
-        client = await stack.enter_async_context(VisionAgentClient(first.target))
+        client = await stack.enter_async_context(aio.Client(first.target))
         await client.stats()  # From now on there is a connection to the first.
         await stack.enter_async_context(running_service(port=port, store=store))
         first.agent.draining.set()
@@ -198,7 +198,7 @@ async def test_a_stream_that_is_sent_away_before_it_is_opened_loses_nothing() ->
     assert (last.received, last.failed, last.in_flight) == (stream.num_sent, 0, 0)
 
 
-async def test_an_unknown_token_opens_a_new_session(client: VisionAgentClient) -> None:
+async def test_an_unknown_token_opens_a_new_session(client: aio.Client) -> None:
     async with conversation(client, policy=FOLLOW, reconnect=QUICK) as talk:
         talk.send_frame(still(0))
         await answer_of(talk, FrameResult)

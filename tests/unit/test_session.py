@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.errors import InvalidQuery, InvalidRequest, Overloaded
 from agent.prompts import Task
 from agent.streaming.policy import DropPolicy, Priority, StreamPolicy
 from agent.streaming.session import Books, Outcome, Seen, Session, Work
+from groundstream.errors import InvalidQuery, InvalidRequest, Overloaded
 
 DOG, CAT = Task.detect("dog"), Task.detect("cat")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from agent.checked_settings import from_mapping
-from agent.errors import SettingsError
 from agent.settings import (
     DeploymentSettings,
     KeyframeSettings,
@@ -19,6 +18,7 @@ from agent.settings import (
     serve_config,
     with_environment,
 )
+from groundstream.errors import SettingsError
 
 SHIPPED = Path(__file__).parents[2] / "deployments" / "serve_config.yaml"
 

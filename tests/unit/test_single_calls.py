@@ -5,22 +5,23 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from agent.errors import InvalidBoxes, InvalidFrame, InvalidQuery
-from client.types import (
+from groundstream import aio
+from groundstream.errors import InvalidBoxes, InvalidFrame, InvalidQuery
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.rpc_errors import ServiceError
+from groundstream.types import (
     AnswerStatus,
     FrameResult,
     Query,
     TaskKind,
 )
-from client.vision_agent_client import ServiceError, VisionAgentClient
-from protos import vision_agent_pb2 as pb
-from protos import vision_agent_pb2_grpc as pb_grpc
 from tests.fakes import NUM_BOXES, SECRET
 from tests.in_process import Service
 from tests.pictures import encoded_image
 
 
-async def test_ground_answers_every_query(client: VisionAgentClient) -> None:
+async def test_ground_answers_every_query(client: aio.Client) -> None:
     queries = [
         "dog",
         Query("absent cat", id="cat"),
@@ -39,7 +40,7 @@ async def test_ground_answers_every_query(client: VisionAgentClient) -> None:
 
 
 async def test_a_second_question_runs_no_proposals_and_no_encoders(
-    client: VisionAgentClient, service: Service
+    client: aio.Client, service: Service
 ) -> None:
     first = await client.ground(encoded_image(1), ["dog"])
     second = await client.ground(encoded_image(1), ["cat"])
@@ -49,16 +50,14 @@ async def test_a_second_question_runs_no_proposals_and_no_encoders(
     assert calls.answer == 2
 
 
-async def test_client_boxes_replace_the_proposals(
-    client: VisionAgentClient, service: Service
-) -> None:
+async def test_client_boxes_replace_the_proposals(client: aio.Client, service: Service) -> None:
     result = await client.ground(encoded_image(1), ["dog"], boxes=[(1.0, 2.0, 30.0, 40.5)])
     assert result.num_proposals == 1
     assert result["dog"].detections[0].box == (1.0, 2.0, 30.0, 40.5)
     assert service.stages.calls.propose == 0
 
 
-async def test_ask_tells_the_text_as_it_is_written(client: VisionAgentClient) -> None:
+async def test_ask_tells_the_text_as_it_is_written(client: aio.Client) -> None:
     *pieces, result = [piece async for piece in client.ask(encoded_image(1), "dog")]
     assert len(pieces) > 1
     assert isinstance(result, FrameResult)
@@ -66,7 +65,7 @@ async def test_ask_tells_the_text_as_it_is_written(client: VisionAgentClient) ->
     assert result["dog"].detections[0].box == (0.0, 0.0, 48.0, 32.0)
 
 
-async def test_a_bad_ask_ends_with_its_type(client: VisionAgentClient) -> None:
+async def test_a_bad_ask_ends_with_its_type(client: aio.Client) -> None:
     with pytest.raises(InvalidFrame):
         [piece async for piece in client.ask(b"no image", "dog")]
     with pytest.raises(ServiceError) as raised:
@@ -89,7 +88,7 @@ async def test_a_bad_ask_ends_with_its_type(client: VisionAgentClient) -> None:
     ],
 )
 async def test_bad_calls_are_typed_errors_and_the_next_call_is_answered(
-    client: VisionAgentClient,
+    client: aio.Client,
     image: bytes,
     queries: list[str],
     boxes: list[tuple[float, float, float, float]] | None,
@@ -102,7 +101,7 @@ async def test_bad_calls_are_typed_errors_and_the_next_call_is_answered(
 
 
 async def test_a_bug_is_internal_and_says_nothing_of_the_inside(
-    client: VisionAgentClient, caplog: pytest.LogCaptureFixture
+    client: aio.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ServiceError, match=r"INTERNAL.*request id") as raised:
         await client.ground(encoded_image(1), ["crash"])

@@ -17,20 +17,21 @@ _HEAD = 'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    g(
     [
         ("all is well\n", []),
         # Typed: the client was told.
-        (f"{_HEAD}agent.errors.InvalidFrame: damaged\n", []),
+        (f"{_HEAD}groundstream.errors.InvalidFrame: damaged\n", []),
         # As Serve writes it, with a cause.
         (
             "('Traceback (most recent call last):\\n',)('  File \"a.py\"\\n',)('OSError: cut\\n',)"
             "('\\nThe above exception was the direct cause of the following exception:\\n\\n',)"
             "('Traceback (most recent call last):\\n',)('  File \"a.py\"\\n',)"
-            "('agent.errors.InvalidFrame: damaged\\n',)",
+            "('groundstream.errors.InvalidFrame: damaged\\n',)",
             [],
         ),
         # Replicas that the soak kills.
         (f"{_HEAD}ray.exceptions.ActorDiedError: The actor died\nIts details: a\n", []),
         (f"{_HEAD}KeyError: 'k'\n", ["KeyError: 'k'"]),
         (
-            f"INFO one\n{_HEAD}agent.errors.Overloaded: no\nINFO two\n{_HEAD}ValueError: v\n",
+            f"INFO one\n{_HEAD}groundstream.errors.Overloaded: no\nINFO two\n"
+            f"{_HEAD}ValueError: v\n",
             ["ValueError: v"],
         ),
         (

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
-from agent.errors import InvalidFrame, Overloaded, StageUnavailable
 from agent.frame import read_frame
 from deployments.stages.calls import StageCalls, StageFull
 from deployments.stages.requests import Refused, Wanted
 from deployments.stages.vision import AuxiliaryEncoder, refusing
+from groundstream.errors import InvalidFrame, Overloaded, StageUnavailable
 from tests.handles import Handle
 from tests.pictures import encoded_image
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from agent.errors import Overloaded
 from agent.urgency import Limits
 from deployments.observability.stage_meter import Served, StageMeter
+from groundstream.errors import Overloaded
 
 
 class Stage:

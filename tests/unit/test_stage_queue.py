@@ -7,10 +7,10 @@ import threading
 
 import pytest
 
-from agent.errors import Overloaded
 from agent.urgency import Limits, Urgency
 from deployments.observability.stage_meter import Served
 from deployments.stages.queue import StageQueue
+from groundstream.errors import Overloaded
 
 STANDING = Limits(urgency=Urgency.STANDING)
 

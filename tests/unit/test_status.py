@@ -11,8 +11,8 @@ import pytest
 import ray.serve.exceptions
 from ray.serve._private.common import DeploymentID
 
-from agent import errors
 from deployments.wire import status
+from groundstream import errors
 
 NOT_FROM_CLIENTS = {"CheckpointMismatch", "ModelNotFetched", "SettingsError", "SourceError"}
 

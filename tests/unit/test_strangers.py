@@ -21,8 +21,8 @@ from deployments.admission import EvictingLimit
 from deployments.front_end import interceptor, server
 from deployments.front_end.api_keys import add_api_key
 from deployments.observability.logs import configure_logs
-from protos import vision_agent_pb2 as pb
-from protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
 from tests.in_process import SETTINGS, Service, running_service
 from tests.pictures import encoded_image
 

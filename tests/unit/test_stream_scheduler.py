@@ -15,7 +15,7 @@ from agent.streaming.camera_path import CameraPath
 from deployments.streams.frame_tracking import ArrivedFrame, FrameTracking
 from deployments.streams.scheduler import KeyframeTurns, StreamScheduler, TrackingThreads
 from deployments.wire import messages
-from protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2 as pb
 from tests.pictures import encoded_image
 
 FRAME_S = 0.1

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 import agent
-from agent.errors import SettingsError
 from agent.model.low_rank import adapt, adapter_state, load_adapter, merge
 from agent.model.name_mixture import NameMixture, place_of
 from agent.training.beliefs import LEAST_SCORE, NameBeliefs
@@ -22,6 +21,7 @@ from agent.training.scene_questions import Questioner, held_out
 from agent.training.spellings import article, plural, spelled
 from agent.training.symbolic_scenes import SceneMaker
 from agent.training.vocabulary import vocabulary
+from groundstream.errors import SettingsError
 
 POCKET = Path(agent.__file__).parent / "weights" / "pocket"
 

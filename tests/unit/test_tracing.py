@@ -13,13 +13,13 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from agent.errors import SettingsError
 from agent.server_settings import ObserveSettings
-from client.events import KeyframeAnswer
-from client.vision_agent_client import VisionAgentClient
 from deployments.observability.tracing import Tracing, open_tracing
-from protos import vision_agent_pb2 as pb
-from protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream import aio
+from groundstream.errors import SettingsError
+from groundstream.events import KeyframeAnswer
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
 from tests.handles import remote_pipeline
 from tests.in_process import conversation, running_service
 from tests.pictures import encoded_image
@@ -63,7 +63,7 @@ async def test_a_stream_is_one_span_for_each_key_frame(recorded) -> None:
     tracing, exporter = recorded
     async with (
         running_service(grounder=remote_pipeline, tracing=tracing) as service,
-        VisionAgentClient(service.target) as client,
+        aio.Client(service.target) as client,
         conversation(client, "dog") as talk,
     ):
         for number in range(3):
@@ -106,7 +106,7 @@ async def test_spans_reach_a_collector() -> None:
     tracing = open_tracing(ObserveSettings(traces=f"http://127.0.0.1:{port}"), version="1")
     async with (
         running_service(grounder=remote_pipeline, tracing=tracing) as service,
-        VisionAgentClient(service.target) as client,
+        aio.Client(service.target) as client,
     ):
         await client.ground(encoded_image(1), ["dog"])
     await asyncio.to_thread(tracing.close)  # Sends what waits, to this very loop.

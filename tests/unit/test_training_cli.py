@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from agent.errors import SettingsError
 from agent.model.checkpoint import read_config
 from agent.training import pointing, vocabulary
 from agent.training.reinforcement import ReinforcementSettings, load_settings
 from deployments.cli import build_app
+from groundstream.errors import SettingsError
 
 
 def run(*arguments: object) -> str:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agent.errors import SettingsError, SourceError
 from agent.model.language_model import LanguageModel
 from agent.sequence import SequenceBuilder
 from agent.training.curves import draw_curve, read_log
@@ -29,6 +28,7 @@ from agent.training.loop import (
 from agent.training.mixture import yes_no_turns
 from agent.training.packing import IGNORED, PackedBatch, PackedScene, collate_packed
 from agent.training.workers import Figures, means
+from groundstream.errors import SettingsError, SourceError
 from tests.unit.tiny_model import NAMES, tiny_config, tiny_tokenizer
 
 

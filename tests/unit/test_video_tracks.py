@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.errors import SourceError
 from agent.evaluation.oracle import OracleSettings, OracleStages, TrueFrame
 from agent.evaluation.video_tracks import (
     FOLLOWED,
@@ -20,7 +19,8 @@ from agent.evaluation.video_tracks import (
 )
 from agent.pipeline import Pipeline
 from agent.region_cache import MemoryRegionCache
-from agent.streaming.video_writer import VideoWriter
+from groundstream.errors import SourceError
+from groundstream.video.writer import VideoWriter
 from tests.moving_pictures import HEIGHT, WIDTH, MovingPicture
 
 FPS, NUM_FRAMES, EVERY = 10.0, 21, 5

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.errors import InvalidQuery
-from client.vision_agent_client import VisionAgentClient
-from client.watch import watch_source
+from deployments.local.watch import watch_source
+from groundstream import aio
+from groundstream.errors import InvalidQuery
 from tests.in_process import running_service
 from tests.pictures import encoded_image
 
@@ -24,7 +24,7 @@ def picture(tmp_path: Path) -> Path:
 async def test_one_picture_is_shown_with_its_answer(
     picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with running_service() as service, VisionAgentClient(service.target) as client:
+    async with running_service() as service, aio.Client(service.target) as client:
         await watch_source(client, str(picture), ["dog"], as_json=True)
         events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         (answer,) = [event for event in events if event["event"] == "FrameResult"]
@@ -38,12 +38,12 @@ async def test_one_picture_is_shown_with_its_answer(
 async def test_a_query_that_cannot_be_asked_is_refused_before_anything_is_sent(
     picture: Path, query: str
 ) -> None:
-    async with VisionAgentClient("127.0.0.1:1") as client:
+    async with aio.Client("127.0.0.1:1") as client:
         with pytest.raises(InvalidQuery):
             await watch_source(client, str(picture), ["dog", query], patience_s=0.1)
 
 
 async def test_queries_that_the_service_refuses_end_the_watch(picture: Path) -> None:
-    async with running_service() as service, VisionAgentClient(service.target) as client:
+    async with running_service() as service, aio.Client(service.target) as client:
         with pytest.raises(InvalidQuery, match="more than 16 queries"):
             await watch_source(client, str(picture), [f"thing {n}" for n in range(17)])

@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from agent.errors import InvalidRequest
-from client.events import (
+from groundstream import aio
+from groundstream.errors import InvalidRequest
+from groundstream.events import (
     Drain,
     QueriesAck,
     StreamActivity,
@@ -18,10 +19,10 @@ from client.events import (
     StreamOpened,
     StreamStats,
 )
-from client.types import FrameResult, OutgoingFrame, Query
-from client.vision_agent_client import ServiceError, VisionAgentClient
-from protos import vision_agent_pb2 as pb
-from protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.rpc_errors import ServiceError
+from groundstream.types import FrameResult, OutgoingFrame, Query
 from tests.fakes import SECRET
 from tests.in_process import GROUND, SETTINGS, Service, check_books, conversation, frames
 from tests.pictures import encoded_image
@@ -32,7 +33,7 @@ def counts(stats: StreamStats) -> StreamStats:
     return dataclasses.replace(stats, activity=StreamActivity())
 
 
-async def test_a_stream_answers_and_closes_its_books(client: VisionAgentClient) -> None:
+async def test_a_stream_answers_and_closes_its_books(client: aio.Client) -> None:
     events = []
     async with client.watch(
         frames(*range(20), every_s=0.01), ["dog", "absent"], policy=GROUND
@@ -58,7 +59,7 @@ async def test_a_stream_answers_and_closes_its_books(client: VisionAgentClient) 
 
 
 async def test_the_newest_frame_wins_while_one_is_answered(
-    client: VisionAgentClient, service: Service
+    client: aio.Client, service: Service
 ) -> None:
     async with conversation(client, "held") as talk:
         talk.send(0)
@@ -77,7 +78,7 @@ async def test_the_newest_frame_wins_while_one_is_answered(
 
 
 async def test_an_answer_to_a_replaced_query_is_not_delivered(
-    client: VisionAgentClient, service: Service
+    client: aio.Client, service: Service
 ) -> None:
     async with conversation(client, Query("held dog", id="q")) as talk:
         talk.send(0)
@@ -96,9 +97,7 @@ async def test_an_answer_to_a_replaced_query_is_not_delivered(
     assert counts(talk.stats[-1]) == StreamStats(2, 1, 1, 0, 0, 0, ended=True)
 
 
-async def test_the_other_answers_of_that_frame_are(
-    client: VisionAgentClient, service: Service
-) -> None:
+async def test_the_other_answers_of_that_frame_are(client: aio.Client, service: Service) -> None:
     queries = [Query("held dog", id="changed"), Query("bird", id="kept")]
     async with conversation(client, *queries) as talk:
         talk.send(0)
@@ -113,7 +112,7 @@ async def test_the_other_answers_of_that_frame_are(
 
 
 async def test_bad_items_are_answered_in_band_and_the_stream_goes_on(
-    client: VisionAgentClient,
+    client: aio.Client,
 ) -> None:
     async with conversation(client, "dog") as talk:
         talk.send_bytes(7, b"no image")
@@ -178,7 +177,7 @@ async def test_messages_without_meaning_are_answered_in_band(service: Service) -
 
 
 async def test_a_stream_of_control_messages_only_ends_in_good_order(
-    client: VisionAgentClient,
+    client: aio.Client,
 ) -> None:
     async with client.watch(frames(), ["dog"]) as stream:
         events = [event async for event in stream]
@@ -196,7 +195,7 @@ async def test_half_closing_without_end_ends_the_stream(service: Service) -> Non
 
 
 async def test_frames_without_queries_are_answered_with_nothing(
-    client: VisionAgentClient, service: Service
+    client: aio.Client, service: Service
 ) -> None:
     async with conversation(client) as talk:
         talk.send(0)
@@ -208,7 +207,7 @@ async def test_frames_without_queries_are_answered_with_nothing(
 
 
 async def test_a_client_that_vanishes_leaves_nothing_behind(
-    client: VisionAgentClient, service: Service
+    client: aio.Client, service: Service
 ) -> None:
     tasks_before = len(asyncio.all_tasks())
     async with conversation(client, "held") as talk:
@@ -227,7 +226,7 @@ async def test_a_client_that_vanishes_leaves_nothing_behind(
 
 
 async def test_a_draining_replica_warns_and_ends_its_streams(
-    client: VisionAgentClient, service: Service
+    client: aio.Client, service: Service
 ) -> None:
     async with conversation(client, "dog") as talk:
         service.agent.draining.set()
@@ -240,7 +239,7 @@ async def test_a_draining_replica_warns_and_ends_its_streams(
     assert talk.stats[-1].in_flight == 0
 
 
-async def test_streams_do_not_share_their_state(client: VisionAgentClient) -> None:
+async def test_streams_do_not_share_their_state(client: aio.Client) -> None:
     async with conversation(client, "dog") as one, conversation(client, "cat") as two:
         await one.stream.put_query("bird")
         assert isinstance(await one.next(), QueriesAck)
@@ -255,7 +254,7 @@ async def test_streams_do_not_share_their_state(client: VisionAgentClient) -> No
 
 
 async def test_what_the_frame_iterator_raises_reaches_the_caller(
-    client: VisionAgentClient,
+    client: aio.Client,
 ) -> None:
     async def broken() -> AsyncIterator[OutgoingFrame]:
         yield OutgoingFrame(encoded_image(1))
@@ -268,7 +267,7 @@ async def test_what_the_frame_iterator_raises_reaches_the_caller(
 
 
 async def test_no_service_is_a_clear_error() -> None:
-    async with VisionAgentClient("127.0.0.1:1") as nobody:
+    async with aio.Client("127.0.0.1:1") as nobody:
         with pytest.raises(ServiceError, match="groundstream serve"):
             await nobody.wait_until_ready(timeout_s=0.3)
         with pytest.raises(ServiceError, match="UNAVAILABLE"):
@@ -276,7 +275,7 @@ async def test_no_service_is_a_clear_error() -> None:
 
 
 async def test_the_stages_have_a_frame_while_it_waits_to_be_looked_at(
-    client: VisionAgentClient, service: Service
+    client: aio.Client, service: Service
 ) -> None:
     threads, num_taken = service.agent.scheduler.threads, SETTINGS.stream.sharing.looks_at_once
     async with conversation(client, "dog") as talk:
@@ -296,7 +295,7 @@ async def test_the_stages_have_a_frame_while_it_waits_to_be_looked_at(
 
 
 async def test_a_damaged_picture_is_refused_by_whoever_sees_it_first(
-    client: VisionAgentClient, service: Service
+    client: aio.Client, service: Service
 ) -> None:
     damaged = encoded_image(0, width=640, height=480)[:-2000]
     async with conversation(client, "dog") as talk:

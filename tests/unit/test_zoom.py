@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from agent.detections import Proposals
-from agent.errors import Overloaded
 from agent.features import FrameFeatures, Generation
 from agent.frame import Frame, read_frame
 from agent.parsing import AnswerStatus
@@ -20,6 +19,7 @@ from agent.revisions import Revision
 from agent.settings import ZoomSettings
 from agent.zoom import RegionZoom, _Seen
 from agent.zoom_policy import Arrangement, Zoom, ZoomPolicy
+from groundstream.errors import Overloaded
 from tests.fakes import SLOW_S, FakeStages
 from tests.pictures import encoded_image
 

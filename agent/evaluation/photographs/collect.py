@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.errors import SourceError
+from groundstream.errors import SourceError
 
 log = logging.getLogger(__name__)
 

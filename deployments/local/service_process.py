@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import psutil
 
-from agent.errors import StageUnavailable
 from agent.interrupts import uninterruptible
+from groundstream.errors import StageUnavailable
 
 _STOP_S = 40.0
 _KILL_S = 5.0

@@ -17,8 +17,8 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from agent.errors import InvalidFrame, SourceError
-from agent.frame import RGBArray, load_frame
+from groundstream.errors import InvalidFrame, SourceError
+from groundstream.video.pictures import RGBArray, picture_size, read_picture
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 # Up to the last @ before the path: careless passwords hold one, too.
@@ -160,17 +160,17 @@ class ImageFolder:
         width = height = 0
         for index, path in enumerate(self._paths[:limit]):
             try:
-                frame = load_frame(path)
+                across, down = picture_size(path)
                 if index == 0:
-                    frame.rgb()
+                    read_picture(path)
             except InvalidFrame as error:
                 raise SourceError(f"{path}: {error}") from error
-            width, height = max(width, frame.width), max(height, frame.height)
+            width, height = max(width, across), max(height, down)
         return width, height
 
     def __iter__(self) -> Iterator[SourceFrame]:
         for index, path in enumerate(self._paths):
             try:
-                yield SourceFrame(load_frame(path).rgb(), index / self.fps)
+                yield SourceFrame(read_picture(path), index / self.fps)
             except InvalidFrame as error:
                 raise SourceError(f"{path}: {error}") from error

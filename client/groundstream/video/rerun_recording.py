@@ -1,6 +1,6 @@
 """A Rerun recording of a stream: pictures, boxes, ids and the age of what they rest on.
 
-The only user of `rerun-sdk`, an extra (`pip install groundstream[rerun]`). Knows no service.
+The only user of `rerun-sdk`, an extra (`pip install groundstream-client[rerun]`). Knows no service.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from types import TracebackType
 
-from agent.drawing import label_colour
-from agent.errors import SettingsError
-from agent.frame import RGBArray
-from client.types import FrameResult, OutgoingFrame
+from groundstream.errors import SettingsError
+from groundstream.types import FrameResult, OutgoingFrame
+from groundstream.video.drawing import label_colour
+from groundstream.video.pictures import RGBArray
 
 _APPLICATION = "groundstream"
 
@@ -32,7 +32,7 @@ class RerunRecording:
             import rerun
         except ImportError:
             raise SettingsError(
-                "a Rerun recording needs rerun-sdk; pip install 'groundstream[rerun]'"
+                "a Rerun recording needs rerun-sdk; pip install 'groundstream-client[rerun]'"
             ) from None
         self._rerun = rerun
         self._stream = rerun.RecordingStream(_APPLICATION)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
+import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from client import conversions
-from client.channel import TlsOptions, open_channel
-from client.errors import ServiceError, error_of
-from client.events import Observed, OpenStreamInfo
-from client.types import (
+from groundstream import conversions
+from groundstream.channel import TlsOptions, open_channel
+from groundstream.events import Observed, OpenStreamInfo
+from groundstream.health import is_serving
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.rpc_errors import ServiceError, error_of
+from groundstream.types import (
     DEFAULT_TARGET,
     Box,
     Capabilities,
@@ -26,17 +28,16 @@ from client.types import (
     StreamPolicy,
     Zoom,
 )
-from client.watch_stream import Reconnect, WatchStream, as_query
-from protos import vision_agent_pb2 as pb
-from protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.watch_stream import Reconnect, WatchStream, as_query
 
+_HEALTH_CALL_S = 1.0
 _HEALTH_POLL_S = 0.2
 
 
-class VisionAgentClient:
+class Client:
     """One connection to a service; use it as an async context manager.
 
-    Errors of single calls are raised as the types of `agent.errors`, or as `ServiceError`.
+    Errors of single calls are raised as the types of `groundstream.errors`, or as `ServiceError`.
     """
 
     def __init__(
@@ -56,10 +57,9 @@ class VisionAgentClient:
         """
         self._channel = open_channel(target, tls=tls, token=token)
         self._stub: Any = pb_grpc.VisionAgentStub(self._channel)  # type: ignore[no-untyped-call]
-        self._health: Any = health_pb2_grpc.HealthStub(self._channel)
         self._target = target
 
-    async def __aenter__(self) -> VisionAgentClient:
+    async def __aenter__(self) -> Client:
         return self
 
     async def __aexit__(
@@ -192,20 +192,17 @@ class VisionAgentClient:
         Raises:
             ServiceError: not within `timeout_s`.
         """
-        request = health_pb2.HealthCheckRequest()
         try:
-            async with asyncio.timeout(timeout_s):
-                while True:
-                    with contextlib.suppress(grpc.aio.AioRpcError):
-                        reply = await self._health.Check(request, timeout=1.0)
-                        if reply.status == health_pb2.HealthCheckResponse.SERVING:
-                            return
-                    await asyncio.sleep(_HEALTH_POLL_S)
-        except TimeoutError:
+            await asyncio.wait_for(self._until_ready(), timeout_s)
+        except asyncio.TimeoutError:
             raise ServiceError(
                 f"no service is ready at {self._target} after {timeout_s:g} s; start one with "
                 "`groundstream serve`"
             ) from None
+
+    async def _until_ready(self) -> None:
+        while not await is_serving(self._channel, _HEALTH_CALL_S):
+            await asyncio.sleep(_HEALTH_POLL_S)
 
     def watch(
         self,

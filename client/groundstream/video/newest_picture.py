@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
-from agent.streaming.video_source import SourceFrame, VideoSource
+from groundstream.video.sources import SourceFrame, VideoSource
 
 
 class NewestPicture:

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from agent.errors import SettingsError
+from groundstream.errors import SettingsError
 
 _MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 _LOOPBACK = ("127.0.0.1:", "localhost:", "[::1]:", "unix:")

@@ -17,9 +17,8 @@ from typing import Any
 
 import grpc.aio
 
-from client import conversions
-from client.errors import ServiceError, error_of, may_pass
-from client.events import (
+from groundstream import conversions
+from groundstream.events import (
     Drain,
     PolicyAck,
     QueriesAck,
@@ -29,14 +28,15 @@ from client.events import (
     StreamOpened,
     StreamStats,
 )
-from client.types import (
+from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.rpc_errors import ServiceError, error_of, may_pass
+from groundstream.types import (
     DropPolicy,
     FrameResult,
     OutgoingFrame,
     Query,
     StreamPolicy,
 )
-from protos import vision_agent_pb2 as pb
 
 _MAX_DOUBLINGS = 60
 _ANSWER_S = 1.0

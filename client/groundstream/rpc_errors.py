@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import grpc.aio
 
-from agent.errors import AgentError, Overloaded, errors_by_code
+from groundstream.errors import AgentError, Overloaded, errors_by_code
 
 ERROR_CODE_KEY = "groundstream-error"
 """Trailing metadata: which entry of the proto's ErrorCode a unary error is."""

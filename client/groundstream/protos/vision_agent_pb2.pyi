@@ -2,8 +2,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -194,7 +193,7 @@ class Query(_message.Message):
     mentioned_regions: _containers.RepeatedScalarFieldContainer[int]
     history: _containers.RepeatedCompositeFieldContainer[Exchange]
     constrained: bool
-    def __init__(self, id: _Optional[str] = ..., text: _Optional[str] = ..., task: _Optional[_Union[TaskKind, str]] = ..., region_index: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., mentioned_regions: _Optional[_Iterable[int]] = ..., history: _Optional[_Iterable[_Union[Exchange, _Mapping]]] = ..., constrained: _Optional[bool] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., text: _Optional[str] = ..., task: _Optional[_Union[TaskKind, str]] = ..., region_index: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., mentioned_regions: _Optional[_Iterable[int]] = ..., history: _Optional[_Iterable[_Union[Exchange, _Mapping]]] = ..., constrained: bool = ...) -> None: ...
 
 class Box(_message.Message):
     __slots__ = ("x1", "y1", "x2", "y2")
@@ -386,7 +385,7 @@ class Revision(_message.Message):
     final: bool
     cut_short: bool
     num_vision_tokens: int
-    def __init__(self, answer_id: _Optional[str] = ..., number: _Optional[int] = ..., final: _Optional[bool] = ..., cut_short: _Optional[bool] = ..., num_vision_tokens: _Optional[int] = ...) -> None: ...
+    def __init__(self, answer_id: _Optional[str] = ..., number: _Optional[int] = ..., final: bool = ..., cut_short: bool = ..., num_vision_tokens: _Optional[int] = ...) -> None: ...
 
 class Crop(_message.Message):
     __slots__ = ("box", "scale_x", "scale_y")
@@ -424,7 +423,7 @@ class FrameResult(_message.Message):
     reused: ReusedFeatures
     revision: Revision
     crops: _containers.RepeatedCompositeFieldContainer[Crop]
-    def __init__(self, sequence: _Optional[int] = ..., epoch: _Optional[int] = ..., clocks: _Optional[_Union[Clocks, _Mapping]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., results: _Optional[_Iterable[_Union[QueryResult, _Mapping]]] = ..., cache_hit: _Optional[bool] = ..., num_proposals: _Optional[int] = ..., timings: _Optional[_Union[StageTimings, _Mapping]] = ..., reused: _Optional[_Union[ReusedFeatures, _Mapping]] = ..., revision: _Optional[_Union[Revision, _Mapping]] = ..., crops: _Optional[_Iterable[_Union[Crop, _Mapping]]] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., epoch: _Optional[int] = ..., clocks: _Optional[_Union[Clocks, _Mapping]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., results: _Optional[_Iterable[_Union[QueryResult, _Mapping]]] = ..., cache_hit: bool = ..., num_proposals: _Optional[int] = ..., timings: _Optional[_Union[StageTimings, _Mapping]] = ..., reused: _Optional[_Union[ReusedFeatures, _Mapping]] = ..., revision: _Optional[_Union[Revision, _Mapping]] = ..., crops: _Optional[_Iterable[_Union[Crop, _Mapping]]] = ...) -> None: ...
 
 class GroundRequest(_message.Message):
     __slots__ = ("frame", "queries", "zoom")
@@ -514,7 +513,7 @@ class StreamPolicy(_message.Message):
     max_age_ms: float
     ack_window: int
     reuse_features: bool
-    def __init__(self, drop: _Optional[_Union[DropPolicy, str]] = ..., mode: _Optional[_Union[AnswerMode, str]] = ..., window: _Optional[int] = ..., max_age_ms: _Optional[float] = ..., ack_window: _Optional[int] = ..., reuse_features: _Optional[bool] = ...) -> None: ...
+    def __init__(self, drop: _Optional[_Union[DropPolicy, str]] = ..., mode: _Optional[_Union[AnswerMode, str]] = ..., window: _Optional[int] = ..., max_age_ms: _Optional[float] = ..., ack_window: _Optional[int] = ..., reuse_features: bool = ...) -> None: ...
 
 class OpenStream(_message.Message):
     __slots__ = ("resume_token", "num_sent", "num_results", "last_result_sequence", "last_sent_sequence", "policy")
@@ -624,7 +623,7 @@ class StreamOpened(_message.Message):
     query_ids: _containers.RepeatedScalarFieldContainer[str]
     policy: StreamPolicy
     gap: Gap
-    def __init__(self, resume_token: _Optional[str] = ..., resumed: _Optional[bool] = ..., epoch: _Optional[int] = ..., query_ids: _Optional[_Iterable[str]] = ..., policy: _Optional[_Union[StreamPolicy, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ...) -> None: ...
+    def __init__(self, resume_token: _Optional[str] = ..., resumed: bool = ..., epoch: _Optional[int] = ..., query_ids: _Optional[_Iterable[str]] = ..., policy: _Optional[_Union[StreamPolicy, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ...) -> None: ...
 
 class StreamActivity(_message.Message):
     __slots__ = ("num_answers", "num_encoded_frames", "num_keyframes", "num_unacknowledged", "num_tracks", "paused")
@@ -640,7 +639,7 @@ class StreamActivity(_message.Message):
     num_unacknowledged: int
     num_tracks: int
     paused: bool
-    def __init__(self, num_answers: _Optional[int] = ..., num_encoded_frames: _Optional[int] = ..., num_keyframes: _Optional[int] = ..., num_unacknowledged: _Optional[int] = ..., num_tracks: _Optional[int] = ..., paused: _Optional[bool] = ...) -> None: ...
+    def __init__(self, num_answers: _Optional[int] = ..., num_encoded_frames: _Optional[int] = ..., num_keyframes: _Optional[int] = ..., num_unacknowledged: _Optional[int] = ..., num_tracks: _Optional[int] = ..., paused: bool = ...) -> None: ...
 
 class StreamStats(_message.Message):
     __slots__ = ("received", "answered", "superseded", "rejected", "failed", "in_flight", "tracked_only", "expired", "activity", "ended")
@@ -664,7 +663,7 @@ class StreamStats(_message.Message):
     expired: int
     activity: StreamActivity
     ended: bool
-    def __init__(self, received: _Optional[int] = ..., answered: _Optional[int] = ..., superseded: _Optional[int] = ..., rejected: _Optional[int] = ..., failed: _Optional[int] = ..., in_flight: _Optional[int] = ..., tracked_only: _Optional[int] = ..., expired: _Optional[int] = ..., activity: _Optional[_Union[StreamActivity, _Mapping]] = ..., ended: _Optional[bool] = ...) -> None: ...
+    def __init__(self, received: _Optional[int] = ..., answered: _Optional[int] = ..., superseded: _Optional[int] = ..., rejected: _Optional[int] = ..., failed: _Optional[int] = ..., in_flight: _Optional[int] = ..., tracked_only: _Optional[int] = ..., expired: _Optional[int] = ..., activity: _Optional[_Union[StreamActivity, _Mapping]] = ..., ended: bool = ...) -> None: ...
 
 class KeyframeAnswer(_message.Message):
     __slots__ = ("result", "reason")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agent.enums import (
+from groundstream.enums import (
     AnswerMode,
     AnswerStatus,
     Arrangement,

@@ -10,8 +10,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from agent.errors import SourceError
-from agent.frame import RGBArray
+from groundstream.errors import SourceError
+from groundstream.video.pictures import RGBArray
 
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".avi"}
 _CONTAINERS = {".m4v": "mp4"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from client.types import FrameResult, StreamPolicy
+from groundstream.types import FrameResult, StreamPolicy
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, TypeVar
 
-from client import events, types
-from protos import vision_agent_pb2 as pb
+from groundstream import events, types
+from groundstream.protos import vision_agent_pb2 as pb
 
 E = TypeVar("E", bound=Enum)
 

@@ -5,17 +5,22 @@ Knows no models and no wires.
 
 from __future__ import annotations
 
+import colorsys
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-import cv2
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
-from agent.frame import RGBArray
+from groundstream.video.pictures import RGBArray
 
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+_SATURATION, _VALUE = 0.82, 0.92
+_TEXT_PX = 30
+"""Size of the letters on a picture of 1000 lines."""
+_MARGIN_PX = 2
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,8 @@ def label_colour(label: str) -> tuple[int, int, int]:
     """A saturated RGB colour that depends on the label alone."""
     # Not hash(): it differs from process to process.
     hue = int.from_bytes(hashlib.blake2b(label.encode(), digest_size=2).digest(), "little") % 180
-    pixel = np.array([[[hue, 210, 235]]], dtype=np.uint8)
-    red, green, blue = cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0]
-    return int(red), int(green), int(blue)
+    red, green, blue = colorsys.hsv_to_rgb(hue / 180, _SATURATION, _VALUE)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def draw_boxes(rgb: RGBArray, boxes: Sequence[LabelledBox], *, caption: str = "") -> RGBArray:
@@ -45,37 +49,46 @@ def draw_boxes(rgb: RGBArray, boxes: Sequence[LabelledBox], *, caption: str = ""
     The surest is drawn last: where two labels claim one box, it stands on top.
     """
     boxes = sorted(boxes, key=lambda box: 1.0 if box.confidence is None else box.confidence)
-    canvas = np.ascontiguousarray(rgb).copy()
-    height, width = canvas.shape[:2]
+    image = Image.fromarray(np.ascontiguousarray(rgb))
+    canvas = ImageDraw.Draw(image)
+    width, height = image.size
     scale = max(0.4, min(height, width) / 1000)
     thickness = max(2, round(scale * 3))
     for box in boxes:
         x1, y1, x2, y2 = (round(value) for value in box.xyxy)
-        colour = label_colour(box.colour_of or box.label)
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness)
+        corners = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
+        canvas.rectangle(corners, outline=label_colour(box.colour_of or box.label), width=thickness)
     # Labels after all boxes, so that no line crosses a text.
     for box in boxes:
         text = box.label if box.confidence is None else f"{box.label} {box.confidence:.2f}"
         left, bottom = round(box.xyxy[0]), round(box.xyxy[1])
-        _draw_text(canvas, text, left, bottom, scale, box.colour_of or box.label)
+        _draw_text(canvas, image.size, text, left, bottom, scale, box.colour_of or box.label)
     if caption:
-        _draw_text(canvas, caption, 0, height, scale, None)
-    return canvas
+        _draw_text(canvas, image.size, caption, 0, height, scale, None)
+    return np.asarray(image)
 
 
 def _draw_text(
-    canvas: RGBArray, text: str, left: int, bottom: int, scale: float, label: str | None
-) -> None:
+    canvas: ImageDraw.ImageDraw, size: tuple[int, int], text: str, left: int, bottom: int,
+    scale: float, label: str | None,
+) -> None:  # fmt: skip
     """Text on a filled plate whose lower left corner is (left, bottom), kept inside the picture."""
-    stroke = max(1, round(scale * 2))
-    (text_width, text_height), baseline = cv2.getTextSize(text, _FONT, scale, stroke)
-    height, width = canvas.shape[:2]
-    left = min(max(left, 0), max(0, width - text_width))
-    bottom = min(max(bottom, text_height + baseline), height)
+    font = _font(max(10, round(_TEXT_PX * scale)))
+    ascent, descent = font.getmetrics()
+    width = round(canvas.textlength(text, font=font)) + 2 * _MARGIN_PX
+    height = ascent + descent
+    left = min(max(left, 0), max(0, size[0] - width))
+    bottom = min(max(bottom, height), size[1])
     background = _BLACK if label is None else label_colour(label)
     bright = 0.299 * background[0] + 0.587 * background[1] + 0.114 * background[2] > 140
-    top_left, bottom_right = (left, bottom - text_height - baseline), (left + text_width, bottom)
-    cv2.rectangle(canvas, top_left, bottom_right, background, cv2.FILLED)
+    canvas.rectangle((left, bottom - height, left + width - 1, bottom - 1), fill=background)
     colour = _BLACK if bright else _WHITE
-    origin = (left, bottom - baseline)
-    cv2.putText(canvas, text, origin, _FONT, scale, colour, stroke, cv2.LINE_AA)
+    canvas.text((left + _MARGIN_PX, bottom - height), text, fill=colour, font=font)
+
+
+@lru_cache(maxsize=8)
+def _font(size_px: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size_px)
+    # Every build of Pillow from a wheel has FreeType; the other kind of font has one size only.
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font

@@ -15,16 +15,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from agent.errors import InvalidQuery
 from agent.prompts import clean_query
-from agent.streaming.video_source import (
-    ImageFolder,
-    SourceFrame,
-    open_source,
-    shown_location,
-)
-from client.annotated_video import AnnotatedVideo
-from client.events import (
+from groundstream import aio
+from groundstream.errors import InvalidQuery
+from groundstream.events import (
     KeyframeAnswer,
     Reconnecting,
     StreamError,
@@ -32,17 +26,23 @@ from client.events import (
     StreamOpened,
     StreamStats,
 )
-from client.playback import play
-from client.rerun_recording import RerunRecording
-from client.types import (
+from groundstream.types import (
     AnswerMode,
     FrameResult,
     OutgoingFrame,
     QueryResult,
     StreamPolicy,
 )
-from client.vision_agent_client import VisionAgentClient
-from client.watch_stream import Reconnect
+from groundstream.video.annotated_video import AnnotatedVideo
+from groundstream.video.playback import play
+from groundstream.video.rerun_recording import RerunRecording
+from groundstream.video.sources import (
+    ImageFolder,
+    SourceFrame,
+    open_source,
+    shown_location,
+)
+from groundstream.watch_stream import Reconnect
 
 _FIRST_CHANGE = 1
 """The queries that a stream begins with."""
@@ -54,7 +54,7 @@ _MAX_ERRORS_SHOWN = 3
 
 
 async def watch_source(
-    client: VisionAgentClient,
+    client: aio.Client,
     source: str,
     queries: list[str],
     *,
@@ -68,7 +68,7 @@ async def watch_source(
 
     Args:
         client: connected to a service.
-        source: see `agent.streaming.video_source.open_source`.
+        source: see `groundstream.video.sources.open_source`.
         queries: what to look for.
         policy: how to answer.
         output: where to write the annotated video, if anywhere.

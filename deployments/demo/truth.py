@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from agent.detections import FloatArray, box_iou
-from client.types import Box
+from groundstream.types import Box
 
 _MATCH_IOU = 0.5
 

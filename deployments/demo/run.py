@@ -23,21 +23,20 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from agent.errors import AgentError
 from agent.frame import RGBArray
 from agent.interrupts import interruptible
-from agent.streaming.video_source import SourceFrame, open_source
-from client.annotated_video import AnnotatedVideo, draw_result
-from client.demo_truth import Score, Truth
-from client.events import (
+from deployments.demo.truth import Score, Truth
+from deployments.local.service_process import Memory, ServiceProcess
+from deployments.local.watch import answer_row
+from groundstream import aio
+from groundstream.errors import AgentError
+from groundstream.events import (
     KeyframeAnswer,
     QueriesAck,
     StreamError,
     StreamStats,
 )
-from client.playback import play
-from client.service_process import Memory, ServiceProcess
-from client.types import (
+from groundstream.types import (
     FrameResult,
     OutgoingFrame,
     Query,
@@ -45,10 +44,11 @@ from client.types import (
     StageCalls,
     StageTimings,
 )
-from client.vision_agent_client import VisionAgentClient
-from client.watch import answer_row
+from groundstream.video.annotated_video import AnnotatedVideo, draw_result
+from groundstream.video.playback import play
+from groundstream.video.sources import SourceFrame, open_source
 
-VIDEOS = Path(str(files("client"))) / "demo_data"
+VIDEOS = Path(str(files("deployments.demo"))) / "data"
 """The videos that come with the package, and what was labelled in them."""
 
 _FIRST, _SECOND = "pedestrians", "bikes"
@@ -104,7 +104,7 @@ class Report:
 
 
 async def stream_video(
-    client: VisionAgentClient,
+    client: aio.Client,
     path: Path,
     truth: Truth,
     *,
@@ -190,7 +190,7 @@ async def run(service: ServiceProcess, folder: Path, output: Path, console: Cons
         console: progress is printed here.
     """
     started_s = time.monotonic()
-    async with VisionAgentClient(service.target) as client:
+    async with aio.Client(service.target) as client:
         await _wait_until_ready(client, service)
         ready_s = time.monotonic() - started_s
         first_path, second_path = (_video(folder, name) for name in (_FIRST, _SECOND))
@@ -235,7 +235,7 @@ def _video(folder: Path, name: str) -> Path:
     return path
 
 
-async def _wait_until_ready(client: VisionAgentClient, service: ServiceProcess) -> None:
+async def _wait_until_ready(client: aio.Client, service: ServiceProcess) -> None:
     ready = asyncio.create_task(client.wait_until_ready(_READY_S))
     try:
         while not ready.done():
@@ -247,7 +247,7 @@ async def _wait_until_ready(client: VisionAgentClient, service: ServiceProcess) 
 
 
 async def _draw_everything(
-    client: VisionAgentClient, picture: Picture, answers: list[FrameResult], output: Path
+    client: aio.Client, picture: Picture, answers: list[FrameResult], output: Path
 ) -> None:
     """The picture with what the standing and the further questions found on it."""
     standing = await client.ground(picture.frame.encoded, [query.text for query in _STANDING])
@@ -344,7 +344,7 @@ def _questions_table(report: Report) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m client.demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deployments.demo.run", description=__doc__)
     parser.add_argument("--folder", type=Path, default=VIDEOS, help="where the videos are")
     parser.add_argument("--output", type=Path, default=Path(), help="where what it writes goes")
     parser.add_argument("--config", type=Path, help="serve config file for the service")

@@ -7,10 +7,10 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
-from agent.frame import frame_from_rgb
-from agent.streaming.newest_picture import NewestPicture
-from agent.streaming.video_source import SourceFrame, VideoSource
-from client.types import OutgoingFrame
+from groundstream.types import OutgoingFrame
+from groundstream.video.newest_picture import NewestPicture
+from groundstream.video.pictures import encode_jpeg
+from groundstream.video.sources import SourceFrame, VideoSource
 
 JPEG_QUALITY = 90
 
@@ -46,4 +46,4 @@ def _next_jpeg(pictures: Iterator[SourceFrame]) -> tuple[SourceFrame, bytes] | N
     picture = next(pictures, None)
     if picture is None:
         return None
-    return picture, frame_from_rgb(picture.rgb, jpeg_quality=JPEG_QUALITY).encoded
+    return picture, encode_jpeg(picture.rgb, JPEG_QUALITY)

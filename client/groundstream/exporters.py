@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
-from client.types import Detection, FrameResult
+from groundstream.types import Detection, FrameResult
 
 _NS_PER_S = 1_000_000_000
 
@@ -86,6 +84,8 @@ def to_supervision(result: FrameResult, labels: Mapping[str, int]) -> dict[str, 
     Raises:
         KeyError: a label that `labels` lacks.
     """
+    import numpy as np  # Only who has supervision needs arrays.
+
     found = [detection for _, detection in _all(result)]
     tracked = [detection.track_id for detection in found if detection.track_id is not None]
     return {

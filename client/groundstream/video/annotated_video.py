@@ -10,10 +10,10 @@ from collections import deque
 from pathlib import Path
 from types import TracebackType
 
-from agent.drawing import LabelledBox, draw_boxes
-from agent.frame import RGBArray
-from agent.streaming.video_writer import VideoWriter
-from client.types import Detection, FrameResult, OutgoingFrame
+from groundstream.types import Detection, FrameResult, OutgoingFrame
+from groundstream.video.drawing import LabelledBox, draw_boxes
+from groundstream.video.pictures import RGBArray
+from groundstream.video.writer import VideoWriter
 
 _MAX_HELD = 150
 """Frames held back at most; beyond, the oldest is written with the last answer there was."""

@@ -1,0 +1,1 @@
+"""The wire's messages and calls, generated from protos/vision_agent.proto by `make protos`."""
