@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent.prompts import MAX_REGIONS
+from agent.prompts import MAX_REGIONS, Task
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,15 @@ class AnswerRules:
     (`agent.region_choice`): those below `least_confidence` make an empty answer UNSURE."""
     one_per_object: bool = False
     """Of boxes of one label that overlap or hold one another only the surest is a detection."""
+
+    def detects_from(self, task: Task) -> float:
+        """The least confidence of a detection that `task` asks for."""
+        asked = task.least_confidence
+        return self.least_confidence if asked is None else asked
+
+    def lists_from(self, task: Task) -> float:
+        """The least chance of a box that an answer to `task` lists."""
+        return min(self.least_listed, self.detects_from(task))
 
     @classmethod
     def read(cls, section: Mapping[str, Any]) -> AnswerRules:

@@ -184,7 +184,7 @@ class LanguageStage:
             question=question,
             end_of_turn=tokens.objects_close,
             max_new_tokens=task.max_new_tokens,
-            choice=RegionChoice(tokens, self._model.config.rules.least_listed),
+            choice=RegionChoice(tokens, self._model.config.rules.lists_from(task)),
             deadline_s=time.monotonic() + task.patience_s,
         )
 

@@ -106,7 +106,7 @@ def join_pages(
             ]
     # A reference box stands on every page and may be found on several.
     named = {(label, box): (label, box, score) for label, box, score in rows}
-    rows = [row for row in named.values() if row[2] >= rules.least_confidence]
+    rows = [row for row in named.values() if row[2] >= rules.detects_from(task)]
     if rules.one_per_object and task.kind.searches:
         rows = _without_repeated_claims(rows, proposals)
     indices = np.array([box for _, box, _ in rows], dtype=np.int64)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 
 import pytest
 import torch
 
+from agent.answer_rules import AnswerRules
 from agent.generation_request import Completion
 from agent.grammar import AnswerTokens
 from agent.label_lists import LabelBranch, join_labels
@@ -158,6 +160,17 @@ def test_each_region_is_chosen_against_the_end_of_the_list_alone():
     found, chances = RegionChoice(TOKENS, least=0.4).listed(logits)
     assert found == [10, 11, 13]
     assert chances == pytest.approx([0.7311, 0.4750, 0.9933], abs=1e-4)
+
+
+def test_a_question_may_ask_for_boxes_that_are_hardly_believed(stage, features):
+    task = Task.detect("dog")
+    every = stage.answer(features, replace(task, least_confidence=0.0))
+    assert len(parse_regions(every.text)["dog"]) == 6
+    few = stage.answer(features, task)
+    assert set(few.pieces) < set(every.pieces)
+    rules = AnswerRules(least_confidence=0.5, least_listed=0.25)
+    assert (rules.lists_from(task), rules.detects_from(task)) == (0.25, 0.5)
+    assert rules.detects_from(replace(task, least_confidence=0.1)) == 0.1
 
 
 def test_a_label_takes_one_pass(stage):
