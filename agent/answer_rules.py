@@ -30,7 +30,8 @@ class AnswerRules:
 
     def lists_from(self, task: Task) -> float:
         """The least chance of a box that an answer to `task` lists."""
-        return min(self.least_listed, self.detects_from(task))
+        asked = task.least_confidence
+        return self.least_listed if asked is None else min(self.least_listed, asked)
 
     @classmethod
     def read(cls, section: Mapping[str, Any]) -> AnswerRules:
