@@ -172,6 +172,35 @@ def select_proposals(
     return Proposals(boxes[kept], scores[kept])
 
 
+def published_proposals(
+    xyxy: FloatArray,
+    scores: FloatArray,
+    *,
+    score_threshold: float,
+    nms_iou: float,
+    max_boxes: int,
+) -> Proposals:
+    """A detector's raw boxes as the wrapper that VLM-FO1 was published with selects them.
+
+    Boxes are suppressed before anything is cut, then truncated to whole pixels towards zero; they
+    may be empty or reach beyond the frame, since the encoders cut them. Scores are rounded to two
+    places. Boxes of one score stand in the order that NumPy's sort and its reversal give them.
+    Source: `UPNWrapper.filter` of om-ai-lab/VLM-FO1.
+
+    Args:
+        xyxy: (n, 4) pixels of the frame.
+        scores: (n,) in 0..1.
+        score_threshold, nms_iou, max_boxes: see `select_proposals`.
+    """
+    sure = scores >= score_threshold
+    boxes, scores = xyxy[sure], scores[sure]
+    kept = non_maximum_suppression(boxes, scores, iou=nms_iou)
+    boxes, scores = boxes[kept].astype(np.int32).astype(np.float32), scores[kept]
+    order = np.argsort(scores)[::-1][:max_boxes]
+    rounded = np.array([round(float(score), 2) for score in scores[order]], dtype=np.float32)
+    return Proposals(boxes[order], rounded)
+
+
 def box_area(xyxy: FloatArray) -> FloatArray:
     """(num_boxes,) areas in square pixels; reversed boxes count as zero."""
     sides = np.clip(xyxy[:, 2:] - xyxy[:, :2], 0.0, None)

@@ -94,13 +94,18 @@ class PrimaryEncoderStage:
         num_threads: int | None = None,
         dtype: str = "auto",
         compiled: bool = False,
+        as_published: bool = False,
     ) -> PrimaryEncoderStage:
         """The primary part of a model directory; `compiled` has effect on a GPU alone.
+
+        `as_published` as in `load_model`.
 
         Raises:
             CheckpointMismatch: files are missing or do not fit.
         """
-        loaded = _load(model, Part.PRIMARY, device, num_threads, dtype, compiled)
+        loaded = _load(
+            model, Part.PRIMARY, device, num_threads, dtype, compiled, as_published=as_published
+        )
         return cls(loaded, device=device)
 
     @torch.inference_mode()
@@ -311,7 +316,14 @@ class AuxiliaryEncoderStage:
 
 
 def _load(
-    model: str, part: Part, device: str, num_threads: int | None, dtype: str, compiled: bool
+    model: str,
+    part: Part,
+    device: str,
+    num_threads: int | None,
+    dtype: str,
+    compiled: bool,
+    *,
+    as_published: bool = False,
 ) -> VLMFO1:
     if num_threads is not None:
         torch.set_num_threads(num_threads)
@@ -320,6 +332,7 @@ def _load(
         parts=frozenset({part}),
         device=device,
         dtype=weight_type(dtype, device, part),
+        as_published=as_published,
     )
     if compiled and device != "cpu":
         compile_blocks(loaded)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from agent import progress
 from agent.drafting import DraftTree
 from agent.generation_request import (
     Completion,
@@ -141,9 +142,9 @@ class Engine:
         self._compiled = True
 
     def stalled_s(self) -> float:
-        """Seconds for which the step under way has run; zero between steps."""
+        """Seconds for which no layer of the step under way has ended; zero between steps."""
         since_s = self._step_since_s
-        return 0.0 if since_s is None else time.monotonic() - since_s
+        return 0.0 if since_s is None else progress.still_since_s(since_s)
 
     def submit(self, request: Request) -> Future[Completion]:
         """The answer to come; cancelling it frees its place at the next step.

@@ -7,6 +7,7 @@ instead (`agent.zoom`). Answers are words; there are no boxes to ground but the 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -23,17 +24,24 @@ from agent.crops import Crop, Window, vision_tokens
 from agent.detections import Proposals
 from agent.ergo_protocol import (
     DEFAULT_TOKENS,
+    MOST_TOKENS,
     SYSTEM_PROMPT,
+    BoxStatus,
     Resized,
     first_question,
     parse_box,
     parse_reply,
     parse_thought,
+    published_box,
     second_question,
 )
 from agent.errors import CheckpointMismatch
 from agent.features import StageTimings
 from agent.frame import Frame, RGBArray
+from agent.hub import HubName, local_or_fetched
+from agent.model.checkpoint import weight_type
+from agent.model.vlm_fo1 import Part
+from agent.model_directory import EMBEDDED
 from agent.parsing import Answer, AnswerStatus
 from agent.pipeline import Grounding
 from agent.processor import CLIP_MEAN, CLIP_STD, normalise, patchify
@@ -46,6 +54,7 @@ _TURN = "<|im_start|>{role}\n{content}<|im_end|>\n"
 _IMAGE = "<|vision_start|>{slots}<|vision_end|>"
 _SLOT = "<|image_pad|>"
 _END = "<|im_end|>"
+_STOCK = "qwen2_5_vl"
 _WORDS = frozenset({TaskKind.CHAT, TaskKind.REASON})
 
 
@@ -58,6 +67,7 @@ class ErgoZoom:
         tokenizer: Tokenizer,
         *,
         max_tokens: int = DEFAULT_TOKENS,
+        exact: bool = True,
     ) -> None:
         """Join a model and its tokenizer.
 
@@ -65,6 +75,8 @@ class ErgoZoom:
             model: the checkpoint.
             tokenizer: with Qwen's control tokens.
             max_tokens: of the reduced picture, and of the crop unless a call says less.
+            exact: read boxes as the released code does, which shows the original unreduced where it
+                finds none; else of several boxes the last holds, and so on (docs/zoom.md).
 
         Raises:
             CheckpointMismatch: the tokenizer lacks a control token.
@@ -72,18 +84,27 @@ class ErgoZoom:
         self._model = model.eval()
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
+        self._exact = exact
         self._patch = int(model.config.vision_config.patch_size)
         self._end, self._slot = (self._id(token) for token in (_END, _SLOT))
 
     @classmethod
     def from_pretrained(
-        cls, directory: Path, *, dtype: torch.dtype = torch.bfloat16, device: str = "cpu"
+        cls, directory: Path, *, dtype: torch.dtype | str = "auto", device: str = "cpu"
     ) -> ErgoZoom:
         """A folder with a Qwen2.5-VL checkpoint and its `tokenizer.json`.
+
+        Args:
+            directory: the folder.
+            dtype: of all weights; in words as in the settings, where `auto` is the language
+                model's: the eyes are a small part.
+            device: where it computes.
 
         Raises:
             CheckpointMismatch: the folder is incomplete or holds something else.
         """
+        if isinstance(dtype, str):
+            dtype = weight_type(dtype, device, Part.LANGUAGE) or torch.bfloat16
         path = directory / "tokenizer.json"
         if not path.is_file():
             raise CheckpointMismatch(f"{path} does not exist; copy the model's tokenizer files")
@@ -128,8 +149,7 @@ class ErgoZoom:
         if left_s is not None and left_s <= 0.0:
             yield replace(thought, number=1, final=True, cut_short=True)
             return
-        window, _ = parse_box(where, picture)
-        crop = _shown_at(window, min(zoom.vision_tokens or self._max_tokens, self._max_tokens))
+        crop = self._looked_at(where, picture, zoom)
         detail = _resized(rgb, crop, Image.Resampling.LANCZOS)
         turns = [(shown, asked, where), (detail, second_question(task.query), None)]
         text = await asyncio.to_thread(self._write, turns, task, left_s)
@@ -137,6 +157,17 @@ class ErgoZoom:
         answer = _said(task, text, [picture.whole, crop], took_s)
         late = zoom.budget_s is not None and took_s >= zoom.budget_s
         yield replace(answer, number=1, cut_short=late)
+
+    def _looked_at(self, where: str, picture: Resized, zoom: Zoom) -> Crop:
+        """The part of the original that the first reply asks for, at the size it is shown at."""
+        read = published_box if self._exact else parse_box
+        window, status = read(where, picture)
+        budget = self._max_tokens
+        if self._exact and status is BoxStatus.MISSING:
+            budget = MOST_TOKENS
+        if zoom.vision_tokens is not None:
+            return _shown_at(window, min(zoom.vision_tokens, budget), at_most=True)
+        return _shown_at(window, budget)
 
     def _id(self, token: str) -> int:
         number = self._tokenizer.token_to_id(token)
@@ -191,9 +222,28 @@ class ErgoZoom:
         }
 
 
-def _shown_at(window: Window, max_tokens: int) -> Crop:
+def stock_folder(model: str | None) -> Path | None:
+    """The folder of a stock Qwen2.5-VL such as ERGO, fetched if it is the hub's; else None.
+
+    Raises:
+        ModelNotFetched: the hub does not give the model.
+    """
+    if model is None or model in EMBEDDED:
+        return None
+    name = HubName.parse(model)
+    folder = Path(model).expanduser() if name is None else local_or_fetched(name)
+    try:
+        stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # Whoever loads it says what is wrong.
+    is_stock = isinstance(stated, dict) and stated.get("model_type") == _STOCK
+    return folder if is_stock else None
+
+
+def _shown_at(window: Window, max_tokens: int, *, at_most: bool = False) -> Crop:
     """A part of the original at the size it is shown at."""
-    size = Resized.within(window[2] - window[0], window[3] - window[1], max_tokens)
+    width, height = window[2] - window[0], window[3] - window[1]
+    size = Resized.within(width, height, max_tokens, at_most=at_most)
     return Crop(window, (0, 0, *size.shown))
 
 

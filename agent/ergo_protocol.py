@@ -37,7 +37,11 @@ _WHAT = (
 
 LEAST_TOKENS = 4
 DEFAULT_TOKENS = 1280
-"""Vision tokens of each of the two pictures, at most."""
+"""Vision tokens of each of the two pictures, about: rounding to whole tokens may add a few."""
+MOST_TOKENS = 16_384
+"""Of a picture that is shown as it is: `max_pixels` of the model's own preprocessor."""
+NEW_TOKENS = 1024
+"""Longest reply of a turn when the published scores were measured."""
 _LEAST_SIDE_PX = TOKEN_PX
 """A thinner crop is widened to this, in pixels of the original."""
 
@@ -46,6 +50,10 @@ _ZOOM = re.compile(r"<zoom>(.*?)(?:</zoom>|$)", re.DOTALL)
 _BOX = re.compile(rf"\[\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\]")
 _THINK = re.compile(r"<think>(.*?)(?:</?think>|$)", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
+_PUBLISHED_ZOOM = re.compile(r"<zoom>(.*?)</zoom>", re.DOTALL)
+_PUBLISHED_BOX = re.compile(r"\[(\d+),\s*(\d+),\s*(\d+),\s*(\d+)\]")
+_CHOICES = re.compile(r"\n\(A\)|\nA:| ?\(A\)")
+"""Where a question's choices begin, in the forms of the three benchmarks it was run on."""
 _TAG = re.compile(r"</?(?:think|answer|zoom)>")
 
 
@@ -70,9 +78,12 @@ class Resized:
     shown: Size
 
     @classmethod
-    def within(cls, width: int, height: int, max_tokens: int = DEFAULT_TOKENS) -> Resized:
-        """The size under a budget of vision tokens."""
-        return cls((width, height), smart_size(width, height, max_tokens=max_tokens))
+    def within(
+        cls, width: int, height: int, max_tokens: int = DEFAULT_TOKENS, *, at_most: bool = False
+    ) -> Resized:
+        """The size under a budget of vision tokens; see `smart_size`."""
+        size = smart_size(width, height, max_tokens=max_tokens, at_most=at_most)
+        return cls((width, height), size)
 
     @property
     def whole(self) -> Crop:
@@ -86,12 +97,19 @@ def smart_size(
     *,
     max_tokens: int = DEFAULT_TOKENS,
     least_tokens: int = LEAST_TOKENS,
+    at_most: bool = False,
 ) -> Size:
-    """Qwen's size for a picture: sides in whole tokens, area within limits, proportions kept.
+    """The released code's size for a picture: sides in whole tokens, proportions kept.
 
     Sides are rounded half to even; beyond the most they are rounded again after shrinking by
-    sqrt(area / most), below the least rounded up after growing. Unlike the released code, sides
-    are cut down further where rounding would exceed the budget, and none vanishes.
+    sqrt(area / most), which may exceed it by a row or a column, below the least rounded up after
+    growing. Unlike there, no side vanishes.
+
+    Args:
+        width, height: of the picture, in pixels.
+        max_tokens, least_tokens: of the size.
+        at_most: cut a row or a column off where rounding exceeds `max_tokens`: for budgets that
+            are somebody's promise.
     """
     most, least = max_tokens * TOKEN_PX**2, least_tokens * TOKEN_PX**2
     columns, rows = (max(1, round(side / TOKEN_PX)) for side in (width, height))
@@ -101,7 +119,7 @@ def smart_size(
     elif columns * rows < least_tokens:
         grow = math.sqrt(least / (width * height)) / TOKEN_PX
         columns, rows = math.ceil(width * grow), math.ceil(height * grow)
-    while columns * rows > max_tokens:
+    while at_most and columns * rows > max_tokens:
         if columns >= rows:
             columns -= 1
         else:
@@ -110,9 +128,11 @@ def smart_size(
 
 
 def first_question(question: str) -> str:
-    """The user's words of the first turn; choices "(A) ..." are kept for the second."""
+    """The user's words of the first turn; choices are kept for the second."""
+    choices = _CHOICES.search(question)
+    asked = question if choices is None else question[: choices.start()]
     # Not `format`: braces in the question are the user's own.
-    return _WHERE.replace("{question}", question.split("(A)")[0].rstrip())
+    return _WHERE.replace("{question}", asked)
 
 
 def second_question(question: str) -> str:
@@ -149,6 +169,27 @@ def parse_box(reply: str, picture: Resized) -> tuple[Window, BoxStatus]:
         spans.append(_widened(start, end, original))
     (left, right), (top, bottom) = spans
     return (left, top, right, bottom), status
+
+
+def published_box(reply: str, picture: Resized) -> tuple[Window, BoxStatus]:
+    """As `parse_box`, by the released code's rules.
+
+    The first closed `<zoom>` holds, and only whole numbers; of two boxes in it none does, and thin
+    ones are not widened. A box without area, or off the picture, on which the released code
+    fails, is mended as in `parse_box`.
+    """
+    everything: Window = (0, 0, *picture.original)
+    zoom = _PUBLISHED_ZOOM.search(reply)
+    boxes = [] if zoom is None else _PUBLISHED_BOX.findall(zoom.group(1))
+    if len(boxes) != 1:
+        return everything, BoxStatus.MISSING
+    x1, y1, x2, y2 = (int(number) for number in boxes[0])
+    (width, height), (shown_width, shown_height) = picture.original, picture.shown
+    left, right = _mapped(x1, x2, width / shown_width, width)
+    top, bottom = _mapped(y1, y2, height / shown_height, height)
+    if min(left, width) >= right or min(top, height) >= bottom:
+        return parse_box(f"<zoom>[{x1}, {y1}, {x2}, {y2}]</zoom>", picture)
+    return (left, top, right, bottom), BoxStatus.OK
 
 
 def parse_thought(reply: str) -> str:

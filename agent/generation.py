@@ -93,8 +93,9 @@ class LanguageStage:
         num_threads: int | None = None,
         dtype: str = "auto",
         engine: EngineSettings | None = None,
+        as_published: bool = False,
     ) -> LanguageStage:
-        """The language part of a model directory.
+        """The language part of a model directory; `as_published` as in `load_model`.
 
         Raises:
             CheckpointMismatch: files are missing or do not fit.
@@ -107,6 +108,7 @@ class LanguageStage:
             parts=frozenset({Part.LANGUAGE}),
             device=device,
             dtype=weight_type(dtype, device, Part.LANGUAGE),
+            as_published=as_published,
         )
         tokenizer = model_tokenizer(directory, loaded.config)
         if tokenizer.vocab_size > loaded.config.text.vocab_size:
@@ -202,7 +204,7 @@ class LanguageStage:
         return tell
 
     def stalled_s(self) -> float:
-        """Seconds for which the engine's step under way has run; zero when it is idle."""
+        """Seconds for which the engine's step under way has stood still; zero when it is idle."""
         return self.engine.stalled_s()
 
     def close(self) -> None:

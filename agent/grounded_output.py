@@ -8,13 +8,14 @@ from types import TracebackType
 
 from agent.pipeline import Grounding
 from groundstream.errors import SettingsError, SourceError
+from groundstream.locations import shown_location
 from groundstream.video.drawing import LabelledBox, draw_boxes
+from groundstream.video.pictures import IMAGE_SUFFIXES
 from groundstream.video.sources import (
-    IMAGE_SUFFIXES,
     ImageFolder,
     SourceFrame,
+    VideoFile,
     VideoSource,
-    shown_location,
 )
 from groundstream.video.writer import VIDEO_SUFFIXES, VideoWriter
 
@@ -63,7 +64,9 @@ def check_pictures(frames: VideoSource, *, limit: int | None) -> tuple[int, int]
     """
     if isinstance(frames, ImageFolder):
         return frames.check(limit)
-    if not frames.is_live and next(iter(frames), None) is None:
+    if isinstance(frames, VideoFile):
+        frames.check()
+    elif not frames.is_live and next(iter(frames), None) is None:
         raise SourceError("there is no picture in this video")
     return None
 

@@ -5,6 +5,7 @@ Reads files, never tensors, so the ingress can describe a model without loading 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ EMBEDDED = ("pocket",)
 DEFAULT_MODEL = EMBEDDED[0]
 _WEIGHTS = Path(__file__).parent / "weights"
 _CONFIG = "config.json"
+_LONGEST, _LONGEST_PUBLISHED = 256, 4096
 NO_NETWORK, OWN_NETWORK = "none", "proposal"
 """In place of a proposal network's name: there is none; the folder inside the model's own."""
 
@@ -56,7 +58,10 @@ class ModelDirectory:
 
 
 def find_model(
-    model: str = DEFAULT_MODEL, *, proposal_network: str | None = None
+    model: str = DEFAULT_MODEL,
+    *,
+    proposal_network: str | None = None,
+    as_published: bool = False,
 ) -> ModelDirectory:
     """The directory of `model`: an embedded model, a folder, or one of the hub.
 
@@ -65,6 +70,7 @@ def find_model(
     Args:
         model: name, folder, or hub name with or without a revision.
         proposal_network: what is used instead of the model's own network; part of the digest.
+        as_published: whether it runs so, which gives other features; part of the digest, too.
 
     Raises:
         CheckpointMismatch: no such folder, or a required file is missing.
@@ -75,7 +81,28 @@ def find_model(
             f"{path / _CONFIG} does not exist; --model takes '{DEFAULT_MODEL}', a folder that "
             "holds a VLM-FO1 checkpoint, or a name of the hub such as omlab/VLM-FO1-3B-v01"
         )
-    return ModelDirectory(path, display_name(model), _digest(path, proposal_network))
+    digest = _digest(path, proposal_network)
+    if as_published:
+        digest = hashlib.blake2b(f"{digest} as published".encode(), digest_size=32).hexdigest()
+    return ModelDirectory(path, display_name(model), digest)
+
+
+def is_published(model: str) -> bool:
+    """Whether a model is VLM-FO1 as its authors published it, or trained from it in its layout."""
+    path = _path(model)
+    kind = str(_read_config(path).get("model_type", ""))
+    return kind.startswith("omchat") and not _read_section(path).get("base")
+
+
+def longest_answer(model: str) -> int:
+    """Tokens of an answer where nobody says how many.
+
+    The published model was measured with 4,096; a model that reads less writes half of it at most.
+    """
+    if not is_published(model):
+        return _LONGEST
+    read = _read_config(_path(model)).get("max_position_embeddings", _LONGEST_PUBLISHED)
+    return max(_LONGEST, min(_LONGEST_PUBLISHED, int(read) // 2))
 
 
 def has_auxiliary_encoder(model: str) -> bool:

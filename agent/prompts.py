@@ -32,6 +32,13 @@ _CONTROL = re.compile(
 _TURN_CONTROL = re.compile(r"<\|[^|>]*\|>|<image>|<regionfeat>")
 _PLACEHOLDER = "{}"
 
+_DETECT_ALL = (
+    "Please identify every object in the image and provide their labels along with their indexes."
+)
+# Of several regions at once; their tokens follow without anything between.
+_REGIONS = "Provide a brief description for these regions in the image."
+_DETAILED_REGIONS = "Provide a detailed description for these regions in the image."
+_READ_REGIONS = "Please provide the ocr results of these regions in the image."
 _DETECT = "Please detect {query} in this image. Answer the question with object indexes."
 _TEMPLATES = {
     TaskKind.DETECT: _DETECT,
@@ -184,6 +191,35 @@ class Task:
     def describe_image(cls) -> Task:
         """A caption whose things are located."""
         return cls(TaskKind.GROUNDED_CAPTION)
+
+    @classmethod
+    def detect_all(cls) -> Task:
+        """Where is everything there is, each thing with a label of the model's own?"""
+        return cls(TaskKind.CHAT, _DETECT_ALL)
+
+    @classmethod
+    def describe_regions(cls, *regions: int, detailed: bool = False) -> Task:
+        """What are these boxes, in one answer?
+
+        Raises:
+            InvalidQuery: no box, or a negative index.
+        """
+        return cls._about_regions(_DETAILED_REGIONS if detailed else _REGIONS, regions)
+
+    @classmethod
+    def read_regions(cls, *regions: int) -> Task:
+        """What is written in these boxes, in one answer?
+
+        Raises:
+            InvalidQuery: no box, or a negative index.
+        """
+        return cls._about_regions(_READ_REGIONS, regions)
+
+    @classmethod
+    def _about_regions(cls, words: str, regions: tuple[int, ...]) -> Task:
+        if not regions:
+            raise InvalidQuery("the list of regions is empty; name at least one")
+        return cls.chat(words + _PLACEHOLDER * len(regions), regions=regions)
 
     @classmethod
     def find_similar(cls, region: int) -> Task:

@@ -17,7 +17,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from agent.batching import equal_rows
-from agent.detections import FloatArray, Proposals, centred_to_corners, select_proposals
+from agent.detections import (
+    FloatArray,
+    Proposals,
+    centred_to_corners,
+    published_proposals,
+    select_proposals,
+)
 from agent.errors import CheckpointMismatch
 from agent.features import AuxiliaryFeatures
 from agent.frame import Frame
@@ -29,6 +35,7 @@ from agent.model.proposal_network import ProposalNetwork, load_proposal_network,
 from agent.model.universal_proposals import UniversalProposalNetwork
 from agent.model.upn_checkpoint import MODEL_TYPE as UPN
 from agent.model.upn_checkpoint import load_universal_proposals
+from agent.model.watched_layers import watch
 from agent.model_directory import find_model, find_network
 from agent.processor import IMAGENET_MEAN, IMAGENET_STD, normalise, picture
 from groundstream.errors import InvalidBoxes
@@ -44,11 +51,19 @@ class Proposer:
     """A proposal network and what surrounds it; without one, clients must send boxes."""
 
     def __init__(
-        self, network: Network | None, config: ProposalConfig, *, device: str = "cpu"
+        self,
+        network: Network | None,
+        config: ProposalConfig,
+        *,
+        device: str = "cpu",
+        as_published: bool = False,
     ) -> None:
         self.network = None if network is None else network.to(device)
+        if network is not None:
+            watch(network)
         self._config = config
         self._device = device
+        self._as_published = as_published
 
     @classmethod
     def from_pretrained(
@@ -60,6 +75,7 @@ class Proposer:
         network: str | None = None,
         max_boxes: int | None = None,
         score_threshold: float | None = None,
+        as_published: bool = False,
     ) -> Proposer:
         """The proposer of a model directory.
 
@@ -69,6 +85,7 @@ class Proposer:
                 or "none".
             max_boxes: most proposals of a frame, instead of the model's own limit.
             score_threshold: least objectness of a proposal, instead of the model's own.
+            as_published: select boxes as UPN's own wrapper does.
 
         Raises:
             CheckpointMismatch: files are missing or do not fit.
@@ -90,7 +107,7 @@ class Proposer:
                 "%s has no proposal network; every request must bring boxes", directory.name
             )
         loaded = None if folder is None else load_network(folder, prompt=config.prompt)
-        return cls(loaded, config, device=device)
+        return cls(loaded, config, device=device, as_published=as_published)
 
     @torch.inference_mode()
     def propose(self, frames: list[Frame]) -> list[Proposals]:
@@ -104,6 +121,15 @@ class Proposer:
             return []
         if isinstance(self.network, NanoDet):
             return [self._classed(self.network, frame) for frame in frames]
+        config = self._config
+        if self._as_published:
+            return [
+                published_proposals(
+                    boxes, scores, score_threshold=config.score_threshold,
+                    nms_iou=config.nms_iou, max_boxes=config.max_boxes,
+                )
+                for boxes, scores in self._scored(frames)
+            ]  # fmt: skip
         return [
             select_proposals(
                 boxes,

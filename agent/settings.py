@@ -174,9 +174,10 @@ class StreamSettings:
     stats_interval_s: Positive = 2.0
     """Time between two StreamStats messages of a stream."""
     stage_timeout_s: Positive = 30.0
-    """A stage that takes longer is unavailable."""
+    """A stage that keeps a stream's frame for longer, and eight times as long as frames took
+    before, is unavailable. Single calls wait as long as their clients do."""
     stage_hang_s: Positive = 120.0
-    """A replica is replaced when one of its forward passes takes longer."""
+    """A replica is replaced when it computes and no layer of its model ends for so long."""
     window: Count = 8
     """Frames that may wait where not the newest wins and the client names no number."""
     max_window: Count = 64
@@ -231,7 +232,8 @@ class LocalClusterSettings:
     object_store_bytes: Count = 209_715_200
     """Shared memory that Ray sets aside; the features of key frames under way go through it."""
     start_timeout_s: Positive = 180.0
-    """A service that has not answered a frame by then has failed to start."""
+    """A start has failed when for so long no process of the service loaded or computed
+    anything, or no frame got through although the stages tried."""
 
 
 @checked
@@ -253,6 +255,9 @@ class ServiceSettings:
     proposal_network: str | None = None
     """Folder, file (UPN's `.pth`) or hub name to use instead of the model's own proposal network;
     `none` for clients that always send boxes."""
+    as_published: bool = False
+    """Run VLM-FO1 as its published code does: rotary tables in bfloat16, boxes selected by UPN's
+    own wrapper (docs/models.md)."""
     max_batch_frames: CountOrNone = None
     """Frames that wait for one vision stage and are computed together; None: 1 on a CPU, where
     batches gain nothing, else 8."""
@@ -276,7 +281,8 @@ class ServiceSettings:
 
         Knows names and no contents: files of a folder in use are not to be changed.
         """
-        return f"{self.model} {self.proposal_network or ''}".strip()
+        published = "as published" if self.as_published else ""
+        return " ".join(filter(None, (self.model, self.proposal_network, published)))
 
 
 @checked

@@ -68,6 +68,7 @@ class LocalStages:
         engine: EngineSettings | None = None,
         max_batch_frames: int | None = None,
         max_new_tokens: int | None = None,
+        as_published: bool = False,
     ) -> LocalStages:
         """All stages of a model directory; one whose proposals bring evidence has no fourth.
 
@@ -80,19 +81,26 @@ class LocalStages:
             max_batch_frames: frames that come together and are seen together; None: what suits
                 the device.
             max_new_tokens: longest answer, in place of what each question says.
+            as_published: rotary tables and boxes as the published code has them.
 
         Raises:
             CheckpointMismatch: files are missing or do not fit.
         """
-        proposer = Proposer.from_pretrained(model, device=device, network=proposal_network)
+        proposer = Proposer.from_pretrained(
+            model, device=device, network=proposal_network, as_published=as_published
+        )
         auxiliary: AuxiliaryEncoderStage | ProposalEvidence = ProposalEvidence(proposer)
         if has_auxiliary_encoder(model):
             auxiliary = AuxiliaryEncoderStage.from_pretrained(model, device=device, dtype=dtype)
         return cls(
             proposer,
-            PrimaryEncoderStage.from_pretrained(model, device=device, dtype=dtype),
+            PrimaryEncoderStage.from_pretrained(
+                model, device=device, dtype=dtype, as_published=as_published
+            ),
             auxiliary,
-            LanguageStage.from_pretrained(model, device=device, dtype=dtype, engine=engine),
+            LanguageStage.from_pretrained(
+                model, device=device, dtype=dtype, engine=engine, as_published=as_published
+            ),
             max_batch_frames=batch_limit(device, max_batch_frames),
             max_new_tokens=max_new_tokens,
         )
@@ -164,13 +172,14 @@ def local_pipeline(
     proposal_network: str | None = None,
     cache: RegionCache | None = None,
     max_new_tokens: int | None = None,
+    as_published: bool = False,
 ) -> Pipeline:
     """A ready pipeline in this process; the arguments are those of `LocalStages.from_pretrained`.
 
     Raises:
         CheckpointMismatch: the model's files are missing or do not fit.
     """
-    directory = find_model(model, proposal_network=proposal_network)
+    directory = find_model(model, proposal_network=proposal_network, as_published=as_published)
     return Pipeline(
         LocalStages.from_pretrained(
             model,
@@ -178,6 +187,7 @@ def local_pipeline(
             dtype=dtype,
             proposal_network=proposal_network,
             max_new_tokens=max_new_tokens,
+            as_published=as_published,
         ),
         cache if cache is not None else MemoryRegionCache(budget_bytes=_DEFAULT_CACHE_BYTES),
         model_digest=directory.digest,

@@ -55,6 +55,7 @@ _WARM_UP_S = 60.0
 """Of a process's own life."""
 _MOST_GROWTH = 1.0
 """MB a minute."""
+_LEADER = "deployments.local.ray_cluster"
 _OURS = ("worker-*", "serve/*")
 """Files of our processes among Ray's logs; the others are of Ray's own housekeeping."""
 _TRACEBACK = "Traceback (most recent call last)"
@@ -72,6 +73,9 @@ class Chaos:
 
     redis_restarts: int = 0
     kills: list[str] = field(default_factory=list)
+    leaders: set[int] = field(default_factory=set)
+    """Process ids of Ray's parent; a second one: the service gave up and began anew, which nothing
+    here is a reason for."""
 
 
 @dataclass
@@ -184,6 +188,8 @@ class Soak:
             if time.monotonic() > self.half_time_s:
                 return
             replicas = await asyncio.to_thread(service.replicas)
+            if not replicas:
+                continue  # All are being started.
             name, process = self._dice.choice(list(replicas.values()))
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -196,6 +202,7 @@ class Soak:
                     reading = (time.monotonic(), process.memory_info().rss / 1e6)
                     self.growth.names[pid] = name
                     self.growth.series.setdefault(pid, []).append(reading)
+            self.chaos.leaders |= await asyncio.to_thread(_leaders)
             await asyncio.sleep(_SAMPLE_S)
 
     async def _settle(self, client: aio.Client) -> None:
@@ -214,6 +221,8 @@ class Soak:
                 )
                 break
             await asyncio.sleep(1.0)
+        if (num_starts := len(self.chaos.leaders)) > 1:
+            self.wrong.append(f"the service was started {num_starts} times; see its messages")
         counted = sum(
             getattr(stats, f"frames_{outcome}")
             for outcome in (
@@ -236,6 +245,16 @@ class Soak:
         path = self._folder / "serve_config.yaml"
         path.write_text(yaml.safe_dump(loaded))
         return path
+
+
+def _leaders() -> set[int]:
+    """Ray's parents among the processes that this one has started."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if _LEADER in process.cmdline():
+                found.add(process.pid)
+    return found
 
 
 class _Redis:

@@ -20,6 +20,7 @@ from agent.model_directory import has_auxiliary_encoder
 from agent.settings import DeploymentSettings, ServiceSettings, with_environment
 from deployments.front_end.ingress import Ingress
 from deployments.stages.language import Language
+from deployments.stages.requests import revision_of
 from deployments.stages.vision import AuxiliaryEncoder, PrimaryEncoder, Proposal
 from groundstream.errors import SettingsError
 
@@ -54,7 +55,7 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
             settings.model,
             settings.device,
             getattr(settings.num_threads, name),
-            model_revision=settings.model_revision,
+            model_revision=revision_of(settings),
             hang_s=settings.stream.stage_hang_s,
             log_format=settings.observe.log_format,
             **options,
@@ -67,8 +68,11 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
     batches = {"max_batch_frames": settings.max_batch_frames}
     weights = {"dtype": settings.dtype}
     encoder = {**batches, **weights, "compiled": settings.compiled}
+    # Fakes and stages that know nothing of it are not told.
+    published = {"as_published": True} if settings.as_published else {}
 
-    proposal = stage(Proposal, "proposal", network=settings.proposal_network, **batches)
+    proposal = stage(Proposal, "proposal", network=settings.proposal_network, **batches,
+                     **published)  # fmt: skip
     language = (
         deployment(Language)
         .options(request_router_config=RequestRouterConfig(request_router_class=_BY_FRAME))
@@ -76,12 +80,13 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
             settings.stages.language,
             settings,
             proposal=proposal,
-            primary_encoder=stage(PrimaryEncoder, "primary_encoder", **encoder),
+            primary_encoder=stage(PrimaryEncoder, "primary_encoder", **encoder, **published),
             auxiliary_encoder=(
                 stage(AuxiliaryEncoder, "auxiliary_encoder", **encoder) if auxiliary else None
             ),
             engine=settings.engine,
             **weights,
+            **published,
         )
     )
     application: Application = deployment(Ingress).bind(

@@ -28,21 +28,13 @@ class OpenStreams:
 
     def __init__(self, streams_per_replica: float = 32.0) -> None:
         """Raises ValueError: `streams_per_replica` is not positive."""
-        self._streams_per_replica = _positive("streams_per_replica", streams_per_replica)
+        if streams_per_replica <= 0.0:
+            raise ValueError(f"streams_per_replica is {streams_per_replica:g}; make it positive")
+        self._streams_per_replica = streams_per_replica
 
     def __call__(self, ctx: Context) -> tuple[int, dict[str, Any]]:
         """Replicas wanted, and no state; without any report yet, as many as there are."""
-        return _wanted(ctx, OPEN_STREAMS, self._streams_per_replica), {}
-
-
-def _positive(name: str, value: float) -> float:
-    if value <= 0.0:
-        raise ValueError(f"{name} is {value:g}; it must be positive")
-    return value
-
-
-def _wanted(ctx: Context, metric: str, per_replica: float) -> int:
-    reported = (ctx.aggregated_metrics or {}).get(metric)
-    if not reported:
-        return ctx.current_num_replicas
-    return max(1, math.ceil(sum(reported.values()) / per_replica))
+        reported = (ctx.aggregated_metrics or {}).get(OPEN_STREAMS)
+        if not reported:
+            return ctx.current_num_replicas, {}
+        return max(1, math.ceil(sum(reported.values()) / self._streams_per_replica)), {}

@@ -15,6 +15,7 @@ from agent.stage_settings import StageFactories
 from deployments.observability.metrics import ServiceMetrics
 from deployments.stages.language import Language
 from deployments.stages.remote_pipeline import RemotePipeline
+from deployments.stages.requests import revision_of
 from deployments.stages.vision import AuxiliaryEncoder, PrimaryEncoder, Proposal
 
 _FAKES = "tests.fakes"
@@ -130,7 +131,7 @@ def remote_pipeline(
     *,
     proposer: str = f"{_FAKES}:FakeProposer",
     primary_encoder: str = f"{_FAKES}:FakePrimaryEncoder",
-    models: Sequence[str] = ("pocket",) * 4,
+    models: Sequence[str] = (),
     has_auxiliary_encoder: bool = True,
     num_languages: int = 1,
     overlap: bool = True,
@@ -140,12 +141,15 @@ def remote_pipeline(
     Args:
         metrics: of the front end.
         proposer, primary_encoder: classes of the stages.
-        models: revisions of the four stages' models; the front end has the `ServiceSettings`'.
+        models: revisions of the four stages; by default that of the front end, and of the
+            `ServiceSettings`.
         has_auxiliary_encoder: else there are three stages.
         num_languages: replicas of the last one.
         overlap: encoders begin before there are boxes.
     """
     settings = ServiceSettings()
+    revision = revision_of(settings)
+    models = models or [revision] * 4
     settings = dataclasses.replace(
         settings,
         stages=StageFactories(language=f"{_FAKES}:FakeLanguage"),
@@ -168,4 +172,4 @@ def remote_pipeline(
     ]
     for language in languages:
         language._model_revision = models[3]
-    return ServiceHere(metrics, vision, Handle(*languages), settings.model_revision)
+    return ServiceHere(metrics, vision, Handle(*languages), revision)

@@ -55,7 +55,10 @@ def load_countbench(
         source = picture_of(row, images, name or str(number))
         if source is not None:
             count = int(required(row, "number"))
-            found.append(CountQuestion(str(number), source, what_is_counted(str(question)), count))
+            words = str(question)
+            found.append(
+                CountQuestion(str(number), source, what_is_counted(words), count, asked=words)
+            )
     if not found:
         raise SourceError(f"{table} has no picture that exists; name their folder with --images")
     return found[:limit]

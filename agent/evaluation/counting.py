@@ -24,6 +24,13 @@ class CountQuestion:
     source: Path | bytes
     query: str
     count: int
+    asked: str = ""
+    """The benchmark's own question, where it has one."""
+
+    @property
+    def words(self) -> str:
+        """The question in words, as the authors of VLM-FO1 ask it."""
+        return self.asked or f"How many {self.query} are there in the image?"
 
 
 async def evaluate_counting(pipeline: Pipeline, questions: Sequence[CountQuestion]) -> Tally:

@@ -177,7 +177,7 @@ def load_hr_bench(path: Path) -> list[ChoiceQuestion]:
                 tuple(str(_get(row, letter, path, number)) for letter in "ABCD"),
                 str(_get(row, "answer", path, number)).strip(),
                 str(_get(row, "category", path, number)),
-                _decoded(_get(row, "image", path, number), path, number),
+                decoded_picture(_get(row, "image", path, number), path, number),
                 id=str(row.get("index", number)),
             )
         )
@@ -201,7 +201,7 @@ def load_mme_realworld(path: Path, images: Path | None = None) -> list[ChoiceQue
                 _unlettered(_get(row, "multi-choice options", path, number)),
                 str(_get(row, "answer", path, number)).strip(),
                 str(_get(row, "category", path, number)),
-                _decoded(_get(row, "bytes", path, number), path, number),
+                decoded_picture(_get(row, "bytes", path, number), path, number),
                 id=str(row.get("index", number)),
             )
             for number, row in enumerate(_table(path), start=1)
@@ -271,7 +271,12 @@ def _get(row: object, key: str, path: Path, number: int) -> object:
     return row[key]
 
 
-def _decoded(value: object, path: Path, number: int) -> bytes:
+def decoded_picture(value: object, path: Path, number: int) -> bytes:
+    """A picture's file from a table's cell, which holds it as bytes or as base64.
+
+    Raises:
+        SourceError: it holds neither.
+    """
     try:
         return value if isinstance(value, bytes) else base64.b64decode(str(value), validate=True)
     except ValueError as error:

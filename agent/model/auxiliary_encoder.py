@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.models.florence2.modeling_florence2 import Florence2VisionBackbone
 
 from agent.model.configuration import DaViTConfig
+from agent.progress import layer_done
 
 STRIDE = 4
 """Pixels per cell of the finest level."""
@@ -29,5 +30,6 @@ class AuxiliaryVisionEncoder(nn.Module):
             hidden = embed(hidden)
             for block in blocks:
                 hidden = block(hidden)
+                layer_done()
             levels.append(hidden)
         return levels

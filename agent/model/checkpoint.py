@@ -7,6 +7,7 @@ known before a weight is read. Knows nothing of images or prompts.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -57,6 +58,7 @@ def load_model(
     device: str = "cpu",
     dtype: torch.dtype | None = torch.float32,
     config: VLMFO1Config | None = None,
+    as_published: bool = False,
 ) -> VLMFO1:
     """The model (or parts of it) of a directory, in evaluation mode.
 
@@ -69,11 +71,14 @@ def load_model(
         device: where to.
         dtype: type of the weights; None keeps the stored one.
         config: use this instead of the directory's own.
+        as_published: have rotary tables in bfloat16, as the published loader leaves them.
 
     Raises:
         CheckpointMismatch: files, keys, shapes or types do not fit the configuration.
     """
     config = config or read_config(directory)
+    if as_published:
+        config = replace(config, bf16_rotary=True)
     if config.base or config.weights:
         return _load_from_files(directory, config, parts, device, dtype)
     skipped = _prefixes_of(ALL_PARTS - parts)

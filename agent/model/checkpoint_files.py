@@ -18,7 +18,7 @@ from torch import Tensor
 from agent.errors import CheckpointMismatch
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_REOPEN_BYTES = 512 * 1024 * 1024
+_REOPEN_BYTES = 64 * 1024 * 1024
 """A file is mapped anew after this much: pages that were read count as memory while mapped."""
 
 

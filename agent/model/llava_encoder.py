@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import LlavaOnevisionConfig, LlavaOnevisionModel
 
 from agent.model.primary_encoder import PrimaryMaps
+from agent.model.watched_layers import watch
 
 _NUM_LEVELS = 4
 
@@ -72,6 +73,7 @@ class LlavaVisionEncoder(nn.Module):
         self.config = config
         self.model = LlavaOnevisionModel(config.model)
         del self.model.language_model
+        watch(self.model)
 
     def renew_tables(self, device: str) -> None:
         """Make what is computed, not stored, again where it will live."""

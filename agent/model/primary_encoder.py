@@ -20,6 +20,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from agent.model.attention import attend
+from agent.progress import layer_done
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class PrimaryVisionEncoder(nn.Module):
             lengths = image_lengths if whole else window_lengths
             hidden = hidden + _attend(block.attn, block.norm1(hidden), cos, sin, lengths)
             hidden = hidden + block.mlp(block.norm2(hidden))
+            layer_done()
             if whole:
                 taps.append(self._unwindow(hidden, order))
         tokens = tower.merger(hidden)[order]

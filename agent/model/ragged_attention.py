@@ -15,6 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from agent.progress import layer_done
+
 RAGGED = "groundstream_ragged"
 _LONG = 48
 """Continuations of this many tokens are worth a fused kernel of their own."""
@@ -249,6 +251,7 @@ def ragged_attention(
             _attend_alone(output, query, key, value, layer, first, scale)
         else:
             _attend_group(output, query, key, value, layer, group, scale)
+    layer_done()
     return output.transpose(1, 2), None
 
 

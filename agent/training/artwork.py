@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.training.vocabulary import vocabulary
+from groundstream.video.pictures import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ _PACKAGE_VERSIONS = {
 }
 
 _PHOTO_PACKAGES = ("lomiri-wallpapers-20.04", "gnome-backgrounds", "opencv-doc")
-_PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".svg"})
+_PHOTO_SUFFIXES = IMAGE_SUFFIXES | {".svg"}
 _PHOTO_LONG_PX = 768
 _PHOTO_MIN_PX = 240
 # Chessboards, logos, masks, film stills, pictures of people, and photographs whose subject is

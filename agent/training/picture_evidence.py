@@ -26,9 +26,9 @@ from agent.model.nanodet import NanoDet
 from agent.training.symbolic_scenes import SceneRegion
 from agent.training.vocabulary import Vocabulary
 from groundstream.errors import SettingsError
+from groundstream.video.pictures import IMAGE_SUFFIXES
 
 Array = NDArray[np.float32]
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 _FIELDS = ("coco", "imagenet", "appearance", "boxes")
 _LEAST_SCORE, _NMS_IOU, _MOST_BOXES = 0.08, 0.6, 100
 _LEAST_BOXES = 3
@@ -51,7 +51,7 @@ def collect(images: Path, weights: Path, output: Path, *, views: int, seed: int)
     Raises:
         SettingsError: there is no picture in the folder, or none with boxes enough.
     """
-    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise SettingsError(f"{images} holds no picture (.jpg, .png or .webp)")
     detector = NanoDet.from_file(weights / "nanodet.safetensors")

@@ -1,7 +1,7 @@
 """The client of Groundstream, a service that finds named things in video.
 
-`groundstream.aio.Client` is for asyncio. Importing this package loads neither gRPC nor NumPy: a
-name is looked up in its module when it is used first.
+`groundstream.Client` waits for answers, `groundstream.aio.Client` is for asyncio. Importing this
+package loads neither gRPC nor NumPy: a name is looked up in its module when it is used first.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from groundstream.blocking import Client as Client
     from groundstream.channel import TlsOptions as TlsOptions
     from groundstream.enums import AnswerMode as AnswerMode
     from groundstream.enums import AnswerStatus as AnswerStatus
@@ -31,6 +32,7 @@ _HOME = {
     "AgentError": "errors",
     "AnswerMode": "enums",
     "AnswerStatus": "enums",
+    "Client": "blocking",
     "Detection": "types",
     "DropPolicy": "enums",
     "FrameResult": "types",

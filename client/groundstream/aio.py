@@ -16,6 +16,7 @@ from groundstream.events import Observed, OpenStreamInfo
 from groundstream.health import is_serving
 from groundstream.protos import vision_agent_pb2 as pb
 from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
+from groundstream.pulled import as_async
 from groundstream.rpc_errors import ServiceError, error_of
 from groundstream.types import (
     DEFAULT_TARGET,
@@ -206,7 +207,7 @@ class Client:
 
     def watch(
         self,
-        frames: AsyncIterator[OutgoingFrame],
+        frames: AsyncIterator[OutgoingFrame] | Iterable[OutgoingFrame],
         queries: Iterable[str | Query] = (),
         *,
         policy: StreamPolicy | None = None,
@@ -215,14 +216,15 @@ class Client:
         """A stream of frames answered against standing queries; enter it, then iterate.
 
         Args:
-            frames: sent as they come; the stream ends in good order when they end.
+            frames: sent as they come; the stream ends in good order when they end. A plain
+                iterable is read in a thread.
             queries: what to look for at the start.
             policy: how to answer; by default every frame is followed and the newest wins.
             reconnect: what to do when the connection breaks; by default try for about a minute.
         """
         wanted = [as_query(query) for query in queries]
         return WatchStream(
-            self._stub, frames, wanted, policy or StreamPolicy(), reconnect or Reconnect()
+            self._stub, as_async(frames), wanted, policy or StreamPolicy(), reconnect or Reconnect()
         )
 
     async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:

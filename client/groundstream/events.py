@@ -171,3 +171,63 @@ StreamEvent = (
     | StreamOpened
     | Drain
 )
+
+
+# ---- what happens at a source, told by `groundstream.video.sources.open_source` ----
+
+
+@dataclass(frozen=True)
+class SourceOpened:
+    """Pictures come, for the first time or again."""
+
+    width: int
+    height: int
+    attempt: int
+    """From 1; how many tries it took since the source was lost, or since the start."""
+    lost_s: float
+    """How long there was no picture."""
+
+
+@dataclass(frozen=True)
+class SourceLost:
+    """A live source ended, stalled or refused."""
+
+    reason: str
+    attempt: int
+    """From 1, in a row without a connection that held for a while."""
+    lost_s: float
+    """Since the last picture, or since the start."""
+    retry_s: float | None
+    """It is opened again after so long; None: it is given up, and reading it raises."""
+
+
+@dataclass(frozen=True)
+class SourceResized:
+    """From here on its pictures have another size."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class SourceClockJumped:
+    """Its times went back, or far ahead; pictures go on at their pace."""
+
+    jump_s: float
+
+
+@dataclass(frozen=True)
+class SourceEnded:
+    """No more pictures come, because it ended or was stopped: its books."""
+
+    num_pictures: int
+    """Read, of all its connections."""
+    num_skipped: int
+    """Of these, how many made room for newer ones because the reader was busy."""
+    num_damaged: int
+    """Packets that could not be decoded."""
+    num_lost: int
+    """How often a connection was lost."""
+
+
+SourceEvent = SourceOpened | SourceLost | SourceResized | SourceClockJumped | SourceEnded

@@ -29,6 +29,7 @@ from groundstream.events import (
     StreamStats,
 )
 from groundstream.protos import vision_agent_pb2 as pb
+from groundstream.pulled import Pulled
 from groundstream.rpc_errors import ServiceError, error_of, may_pass
 from groundstream.types import (
     DropPolicy,
@@ -148,6 +149,8 @@ class WatchStream:
         self._acknowledger.cancel()
         self._call.cancel()
         await asyncio.gather(self._sender, self._acknowledger, return_exceptions=True)
+        if isinstance(self._frames, Pulled):
+            await self._frames.aclose()
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
         """Everything the server says, until the frames have ended and are answered.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def build_app() -> typer.Typer:
     """All commands under one name."""
     from deployments.cli import (
+        ask,
         benchmarks,
         client,
         console,
@@ -35,6 +36,7 @@ def build_app() -> typer.Typer:
         "Find named things in pictures and video streams.",
         {
             "ground": ground.ground,
+            "ask": ask.ask,
             "watch": client.watch,
             "serve": service.serve,
             "console": console.console,
@@ -55,6 +57,9 @@ def build_app() -> typer.Typer:
                 "tracking": evaluation.tracking,
                 "video": evaluation.video,
                 "high-resolution": evaluation.high_resolution,
+                "vstar": ask.vstar,
+                "hrbench": ask.hrbench,
+                "mme-realworld": ask.mme_realworld,
                 "odinw": benchmarks.odinw,
                 "ovdeval": benchmarks.ovdeval,
                 "refcoco": benchmarks.refcoco,

@@ -27,11 +27,14 @@ from deployments.cli.options import (
     MarkdownOption,
     ModelChoice,
     NumOption,
+    Protocol,
+    ProtocolOption,
     takes_model,
 )
 
 if TYPE_CHECKING:
-    from agent.evaluation.tally import Estimate
+    from agent.evaluation.counting import CountQuestion
+    from agent.evaluation.tally import Estimate, Tally
 
 
 @takes_model
@@ -95,15 +98,15 @@ def countbench(
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Pictures, where not in the table.")] = None,
     limit: LimitOption = None,
+    protocol: ProtocolOption = Protocol.AUTO,
     chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:
     """CountBench: accuracy and mean absolute error of counts."""
     from agent.evaluation.countbench import load_countbench
-    from agent.evaluation.counting import evaluate_counting
 
     data = load_countbench(table, questions=questions, images=images, limit=limit)
-    tally = asyncio.run(evaluate_counting(chosen.pipeline(), data))
+    tally = _counted(data, protocol, chosen)
     print_figures(f"CountBench, {table}", tally.estimates(), as_json=as_json)
 
 
@@ -112,16 +115,24 @@ def pixmo_count(
     table: Annotated[Path, typer.Argument(help="Parquet of allenai/pixmo-count.")],
     images: Annotated[Path | None, typer.Option(help="Pictures, by SHA-256 or name.")] = None,
     limit: LimitOption = None,
+    protocol: ProtocolOption = Protocol.AUTO,
     chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:
     """PixMo-Count: accuracy and mean absolute error of counts."""
-    from agent.evaluation.counting import evaluate_counting
     from agent.evaluation.pixmo_count import load_pixmo_count
 
     data = load_pixmo_count(table, images=images, limit=limit)
-    tally = asyncio.run(evaluate_counting(chosen.pipeline(), data))
+    tally = _counted(data, protocol, chosen)
     print_figures(f"PixMo-Count, {table}", tally.estimates(), as_json=as_json)
+
+
+def _counted(data: list[CountQuestion], protocol: Protocol, chosen: ModelChoice) -> Tally:
+    from agent.evaluation.counting import evaluate_counting
+    from agent.evaluation.published import evaluate_published_counting
+
+    evaluate = evaluate_published_counting if protocol.is_published(chosen) else evaluate_counting
+    return asyncio.run(evaluate(chosen.pipeline(), data))
 
 
 @takes_model

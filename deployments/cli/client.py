@@ -9,12 +9,22 @@ from typing import Annotated
 
 import typer
 
+from deployments.cli.options import (
+    TlsCaOption,
+    TlsCertificateOption,
+    TlsKeyOption,
+    TokenFileOption,
+)
 from groundstream.types import DEFAULT_TARGET
 
 
 def watch(
     source: Annotated[
-        str, typer.Argument(help="Video or image file, folder of images, camera:0, or a URL.")
+        str,
+        typer.Argument(
+            help="Video or image file, folder of images, camera:0, a URL, a robot's recording "
+            "(.mcap, rosbag2), or - for standard input."
+        ),
     ],
     queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="What to look for.")],
     target: Annotated[
@@ -41,23 +51,29 @@ def watch(
             min=0.0,
         ),
     ] = None,
-    tls_ca: Annotated[
-        Path | None, typer.Option(help="Encrypt, trusting this certificate authority (PEM).")
+    source_patience: Annotated[
+        float | None,
+        typer.Option(
+            help="Open a camera or stream again for so many seconds when it is lost; 0: at once "
+            "an error.",
+            show_default="for ever",
+            min=0.0,
+        ),
     ] = None,
-    tls_certificate: Annotated[
-        Path | None, typer.Option(help="Our own certificate, for mutual TLS (PEM).")
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="File with the API key or token; or set GROUNDSTREAM_TOKEN."),
-    ] = None,
+    tls_ca: TlsCaOption = None,
+    tls_certificate: TlsCertificateOption = None,
+    tls_key: TlsKeyOption = None,
+    token_file: TokenFileOption = None,
 ) -> None:
-    """Stream a video to a running service and show its answers."""
+    """Stream a video to a running service and show its answers.
+
+    Exit status 0: the source has ended. 2: it was lost, or the service.
+    """
     from deployments.local.watch import watch_source
     from groundstream import aio
     from groundstream.channel import TlsOptions, find_token
     from groundstream.types import AnswerMode, StreamPolicy
+    from groundstream.video.sources import Reopen
 
     mode = AnswerMode.GROUND if every_frame else AnswerMode.FOLLOW
     policy = StreamPolicy(mode=mode, max_age_ms=max_age_ms)
@@ -77,6 +93,7 @@ def watch(
                 rerun=rerun,
                 as_json=as_json,
                 patience_s=math.inf if patience == 0.0 else patience,
+                reopen=Reopen() if source_patience is None else Reopen(source_patience),
             )
 
     asyncio.run(run())
@@ -100,10 +117,8 @@ def health(
             envvar="GROUNDSTREAM_TLS_SERVER_NAME",
         ),
     ] = None,
-    tls_certificate: Annotated[
-        Path | None, typer.Option(help="Our own certificate, for mutual TLS (PEM).")
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    tls_certificate: TlsCertificateOption = None,
+    tls_key: TlsKeyOption = None,
 ) -> None:
     """Ask a service how it is; exit status 0 when it serves, 1 otherwise."""
     from groundstream.channel import TlsOptions

@@ -7,6 +7,12 @@ from typing import Annotated
 
 import typer
 
+from deployments.cli.options import (
+    StopWithParentOption,
+    TlsCertificateOption,
+    TlsKeyOption,
+    TokenFileOption,
+)
 from groundstream.types import DEFAULT_TARGET
 
 
@@ -29,22 +35,15 @@ def console(
     tls_certificate: Annotated[
         Path | None, typer.Option(help="Encrypt the page, with this certificate chain (PEM).")
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    tls_key: TlsKeyOption = None,
     service_ca: Annotated[
         Path | None,
         typer.Option(help="Talk TLS to the service, trusting this authority (PEM)."),
     ] = None,
-    service_certificate: Annotated[
-        Path | None, typer.Option(help="Our certificate for a service with mutual TLS (PEM).")
-    ] = None,
-    service_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="File with the API key or token; or set GROUNDSTREAM_TOKEN."),
-    ] = None,
-    stop_with_parent: Annotated[
-        bool, typer.Option(help="End when the process that started this one is gone.")
-    ] = False,
+    service_certificate: TlsCertificateOption = None,
+    service_key: TlsKeyOption = None,
+    token_file: TokenFileOption = None,
+    stop_with_parent: StopWithParentOption = False,
 ) -> None:
     """Show a page in the browser: streams, answers, latencies, a box to ask in."""
     import asyncio

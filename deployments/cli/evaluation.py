@@ -18,6 +18,8 @@ from deployments.cli.options import (
     JsonOption,
     ModelChoice,
     ModelOption,
+    Protocol,
+    ProtocolOption,
     takes_model,
 )
 
@@ -38,6 +40,7 @@ def detection(
         bool, typer.Option("--every-label", help="Ask each image for all labels, as COCO does.")
     ] = False,
     resamples: Annotated[int, typer.Option(help="Of the intervals.", min=1)] = 1000,
+    protocol: ProtocolOption = Protocol.AUTO,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a COCO-format folder for what is there and what is not."""
@@ -49,6 +52,16 @@ def detection(
 
     data = load_coco(images, annotations, limit=limit)
     check_pictures(data)
+    if protocol.is_published(chosen):
+        from agent.evaluation.published import evaluate_published_detection
+        from agent.evaluation.report import print_figures
+
+        figures = asyncio.run(
+            evaluate_published_detection(chosen.pipeline(), data, num_resamples=resamples)
+        )
+        title = f"{annotations} ({len(data.images)} images), as published"
+        print_figures(title, figures, as_json=as_json)
+        return
     proposer = chosen.proposer(score_threshold=0.0, max_boxes=100)
     measuring = evaluate_detection(
         chosen.pipeline(), data, seed=seed, every_label=every_label,

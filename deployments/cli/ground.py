@@ -58,13 +58,14 @@ def ground(
 ) -> None:
     """Find things in pictures or a video, in this process."""
     from agent.grounded_output import GroundedOutput, check_output, check_pictures, output_beside
-    from groundstream.video.sources import IMAGE_SUFFIXES, open_source
+    from groundstream.video.pictures import IMAGE_SUFFIXES
+    from groundstream.video.sources import Reopen, open_source
 
     tasks = tasks_of(task, queries or [], region or [])
     where = output or output_beside(source)
     is_one_picture = limit == 1 or Path(source).suffix.lower() in IMAGE_SUFFIXES
     check_output(where, source, is_one_picture=is_one_picture)
-    frames = open_source(source)
+    frames = open_source(source, reopen=Reopen(patience_s=0.0))
     size = check_pictures(frames, limit=limit)
     pipeline = chosen.pipeline()
     budget_s = None if zoom_budget_ms is None else zoom_budget_ms / 1e3

@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -61,7 +62,17 @@ MODEL_OPTIONS: dict[str, Any] = {
         ),
     ],
     "max_new_tokens": Annotated[
-        int | None, typer.Option(help="Longest answer.", min=1, show_default="256")
+        int | None,
+        typer.Option(
+            help="Longest answer.", min=1, show_default="256; 4,096 for the published model"
+        ),
+    ],
+    "as_published": Annotated[
+        bool | None,
+        typer.Option(
+            "--as-published",
+            help="As VLM-FO1's published code: rotary tables in bfloat16, UPN's choice of boxes.",
+        ),
     ],
 }
 """What every command that runs a model lets its user choose about it."""
@@ -76,6 +87,7 @@ class ModelChoice:
     dtype: str | None = None
     proposals: str | None = None
     max_new_tokens: int | None = None
+    as_published: bool | None = None
 
     @property
     def name(self) -> str:
@@ -100,7 +112,11 @@ class ModelChoice:
 
         chosen = self.ready
         return Proposer.from_pretrained(
-            chosen.model, device=self.place, network=chosen.proposal_network, **settings
+            chosen.model,
+            device=self.place,
+            network=chosen.proposal_network,
+            as_published=bool(self.as_published),
+            **settings,
         )
 
     def pipeline(self, *, model: str | None = None, proposals: str | None = None) -> Pipeline:
@@ -118,14 +134,17 @@ class ModelChoice:
                 model or chosen.model, proposals or chosen.proposal_network, report=_say
             )
         _say(f"loading {display_name(chosen.model)} on {self.place} ...")
+        from agent.model_directory import is_published, longest_answer
         from agent.stages import local_pipeline
 
+        published = longest_answer(chosen.model) if is_published(chosen.model) else None
         return local_pipeline(
             chosen.model,
             device=self.place,
             dtype=self.dtype or "auto",
             proposal_network=chosen.proposal_network,
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=self.max_new_tokens or published,
+            as_published=bool(self.as_published),
         )
 
 
@@ -161,6 +180,41 @@ def _say(words: str) -> None:
     typer.echo(words, err=True)
 
 
+TlsCaOption = Annotated[
+    Path | None, typer.Option(help="Encrypt, trusting this certificate authority (PEM).")
+]
+TlsCertificateOption = Annotated[
+    Path | None, typer.Option(help="Our own certificate, for mutual TLS (PEM).")
+]
+TlsKeyOption = Annotated[Path | None, typer.Option(help="Its private key (PEM).")]
+TokenFileOption = Annotated[
+    Path | None, typer.Option(help="File with the API key or token; or set GROUNDSTREAM_TOKEN.")
+]
+StopWithParentOption = Annotated[
+    bool, typer.Option(help="End when the process that started this one is gone.")
+]
+
+
+class Protocol(StrEnum):
+    """Whose way of asking and scoring a benchmark is used."""
+
+    AUTO = "auto"
+    PUBLISHED = "published"
+    OWN = "own"
+
+    def is_published(self, chosen: ModelChoice) -> bool:
+        """Whether it is that of VLM-FO1's authors, which is the usual one for their model."""
+        from agent.model_directory import is_published
+
+        if self is Protocol.AUTO:
+            return is_published(chosen.ready.model)
+        return self is Protocol.PUBLISHED
+
+
+ProtocolOption = Annotated[
+    Protocol,
+    typer.Option(help="Words and scores: those of VLM-FO1's authors, or this project's own."),
+]
 ImagesOption = Annotated[Path, typer.Option(help="Folder of the pictures.")]
 LimitOption = Annotated[int | None, typer.Option(help="Only the first pictures.", min=1)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from deployments.cli.options import USUAL_MODEL, ModelChoice, takes_model
+from deployments.cli.options import (
+    USUAL_MODEL,
+    ModelChoice,
+    StopWithParentOption,
+    TlsKeyOption,
+    takes_model,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +23,8 @@ if TYPE_CHECKING:
     from agent.chosen_model import ChosenModel
     from agent.server_settings import TlsSettings
     from agent.settings import ServiceSettings
+
+T = TypeVar("T")
 
 DEFAULT_CONFIG = Path(str(files("deployments"))) / "serve_config.yaml"
 """The shipped settings, which are part of the package."""
@@ -39,7 +48,7 @@ def serve(
     tls_certificate: Annotated[
         Path | None, typer.Option(help="Encrypt, with this certificate chain (PEM).")
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    tls_key: TlsKeyOption = None,
     tls_client_ca: Annotated[
         Path | None,
         typer.Option(help="Let in only clients whose certificate this authority signed (PEM)."),
@@ -50,9 +59,7 @@ def serve(
     logs: Annotated[
         Path | None, typer.Option(help="Keep the logs of all processes in this folder.")
     ] = None,
-    stop_with_parent: Annotated[
-        bool, typer.Option(help="End when the process that started this one is gone.")
-    ] = False,
+    stop_with_parent: StopWithParentOption = False,
     console: Annotated[
         int | None,
         typer.Option(
@@ -63,25 +70,49 @@ def serve(
     """Start the whole service on this machine and serve until Ctrl-C."""
     from agent.settings import load_serve_config
     from deployments.console.server import console_beside
-    from deployments.local.supervisor import LocalService, override, serve_forever
+    from deployments.local.supervisor import LocalService, serve_forever
 
     loaded = load_serve_config(config)
-    settings = override(
-        loaded,
-        host=host,
-        port=port,
-        chosen=_chosen(loaded.service, chosen, report=typer.echo),
+    ready = _chosen(loaded.service, chosen, report=typer.echo)
+    settings = _replaced(
+        replace(loaded.service, model=ready.model, proposal_network=ready.proposal_network),
         device=chosen.device,
         dtype=chosen.dtype,
-        max_new_tokens=chosen.max_new_tokens,
-        insecure=insecure,
-        observe=console is not None,
-        tls=_tls(tls_certificate, tls_key, tls_client_ca),
-        api_keys=api_keys,
+        as_published=chosen.as_published or None,
+        server=_replaced(
+            loaded.service.server,
+            host=host,
+            port=port,
+            insecure=insecure or None,
+            observe=console is not None or None,
+            tls=_tls(tls_certificate, tls_key, tls_client_ca),
+        ),
+        # The front end may run in another folder than the one the path was typed in.
+        access=_replaced(loaded.service.access, api_keys=api_keys and str(api_keys.resolve())),
+        stream=_replaced(
+            loaded.service.stream,
+            max_new_tokens=chosen.max_new_tokens or _longest(loaded.service, chosen),
+        ),
     )
-    service = LocalService(settings, logs=logs, report=typer.echo)
-    with console_beside(settings.service.server, console):
+    service = LocalService(replace(loaded, service=settings), logs=logs, report=typer.echo)
+    with console_beside(settings.server, console):
         serve_forever(service, report=typer.echo, stop_with_parent=stop_with_parent)
+
+
+def _replaced(settings: T, **values: object) -> T:
+    """The settings with those values that were given; None: not given."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return replace(settings, **given)  # type: ignore[type-var]
+
+
+def _longest(settings: ServiceSettings, choice: ModelChoice) -> int | None:
+    """What the chosen model was measured with, unless the settings say something of their own."""
+    from agent.model_directory import longest_answer
+    from agent.settings import StreamSettings
+
+    if choice.model is None or settings.stream.max_new_tokens != StreamSettings.max_new_tokens:
+        return None
+    return longest_answer(choice.model)
 
 
 def _chosen(

@@ -35,9 +35,9 @@ from deployments.console.views import event_view, open_stream_view, result_view,
 from groundstream import aio
 from groundstream.errors import AgentError, FrameTooLarge, InvalidRequest, Overloaded
 from groundstream.events import StreamEvent
+from groundstream.locations import shown_location
 from groundstream.rpc_errors import ServiceError
 from groundstream.types import Capabilities, Query, TaskKind
-from groundstream.video.sources import shown_location
 from groundstream.watch_stream import WatchStream
 
 _MAX_DIGITS = 18

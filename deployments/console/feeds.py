@@ -6,6 +6,7 @@ One watched stream each; knows no HTTP.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -14,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from deployments.console.board import BoardStream
 from groundstream import aio
 from groundstream.errors import AgentError
-from groundstream.events import StreamEvent
+from groundstream.events import SourceEvent, SourceLost, SourceOpened, StreamEvent
 from groundstream.types import OutgoingFrame
 from groundstream.video.playback import play
 from groundstream.video.sources import open_source
@@ -65,11 +66,22 @@ async def relay(
 async def show_source(client: aio.Client, shown: BoardStream, source: str) -> None:
     """Watch a camera or video, whose address may hold a password, for as long as the console runs.
 
-    A file starts again when it ends; what cannot be opened is tried again.
+    A file starts again when it ends; what cannot be opened is tried again, and a camera that is
+    lost is opened again by the source itself.
     """
+    loop = asyncio.get_running_loop()
+
+    def on_event(event: SourceEvent) -> None:
+        """In the thread that reads."""
+        if isinstance(event, SourceLost | SourceOpened):
+            reason = event.reason if isinstance(event, SourceLost) else ""
+            with contextlib.suppress(RuntimeError):  # The console has ended.
+                loop.call_soon_threadsafe(setattr, shown, "error", reason)
+
     while True:
         try:
-            await relay(client, shown, play(open_source(source)))
+            opened = await asyncio.to_thread(open_source, source, on_event=on_event)
+            await relay(client, shown, play(opened))
         except AgentError as error:
             _logger.warning("%s: %s; trying again in %.0f s", shown.name, error, _RETRY_S)
             shown.error = str(error)

@@ -14,6 +14,7 @@ from groundstream.events import (
 )
 from groundstream.types import Capabilities, Detection, FrameResult, QueryResult, ServiceStats
 
+_FATES = ("received", "answered", "tracked_only", "superseded", "rejected", "failed")
 _TIMINGS = ("follow", "queue", "cache", "propose", "primary", "auxiliary", "language", "total")
 
 
@@ -71,14 +72,7 @@ def event_view(event: StreamEvent) -> dict[str, Any] | None:
 def books_view(stats: StreamStats) -> dict[str, Any]:
     """Where the frames of a stream went; `received` is the sum of the others."""
     return {
-        "received": stats.received,
-        "answered": stats.answered,
-        "tracked_only": stats.tracked_only,
-        "superseded": stats.superseded,
-        "expired": stats.expired,
-        "rejected": stats.rejected,
-        "failed": stats.failed,
-        "in_flight": stats.in_flight,
+        **{name: getattr(stats, name) for name in (*_FATES, "expired", "in_flight")},
         "num_keyframes": stats.activity.num_keyframes,
         "num_tracks": stats.activity.num_tracks,
     }
@@ -93,14 +87,7 @@ def service_view(capabilities: Capabilities, stats: ServiceStats) -> dict[str, A
         "tasks": [_name(task) for task in capabilities.tasks],
         "uptime_s": stats.uptime_s,
         "open_streams": stats.open_streams,
-        "frames": {
-            "received": stats.frames_received,
-            "answered": stats.frames_answered,
-            "tracked_only": stats.frames_tracked_only,
-            "superseded": stats.frames_superseded,
-            "rejected": stats.frames_rejected,
-            "failed": stats.frames_failed,
-        },
+        "frames": {name: getattr(stats, f"frames_{name}") for name in _FATES},
         "stages": [
             {
                 "name": stage.name,

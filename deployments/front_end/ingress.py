@@ -12,6 +12,7 @@ import logging
 import secrets
 import sys
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import cv2
@@ -28,7 +29,7 @@ from agent.quotas import Quotas, open_quotas
 from agent.settings import ServiceSettings
 from agent.streaming.session import Outcome, StandingQuery
 from agent.streaming.session_store import SessionStore, open_session_store
-from agent.urgency import Limits, Urgency
+from agent.urgency import Limits
 from agent.zoom import RegionZoom
 from deployments.autoscaling import OPEN_STREAMS
 from deployments.front_end.access import Access, current_tenant, open_access
@@ -41,6 +42,7 @@ from deployments.observability.stage_meter import StageMeters
 from deployments.observability.tracing import Tracing, answer_span, open_tracing
 from deployments.process_resources import MemoryTrimmer, freeze_startup_objects, unmap_large_blocks
 from deployments.stages.remote_pipeline import RemotePipeline
+from deployments.stages.requests import revision_of
 from deployments.streams.observers import ObservableStreams
 from deployments.streams.scheduler import StreamScheduler
 from deployments.streams.watch_stream import WatchStream
@@ -58,7 +60,10 @@ _WARM_UP_PAUSE_S = 1.0
 _WARM_UP_SIZE = 64
 _WARM_UP_BOXES = np.array([[8, 8, 56, 56]], dtype=np.float32)
 """For models without a proposal network, whose clients send boxes too."""
-_WARM_UP = Limits(urgency=Urgency.STANDING)
+_WARM_UP = Limits()
+"""As long as it takes: on a slow machine a pass through a large model takes minutes."""
+_WARM_UP_QUESTION = replace(Task.detect("object"), max_new_tokens=1)
+"""The longest answer costs a model that never ends it hundreds of passes; one shows as much."""
 _REPLY_S = 1.0
 _SWITCH_INTERVAL_S = 0.0005
 
@@ -272,7 +277,11 @@ class Ingress:
         self._metrics = ServiceMetrics(
             meters=StageMeters() if has_auxiliary else StageMeters(auxiliary_encoder=None)
         )
-        model = find_model(settings.model, proposal_network=settings.proposal_network)
+        model = find_model(
+            settings.model,
+            proposal_network=settings.proposal_network,
+            as_published=settings.as_published,
+        )
         capabilities = messages.capabilities_to_message(settings, model, service_version=_version())
         self._store = open_session_store(settings.cache, ttl_s=settings.stream.session.ttl_s)
         self._quotas = open_quotas(settings.access, settings.cache)
@@ -296,6 +305,7 @@ class Ingress:
         # Alive is who answers at all; the other names wait for the stages.
         await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
+        self._start_failure = ""
         self._warm_up = asyncio.create_task(self._serve_when_warm())
         observe = settings.observe
         self._page = MetricsPage(
@@ -307,6 +317,10 @@ class Ingress:
     async def wait_until_serving(self) -> None:
         """Return once a frame has gone all the way."""
         await asyncio.shield(self._warm_up)
+
+    async def start_failure(self) -> str:
+        """Why the newest try to send a frame all the way failed; empty: none has failed."""
+        return self._start_failure
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve does not see our streams; this is how it learns of them."""
@@ -352,7 +366,7 @@ class Ingress:
             metrics=metrics,
             # Vision and language, each of which the replica itself gives so long.
             timeout_s=2 * self._settings.stream.stage_timeout_s + _REPLY_S,
-            model=self._settings.model_revision,
+            model=revision_of(self._settings),
         )
 
     async def _serve_when_warm(self) -> None:
@@ -368,9 +382,10 @@ class Ingress:
             tenant = f"warm-up {secrets.token_hex(8)}"
             pipeline = self._pipeline(ServiceMetrics()).for_tenant(tenant)
             try:
-                await pipeline.within(_WARM_UP).ground(frame, [Task.detect("object")], boxes=boxes)
+                await pipeline.within(_WARM_UP).ground(frame, [_WARM_UP_QUESTION], boxes=boxes)
                 break
-            except Exception:
+            except Exception as error:
+                self._start_failure = str(error) or type(error).__name__
                 # Not ready, perhaps never: health stays NOT_SERVING and the log says why.
                 _logger.exception("warm-up failed; trying again in %.0f s", _WARM_UP_PAUSE_S)
                 await asyncio.sleep(_WARM_UP_PAUSE_S)

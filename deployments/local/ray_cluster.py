@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -32,11 +33,19 @@ from deployments.app import APPLICATION_NAME, bind
 from deployments.front_end.ingress import Ingress
 from deployments.local import process_session
 from deployments.local.embedded_cache import EmbeddedCache
+from deployments.local.start_progress import (
+    Effort,
+    StartProgress,
+    effort_of,
+    weights_in_memory,
+)
 from groundstream.errors import AgentError, StageUnavailable
 
 _logger = logging.getLogger(__name__)
 _POLL_S = 0.05
 _RAY_PAUSE_S = 2.0
+_START_LOOK_S = 5.0
+_TIMES_START = 2.0
 _WATCH_S = 1.0
 """Between two looks at what was started."""
 _READY_S = 10.0
@@ -88,12 +97,19 @@ def start(
     # After Ray: what is left of a start that failed is cleared away with all else there is.
     if cache is not None:
         cache.start()
-    try:
-        serve.run(application, name=APPLICATION_NAME, route_prefix=None)
-    except RuntimeError as error:
-        reasons = "\n".join(_deployment_messages()) or str(error)
-        raise StageUnavailable(f"the service did not start: {reasons}") from error
-    _wait_until_serving(deadline_s)
+    progress = StartProgress(
+        _effort,
+        patience_s=settings.local_cluster.start_timeout_s,
+        report=report,
+        weight_bytes=weights_in_memory(settings),
+    )
+    with progress.watching():
+        try:
+            serve.run(application, name=APPLICATION_NAME, route_prefix=None)
+        except RuntimeError as error:
+            reasons = "\n".join(_deployment_messages()) or str(error)
+            raise StageUnavailable(f"the service did not start: {reasons}") from error
+        _wait_until_serving(progress, patience_s=settings.local_cluster.start_timeout_s)
     return cache
 
 
@@ -218,18 +234,28 @@ def _clear_ray_away() -> None:
         process_session.kill(os.getsid(0))
 
 
-def _wait_until_serving(deadline_s: float) -> None:
+def _wait_until_serving(progress: StartProgress, *, patience_s: float) -> None:
+    """Wait while something moves; a frame that fails again and again does not get through."""
     # Asked of the replica itself, where no certificate and no key is needed.
     front_end = serve.get_deployment_handle(Ingress.__name__, APPLICATION_NAME)
-    while (left_s := deadline_s - time.monotonic()) > 0.0:
+    failure, failing_since_s = "", math.inf
+    while progress.left_s > 0.0 and time.monotonic() - failing_since_s < patience_s:
         with contextlib.suppress(RayError, RayServeException, TimeoutError):
-            front_end.wait_until_serving.remote().result(timeout_s=left_s)
+            front_end.wait_until_serving.remote().result(timeout_s=_START_LOOK_S)
             return
+        with contextlib.suppress(RayError, RayServeException, TimeoutError):
+            failure = front_end.start_failure.remote().result(timeout_s=_START_LOOK_S)
+            failing_since_s = min(failing_since_s, time.monotonic()) if failure else math.inf
         time.sleep(_POLL_S)
+    why = f" ({failure})" if failure else ""
     raise StageUnavailable(
-        "the service did not become ready in time; start it with --logs FOLDER and read the "
+        f"the service did not become ready in time{why}; start it with --logs FOLDER and read the "
         "replicas' logs there"
     )
+
+
+def _effort() -> Effort:
+    return effort_of(os.getsid(0))
 
 
 def ray_folder(folder: Path) -> Path:
@@ -267,6 +293,7 @@ def main() -> None:
     folder = Path(order["folder"])
     guard = _Guard(folder, order["stop_within_s"])
     config = serve_config(order["args"], order["deployments"])
+    started_s = time.monotonic()
     try:
         cache = start(config, folder, report=lambda line: _say(replies, {"progress": line}))
     except AgentError as error:
@@ -275,7 +302,9 @@ def main() -> None:
         return
     guard.ready = True
     _say(replies, {"ready": True})
-    patience_s = config.service.local_cluster.start_timeout_s
+    # A replica that is started again takes about as long as it did the first time.
+    took_s = time.monotonic() - started_s
+    patience_s = max(config.service.local_cluster.start_timeout_s, _TIMES_START * took_s)
     reason = watch_over(guard.ended, cache, patience_s=patience_s)
     if reason is not None:
         _logger.error("the service ends: %s", reason)

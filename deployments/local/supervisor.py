@@ -21,17 +21,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
-from agent.chosen_model import ChosenModel
 from agent.interrupts import interruptible, uninterruptible
 from agent.model_directory import find_model
-from agent.server_settings import TlsSettings
 from agent.settings import ServeConfig, with_environment
 from deployments.local import process_session
 from groundstream.errors import AgentError, SettingsError, StageUnavailable
-
-T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 _STOP_MARGIN_S = 15.0
@@ -200,49 +195,6 @@ def serve_forever(
             report("stopping ...")
             service.stop()
             report("stopped")
-
-
-def override(
-    config: ServeConfig,
-    *,
-    host: str | None = None,
-    port: int | None = None,
-    chosen: ChosenModel | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    max_new_tokens: int | None = None,
-    insecure: bool = False,
-    observe: bool = False,
-    tls: TlsSettings | None = None,
-    api_keys: Path | None = None,
-) -> ServeConfig:
-    """The settings with those values replaced that were given."""
-    old = config.service
-    server = _replaced(
-        old.server,
-        host=host,
-        port=port,
-        insecure=insecure or None,
-        observe=observe or None,
-        tls=tls,
-    )
-    # The front end may run in another folder than the one the path was typed in.
-    keys = None if api_keys is None else str(api_keys.resolve())
-    access = _replaced(old.access, api_keys=keys)
-    stream = _replaced(old.stream, max_new_tokens=max_new_tokens)
-    service = _replaced(
-        old, server=server, access=access, stream=stream, device=device, dtype=dtype
-    )
-    if chosen is not None:
-        service = dataclasses.replace(
-            service, model=chosen.model, proposal_network=chosen.proposal_network
-        )
-    return dataclasses.replace(config, service=service)
-
-
-def _replaced(settings: T, **values: object) -> T:
-    given = {name: value for name, value in values.items() if value is not None}
-    return dataclasses.replace(settings, **given)  # type: ignore[type-var]
 
 
 def _check_restarts(restarts_s: list[float], reason: str) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -21,11 +22,18 @@ from groundstream.errors import InvalidQuery
 from groundstream.events import (
     KeyframeAnswer,
     Reconnecting,
+    SourceClockJumped,
+    SourceEnded,
+    SourceEvent,
+    SourceLost,
+    SourceOpened,
+    SourceResized,
     StreamError,
     StreamEvent,
     StreamOpened,
     StreamStats,
 )
+from groundstream.locations import shown_location
 from groundstream.types import (
     AnswerMode,
     FrameResult,
@@ -36,12 +44,7 @@ from groundstream.types import (
 from groundstream.video.annotated_video import AnnotatedVideo
 from groundstream.video.playback import play
 from groundstream.video.rerun_recording import RerunRecording
-from groundstream.video.sources import (
-    ImageFolder,
-    SourceFrame,
-    open_source,
-    shown_location,
-)
+from groundstream.video.sources import ImageFolder, Reopen, SourceFrame, open_source
 from groundstream.watch_stream import Reconnect
 
 _FIRST_CHANGE = 1
@@ -63,6 +66,7 @@ async def watch_source(
     rerun: Path | None = None,
     as_json: bool = False,
     patience_s: float | None = None,
+    reopen: Reopen | None = None,
 ) -> None:
     """Stream a source until it ends and show every answer.
 
@@ -76,21 +80,29 @@ async def watch_source(
         as_json: print one JSON object per event instead of a table.
         patience_s: how long to wait for a service that is not there, or not any more; infinity:
             for ever.
+        reopen: what to do when a live source is lost; by default it is opened again, for ever.
 
     Raises:
-        SourceError: the source cannot be read.
+        SourceError: the source cannot be read, or was lost for longer than `reopen` allows.
         InvalidQuery: one of the queries cannot be asked.
         SettingsError: a Rerun recording is wanted and rerun-sdk is not installed.
         ServiceError: there is no service, or the stream broke.
     """
     for query in queries:
         clean_query(query)  # A stream would only say so in-band, and play on.
-    opened = open_source(source)
+    loop = asyncio.get_running_loop()
+    view: _JsonLines | _LiveTable = _JsonLines() if as_json else _LiveTable(source)
+
+    def on_event(event: SourceEvent) -> None:
+        with contextlib.suppress(RuntimeError):  # The loop is gone: nobody looks any more.
+            loop.call_soon_threadsafe(view.show, event)
+
+    # What is on the web is opened to know what it is, and that takes time.
+    opened = await asyncio.to_thread(open_source, source, reopen=reopen, on_event=on_event)
     policy = policy or StreamPolicy()
     if isinstance(opened, ImageFolder) and len(opened) == 1:
         # There is no later frame to which what the model says could be carried.
         policy = dataclasses.replace(policy, mode=AnswerMode.GROUND)
-    view: _JsonLines | _LiveTable = _JsonLines() if as_json else _LiveTable(source)
     with contextlib.ExitStack() as stack:
         recordings: list[AnnotatedVideo | RerunRecording] = []
         if output is not None:
@@ -128,7 +140,7 @@ class _JsonLines(contextlib.AbstractContextManager["_JsonLines"]):
     def __exit__(self, *_error: object) -> None:
         return None
 
-    def show(self, event: StreamEvent | Reconnecting) -> None:
+    def show(self, event: StreamEvent | Reconnecting | SourceEvent) -> None:
         """Print the event."""
         line = {"event": type(event).__name__, **dataclasses.asdict(event)}
         line.pop("resume_token", None)  # A secret, and logs are read by many.
@@ -146,6 +158,8 @@ class _LiveTable(contextlib.AbstractContextManager["_LiveTable"]):
         self._num_resumed = 0
         self._broken: Reconnecting | None = None
         self._is_open = False
+        self._source = ""
+        self._num_reopened = 0
         self._stats: StreamStats | None = None
         self._errors: deque[StreamError] = deque(maxlen=_MAX_ERRORS_SHOWN)
         self._live = Live(get_renderable=self._render, refresh_per_second=8)
@@ -157,10 +171,26 @@ class _LiveTable(contextlib.AbstractContextManager["_LiveTable"]):
     def __exit__(self, *_error: object) -> None:
         self._live.stop()
 
-    def show(self, event: StreamEvent | Reconnecting) -> None:
+    def show(self, event: StreamEvent | Reconnecting | SourceEvent) -> None:
         """Keep the event for the next refresh."""
-        self._broken = event if isinstance(event, Reconnecting) else None
+        if not isinstance(event, SourceEvent):
+            self._broken = event if isinstance(event, Reconnecting) else None
         match event:
+            case SourceOpened():
+                self._source = ""
+                self._num_reopened += event.lost_s > 0 and self._result is not None
+            case SourceLost():
+                again = "given up" if event.retry_s is None else f"again in {event.retry_s:.0f} s"
+                self._source = f"{event.reason}; {again}, attempt {event.attempt}"
+            case SourceResized():
+                self._source = f"the pictures are {event.width}x{event.height} now"
+            case SourceClockJumped():
+                self._source = f"the source's clock jumped by {event.jump_s:.1f} s"
+            case SourceEnded():
+                self._source = (
+                    f"the source has ended: {event.num_pictures} pictures, "
+                    f"{event.num_skipped} skipped, lost {event.num_lost} times"
+                )
             case FrameResult():
                 self._result = event
                 self._delay_ms = (time.time_ns() - event.capture_time_ns) / 1e6
@@ -211,6 +241,10 @@ class _LiveTable(contextlib.AbstractContextManager["_LiveTable"]):
                 f"the stream broke {lost.broken_s:.0f} s ago ({lost.reason}); "
                 f"opening it again, attempt {lost.attempt} ..."
             )
+        if self._num_reopened:
+            lines.append(f"the source was opened again {self._num_reopened} times")
+        if self._source:
+            lines.append(self._source)
         waiting = "the first answer" if self._is_open else "the service"
         return "\n".join(lines) or f"waiting for {waiting} ..."
 

@@ -2,7 +2,8 @@
 
 Set up once by every replica. Serve puts what replicas write to `sys.stderr` into its own log as
 INFO, which is below the level we ask of Serve; so ours goes to the process's real standard error,
-which Ray keeps as `worker-*.err`. What clients send is never logged.
+which Ray keeps as `worker-*.err`, and so does what asyncio says of tasks whose errors nobody
+awaits. What clients send is never logged.
 """
 
 from __future__ import annotations
@@ -11,13 +12,23 @@ import datetime
 import json
 import logging
 import sys
+import traceback
+from typing import Any
 
 from deployments.observability.request_context import request_id
 
-_OURS = ("agent", "deployments", "groundstream")
+_OURS = ("agent", "deployments", "groundstream", "asyncio")
 
 
-class JsonFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    """Writes tracebacks without `print`, in whose place Serve has one that writes tuples."""
+
+    def formatException(self, ei: Any) -> str:
+        """The traceback as text."""
+        return "".join(traceback.format_exception(*ei)).rstrip("\n")
+
+
+class JsonFormatter(_Formatter):
     """One object a line: time, level, logger, message, request_id, exception."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -36,7 +47,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-class TextFormatter(logging.Formatter):
+class TextFormatter(_Formatter):
     """A plain line: time, level, logger, request id where there is one, message."""
 
     def __init__(self) -> None:

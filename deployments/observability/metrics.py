@@ -122,15 +122,8 @@ class ServiceMetrics:
         return ServiceTotals(
             uptime_s=self._clock() - self._started_s,
             open_streams=self.num_open_streams,
-            frames_received=books.received,
-            frames_answered=books.answered,
-            frames_superseded=books.superseded,
-            frames_rejected=books.rejected,
-            frames_failed=books.failed,
             frames_abandoned=self._num_abandoned,
-            frames_in_flight=books.in_flight,
-            frames_tracked_only=books.tracked_only,
-            frames_expired=books.expired,
+            **{f"frames_{name}": count for name, count in dataclasses.asdict(books).items()},
         )
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from agent.features import Generation
-from agent.urgency import Limits
+from agent.urgency import Limits, Urgency
 from deployments.observability.histogram import COUNTS, SECONDS, Histogram
 from deployments.process_resources import ProcessMemory
 from groundstream.errors import Overloaded
@@ -189,6 +189,22 @@ class StageMeter:
         if work.served is not None:
             self._add(work.served, work.took_s)
         self._idle = self._idle or work.in_flight == 0
+
+    def silence_s(self, limits: Limits, least_s: float) -> float:
+        """How long a call may be waited for: until its deadline, which is its asker's business.
+
+        A stream has another frame to ask about, and must not wait for ever for a stage that will
+        never answer: its calls end after `least_s` too, or after eight times as long as calls
+        have taken, where that is longer. One that ended so counts as one that took so long.
+        """
+        if limits.urgency is Urgency.ONE_OFF or not math.isinf(limits.deadline_s):
+            return limits.left_s
+        return max(least_s, _MANY_TIMES * (self._service_s or 0.0))
+
+    def fell_silent(self, limits: Limits, after_s: float) -> None:
+        """A call was given up after so long: on a slow machine the next one is given longer."""
+        if limits.left_s > 0.0:
+            self._service_s = max(self._service_s or 0.0, after_s)
 
     def attempt_s(self) -> float:
         """A call that is silent for so long may have been sent to a replica that is gone."""

@@ -29,7 +29,7 @@ from deployments.observability.stage_meter import Served, StageMeters
 from deployments.process_resources import out_of_memory_as_overloaded
 from deployments.stages.calls import StageCalls
 from deployments.stages.remote_stages import RemoteStages, VisionCalls, WorkList
-from deployments.stages.requests import FrameCall, FrameReply
+from deployments.stages.requests import FrameCall, FrameReply, revision_of
 from deployments.stages.vision import StageReplica
 from groundstream.errors import AgentError
 
@@ -51,7 +51,7 @@ class Language(StageReplica):
             settings.model,
             settings.device,
             settings.num_threads.language,
-            model_revision=settings.model_revision,
+            model_revision=revision_of(settings),
             hang_s=settings.stream.stage_hang_s,
             log_format=settings.observe.log_format,
             **options,
@@ -71,9 +71,13 @@ class Language(StageReplica):
             meters=self.meters,
             timeout_s=settings.stream.stage_timeout_s,
             overlap=settings.stream.overlap_stages,
-            model=settings.model_revision,
+            model=revision_of(settings),
         )
-        model = find_model(settings.model, proposal_network=settings.proposal_network)
+        model = find_model(
+            settings.model,
+            proposal_network=settings.proposal_network,
+            as_published=settings.as_published,
+        )
         self._cache = open_cache(settings.cache)
         self._told = CacheStats()
         self._pipeline = Pipeline(
@@ -164,8 +168,9 @@ class Language(StageReplica):
             StageUnavailable: this replica has another model.
         """
         self.check_model(call.wanted.model)
-        stages = self._stages.noting(work)
-        return self._pipeline.over(stages).for_tenant(call.tenant).within(call.wanted.limits)
+        tenant = call.wanted.tenant
+        stages = self._stages.noting(work, tenant)
+        return self._pipeline.over(stages).for_tenant(tenant).within(call.wanted.limits)
 
     def _with_books(self, reply: FrameReply, work: WorkList) -> FrameReply:
         stats, told = self._cache.stats, self._told

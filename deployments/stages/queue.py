@@ -1,7 +1,8 @@
 """The line before a stage replica's one thread: most urgent first, nothing that comes too late.
 
 Forward passes of one replica never overlap. A pass that runs is never interrupted, so a one-off
-question waits at most for one pass of a key frame. Knows no stage.
+question waits at most for one pass of a key frame. Among calls of one urgency tenants take turns,
+however many calls each has in the line. Knows no stage.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from agent import progress
 from agent.batching import compute_together
 from agent.urgency import Limits
 from deployments.observability.stage_meter import Served
@@ -31,14 +33,16 @@ class Ticket:
     """A call's place in the line; what it does later keeps that place."""
 
     limits: Limits
+    turn: int
     number: int
 
 
 @dataclass(order=True)
 class _Job:
-    """Sorted by urgency, then by who came first."""
+    """Sorted by urgency, then by turns, then by who came first."""
 
     urgency: int
+    turn: int
     number: int
     method: Callable[[list[Any]], list[Any]] = field(compare=False)
     item: Any = field(compare=False)
@@ -56,17 +60,31 @@ class StageQueue:
         self._jobs: list[_Job] = []
         self._changed = threading.Condition()
         self._numbers = itertools.count()
+        self._turns: dict[int, int] = {}
+        """By urgency: the latest turn of which a call was taken."""
+        self._last_turns: dict[tuple[int, str], int] = {}
+        """By urgency and owner: the turn of its last call."""
         self._busy_since_s: float | None = None
         threading.Thread(target=self._loop, name="stage", daemon=True).start()
 
     def stalled_s(self) -> float:
-        """Seconds for which the thread has been at the jobs it has; zero when it has none."""
+        """Seconds for which no layer of the jobs under way has ended; zero when there are none."""
         since_s = self._busy_since_s
-        return 0.0 if since_s is None else time.monotonic() - since_s
+        return 0.0 if since_s is None else progress.still_since_s(since_s)
 
-    def ticket(self, limits: Limits) -> Ticket:
-        """A place at the end of its class."""
-        return Ticket(limits, next(self._numbers))
+    def ticket(self, limits: Limits, owner: str = "") -> Ticket:
+        """A place among calls of its urgency: each turn holds one call of every owner."""
+        urgency = limits.urgency
+        with self._changed:
+            now = self._turns.get(urgency, 0)
+            self._last_turns = {
+                whose: last
+                for whose, last in self._last_turns.items()
+                if last >= self._turns.get(whose[0], 0)
+            }
+            turn = max(now, self._last_turns.get((urgency, owner), now - 1) + 1)
+            self._last_turns[urgency, owner] = turn
+        return Ticket(limits, turn, next(self._numbers))
 
     async def run(self, ticket: Ticket, method: Callable[..., T], *arguments: object) -> Served[T]:
         """A blocking call in the thread; cancelling it before its turn takes it out.
@@ -89,7 +107,7 @@ class StageQueue:
         self, ticket: Ticket, method: Callable[[list[Any]], list[T]], item: Any, *, limit: int
     ) -> Served[T]:
         limits = ticket.limits
-        job = _Job(limits.urgency, ticket.number, method, item, limit, limits)
+        job = _Job(limits.urgency, ticket.turn, ticket.number, method, item, limit, limits)
         with self._changed:
             heapq.heappush(self._jobs, job)
             self._changed.notify()
@@ -112,6 +130,8 @@ class StageQueue:
                 len(together) < first.limit and self._jobs and self._jobs[0].method == first.method
             ):
                 together.append(heapq.heappop(self._jobs))
+            for job in together:
+                self._turns[job.urgency] = max(self._turns.get(job.urgency, 0), job.turn)
         return together
 
     def _serve(self, jobs: list[_Job]) -> None:

@@ -53,7 +53,7 @@ class RemotePipeline:
         Args:
             language, proposal: the deployments.
             metrics: is told what the stages did.
-            timeout_s: a stage that takes longer is unavailable.
+            timeout_s: see `StageMeter.silence_s`.
             model: revision of the one that replicas are to have; others refuse.
         """
         self._language = StageCalls(language, by_value=True)
@@ -129,7 +129,8 @@ class RemotePipeline:
         try:
             while True:
                 asked_s = time.monotonic()
-                left_s = min(self._limits.left_s, self._timeout_s - waited_s)
+                silence_s = meter.silence_s(self._limits, self._timeout_s)
+                left_s = min(self._limits.left_s, silence_s - waited_s)
                 # Time that the reader takes between two pieces is its own.
                 async with asyncio.timeout(left_s):
                     piece = await anext(pieces)
@@ -146,7 +147,7 @@ class RemotePipeline:
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise too_late(meter, self._limits, self._timeout_s) from None
+            raise too_late(meter, self._limits, silence_s) from None
         except StageFull:
             meter.refused()
             raise full(meter) from None
@@ -161,7 +162,7 @@ class RemotePipeline:
             "propose", frame, self._wanted(), num_bytes=len(frame.encoded),
             attempt_s=meter.attempt_s(),
         )  # fmt: skip
-        served: Served[Any] = await self._in_time(meter, call)
+        served: Served[Any] = await self._in_time(meter, meter, call)
         took_s, done = time.monotonic() - began_s, dataclasses.replace(served, value=None)
         self._metrics.note((WorkDone(meter.name, "propose", took_s=took_s, served=done),))
         proposals: Proposals = served.value
@@ -180,17 +181,16 @@ class RemotePipeline:
             tasks=tuple(tasks),
             boxes=boxes,
             expected=expected,
-            tenant=self._tenant,
             request_id=request_id(),
         )
 
     def _wanted(self) -> Wanted:
         left_s = None if math.isinf(self._limits.left_s) else self._limits.left_s
-        return Wanted(left_s, self._limits.urgency, self._model)
+        return Wanted(left_s, self._limits.urgency, self._model, self._tenant)
 
     def _session(self, call: FrameCall) -> str:
         """Questions about one picture share its prefix and its features."""
-        return f"{call.tenant}/{call.frame.digest}"
+        return f"{call.wanted.tenant}/{call.frame.digest}"
 
     async def _replied(self, method: str, call: FrameCall) -> FrameReply:
         began_ns, meter = time.time_ns(), self._metrics.frames
@@ -203,20 +203,24 @@ class RemotePipeline:
                 attempt_s=meter.attempt_s(),
             )
             began_s = time.monotonic()
-            reply: FrameReply = await self._in_time(self._metrics.meters.language, sent)
+            language = self._metrics.meters.language
+            reply: FrameReply = await self._in_time(language, meter, sent)
             served(Served(None, compute_s=time.monotonic() - began_s))
         self._book(reply, began_ns)
         if reply.error is not None:
             raise reply.error
         return reply
 
-    async def _in_time(self, meter: StageMeter, call: Awaitable[Any]) -> Any:
+    async def _in_time(self, meter: StageMeter, measured: StageMeter, call: Awaitable[Any]) -> Any:
+        """What a call of a stage returns; `measured` knows how long calls like it take."""
         limits = self._limits
+        silence_s = measured.silence_s(limits, self._timeout_s)
         try:
-            async with asyncio.timeout(min(limits.left_s, self._timeout_s)):
+            async with asyncio.timeout(silence_s):
                 return await call
         except TimeoutError:
-            raise too_late(meter, limits, self._timeout_s) from None
+            measured.fell_silent(limits, silence_s)
+            raise too_late(meter, limits, silence_s) from None
         except StageFull:
             meter.refused()
             raise full(meter) from None

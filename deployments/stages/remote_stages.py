@@ -133,7 +133,7 @@ class RemoteStages:
             vision: the stages elsewhere.
             writer: the one here.
             meters: measure and forecast.
-            timeout_s: a stage that takes longer is unavailable.
+            timeout_s: see `StageMeter.silence_s`.
             overlap: let the encoders start before the boxes are there.
             model: revision of the one that the stages are to have; others refuse.
         """
@@ -145,6 +145,7 @@ class RemoteStages:
         self._model = model
         self._limits: CurrentLimits = Limits()
         self._work = WorkList()
+        self._tenant = ""
         self.has_auxiliary_encoder = vision.auxiliary_encoder is not None
 
     def within(self, limits: CurrentLimits) -> RemoteStages:
@@ -153,10 +154,10 @@ class RemoteStages:
         bound._limits = limits
         return bound
 
-    def noting(self, work: WorkList) -> RemoteStages:
-        """The same stages; what they do is put on the list."""
+    def noting(self, work: WorkList, tenant: str) -> RemoteStages:
+        """The same stages for one tenant's call; what they do is put on the list."""
         bound = copy.copy(self)
-        bound._work = work
+        bound._work, bound._tenant = work, tenant
         return bound
 
     def propose(self, frame: Frame) -> PendingProposals:
@@ -252,7 +253,7 @@ class RemoteStages:
         self._check(meter)
         pieces = self._writer.write_aloud(features, self._patient(task))
         with self._on(meter, "answer", self._limits.now()) as served:
-            async for piece in self._each(pieces):
+            async for piece in self._each(meter, pieces):
                 if isinstance(piece, str):
                     yield piece
                 else:
@@ -269,7 +270,7 @@ class RemoteStages:
     def _wanted(self) -> Wanted:
         limits = self._limits.now()
         left_s = None if math.isinf(limits.left_s) else limits.left_s
-        return Wanted(left_s, limits.urgency, self._model)
+        return Wanted(left_s, limits.urgency, self._model, self._tenant)
 
     def _patient(self, task: Task) -> Task:
         return replace(task, patience_s=self._limits.now().patience_s)
@@ -325,7 +326,7 @@ class RemoteStages:
             try:
                 call = begin()
                 with self._on(meter, method, limits) as served:
-                    async with asyncio.timeout(min(limits.left_s, self._timeout_s)):
+                    async with asyncio.timeout(meter.silence_s(limits, self._timeout_s)):
                         done = await call
                     value = done.value
                     written = Written.of(value) if isinstance(value, Generation) else None
@@ -335,7 +336,7 @@ class RemoteStages:
                 if self._limits.now().deadline_s <= limits.deadline_s:
                     raise
 
-    async def _each(self, pieces: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async def _each(self, meter: StageMeter, pieces: AsyncIterator[Any]) -> AsyncIterator[Any]:
         """What a call yields, as it comes.
 
         Time that the reader takes between two pieces is its own: it counts to the deadline, but
@@ -345,7 +346,8 @@ class RemoteStages:
         while True:
             asked_s = time.monotonic()
             try:
-                left_s = min(self._limits.now().left_s, self._timeout_s - waited_s)
+                limits = self._limits.now()
+                left_s = min(limits.left_s, meter.silence_s(limits, self._timeout_s) - waited_s)
                 if left_s < 0.0:
                     raise TimeoutError  # Though the next piece may be there already.
                 async with asyncio.timeout(left_s):
@@ -369,7 +371,9 @@ class RemoteStages:
 
                 yield done
         except TimeoutError:
-            raise too_late(meter, limits, self._timeout_s) from None
+            silence_s = meter.silence_s(limits, self._timeout_s)
+            meter.fell_silent(limits, silence_s)
+            raise too_late(meter, limits, silence_s) from None
         except StageFull:
             meter.refused()
             self._work.refused(meter)

@@ -6,15 +6,21 @@ direction of that call.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from agent.detections import FloatArray
-from agent.features import StageTimings
+from agent.features import AuxiliaryFeatures, PrimaryFeatures, StageTimings
 from agent.frame import Frame
 from agent.pipeline import Grounding
 from agent.prompts import Task
 from agent.region_cache import CacheStats
+from agent.settings import ServiceSettings
 from agent.urgency import Limits, Urgency
 from deployments.observability.stage_meter import WorkDone
 from groundstream.errors import AgentError
@@ -35,7 +41,9 @@ class Wanted:
     """The caller waits no longer; None: however long it takes."""
     urgency: Urgency = Urgency.ONE_OFF
     model: str = ""
-    """Revision of the model whose work this is."""
+    """As `revision_of` names the model and the calls of whoever asks."""
+    tenant: str = ""
+    """Whose work it is; tenants take turns, and share nothing."""
 
     @property
     def limits(self) -> Limits:
@@ -54,7 +62,6 @@ class FrameCall:
     boxes: FloatArray | None = None
     expected: Sequence[FloatArray | None] | None = None
     """As in `Pipeline.ground`."""
-    tenant: str = ""
     request_id: str = ""
 
 
@@ -72,3 +79,35 @@ class FrameReply:
     work: tuple[WorkDone, ...] = ()
     cache: CacheStats = field(default_factory=CacheStats)
     """What the replica's cache did since any front end was last told."""
+
+
+def revision_of(settings: ServiceSettings) -> str:
+    """The same for replicas that may work together: one model, and calls that both can read."""
+    return f"{settings.model_revision} {_calls_digest()}"
+
+
+@functools.cache
+def _calls_digest() -> str:
+    shapes = shapes_of(FrameCall, FrameReply, Refused, PrimaryFeatures, AuxiliaryFeatures)
+    return hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()[:12]
+
+
+def shapes_of(*types: Any) -> dict[str, str]:
+    """The fields of these dataclasses and of all that they hold, by the name of each.
+
+    Replicas of two versions of this code meet while it is updated, and a pickled value has the
+    fields that its sender knew.
+    """
+    shapes: dict[str, str] = {}
+    pending = list(types)
+    while pending:
+        kind = pending.pop()
+        pending += typing.get_args(kind)  # Such as Task of tuple[Task, ...] | None.
+        holds = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        name = f"{kind.__module__}.{kind.__qualname__}" if holds else ""
+        if name and name not in shapes:
+            hints = typing.get_type_hints(kind)
+            held = {entry.name: hints[entry.name] for entry in dataclasses.fields(kind)}
+            shapes[name] = repr(held)
+            pending += held.values()
+    return shapes

@@ -92,25 +92,26 @@ class StageReplica:
         """Serve asks now and then, and starts another replica in place of one that raises.
 
         Raises:
-            StageUnavailable: one forward pass has not come to its end for too long.
+            StageUnavailable: it computes, and no layer has come to its end for too long.
         """
         # A language stage computes in its engine's thread, not in the queue's.
         inside = getattr(self.stage, "stalled_s", None)
         stalled_s = max(self.queue.stalled_s(), 0.0 if inside is None else inside())
         if stalled_s > self._hang_s:
-            raise StageUnavailable(f"one forward pass has taken {stalled_s:.0f} s and goes on")
+            raise StageUnavailable(f"no layer has come to its end for {stalled_s:.0f} s")
 
     def check_model(self, wanted: str) -> None:
-        """Let a call pass, unless its caller, and the other stages it uses, have another model.
+        """Let a call pass, unless its caller is of another revision; see `requests.revision_of`.
 
         While an update goes on, replicas of before and after reach each other. What they would make
-        of each other's features is no answer, and would be cached as one.
+        of each other's features is no answer, and would be cached as one; of calls with other
+        fields they would make an error of ours.
 
         Raises:
             StageUnavailable: until the update is over.
         """
         if wanted != self._model_revision:
-            raise StageUnavailable("the model is being replaced; try again in a few seconds")
+            raise StageUnavailable("the service is being updated; try again in a few seconds")
 
     def signed(self, served: Served[T]) -> Served[T]:
         """A result with what the replica holds; the front end's metrics page shows it."""
@@ -131,7 +132,7 @@ class Proposal(StageReplica):
         self.check_model(wanted.model)
         with out_of_memory_as_overloaded():
             served = await self.queue.run_together(
-                self.queue.ticket(wanted.limits),
+                self.queue.ticket(wanted.limits, wanted.tenant),
                 self.stage.propose,
                 frame,
                 limit=self.max_batch_frames,
@@ -143,7 +144,7 @@ class Proposal(StageReplica):
         """Class evidence for boxes that others found: (num_boxes, num_classes); as `propose`."""
         self.check_model(wanted.model)
         with out_of_memory_as_overloaded():
-            ticket = self.queue.ticket(wanted.limits)
+            ticket = self.queue.ticket(wanted.limits, wanted.tenant)
             return self.signed(await self.queue.run(ticket, self.stage.describe, frame, boxes))
 
 
@@ -166,7 +167,7 @@ class _Encoder(StageReplica):
             StageUnavailable: this replica has another model, or the boxes did not come.
         """
         self.check_model(wanted.model)
-        ticket = self.queue.ticket(wanted.limits)
+        ticket = self.queue.ticket(wanted.limits, wanted.tenant)
         started = self.queue.run_together(
             ticket, self.stage.start, frame, limit=self.max_batch_frames
         )

@@ -47,7 +47,7 @@ class FrameAnswers:
         )
         self._slow_path = SlowPath(session, tracking, turn, self._grounding, self._results)
         self._fast_path = FastPath(session, tracking, turn, self._slow_path, self._results)
-        self._ground_mode = GroundMode(session, tracking, turn, self._grounding, self._results)
+        self._ground_mode = GroundMode(tracking, turn, self._grounding, self._results)
 
     @property
     def activity(self) -> Activity:

@@ -1,4 +1,8 @@
-"""One stream's questions to the model: about a frame, or an earlier one that looks the same."""
+"""One stream's questions to the model: about a frame, or an earlier one that looks the same.
+
+Key frames end here, whichever mode asked: the follower is told what the model said, or that it said
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from dataclasses import dataclass
 
 from agent.clock import steady_ns
 from agent.pipeline import FeaturesUnderWay, Grounder, Grounding
+from agent.streaming.answers import QueryAnswer
 from agent.streaming.feature_reuse import FeatureReuse, Reused
 from agent.streaming.follower import Keyframe
 from agent.streaming.session import Session
@@ -19,6 +24,8 @@ class Grounded:
     """What the stages did for one frame."""
 
     grounding: Grounding
+    answers: list[QueryAnswer]
+    """To those queries that still stood when they came."""
     reused: Reused | None = None
     """Whose features stood in for the frame's."""
 
@@ -64,7 +71,29 @@ class FrameGrounding:
         limits: Limits,
         begun: FeaturesUnderWay | None = None,
     ) -> Grounded:
-        """Ask all the key frame's queries; `begun`: what `begin` returned for it."""
+        """Ask all the key frame's queries; `begun`: what `begin` returned for it.
+
+        Raises:
+            Exception: what the stages raised; the key frame is given up.
+        """
+        tracking = self._tracking
+        try:
+            grounding, reused = await self._asked(arrived, keyframe, limits, begun)
+        except Exception:
+            async with tracking.changing:
+                tracking.follower.abandon_keyframe(keyframe)
+            raise
+        async with tracking.changing:
+            answers = tracking.follower.finish_keyframe(keyframe, grounding, self._session.queries)
+        return Grounded(grounding, answers, reused)
+
+    async def _asked(
+        self,
+        arrived: ArrivedFrame,
+        keyframe: Keyframe,
+        limits: Limits,
+        begun: FeaturesUnderWay | None,
+    ) -> tuple[Grounding, Reused | None]:
         found = None
         if begun is None and self._may_reuse(arrived):
             found = self._reuse.find(keyframe.sketch)
@@ -79,10 +108,10 @@ class FrameGrounding:
         if not grounding.cache_hit and arrived.boxes is None:
             self._tracking.propose_s = grounding.timings.propose_s
         if found is not None:
-            return Grounded(grounding, found[1])
+            return grounding, found[1]
         if arrived.boxes is None:
             self._reuse.keep(arrived.frame, keyframe.sketch)
-        return Grounded(grounding)
+        return grounding, None
 
     def _count(self, grounding: Grounding, num_queries: int) -> None:
         self.activity.num_keyframes += 1

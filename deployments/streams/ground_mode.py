@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 
 from agent.parsing import AnswerStatus
 from agent.pipeline import FeaturesUnderWay
 from agent.streaming.answers import QueryAnswer, Source
-from agent.streaming.follower import Keyframe
 from agent.streaming.keyframe import KeyframeReason
-from agent.streaming.session import Session, Work
+from agent.streaming.session import Work
 from agent.urgency import Limits
 from deployments.observability.tracing import answer_span
 from deployments.streams.frame_grounding import FrameGrounding, Grounded
@@ -23,22 +23,14 @@ _HEAD_START_S = 0.004
 that sends and receives it, and is done long before the features all the same."""
 
 
+@dataclass(frozen=True)
 class GroundMode:
     """Answers one stream's frames, one after the other."""
 
-    def __init__(
-        self,
-        session: Session[ArrivedFrame],
-        tracking: FrameTracking,
-        turn: StreamTurn,
-        grounding: FrameGrounding,
-        results: ResultWriter,
-    ) -> None:
-        self._session = session
-        self._tracking = tracking
-        self._turn = turn
-        self._grounding = grounding
-        self._results = results
+    tracking: FrameTracking
+    turn: StreamTurn
+    grounding: FrameGrounding
+    results: ResultWriter
 
     async def answer(self, work: Work[ArrivedFrame]) -> None:
         """By the model, when it is this stream's turn; while it waits, newer frames may come.
@@ -47,58 +39,53 @@ class GroundMode:
             InvalidFrame: the body of the image is damaged.
         """
         if not work.queries:
-            async with self._results.writing:
-                await self._results.write_grounded(work, [])
+            async with self.results.writing:
+                await self.results.write_grounded(work, [])
             return
-        await self._turn.take(KeyframeReason.REFRESH)
+        await self.turn.take(KeyframeReason.REFRESH)
         try:
-            left_s = self._grounding.left_s(work.item)
+            left_s = self.grounding.left_s(work.item)
             # No answer about this frame could be young enough any more.
             if left_s is not None and left_s < 0.0:
                 await self._expire(work)
             else:
                 await self._answer_by_model(work)
         finally:
-            self._turn.give_back()
+            self.turn.give_back()
 
     async def _answer_by_model(self, work: Work[ArrivedFrame]) -> None:
         """The encoders begin at once and the tracks are moved meanwhile."""
         started_s = time.perf_counter()
-        limits = self._grounding.limits(work.item)
+        limits = self.grounding.limits(work.item)
         with answer_span("keyframe"):
-            begun = self._grounding.begin(work.item, limits)
+            begun = self.grounding.begin(work.item, limits)
             try:
                 if begun is not None:
                     await asyncio.wait([begun.result], timeout=_HEAD_START_S)
-                tracked = await self._tracking.track(work.item, must=True, with_proposals=False)
-                asked = await self._ask_or_fail(work, limits, begun)
+                tracked = await self.tracking.track(work.item, must=True, with_proposals=False)
+                grounded = await self._grounded_or_fail(work, limits, begun)
             finally:
                 if begun is not None:
                     begun.result.cancel()
-        if asked is None:
+        if grounded is None:
             return
-        keyframe, grounded = asked
-        async with self._results.writing:
-            answers = self._tracking.follower.finish_keyframe(
-                keyframe, grounded.grounding, self._session.queries
-            )
+        async with self.results.writing:
             worked_s = time.perf_counter() - started_s
-            await self._results.write_grounded(
-                work, answers, grounded, worked_s=worked_s, follow_s=tracked.took_s
+            await self.results.write_grounded(
+                work, grounded.answers, grounded, worked_s=worked_s, follow_s=tracked.took_s
             )
 
-    async def _ask_or_fail(
+    async def _grounded_or_fail(
         self, work: Work[ArrivedFrame], limits: Limits, begun: FeaturesUnderWay | None
-    ) -> tuple[Keyframe, Grounded] | None:
+    ) -> Grounded | None:
         """None: the model could not answer, and the client was told."""
-        arrived, follower = work.item, self._tracking.follower
+        arrived, follower = work.item, self.tracking.follower
         keyframe = follower.begin_keyframe(arrived.evidence, work.queries, KeyframeReason.REFRESH)
         follower.start_keyframe()
         try:
-            return keyframe, await self._grounding.ground(arrived, keyframe, limits, begun)
+            return await self.grounding.ground(arrived, keyframe, limits, begun)
         except Exception as error:
-            follower.abandon_keyframe(keyframe)
-            await self._results.fail(arrived, error)
+            await self.results.fail(arrived, error)
             return None
 
     async def _expire(self, work: Work[ArrivedFrame]) -> None:
@@ -107,5 +94,5 @@ class GroundMode:
             QueryAnswer(query, AnswerStatus.EXPIRED, Source.GROUNDED, evidence=evidence)
             for query in work.queries
         ]
-        async with self._results.writing:
-            await self._results.write_grounded(work, answers)
+        async with self.results.writing:
+            await self.results.write_grounded(work, answers)

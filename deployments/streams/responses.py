@@ -108,13 +108,12 @@ class ResultWriter:
     async def write_keyframe(
         self,
         work: Work[ArrivedFrame],
-        answers: Sequence[QueryAnswer],
         grounded: Grounded,
         reason: KeyframeReason,
     ) -> None:
         """The model's later word about a frame that the tracker answered; as `write_grounded`."""
         worked_s = grounded.grounding.timings.total_s
-        result = self._model_result(work, answers, grounded, worked_s, 0.0)
+        result = self._model_result(work, grounded.answers, grounded, worked_s, 0.0)
         if result is not None:
             await self._responses.write(stream_messages.keyframe_response(result, reason))
 

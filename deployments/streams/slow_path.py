@@ -106,8 +106,6 @@ class SlowPath:
                 limits = self._grounding.limits(arrived)
                 grounded = await self._grounding.ground(arrived, keyframe, limits)
         except Exception as error:
-            async with self._tracking.changing:
-                self._tracking.follower.abandon_keyframe(keyframe)
             overloaded = isinstance(cause_of(error), Overloaded)
             if overloaded and keyframe.reason is not KeyframeReason.REQUESTED:
                 # No client asked for this one; the tracker has answered the frame.
@@ -115,9 +113,5 @@ class SlowPath:
             else:
                 await self._results.fail(arrived, error)
             return
-        async with self._tracking.changing:
-            answers = self._tracking.follower.finish_keyframe(
-                keyframe, grounded.grounding, self._session.queries
-            )
         async with self._results.writing:
-            await self._results.write_keyframe(work, answers, grounded, keyframe.reason)
+            await self._results.write_keyframe(work, grounded, keyframe.reason)

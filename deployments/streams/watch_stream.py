@@ -152,9 +152,11 @@ class WatchStream:
             case "frame":
                 await self._accept_frame(message.frame)
             case "set_queries" | "put_query" | "remove_query" as kind:
-                await self._change(self._change_queries(kind, getattr(message, kind)))
+                change = getattr(message, kind)
+                await self._change(self._change_queries(kind, change), change.change_id)
             case "set_policy":
-                await self._change(self._set_policy(message.set_policy))
+                change = message.set_policy
+                await self._change(self._set_policy(change), change.change_id)
             case "ack":
                 self.session.acknowledge(message.ack.sequence)
             case "pause":
@@ -162,7 +164,7 @@ class WatchStream:
             case "resume":
                 self.session.resume()
             case "open":
-                await self._change(self._open(message.open))
+                await self._change(self._open(message.open), 0)
             case _:
                 error = InvalidRequest("the message is empty or of a kind this service lacks")
                 await self._responses.send_failure(failure_of(error))
@@ -187,20 +189,16 @@ class WatchStream:
 
     # ---- control ----
 
-    async def _change(self, change: Coroutine[Any, Any, None]) -> None:
+    async def _change(self, change: Coroutine[Any, Any, None], change_id: int) -> None:
+        """Make a change, or say why nothing changed."""
         try:
             await change
-        except _Refused as refused:
-            await self._responses.send_failure(
-                failure_of(refused.error), change_id=refused.change_id
-            )
+        except AgentError as error:
+            await self._responses.send_failure(failure_of(error), change_id=change_id)
         self._changed.set()
 
     async def _change_queries(self, kind: str, message: Any) -> None:
-        try:
-            epoch = self._apply(kind, message)
-        except AgentError as error:
-            raise _Refused(error, message.change_id) from None
+        epoch = self._apply(kind, message)
         ids = self.session.query_ids
         await self._responses.send(
             lambda: stream_messages.ack_response(epoch, message.change_id, ids)
@@ -221,10 +219,7 @@ class WatchStream:
         return self.session.remove_query(message.query_id)
 
     async def _set_policy(self, message: Any) -> None:
-        try:
-            policy = stream_messages.policy_from_message(message.policy, self._settings.stream)
-        except AgentError as error:
-            raise _Refused(error, message.change_id) from None
+        policy = stream_messages.policy_from_message(message.policy, self._settings.stream)
         self.session.set_policy(policy)
         await self._responses.send(
             lambda: stream_messages.policy_response(policy, message.change_id)
@@ -233,13 +228,10 @@ class WatchStream:
     # ---- sessions that outlive a stream ----
 
     async def _open(self, message: Any) -> None:
-        try:
-            if not self._is_first:
-                raise InvalidRequest("OpenStream must be the first message of a stream")
-            seen = stream_messages.seen_from_message(message)
-            policy = stream_messages.policy_from_message(message.policy, self._settings.stream)
-        except AgentError as error:
-            raise _Refused(error, 0) from None
+        if not self._is_first:
+            raise InvalidRequest("OpenStream must be the first message of a stream")
+        seen = stream_messages.seen_from_message(message)
+        policy = stream_messages.policy_from_message(message.policy, self._settings.stream)
         resumed, gap = False, None
         if message.resume_token:
             resumed, gap = await self._resume(message.resume_token, seen)
@@ -288,10 +280,7 @@ class WatchStream:
 
     def _books(self, *, ended: bool = False) -> Any:
         activity = stream_messages.activity_to_message(
-            self._answers.activity,
-            num_unacknowledged=self.session.num_unacknowledged,
-            num_tracks=self._answers.num_tracks,
-            paused=self.session.paused,
+            self._answers.activity, self.session, num_tracks=self._answers.num_tracks
         )
         return stream_messages.books_response(self.session.books, activity, ended=ended)
 
@@ -311,15 +300,6 @@ class WatchStream:
         # The client may end first; otherwise the stream is ended in good order, not cut.
         await asyncio.sleep(grace_s)
         self.session.end()
-
-
-class _Refused(Exception):
-    """A control message that changed nothing."""
-
-    def __init__(self, error: AgentError, change_id: int) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.change_id = change_id
 
 
 def _cancel(tasks: list[asyncio.Task[None]]) -> None:

@@ -115,27 +115,6 @@ def _followed_box(box: FollowedBox, answered_ns: int) -> pb.Detection:
     )
 
 
-def failure_to_message(
-    failure: Failure, *, sequence: int | None = None, change_id: int | None = None
-) -> pb.StreamError:
-    """An error about one item of a stream."""
-    return pb.StreamError(
-        code=f"ERROR_CODE_{failure.code}",
-        message=failure.message,
-        sequence=sequence,
-        change_id=change_id,
-        request_id=failure.request_id,
-        retry_after_ms=None if failure.retry_after_s is None else 1e3 * failure.retry_after_s,
-    )
-
-
-def books_to_message(
-    books: Books, activity: pb.StreamActivity | None = None, *, ended: bool = False
-) -> pb.StreamStats:
-    """A stream's books and what else it did; `ended`: nothing follows."""
-    return pb.StreamStats(**dataclasses.asdict(books), activity=activity, ended=ended)
-
-
 def policy_to_message(policy: StreamPolicy) -> pb.StreamPolicy:
     """How a stream is answered."""
     return pb.StreamPolicy(
@@ -160,9 +139,19 @@ def ack_response(epoch: int, change_id: int, query_ids: Sequence[str]) -> pb.Wat
     )
 
 
-def failure_response(failure: Failure, **about: int) -> pb.WatchResponse:
-    """An error on a stream; see `failure_to_message`."""
-    return pb.WatchResponse(error=failure_to_message(failure, **about))
+def failure_response(
+    failure: Failure, *, sequence: int | None = None, change_id: int | None = None
+) -> pb.WatchResponse:
+    """An error about one item of a stream."""
+    error = pb.StreamError(
+        code=f"ERROR_CODE_{failure.code}",
+        message=failure.message,
+        sequence=sequence,
+        change_id=change_id,
+        request_id=failure.request_id,
+        retry_after_ms=None if failure.retry_after_s is None else 1e3 * failure.retry_after_s,
+    )
+    return pb.WatchResponse(error=error)
 
 
 def keyframe_response(result: pb.FrameResult, reason: KeyframeReason) -> pb.WatchResponse:
@@ -192,22 +181,23 @@ def policy_response(policy: StreamPolicy, change_id: int) -> pb.WatchResponse:
 
 
 def activity_to_message(
-    activity: Activity, *, num_unacknowledged: int, num_tracks: int, paused: bool
+    activity: Activity, session: Session[Any], *, num_tracks: int
 ) -> pb.StreamActivity:
     """What a stream did beside its books."""
     return pb.StreamActivity(
         **dataclasses.asdict(activity),
-        num_unacknowledged=num_unacknowledged,
+        num_unacknowledged=session.num_unacknowledged,
         num_tracks=num_tracks,
-        paused=paused,
+        paused=session.paused,
     )
 
 
 def books_response(
     books: Books, activity: pb.StreamActivity, *, ended: bool = False
 ) -> pb.WatchResponse:
-    """The books on a stream."""
-    return pb.WatchResponse(stats=books_to_message(books, activity, ended=ended))
+    """A stream's books and what else it did; `ended`: nothing follows."""
+    stats = pb.StreamStats(**dataclasses.asdict(books), activity=activity, ended=ended)
+    return pb.WatchResponse(stats=stats)
 
 
 def drain_response(reason: str, grace_s: float) -> pb.WatchResponse:

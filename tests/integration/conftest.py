@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -112,7 +113,7 @@ def service(empty_model: Path, redis_switch: RedisSwitch) -> Iterator[str]:
     )
     with pytest.MonkeyPatch.context() as environment:
         # The replicas must find the fakes, and must not find somebody's Redis.
-        environment.setenv("PYTHONPATH", str(ROOT))
+        environment.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), str(ROOT / "client"))))
         environment.delenv("REDIS_URL", raising=False)
         running = LocalService(fake_config(empty_model, cache))
         with contextlib.ExitStack() as stack:

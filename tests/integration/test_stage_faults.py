@@ -87,7 +87,8 @@ async def test_a_request_too_large_for_memory_fails_alone(client: aio.Client) ->
 async def test_a_stage_that_hangs_is_replaced(client: aio.Client) -> None:
     (hanging,) = replicas("Language")
     started_s = time.monotonic()
-    with pytest.raises(StageUnavailable, match="did not answer within 5 s"):
+    # Two replicas hang, one after the other, and are replaced; a third time it is not tried.
+    with pytest.raises(StageUnavailable, match="went away"):
         await client.ground(encoded_image(next(_pictures)), ["hang"])
     told_s = time.monotonic() - started_s
     while hanging.pid in [process.pid for process in replicas("Language")]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from pathlib import Path
 
 import av
@@ -13,6 +14,7 @@ from agent.frame import RGBArray
 from deployments.demo.truth import Score, Truth
 from deployments.local.watch import _LiveTable
 from groundstream.errors import SourceError
+from groundstream.locations import shown_location
 from groundstream.types import (
     AnswerStatus,
     Detection,
@@ -24,7 +26,7 @@ from groundstream.types import (
 from groundstream.video.annotated_video import AnnotatedVideo
 from groundstream.video.drawing import LabelledBox, draw_boxes, label_colour
 from groundstream.video.playback import play
-from groundstream.video.sources import ImageFolder, VideoFile, open_source, shown_location
+from groundstream.video.sources import ImageFolder, Reopen, VideoFile, open_source
 from tests.pictures import encoded_image
 
 BLACK = np.zeros((64, 96, 3), dtype=np.uint8)
@@ -88,21 +90,26 @@ def test_sources_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 
 def test_passwords_of_cameras_are_not_repeated() -> None:
-    with pytest.raises(SourceError) as raised:
-        open_source("rtsp://user:secret@127.0.0.1:1/stream")
-    assert "secret" not in str(raised.value)
+    refusing = open_source("rtsp://user:secret@127.0.0.1:1/stream", reopen=Reopen(patience_s=0))
+    with pytest.raises(SourceError, match=r"rtsp://127\.0\.0\.1:1/stream.*refused") as raised:
+        list(refusing)
+    assert "secret" not in repr(refusing)
+    assert "secret" not in "".join(traceback.format_exception(raised.value))
     for source in (
         "rtsp://user:secret@camera/1",
         "rtsp://user:sec@ret:secret@camera/1",
         "http://camera/video?user=me&password=secret&size=2",
         "http://camera/video?Pwd=secret",
+        "srt://camera/?passphrase=secret",
+        "rtsp://user:se/secret#cret@camera/1",
     ):
         shown = shown_location(source)
         assert "secret" not in shown
         assert "ret:" not in shown
         assert "camera/" in shown
         assert shown_location(f"cannot open {source} now") == f"cannot open {shown} now"
-    assert shown_location("http://camera/?a=1&b=x@y") == "http://camera/?a=1&b=x@y"
+    for open_name in ("http://camera/?a=1&b=x@y", "rtsp://camera:554/x@y", "rtsp://[::1]:554/x@y"):
+        assert shown_location(open_name) == open_name
     title = _LiveTable("rtsp://user:secret@camera/1")._render().title
     assert title == "rtsp://camera/1"
 

@@ -22,6 +22,7 @@ from agent.ergo_protocol import (
     parse_box,
     parse_reply,
     parse_thought,
+    published_box,
     second_question,
     smart_size,
 )
@@ -33,13 +34,15 @@ from groundstream.errors import InvalidQuery
 
 ALWAYS = Zoom(ZoomPolicy.ALWAYS)
 BIG = Resized.within(3840, 2160)
+SMALLER = Resized.within(3840, 2160, at_most=True)
 
 
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        ((3840, 2160), (1316, 756)),  # 47 x 27 tokens
-        ((2160, 3840), (756, 1316)),
+        ((3840, 2160), (1344, 756)),  # 48 x 27 tokens: 16 more than 1,280
+        ((2160, 3840), (756, 1344)),
+        ((1920, 1080), (1344, 756)),
         ((640, 480), (644, 476)),  # within the budget: rounded only
         ((20, 20), (56, 56)),  # grown to four tokens
         ((30, 300), (28, 308)),
@@ -53,7 +56,7 @@ def test_sizes(size: tuple[int, int], expected: tuple[int, int]) -> None:
 @example(width=1, height=2, budget=4)  # grown to 2 x 3 tokens, were it not cut
 @example(width=1, height=10_000, budget=4)
 def test_sizes_are_whole_tokens_within_the_budget(width: int, height: int, budget: int) -> None:
-    w, h = smart_size(width, height, max_tokens=budget)
+    w, h = smart_size(width, height, max_tokens=budget, at_most=True)
     assert (w % TOKEN_PX, h % TOKEN_PX) == (0, 0)
     assert w * h <= budget * TOKEN_PX**2
     assert min(w, h) >= TOKEN_PX
@@ -80,7 +83,7 @@ def test_sizes_are_whole_tokens_within_the_budget(width: int, height: int, budge
     ],
 )
 def test_boxes(reply: str, window: tuple[int, ...], status: BoxStatus) -> None:
-    assert parse_box(reply, BIG) == (window, status)
+    assert parse_box(reply, SMALLER) == (window, status)
 
 
 @given(
@@ -92,6 +95,35 @@ def test_any_box_is_a_window_of_the_original(numbers: list[int], width: int, hei
     (x1, y1, x2, y2), _ = parse_box(f"<zoom>{numbers}</zoom>", Resized.within(width, height))
     assert 0 <= x1 < x2 <= width
     assert 0 <= y1 < y2 <= height
+
+
+def test_a_promised_budget_is_kept() -> None:
+    assert smart_size(3840, 2160, at_most=True) == (1316, 756)
+
+
+WHOLE = (0, 0, 3840, 2160)
+
+
+@pytest.mark.parametrize(
+    ("reply", "window", "status"),
+    [
+        ("<think>a</think><zoom>[0, 0, 672, 378]</zoom>", (0, 0, 1920, 1080), BoxStatus.OK),
+        ("<zoom> \n[672,378,1344,756] </zoom>", (1920, 1080, 3840, 2160), BoxStatus.OK),
+        ("<zoom>here: [0, 0, 672, 378]</zoom>", (0, 0, 1920, 1080), BoxStatus.OK),
+        ("<zoom>[0, 0, 672, 9999]</zoom>", (0, 0, 1920, 2160), BoxStatus.OK),
+        ("<zoom>[0, 0, 2, 378]</zoom>", (0, 0, 5, 1080), BoxStatus.OK),  # thin, not widened
+        ("<zoom>[0, 0, 9, 9], [0, 0, 672, 378]</zoom>", WHOLE, BoxStatus.MISSING),
+        ("<zoom>[0,0,9,9]</zoom><zoom>[0,0,672,378]</zoom>", (0, 0, 25, 25), BoxStatus.OK),
+        ("<zoom>[0, 0, 672, 378]", WHOLE, BoxStatus.MISSING),
+        ("<zoom>[0.5, 0, 672, 378]</zoom>", WHOLE, BoxStatus.MISSING),
+        ("<zoom>[-5, 0, 672, 378]</zoom>", WHOLE, BoxStatus.MISSING),
+        ("<zoom>[672, 378, 0, 0]</zoom>", (0, 0, 1920, 1080), BoxStatus.MENDED),  # fails there
+    ],
+)
+def test_boxes_by_the_released_rules(
+    reply: str, window: tuple[int, ...], status: BoxStatus
+) -> None:
+    assert published_box(reply, BIG) == (window, status)
 
 
 @given(st.text(max_size=200))
@@ -119,6 +151,10 @@ def test_replies(reply: str, thought: str, answer: str) -> None:
 def test_questions_keep_the_users_braces() -> None:
     assert first_question("{x} {question}?").startswith("{x} {question}? First, consider")
     assert first_question("Which? (A) red (B) blue").startswith("Which? First, consider")
+    assert first_question("Which? \n(A) red\n(B) blue").startswith("Which?  First, consider")
+    assert first_question("Which?\nA:red\nB:blue").startswith("Which? First, consider")
+    assert first_question("Line\nbreaks\n stay\n").startswith("Line\nbreaks\n stay\n First, co")
+    assert second_question("Why?\n(A) x\n(B) y\n").startswith("Why?\n(A) x\n(B) y\n\nCarefully")
     assert second_question("Why?").startswith("Why?\nCarefully analyze both")
 
 
@@ -220,6 +256,11 @@ async def test_a_random_model_says_no_box_and_sees_the_whole_picture_again(
     zoomer = ErgoZoom(model, tokenizer, max_tokens=32)
     *_, last = [r async for r in zoomer.look(picture(), [short(QUESTION)], ALWAYS)]
     assert last.crops[0].box == (0, 0, 448, 224)
+    # As the released code has it: the original, unreduced.
+    assert last.crops[0].place == (0, 0, 448, 224)
+    lenient = ErgoZoom(model, tokenizer, max_tokens=32, exact=False)
+    *_, last = [r async for r in lenient.look(picture(), [short(QUESTION)], ALWAYS)]
+    assert last.crops[0].place == (0, 0, 224, 112)
 
 
 async def test_what_the_model_sees_decides_its_words(

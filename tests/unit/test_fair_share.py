@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
+import statistics
+import time
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+from agent.detections import Proposals
 from agent.features import FrameFeatures, Generation
-from agent.frame import frame_from_rgb
+from agent.frame import Frame, frame_from_rgb, read_frame
 from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.region_cache import MemoryRegionCache
 from agent.urgency import CurrentLimits, Limits
 from deployments.front_end.access import Caller, calling
 from deployments.front_end.fair_share import FairGrounder, FairQueue
+from deployments.observability.metrics import ServiceMetrics
 from groundstream.errors import Overloaded
-from tests.fakes import FakeStages
+from tests.fakes import FakeProposer, FakeStages
+from tests.handles import remote_pipeline
+from tests.pictures import encoded_image
 
 
 async def settle() -> None:
@@ -163,3 +171,41 @@ async def test_one_tenants_many_prompts_are_asked_few_at_a_time() -> None:
     await asyncio.gather(*calls)
     assert 2 < stages.most <= 8
     assert dataclasses.asdict(stages.calls)["answer"] == 62
+
+
+class SlowProposer(FakeProposer):
+    """Takes some milliseconds a frame, and remembers whose frames it had, by their first row."""
+
+    seen: ClassVar[list[str]] = []
+
+    def propose(self, frames: list[Frame]) -> list[Proposals]:
+        time.sleep(0.004)
+        self.seen.extend("greedy" if frame.index else "good" for frame in frames)
+        return super().propose(frames)
+
+
+async def test_a_greedy_tenants_frames_do_not_hold_up_anothers() -> None:
+    SlowProposer.seen.clear()
+    service = remote_pipeline(ServiceMetrics(), proposer=f"{__name__}:SlowProposer")
+    grounder = FairGrounder(service, FairQueue(48))
+    pictures = (read_frame(encoded_image(number), index=number) for number in itertools.count(1))
+
+    def ask(whose: str, frame: Frame) -> asyncio.Task[Any]:
+        way = grounder.for_tenant(whose).within(Limits.starting_now(60.0))
+        with calling(Caller(whose)):
+            return asyncio.create_task(way.ground(frame, [Task.detect("dog")]))
+
+    greedy = [ask("greedy", next(pictures)) for _ in range(150)]
+    while len(SlowProposer.seen) < 3:
+        await asyncio.sleep(0.001)
+    before_good = []
+    for number in range(7):
+        asked_at = len(SlowProposer.seen)
+        await ask("good", read_frame(encoded_image(10_000 + number), index=0))
+        before_good.append(SlowProposer.seen.index("good", asked_at) - asked_at)
+    assert not all(task.done() for task in greedy), "the greedy one has work left all the time"
+    # The frame that is computed, and one of the same turn; 36 of the greedy one's are in the line.
+    assert statistics.median(before_good) <= 3
+    for task in greedy:
+        task.cancel()
+    await asyncio.gather(*greedy, return_exceptions=True)

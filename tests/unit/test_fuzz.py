@@ -367,7 +367,7 @@ def forged_entries(draw: st.DrawFn) -> bytes:
     header["__metadata__"]["features"] = json.dumps(about)
     for name in draw(st.lists(st.sampled_from(sorted(header)), max_size=2)):
         field = draw(st.sampled_from(["shape", "dtype", "data_offsets", ""]))
-        if field and field in header[name]:
+        if field and isinstance(header[name], dict) and field in header[name]:
             header[name][field] = draw(_JSON)
         else:
             header[name] = draw(_JSON)

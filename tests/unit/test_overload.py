@@ -17,7 +17,7 @@ from agent.settings import KeyframeSettings, ServiceSettings, SharingSettings
 from agent.urgency import Limits, Urgency
 from deployments.observability.metrics import ServiceMetrics
 from groundstream import aio
-from groundstream.errors import Overloaded
+from groundstream.errors import Overloaded, StageUnavailable
 from groundstream.events import StreamError
 from groundstream.protos import vision_agent_pb2 as pb
 from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
@@ -109,10 +109,32 @@ async def test_a_slow_reader_gets_a_typed_error_and_its_time_is_not_the_stages()
     with pytest.raises(Overloaded, match="before the deadline"):
         await read_slowly(hurried.write_answer(None, task))
     assert language.meters.language.counts.in_flight == 0
-    patient = stages.within(Limits.starting_now(None))
+    patient = stages.within(Limits.starting_now(None, Urgency.STANDING))
     patient._timeout_s = 0.2
     read = await read_slowly(patient.write_answer(None, task))
     assert isinstance(read[-1], Generation)
+
+
+@pytest.mark.parametrize("left_s", [None, 60.0])
+async def test_a_single_call_waits_as_long_as_its_client_does(left_s: float | None) -> None:
+    service = remote_pipeline(ServiceMetrics())
+    (language,) = service.languages.replicas
+    service._timeout_s = language._stages._timeout_s = SLOW_S / 10
+    frame, asked = read_frame(encoded_image(1)), Task.detect("slow dog")
+    grounding = await service.within(Limits.starting_now(left_s)).ground(frame, [asked])
+    assert grounding.answers[0].detections
+
+
+async def test_a_stream_gives_a_slow_stage_more_time_after_each_try() -> None:
+    service = remote_pipeline(ServiceMetrics())
+    (language,) = service.languages.replicas
+    service._timeout_s = 10.0
+    language._stages._timeout_s = SLOW_S / 4
+    stream = service.within(Limits(urgency=Urgency.STANDING))
+    frame, asked = read_frame(encoded_image(1)), Task.detect("slow dog")
+    with pytest.raises(StageUnavailable, match="language stage did not answer"):
+        await stream.ground(frame, [asked])
+    assert (await stream.ground(frame, [asked])).answers[0].detections
 
 
 async def test_work_for_a_hurried_caller_goes_on_for_a_patient_one() -> None:

@@ -56,9 +56,9 @@ def with_chunks(num_chunks: int, kind: bytes = b"teSt", body: bytes = b"") -> by
     return encoded[:33] + chunk(kind, body) * num_chunks + encoded[33:]
 
 
-def rle_bmp(side: int) -> bytes:
-    """A run-length coded BMP, one run a line."""
-    body = (bytes([min(side, 255), 7]) + b"\0\0") * side + b"\0\1"
+def rle_bmp(side: int, runs: bytes = b"") -> bytes:
+    """A run-length coded BMP, one run a line after those that are given."""
+    body = runs + (bytes([min(side, 255), 7]) + b"\0\0") * side + b"\0\1"
     palette = bytes(1024)
     offset = 14 + 40 + len(palette)
     size = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(body), 0, 0, 256, 0)
@@ -79,12 +79,15 @@ COSTLY = {
     "bytes between segments": lambda: with_segments(1, bytes(8_000_000)),
     "padding between segments": lambda: with_segments(1, b"\xff" * 8_000_000),
     "restarts between segments": lambda: with_segments(2_000_000, b"\xff\xd0"),
+    "reserved markers after an end": lambda: with_segments(1, b"\xff\xd9" + b"\xff\xf0" * 500_000),
+    "reserved markers": lambda: with_segments(500_000, b"\xff\xf0"),
     "EXIF in many parts": lambda: with_segments(10, b"\xff\xe1\xff\xffExif\0\0" + bytes(65_527)),
     "empty chunks": lambda: with_chunks(1_000_000),
     "compressed chunks": lambda: with_chunks(17, b"zTXt", b"c\0\0" + zlib.compress(b"x")),
     "empty chunks of pixels": lambda: with_chunks(1_000_000, b"IDAT"),
     "a run-length coded BMP": lambda: rle_bmp(5000),
     "runs beyond the line": lambda: rle_bmp(8) + b"\xff\x01" * 1_000_000,
+    "1 MB of runs beyond the line": lambda: rle_bmp(64, b"\xff\x01" * 500_000),
     "empty WebP chunks": lambda: webp_with_chunks(1_000_000),
 }
 
@@ -134,6 +137,13 @@ def test_decoding_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> N
     assert time.process_time() - started_s < 0.5
     monkeypatch.setattr(frame_module, "_DECODE_S", 5.0)
     assert frame.rgb().shape == (1500, 1500, 3)
+
+
+def test_run_lengths_that_pass_cost_little() -> None:
+    frame = read_frame(rle_bmp(64, b"\xff\x01" * 64_000))
+    started_s = time.thread_time()
+    assert frame.rgb().shape == (64, 64, 3)
+    assert time.thread_time() - started_s < 1.0
 
 
 def test_a_busy_machine_makes_no_picture_costly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def test_nested_values_are_built() -> None:
     [
         ({"modle": "x"}, r"unknown key 'modle' in args; did you mean 'model'\?"),
         ({"server": {"prot": 1}}, r"unknown key 'prot' in args.server; did you mean 'port'\?"),
-        ({"zzz": 1}, "known keys: access, cache"),
+        ({"zzz": 1}, "known keys: access, as_published, cache"),
         ({"server": {"port": "50051"}}, "args.server.port should be a valid integer, not '50051'"),
         ({"server": {"port": True}}, "args.server.port should be a valid integer, not True"),
         ({"server": {"port": 1.5}}, "args.server.port should be a valid integer"),

@@ -50,6 +50,46 @@ async def test_a_one_off_goes_before_all_key_frames_that_wait() -> None:
     assert gate.done == ["one-off", *(f"key frame {i}" for i in range(5))]
 
 
+@pytest.mark.parametrize("limits", [STANDING, Limits()])
+async def test_tenants_take_turns_however_many_calls_one_has(limits: Limits) -> None:
+    line, gate = StageQueue(), Gate()
+    running = asyncio.create_task(line.run(line.ticket(limits, "greedy"), gate.hold))
+    await gate.held()
+    names = [("greedy", f"greedy {number}") for number in range(30)]
+    names += [(whose, f"{whose} {number}") for number in range(2) for whose in ("a", "b")]
+    waiting = [
+        asyncio.create_task(line.run(line.ticket(limits, whose), gate.done.append, name))
+        for whose, name in names
+    ]
+    await asyncio.sleep(0.01)
+    gate.release()
+    await asyncio.gather(running, *waiting)
+    of_greedy = [name for name in gate.done if "greedy" in name]
+    assert of_greedy == [f"greedy {number}" for number in range(30)]
+    # Before each call of another tenant stands at most one turn.
+    assert set(gate.done[:3]) == {"a 0", "b 0", "greedy 0"}
+    assert set(gate.done[3:6]) == {"a 1", "b 1", "greedy 1"}
+    assert not any(last > 31 for last in line._last_turns.values())
+
+
+async def test_who_comes_later_goes_before_what_another_has_waiting() -> None:
+    line = StageQueue()
+    for number in range(20):
+        await line.run(line.ticket(STANDING, "greedy"), int, number)
+    gate = Gate()
+    running = asyncio.create_task(line.run(line.ticket(STANDING, "greedy"), gate.hold))
+    await gate.held()
+    waiting = [
+        asyncio.create_task(line.run(line.ticket(STANDING, whose), gate.done.append, whose))
+        for whose in ["greedy"] * 9 + ["new"]
+    ]
+    await asyncio.sleep(0.01)
+    gate.release()
+    await asyncio.gather(running, *waiting)
+    assert "new" in gate.done[:2]
+    assert len(line._last_turns) <= 2, "who has nothing in the line is forgotten"
+
+
 async def test_a_call_keeps_its_place_for_what_it_does_later() -> None:
     line, gate = StageQueue(), Gate()
     first = line.ticket(STANDING)

@@ -20,6 +20,8 @@ RGBArray = NDArray[np.uint8]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 """What the service reads, too."""
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+"""Of files in these formats."""
 UNREADABLE = (
     OSError, ValueError, SyntaxError, struct.error, IndexError, KeyError, TypeError,
     OverflowError, EOFError, RecursionError, AttributeError, AssertionError,

@@ -1,45 +1,39 @@
-"""Pictures from files, folders, cameras and network streams, with their time in the source.
+"""Pictures from files, folders, cameras, network streams, pipes and recordings, by name.
 
-Reading is blocking and unpaced: the caller decides whether to wait for the capture rate.
-Knows no sessions, no models and no torch.
+Reading is blocking and, but for what is live, unpaced: the caller decides whether to wait for the
+capture rate. Knows no sessions, no models and no torch.
 """
 
 from __future__ import annotations
 
-import contextlib
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-import av
-import numpy as np
-from av.error import FFmpegError
-
 from groundstream.errors import InvalidFrame, SourceError
-from groundstream.video.pictures import RGBArray, picture_size, read_picture
+from groundstream.events import SourceClockJumped, SourceEvent, SourceResized
+from groundstream.locations import shown_location
+from groundstream.video.clock import SteadyClock
+from groundstream.video.ffmpeg import DEFAULT_FPS, Connection
+from groundstream.video.live import LiveSource, Reopen, SourceFrame
+from groundstream.video.pictures import IMAGE_SUFFIXES, picture_size, read_picture
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-# Up to the last @ before the path: careless passwords hold one, too.
-_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")
-_SECRETS = re.compile(
-    r"([?&](?:pass(?:word|wd)?|pwd|pw|token|secret|(?:api_?)?key|auth)=)[^&#\s]*", re.IGNORECASE
-)
-_DEFAULT_FPS = 25.0
-_LIVE_SCHEMES = ("rtsp://", "rtsps://", "rtp://", "udp://", "srt://", "rtmp://")
-# Over TCP no picture is torn; a source that says nothing for ten seconds is gone.
-_NETWORK_OPTIONS = {"rtsp_transport": "tcp", "timeout": "10000000"}
+__all__ = [
+    "ImageFolder",
+    "LiveSource",
+    "Reopen",
+    "SourceFrame",
+    "VideoFile",
+    "VideoSource",
+    "open_source",
+]
 
+_LIVE_SCHEMES = ("rtsp://", "rtsps://", "rtp://", "udp://", "srt://", "rtmp://", "rtmps://")
+_WEB_SCHEMES = ("http://", "https://")
+_STDIN = "pipe:0"
 
-@dataclass(frozen=True)
-class SourceFrame:
-    """One picture of a source."""
-
-    rgb: RGBArray
-    """(height, width, 3) uint8."""
-    pts_s: float
-    """Time since the first picture, seconds."""
+Listener = Callable[[SourceEvent], object]
 
 
 class VideoSource(Protocol):
@@ -47,96 +41,175 @@ class VideoSource(Protocol):
 
     fps: float
     """Nominal pictures per second."""
-    is_live: bool
-    """True when pictures come when they come, and are lost when nobody reads them."""
+
+    @property
+    def is_live(self) -> bool:
+        """True when pictures come when they come, and are lost when nobody reads them."""
 
     def __iter__(self) -> Iterator[SourceFrame]: ...
 
 
-def shown_location(source: str) -> str:
-    """A source's name, or any text about it, without the password that camera URLs often carry."""
-    return _SECRETS.sub(r"\1***", _CREDENTIALS.sub("", source))
-
-
-def open_source(source: str, *, fps: float | None = None) -> VideoSource:
-    """A source by name: a video or image file, a folder of images, `camera:0` or a URL.
+def open_source(
+    source: str,
+    *,
+    fps: float | None = None,
+    reopen: Reopen | None = None,
+    on_event: Listener | None = None,
+) -> VideoSource:
+    """A source by name.
 
     Args:
-        source: what to read.
+        source: a video or image file, a folder of images, `camera:0`, a URL (rtsp, http, HLS, srt,
+            udp ...), `-` for standard input, or a robot's recording (`drive.mcap`, the folder of a
+            rosbag2, and with `#/topic` at the end one of its cameras).
         fps: pictures per second of a folder of images (default 25).
+        reopen: how often what is live is opened again when it is lost; by default for ever. Nothing
+            live is opened before it is iterated, but for http: only who opens it knows whether it
+            has an end.
+        on_event: told what happens at the source, in the thread that iterates it.
 
     Raises:
         SourceError: there is no such thing, or it cannot be opened.
     """
+    if source == "-":
+        return VideoFile(_STDIN, on_event=on_event)
     if source.startswith("camera:"):
         device = f"/dev/video{source.removeprefix('camera:')}"
-        return VideoFile(device, container="v4l2", is_live=True)
+        return _live(device, reopen, on_event, container="v4l2")
+    if source.startswith(_LIVE_SCHEMES):
+        return _live(source, reopen, on_event)
+    if source.startswith(_WEB_SCHEMES):
+        return _from_web(source, reopen or Reopen(), on_event)
     if "://" in source:
-        is_live = source.startswith(_LIVE_SCHEMES)
-        return VideoFile(source, is_live=is_live, options=_NETWORK_OPTIONS if is_live else None)
+        return VideoFile(source, on_event=on_event)
+    path = Path(source.partition("#")[0] if not Path(source).exists() else source)
+    if path.suffix.lower() in (".mcap", ".db3", ".bag") or (path / "metadata.yaml").is_file():
+        # Only who reads recordings has what reads them.
+        from groundstream.video.recordings import Recording
+
+        return Recording(path, source.partition("#")[2], on_event=on_event)
     path = Path(source)
     if path.is_dir():
-        return ImageFolder(path, fps=fps or _DEFAULT_FPS)
+        return ImageFolder(path, fps=fps or DEFAULT_FPS)
     if not path.is_file():
-        raise SourceError(f"{source} does not exist; give a video, an image, a folder or camera:0")
+        raise SourceError(
+            f"{shown_location(source)} does not exist; give a video, an image, a folder, a "
+            "recording, camera:0, a URL, or - for standard input"
+        )
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return ImageFolder(path, fps=fps or _DEFAULT_FPS)
-    return VideoFile(source)
+        return ImageFolder(path, fps=fps or DEFAULT_FPS)
+    return VideoFile(source, on_event=on_event)
+
+
+def _live(
+    location: str,
+    reopen: Reopen | None,
+    on_event: Listener | None,
+    *,
+    container: str | None = None,
+    first: Connection | None = None,
+) -> LiveSource:
+    policy = reopen or Reopen()
+    opened = [first] if first is not None else []
+
+    def connect() -> Connection:
+        if opened:
+            return opened.pop()
+        return Connection(location, container=container, silence_s=policy.silence_s, tolerant=True)
+
+    return LiveSource(location, connect, reopen=policy, on_event=on_event)
+
+
+def _from_web(location: str, reopen: Reopen, on_event: Listener | None) -> VideoSource:
+    """A file on a web server, or a stream from one: it has to be opened to know."""
+    try:
+        opened = Connection(location, silence_s=reopen.silence_s, tolerant=True)
+    except SourceError:
+        if not reopen.patience_s:
+            raise
+        return _live(location, reopen, on_event)
+    if opened.ends:
+        return VideoFile(location, on_event=on_event, opened=opened)
+    return _live(location, reopen, on_event, first=opened)
 
 
 class VideoFile:
-    """Anything FFmpeg can open: a file, a camera device, an RTSP or HTTP URL."""
+    """A video with an end: a file, one on a web server, or what comes by standard input.
+
+    Iterating it again reads it again, but for standard input, which comes once.
+    """
+
+    is_live = False
 
     def __init__(
         self,
         location: str,
         *,
-        container: str | None = None,
-        is_live: bool = False,
-        options: dict[str, str] | None = None,
+        on_event: Listener | None = None,
+        opened: Connection | None = None,
     ) -> None:
-        self.is_live = is_live
+        """Open it.
+
+        Args:
+            location: what FFmpeg can open.
+            on_event: told when the pictures change their size or the clock jumps.
+            opened: it is open already.
+
+        Raises:
+            SourceError: it cannot be opened.
+        """
         self._location = location
-        self._container = container
-        self._options = options or {}
-        with self._open() as opened:
-            rate = opened.streams.video[0].average_rate
-            self.fps = float(rate) if rate else _DEFAULT_FPS
+        self._on_event = on_event
+        self._opened: Connection | None = opened or Connection(location)
+        self._begun: Iterator[SourceFrame] | None = None
+        self.fps = self._opened.fps
+
+    def __repr__(self) -> str:
+        return f"VideoFile({shown_location(self._location)!r})"
+
+    def check(self) -> None:
+        """Decode the first picture, which comes first all the same when it is iterated.
+
+        Raises:
+            SourceError: there is none, or it cannot be read.
+        """
+        pictures = iter(self)
+        first = next(pictures, None)
+        if first is None:
+            raise SourceError("there is no picture in this video")
+        self._begun = itertools.chain([first], pictures)
 
     def __iter__(self) -> Iterator[SourceFrame]:
-        with self._open() as opened:
-            stream = opened.streams.video[0]
-            stream.thread_type = "AUTO"
-            first_s: float | None = None
-            try:
-                for index, picture in enumerate(opened.decode(stream)):
-                    # Some cameras and broken files carry no time stamps.
-                    time_s = index / self.fps if picture.time is None else picture.time
-                    first_s = time_s if first_s is None else first_s
-                    rgb = picture.to_ndarray(format="rgb24")
-                    yield SourceFrame(np.asarray(rgb, dtype=np.uint8), time_s - first_s)
-            except (FFmpegError, OSError) as error:
-                reason = shown_location(str(error))
-                raise SourceError(f"reading {self._shown()} failed: {reason}") from error
+        begun, self._begun = self._begun, None
+        return self._pictures() if begun is None else begun
 
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[av.container.InputContainer]:
-        try:
-            opened = av.open(self._location, format=self._container, options=self._options)
-        except (FFmpegError, OSError, ValueError) as error:
-            reason = shown_location(str(error))
-            raise SourceError(f"cannot open {self._shown()}: {reason}") from error
+    def _pictures(self) -> Iterator[SourceFrame]:
+        opened, self._opened = self._opened, None
+        if opened is None:
+            if self._location == _STDIN:
+                raise SourceError("standard input can be read once")
+            opened = Connection(self._location)
+        clock = SteadyClock(1.0 / opened.fps)
+        size: tuple[int, int] | None = None
         with opened:
-            if not opened.streams.video:
-                raise SourceError(f"{self._shown()} has no video stream")
-            yield opened
+            for picture in opened.pictures():
+                if picture.size != size and size is not None:
+                    self._tell(SourceResized(*picture.size))
+                size = picture.size
+                pts_s, jump_s = clock.show(picture.time_s)
+                if jump_s is not None:
+                    self._tell(SourceClockJumped(jump_s))
+                yield SourceFrame(picture.rgb(), pts_s)
 
-    def _shown(self) -> str:
-        return shown_location(self._location)
+    def _tell(self, event: SourceEvent) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
 
 
 class ImageFolder:
     """The images of a folder in name order (or one image file), at a fixed rate."""
+
+    is_live = False
 
     def __init__(self, path: Path, *, fps: float) -> None:
         if path.is_dir():
@@ -146,7 +219,6 @@ class ImageFolder:
         if not self._paths:
             raise SourceError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         self.fps = fps
-        self.is_live = False
 
     def __len__(self) -> int:
         return len(self._paths)
