@@ -189,6 +189,7 @@ class Engine:
                 self._waiting += self._inbox
                 self._inbox = []
             self._step_since_s = time.monotonic()
+            progress.layer_done()
             try:
                 self._step()
             except Exception as error:

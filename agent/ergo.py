@@ -40,6 +40,7 @@ from agent.features import StageTimings
 from agent.frame import Frame, RGBArray
 from agent.hub import HubName, local_or_fetched
 from agent.model.checkpoint import weight_type
+from agent.model.int8 import quantise_layers
 from agent.model.vlm_fo1 import Part
 from agent.model_directory import EMBEDDED
 from agent.parsing import Answer, AnswerStatus
@@ -105,6 +106,9 @@ class ErgoZoom:
         """
         if isinstance(dtype, str):
             dtype = weight_type(dtype, device, Part.LANGUAGE) or torch.bfloat16
+        is_int8 = dtype is torch.int8
+        if is_int8:
+            dtype = weight_type("auto", device, Part.LANGUAGE) or torch.bfloat16
         path = directory / "tokenizer.json"
         if not path.is_file():
             raise CheckpointMismatch(f"{path} does not exist; copy the model's tokenizer files")
@@ -114,6 +118,8 @@ class ErgoZoom:
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise CheckpointMismatch(f"{directory} is no Qwen2.5-VL: {error}") from error
+        if is_int8:
+            quantise_layers(model.model)
         return cls(model.to(device), Tokenizer.from_file(str(path)))
 
     async def look(

@@ -246,10 +246,11 @@ class ServiceSettings:
     is fetched where it is not in the cache."""
     device: str = "cpu"
     """Where the stages compute: cpu, cuda, cuda:1 ..."""
-    dtype: Literal["auto", "stored", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "stored", "float32", "bfloat16", "float16", "int8"] = "auto"
     """Type of encoder and language weights: auto (as stored on a GPU; on a CPU float32, but
     bfloat16 for the language model where the processor computes it), stored, float32, bfloat16,
-    float16."""
+    float16; int8: large linear layers of encoders and language model, with a scale for each row,
+    and the rest as in auto."""
     compiled: bool = False
     """Compile the encoders' feed-forward parts when they first run; on a GPU alone."""
     proposal_network: str | None = None

@@ -20,6 +20,7 @@ from agent.model.bases import based_weights, find_base
 from agent.model.checkpoint_files import StoredTensor, header, read_json, stored_tensors, tensors
 from agent.model.checkpoint_names import our_name, published_name
 from agent.model.configuration import ADDITIONS, VLMFO1Config
+from agent.model.int8 import int8_layers, quantise_layers, quantised
 from agent.model.llava_encoder import LlavaVisionEncoder
 from agent.model.primary_encoder import BFloat16VisionRotary, PrimaryVisionEncoder
 from agent.model.strict_weights import compare, refuse
@@ -69,7 +70,8 @@ def load_model(
         directory: `config.json` and weights in the published layout.
         parts: what to load.
         device: where to.
-        dtype: type of the weights; None keeps the stored one.
+        dtype: type of the weights; None keeps the stored one. int8 is that of large linear layers
+            alone (`agent.model.int8`); what else there is has the type that suits the device.
         config: use this instead of the directory's own.
         as_published: have rotary tables in bfloat16, as the published loader leaves them.
 
@@ -89,6 +91,7 @@ def load_model(
     }
     model = build_empty(config, parts, device=device)
     refuse(directory, compare(published_shapes(model), stored))
+    scales = _quantise(model, config) if dtype is torch.int8 else {}
     loaded: dict[str, Tensor] = {}
     by_file: dict[Path, list[str]] = {}
     for key, entry in stored.items():
@@ -96,8 +99,12 @@ def load_model(
     for path, keys in by_file.items():
         for key, tensor in tensors(path, keys, device=device):
             name = our_name(key)
+            if name in scales:
+                loaded[name], loaded[scales[name]] = quantised(tensor)
+                continue
             wide = name.startswith(_FLOAT32_ALWAYS)
-            loaded[name] = tensor.to(torch.float32 if wide else dtype or tensor.dtype)
+            own = _beside_int8(name, device) if dtype is torch.int8 else dtype
+            loaded[name] = tensor.to(torch.float32 if wide else own or tensor.dtype)
     model.load_state_dict(loaded, assign=True)
     return model.eval()
 
@@ -110,6 +117,9 @@ def _load_from_files(
     dtype: torch.dtype | None,
 ) -> VLMFO1:
     """A model whose language model is others', or whose parts have files of their own."""
+    is_int8 = dtype is torch.int8
+    if is_int8:
+        dtype = _beside_int8("language_model.", device)
     loaded: dict[str, Tensor] = {}
     skipped = _prefixes_of(ALL_PARTS - parts)
 
@@ -135,8 +145,34 @@ def _load_from_files(
     }
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     refuse(directory, compare(shapes, here))
+    if is_int8:
+        for name, scale in _quantise(model, config).items():
+            loaded[name], loaded[scale] = quantised(loaded[name])
     model.load_state_dict({name: t.to(device) for name, t in loaded.items()}, assign=True)
     return model.eval()
+
+
+def _quantise(model: VLMFO1, config: VLMFO1Config) -> dict[str, str]:
+    """Make the large linear layers of towers and decoder int8, on the meta device.
+
+    Returns:
+        Names of their weights and of the scales that belong to these.
+    """
+    if model.language_model is not None:
+        quantise_layers(model.language_model.model)
+    if model.primary_encoder is not None and not config.primary_kind.is_precise:
+        quantise_layers(model.primary_encoder)
+    if model.auxiliary_encoder is not None:
+        quantise_layers(model.auxiliary_encoder)
+    return {f"{name}.weight": f"{name}.scale" for name in int8_layers(model)}
+
+
+def _beside_int8(name: str, device: str) -> torch.dtype | None:
+    """The type of what is not made int8; None: the stored one."""
+    if device != "cpu":
+        return None
+    is_language = name.startswith(PART_PREFIXES[Part.LANGUAGE])
+    return _suited_to_cpu(Part.LANGUAGE if is_language else Part.PRIMARY)
 
 
 def _prefixes_of(parts: frozenset[Part]) -> tuple[str, ...]:
@@ -210,6 +246,7 @@ def weight_type(name: str, device: str, part: Part) -> torch.dtype | None:
         "float32": torch.float32,
         "bfloat16": torch.bfloat16,
         "float16": torch.float16,
+        "int8": torch.int8,
     }
     if name not in types:
         raise SettingsError(f"dtype {name!r} is unknown; known: {', '.join(types)}")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agent.pipeline import Pipeline
     from agent.proposer import Proposer
 
-DTYPES = ("auto", "stored", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "stored", "float32", "bfloat16", "float16", "int8")
 
 
 def _checked_dtype(dtype: str | None) -> str | None:

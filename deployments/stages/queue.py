@@ -136,6 +136,7 @@ class StageQueue:
 
     def _serve(self, jobs: list[_Job]) -> None:
         self._busy_since_s = time.monotonic()
+        progress.layer_done()
         wanted = [job for job in jobs if job.future.set_running_or_notify_cancel()]
         late = [job for job in wanted if job.limits.left_s < 0.0]
         for job in late:

@@ -103,9 +103,10 @@ def shapes_of(*types: Any) -> dict[str, str]:
     while pending:
         kind = pending.pop()
         pending += typing.get_args(kind)  # Such as Task of tuple[Task, ...] | None.
-        holds = isinstance(kind, type) and dataclasses.is_dataclass(kind)
-        name = f"{kind.__module__}.{kind.__qualname__}" if holds else ""
-        if name and name not in shapes:
+        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+            continue
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        if name not in shapes:
             hints = typing.get_type_hints(kind)
             held = {entry.name: hints[entry.name] for entry in dataclasses.fields(kind)}
             shapes[name] = repr(held)

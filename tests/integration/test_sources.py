@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 
@@ -263,6 +265,52 @@ def test_pictures_are_turned_as_the_file_says(
         "bottom": first[height // 2 + 8 :],
     }
     assert {name for name, part in sides.items() if part.max() < 20} == {black}
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """A web server for the files of `tmp_path`, by its address."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_a_video_on_a_web_server_has_an_end(tmp_path: Path, web: str) -> None:
+    write_clip(tmp_path / "clip.mp4")
+    source = open_source(f"{web}/clip.mp4")
+    assert isinstance(source, VideoFile)
+    assert len(list(source)) == 60
+    with pytest.raises(SourceError, match="404"):
+        open_source(f"{web}/other.mp4?token=opensesame", reopen=Reopen(patience_s=0.0))
+
+
+def test_hls_is_live_and_shown_at_its_pace(tmp_path: Path, web: str) -> None:
+    for number in (1, 2):
+        write_clip(tmp_path / f"{number}.ts", start_s=10.0 + 2.0 * number)
+    (tmp_path / "live.m3u8").write_text(
+        "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n#EXT-X-MEDIA-SEQUENCE:0\n"
+        "#EXTINF:2.0,\n1.ts\n#EXTINF:2.0,\n2.ts\n"
+    )
+    events: list[SourceEvent] = []
+    source = open_source(
+        f"{web}/live.m3u8", reopen=Reopen(patience_s=0.0, silence_s=4.0), on_event=events.append
+    )
+    assert isinstance(source, LiveSource)
+    came_s = []
+
+    def read() -> None:
+        for _ in source:
+            came_s.append(time.monotonic())
+
+    with pytest.raises(SourceError):  # No third piece comes.
+        read()
+    assert source.num_pictures >= 100
+    # Four seconds of pictures, all of them there at once.
+    assert came_s[-1] - came_s[0] > 3.0
+    (lost,) = [event for event in events if isinstance(event, SourceLost)]
+    assert lost.retry_s is None
 
 
 def test_standard_input_is_read_once(clip: Path) -> None:

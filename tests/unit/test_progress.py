@@ -70,6 +70,20 @@ def test_an_encoder_tells_of_each_of_its_blocks(stage, ends: list[float]) -> Non
     assert len(ends) == depth
 
 
+def test_a_layer_that_computes_on_a_busy_machine_is_not_standing_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wall_s, used_s = 100.0, 5.0
+    monkeypatch.setattr(time, "monotonic", lambda: wall_s)
+    monkeypatch.setattr(time, "process_time", lambda: used_s)
+    progress.layer_done()
+    wall_s, used_s = 400.0, 25.0  # A fifteenth of a processor, for five minutes.
+    assert progress.still_since_s(100.0) == 20.0
+    wall_s, used_s = 400.0, 6.0  # What a process uses that waits.
+    assert progress.still_since_s(100.0) == 300.0
+    assert progress.still_since_s(150.0) == 250.0
+
+
 async def test_a_stage_that_goes_on_layer_by_layer_is_well_and_one_that_stands_still_is_not() -> (
     None
 ):
