@@ -22,6 +22,9 @@ class AnswerRules:
     (`agent.region_choice`): those below `least_confidence` make an empty answer UNSURE."""
     one_per_object: bool = False
     """Of boxes of one label that overlap or hold one another only the surest is a detection."""
+    objectness_power: float = 0.0
+    """A detection's confidence is the model's times this power of the proposal network's: for
+    models whose region tokens say what a box shows, and less well how much of it."""
 
     def detects_from(self, task: Task) -> float:
         """The least confidence of a detection that `task` asks for."""
@@ -41,4 +44,5 @@ class AnswerRules:
             float(section.get("least_confidence", 0.0)),
             float(section.get("least_listed", 0.5)),
             bool(section.get("one_per_object", False)),
+            float(section.get("objectness_power", 0.0)),
         )

@@ -104,6 +104,9 @@ def join_pages(
             rows += [
                 (label, int(page.indices[index]), confidence.get(index, 0.0)) for index in known
             ]
+    if rules.objectness_power:
+        weights = proposals.objectness**rules.objectness_power
+        rows = [(label, box, score * float(weights[box])) for label, box, score in rows]
     # A reference box stands on every page and may be found on several.
     named = {(label, box): (label, box, score) for label, box, score in rows}
     rows = [row for row in named.values() if row[2] >= rules.detects_from(task)]
