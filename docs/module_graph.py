@@ -21,6 +21,7 @@ PARTS = {
     "pipeline": "pipeline paging parsing carried_answers single_flight stages",
     "region cache": "region_cache feature_codec redis_connection",
     "quotas": "quotas",
+    "progress": "progress",
     "vision stages": "proposer encoders feature_tensors processor batching device_picture",
     "language stage": "generation generation_request engine drafting grammar prefix_cache sequence "
     "tokenizer model_tokenizer label_lists",

@@ -11,6 +11,7 @@ AgentError
 ├── InvalidBoxes          boxes that are not finite, not ordered or outside the frame
 ├── SettingsError         a settings file names an unknown key or an impossible value
 ├── SourceError           a video, camera or folder cannot be opened or read
+├── EventsError           a zone, line or setting of events, or what events are made of, is unusable
 ├── NotAuthenticated      no credentials, or such as this service does not accept
 ├── Overloaded            a bounded queue is full, or time is too short; try again later
 │   └── QuotaExceeded     the tenant's share of the service is used up for the moment
@@ -76,6 +77,11 @@ class SettingsError(AgentError):
 
 class SourceError(AgentError):
     """A video file, camera, folder or stream cannot be opened or read."""
+
+
+class EventsError(AgentError):
+    """A zone, a line or a setting of events is impossible, results carry no capture times, or a
+    line of text is no event."""
 
 
 class NotAuthenticated(AgentError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from pathlib import Path
 from typing import Annotated
@@ -34,6 +35,25 @@ def watch(
         Path | None, typer.Option(help="Write the annotated video here (.mp4).")
     ] = None,
     rerun: Annotated[Path | None, typer.Option(help="Write a Rerun recording here (.rrd).")] = None,
+    events: Annotated[
+        Path | None,
+        typer.Option(help="Add what happens to this file, one JSON object a line (.jsonl)."),
+    ] = None,
+    zone: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A part of the picture to tell events of: NAME=x1,y1;x2,y2;x3,y3 in shares of the "
+            "picture, NAME=px:x1,y1;... in pixels; as often as wanted."
+        ),
+    ] = None,
+    line: Annotated[
+        list[str] | None,
+        typer.Option(help="A line to tell crossings of: NAME=x1,y1;x2,y2 or NAME=px:x1,y1;x2,y2."),
+    ] = None,
+    dwell: Annotated[
+        float | None,
+        typer.Option(help="Tell of things that are in a zone for so many seconds.", min=0.0),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per event, no table.")
     ] = False,
@@ -69,11 +89,20 @@ def watch(
 
     Exit status 0: the source has ended. 2: it was lost, or the service.
     """
+    from deployments.local.event_file import EventFile
     from deployments.local.watch import watch_source
     from groundstream import aio
     from groundstream.channel import TlsOptions, find_token
+    from groundstream.event_detector import EventDetector
+    from groundstream.locations import shown_location
     from groundstream.types import AnswerMode, StreamPolicy
     from groundstream.video.sources import Reopen
+    from groundstream.zones import line_from_text, zone_from_text
+
+    if events is None and (zone or line or dwell is not None):
+        raise typer.BadParameter("--zone, --line and --dwell need --events FILE")
+    zones = [zone_from_text(text, dwell_s=dwell) for text in zone or ()]
+    lines = [line_from_text(text) for text in line or ()]
 
     mode = AnswerMode.GROUND if every_frame else AnswerMode.FOLLOW
     policy = StreamPolicy(mode=mode, max_age_ms=max_age_ms)
@@ -82,7 +111,7 @@ def watch(
         tls = TlsOptions(tls_ca, tls_certificate, tls_key)
     token = find_token(token_file)
 
-    async def run() -> None:
+    async def run(event_file: EventFile | None) -> None:
         async with aio.Client(target, tls=tls, token=token) as client:
             await watch_source(
                 client,
@@ -91,12 +120,18 @@ def watch(
                 policy=policy,
                 output=output,
                 rerun=rerun,
+                events=event_file,
                 as_json=as_json,
                 patience_s=math.inf if patience == 0.0 else patience,
                 reopen=Reopen() if source_patience is None else Reopen(source_patience),
             )
 
-    asyncio.run(run())
+    with contextlib.ExitStack() as stack:
+        event_file = None
+        if events is not None:
+            detector = EventDetector(zones, lines, stream=shown_location(source))
+            event_file = stack.enter_context(EventFile(events, detector))
+        asyncio.run(run(event_file))
 
 
 def health(

@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 
 from agent.prompts import clean_query
+from deployments.local.event_file import EventFile
 from groundstream import aio
 from groundstream.errors import InvalidQuery
 from groundstream.events import (
@@ -64,6 +65,7 @@ async def watch_source(
     policy: StreamPolicy | None = None,
     output: Path | None = None,
     rerun: Path | None = None,
+    events: EventFile | None = None,
     as_json: bool = False,
     patience_s: float | None = None,
     reopen: Reopen | None = None,
@@ -77,6 +79,7 @@ async def watch_source(
         policy: how to answer.
         output: where to write the annotated video, if anywhere.
         rerun: where to write a Rerun recording, if anywhere.
+        events: where to write what happens in front of the camera, if anywhere.
         as_json: print one JSON object per event instead of a table.
         patience_s: how long to wait for a service that is not there, or not any more; infinity:
             for ever.
@@ -86,6 +89,7 @@ async def watch_source(
         SourceError: the source cannot be read, or was lost for longer than `reopen` allows.
         InvalidQuery: one of the queries cannot be asked.
         SettingsError: a Rerun recording is wanted and rerun-sdk is not installed.
+        EventsError: a zone or line of `events` does not lie in the source's pictures.
         ServiceError: there is no service, or the stream broke.
     """
     for query in queries:
@@ -126,6 +130,8 @@ async def watch_source(
                 if isinstance(event, FrameResult):
                     for recording in recordings:
                         recording.add_result(event)
+                if events is not None:
+                    events.show(event)
                 view.show(event)
                 if isinstance(event, StreamError) and event.change_id == _FIRST_CHANGE:
                     raise InvalidQuery(event.message)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from grpc._cython import cygrpc
 
-from client import channel
 from deployments.front_end import server
+from groundstream import channel
 
 
 @pytest.mark.parametrize("module", [server, channel])

@@ -6,10 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from deployments.cli import build_app
+from deployments.local.event_file import EventFile
 from deployments.local.watch import watch_source
 from groundstream import aio
-from groundstream.errors import InvalidQuery
+from groundstream.errors import InvalidQuery, SettingsError
+from groundstream.event_detector import EventDetector, EventSettings
+from groundstream.scene_events import EventKind, event_from_json
+from groundstream.zones import Zone
 from tests.in_process import running_service
 from tests.pictures import encoded_image
 
@@ -41,6 +47,45 @@ async def test_a_query_that_cannot_be_asked_is_refused_before_anything_is_sent(
     async with aio.Client("127.0.0.1:1") as client:
         with pytest.raises(InvalidQuery):
             await watch_source(client, str(picture), ["dog", query], patience_s=0.1)
+
+
+async def test_what_happens_is_added_to_a_file(picture: Path, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text("a line of the watch before\n")
+    at_once = EventSettings(appear_s=0.0, settle_s=0.0)
+    whole = Zone("whole", ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)))
+    async with running_service() as service, aio.Client(service.target) as client:
+        with EventFile(path, EventDetector([whole], settings=at_once)) as events:
+            await watch_source(client, str(picture), ["dog"], events=events, as_json=True)
+    before, *lines = path.read_text().splitlines()
+    assert before == "a line of the watch before"
+    told = [event_from_json(line) for line in lines]
+    kinds = [event.kind for event in told]
+    num_dogs = kinds.count(EventKind.APPEARED)
+    assert num_dogs > 0
+    assert kinds.count(EventKind.ZONE_ENTERED) == num_dogs
+    assert {event.count for event in told if event.place == ""} == {None, num_dogs}
+
+
+def test_events_need_a_file_that_can_be_written(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="events cannot be written"):
+        EventFile(tmp_path / "no folder" / "events.jsonl", EventDetector())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--line", "door=0,0;1,1"], "need --events"),
+        (["--events", "e.jsonl", "--zone", "door=0,0;1,1"], "needs at least 3"),
+        (["--events", "e.jsonl", "--line", "door=10,10;20,20"], "outside the picture"),
+    ],
+)
+def test_zones_and_lines_are_checked_before_anything_is_opened(
+    options: list[str], message: str
+) -> None:
+    done = CliRunner().invoke(build_app(), ["watch", "nothing.mp4", "dog", *options])
+    assert done.exit_code != 0
+    assert message in f"{done.output} {done.exception}"
 
 
 async def test_queries_that_the_service_refuses_end_the_watch(picture: Path) -> None:
