@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent.prompts import MAX_REGIONS
+from agent.prompts import MAX_REGIONS, Task
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,24 @@ class AnswerRules:
     """Boxes that are shown to the model together; more are looked at page by page."""
     least_confidence: float = 0.0
     """Boxes that the model names with less are no detections."""
+    least_listed: float = 0.5
+    """Boxes that are listed at all, where each is believed or not by itself
+    (`agent.region_choice`): those below `least_confidence` make an empty answer UNSURE."""
     one_per_object: bool = False
     """Of boxes of one label that overlap or hold one another only the surest is a detection."""
+    objectness_power: float = 0.0
+    """A detection's confidence is the model's times this power of the proposal network's: for
+    models whose region tokens say what a box shows, and less well how much of it."""
 
-    weigh_objectness: bool = False
-    """A detection's confidence is the model's times the proposal network's: for models whose region
-    tokens say what a box shows, and hardly how much of it."""
+    def detects_from(self, task: Task) -> float:
+        """The least confidence of a detection that `task` asks for."""
+        asked = task.least_confidence
+        return self.least_confidence if asked is None else asked
+
+    def lists_from(self, task: Task) -> float:
+        """The least chance of a box that an answer to `task` lists."""
+        asked = task.least_confidence
+        return self.least_listed if asked is None else min(self.least_listed, asked)
 
     @classmethod
     def read(cls, section: Mapping[str, Any]) -> AnswerRules:
@@ -30,6 +42,7 @@ class AnswerRules:
         return cls(
             int(section.get("regions_per_page", MAX_REGIONS)),
             float(section.get("least_confidence", 0.0)),
+            float(section.get("least_listed", 0.5)),
             bool(section.get("one_per_object", False)),
-            bool(section.get("weigh_objectness", False)),
+            float(section.get("objectness_power", 0.0)),
         )

@@ -71,7 +71,7 @@ class Detections:
     xyxy: FloatArray = field(default_factory=_empty_boxes)
     """(num_boxes, 4) pixels of the frame."""
     confidence: FloatArray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
-    """(num_boxes,) probability of the region token, times nothing: what the LLM was sure of."""
+    """(num_boxes,) probability of the region token: how sure the language model was."""
     label: tuple[str, ...] = ()
     """(num_boxes,) the words of the query each box answers."""
     region: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -90,6 +90,17 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.xyxy)
+
+    def at_least(self, confidence: float) -> Detections:
+        """Those that are at least so sure."""
+        rows = np.flatnonzero(self.confidence >= confidence)
+        return Detections(
+            self.xyxy[rows],
+            self.confidence[rows],
+            tuple(self.label[row] for row in rows),
+            self.region[rows],
+            None if self.tracker_id is None else self.tracker_id[rows],
+        )
 
     def with_tracker_id(self, tracker_id: IntArray) -> Detections:
         """The same boxes carrying identities."""

@@ -72,34 +72,6 @@ class Guesses(Protocol):
         ...
 
 
-class RegionListDrafter:
-    """Guesses for one label's list of regions, whose opening the prompt holds."""
-
-    def __init__(
-        self,
-        tokens: AnswerTokens,
-        *,
-        lists: Sequence[Sequence[int]] = (),
-        num_leading: int = 0,
-    ) -> None:
-        """
-        Args:
-            tokens: the grammar's ids.
-            lists: regions that may come again, upwards, likeliest list first.
-            num_leading: so many of the best proposals are guessed as the next one.
-        """
-        self._number = {region: index for index, region in enumerate(tokens.regions)}
-        self._lists = [[r for r in regions if r in self._number] for regions in lists]
-        self._leading = tokens.regions[:num_leading]
-
-    def guesses(self, written: Sequence[int]) -> list[list[int]]:
-        """See `Guesses`: the rest of an earlier answer, then any one of the best proposals."""
-        last = self._number[written[-1]] if written else -1
-        rests = [[r for r in regions if self._number[r] > last] for regions in self._lists]
-        later = [[region] for region in self._leading if self._number[region] > last]
-        return [rest for rest in rests if rest] + later
-
-
 class Drafter:
     """Guesses for one question."""
 

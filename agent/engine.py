@@ -404,14 +404,18 @@ class Engine:
             logits: (1 + guessed tokens, vocabulary) after the last certain token and each guess.
         """
         run.num_passes += 1
+        if run.request.choice is not None:
+            run.ids, run.probabilities = run.request.choice.listed(logits[0])
+            self._finish(run, truncated=False)
+            self._running.remove(run)
+            return
         tail, tree = len(run.tail), run.tree
         node, path = -1, []
         finished = False
         while True:
             row, grammar = logits[node + 1], run.grammar
             allowed = row if grammar is None else grammar.constrain(row)
-            renormalises = grammar is not None and grammar.renormalises
-            distribution = (allowed if renormalises else row).softmax(-1)
+            distribution = row.softmax(-1)
             token = run.chosen(allowed)
             if token == run.request.end_of_turn or len(run.ids) == run.request.max_new_tokens:
                 finished = True

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from agent.drafting import Drafter, RegionListDrafter
+from agent.drafting import Drafter
 from agent.engine import Engine
 from agent.errors import CheckpointMismatch
 from agent.feature_tensors import to_tensor
@@ -31,7 +31,6 @@ from agent.grammar import (
     AnswerTokens,
     BoundedAnswerGrammar,
     Grammar,
-    RegionListGrammar,
     meaningless_in_answers,
 )
 from agent.label_lists import LabelBranch, join_labels
@@ -40,10 +39,10 @@ from agent.model.language_model import LanguageModel, SlotType
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.model_directory import find_model
 from agent.model_tokenizer import model_tokenizer
-from agent.parsing import parse_regions
 from agent.prefix_cache import PrefixCache
 from agent.processor import normalised_boxes
 from agent.prompts import GROUND_OPEN, MAX_REGIONS, Task, TaskKind
+from agent.region_choice import RegionChoice
 from agent.sequence import SequenceBuilder, TokenSequence
 from agent.stage_settings import EngineSettings
 from agent.tokenizer import PromptTokenizer
@@ -182,20 +181,12 @@ class LanguageStage:
             self._check_length(opened.next_position, task)
             return QuestionInput(opened.ids, opened.positions, opened.next_position)
 
-        lists = [
-            [self._tokenizer.region(region) for region in sorted(found)]
-            for draft in task.drafts
-            if (found := parse_regions(draft).get(label, []))
-        ]
         return Request(
             prefix=prefix,
             question=question,
             end_of_turn=tokens.objects_close,
             max_new_tokens=task.max_new_tokens,
-            drafter=RegionListDrafter(
-                tokens, lists=lists, num_leading=self.engine.settings.num_leading_regions
-            ),
-            grammar=RegionListGrammar(tokens),
+            choice=RegionChoice(tokens, self._model.config.rules.lists_from(task)),
             deadline_s=time.monotonic() + task.patience_s,
         )
 

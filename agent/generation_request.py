@@ -9,6 +9,7 @@ from torch import Tensor
 
 from agent.drafting import Guesses
 from agent.grammar import Grammar
+from agent.region_choice import RegionChoice
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Request:
     max_new_tokens: int
     drafter: Guesses | None = None
     grammar: Grammar | None = None
+    choice: RegionChoice | None = None
+    """The answer is read where it would begin, and nothing is written."""
     sampling: Sampling | None = None
     """None: greedy."""
     deadline_s: float = float("inf")

@@ -80,11 +80,6 @@ class AnswerTokens:
 class Grammar(Protocol):
     """What may come next in an answer."""
 
-    @property
-    def renormalises(self) -> bool:
-        """Whether a token's probability is its share among the allowed ones, not among all."""
-        ...
-
     def advanced(self, token: int) -> Grammar:
         """The grammar after one more token."""
         ...
@@ -96,8 +91,6 @@ class Grammar(Protocol):
 
 class AnswerGrammar:
     """Follows an answer token by token."""
-
-    renormalises = False
 
     def __init__(
         self, tokens: AnswerTokens, *, all_regions: tuple[int, ...], place: Place = Place.TEXT
@@ -142,8 +135,6 @@ class BoundedAnswerGrammar:
     Regions go upwards and stand once in a list, labels are short, no control token is written that
     means nothing in an answer, and words that say the same again and again end the turn.
     """
-
-    renormalises = False
 
     def __init__(
         self,
@@ -193,29 +184,6 @@ class BoundedAnswerGrammar:
             forbidden.append(tokens.ground_close)
         constrained[forbidden] = -torch.inf
         return constrained
-
-
-class RegionListGrammar:
-    """A list of regions whose opening the prompt holds already: upwards, each once, then its end.
-
-    The model chooses among regions alone, as it was trained to, so that no answer can run away or
-    speak of something that was not asked.
-    """
-
-    renormalises = True
-
-    def __init__(self, tokens: AnswerTokens, *, first: int = 0) -> None:
-        """`first`: the least region that may still come."""
-        self.tokens = tokens
-        self._first = first
-
-    def advanced(self, token: int) -> RegionListGrammar:
-        """The grammar after one more region."""
-        return RegionListGrammar(self.tokens, first=self.tokens.regions.index(token) + 1)
-
-    def constrain(self, logits: Tensor) -> Tensor:
-        """(vocabulary,) logits with all but later regions and the end at minus infinity."""
-        return _only(logits, [*self.tokens.regions[self._first :], self.tokens.objects_close])
 
 
 def meaningless_in_answers(tokenizer: PromptTokenizer, tokens: AnswerTokens) -> tuple[int, ...]:

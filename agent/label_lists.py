@@ -1,8 +1,9 @@
 """Questions that name what to find, answered label by label: each on a branch of its own.
 
-A family whose answers are opened by the prompt is given `<ground>dog</ground><objects>` and
-chooses regions alone. All labels of a question continue the frame's prefix in the same passes of
-the engine, and are joined into one answer in the order in which they were asked. Knows no pixels.
+A family whose answers are opened by the prompt is given `<ground>dog</ground><objects>`, and the
+regions are read from what it would write next (`agent.region_choice`). All labels of a question
+continue the frame's prefix in the same pass of the engine, and are joined into one answer in the
+order in which they were asked. Knows no pixels.
 """
 
 from __future__ import annotations

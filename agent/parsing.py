@@ -104,13 +104,12 @@ def join_pages(
             rows += [
                 (label, int(page.indices[index]), confidence.get(index, 0.0)) for index in known
             ]
-    if rules.weigh_objectness:
-        rows = [
-            (label, box, score * float(proposals.objectness[box])) for label, box, score in rows
-        ]
+    if rules.objectness_power:
+        weights = proposals.objectness**rules.objectness_power
+        rows = [(label, box, score * float(weights[box])) for label, box, score in rows]
     # A reference box stands on every page and may be found on several.
     named = {(label, box): (label, box, score) for label, box, score in rows}
-    rows = [row for row in named.values() if row[2] >= rules.least_confidence]
+    rows = [row for row in named.values() if row[2] >= rules.detects_from(task)]
     if rules.one_per_object and task.kind.searches:
         rows = _without_repeated_claims(rows, proposals)
     indices = np.array([box for _, box, _ in rows], dtype=np.int64)

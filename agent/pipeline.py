@@ -127,7 +127,7 @@ class Pipeline:
         self._stages = stages
         self._cache = cache
         self._model_digest = model_digest
-        self._rules = rules or AnswerRules()
+        self.rules = rules or AnswerRules()
         self._tenant = tenant
         self._limits = Limits()
         self._flights: SingleFlight[FrameFeatures] = SingleFlight()
@@ -222,12 +222,12 @@ class Pipeline:
         return self._joined(task, list(zip(pages, generations, strict=True)), features)
 
     def _pages(self, task: Task, features: FrameFeatures) -> tuple[Page, ...]:
-        return pages_for(task, len(features.proposals), size=self._rules.regions_per_page)
+        return pages_for(task, len(features.proposals), size=self.rules.regions_per_page)
 
     def _joined(
         self, task: Task, pages: Sequence[tuple[Page, Generation]], features: FrameFeatures
     ) -> Answer:
-        return join_pages(task, pages, features.proposals, rules=self._rules)
+        return join_pages(task, pages, features.proposals, rules=self.rules)
 
     async def converse(self, task: Task) -> Answer:
         """A question without a picture (CHAT)."""

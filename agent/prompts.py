@@ -135,6 +135,8 @@ class Task:
     drafts: tuple[str, ...] = field(default=(), compare=False)
     """Answers that may come again (an earlier frame's, in this frame's region numbers). They
     save time when they are right and change nothing when they are wrong."""
+    least_confidence: float | None = None
+    """Boxes that the model believes in less are left out; None: the model's own limit."""
     constrained: bool = False
     """Decode only what keeps the answer's form and regions that exist."""
     patience_s: float = field(default=float("inf"), compare=False)

@@ -2,15 +2,16 @@
 
 For each image every label present is asked and as many absent ones, one label at a time: those its
 entry lists as `absent`, otherwise seeded draws from the file's other names, or, as COCO's own
-protocol has it, every label there is. Average precision is COCO's; the rest is counted here at IoU
-0.5. A box that is right under another name (`also`) is neither right nor wrong.
+protocol has it, every label there is. Average precision is COCO's,
+over all boxes that the model gives any chance; the rest is counted here at IoU 0.5, over its
+detections. A box that is right under another name (`also`) is neither right nor wrong.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,8 @@ from agent.pipeline import Pipeline
 from agent.prompts import MAX_REGIONS, Task
 
 _IOU = 0.5
+_LEAST_RANKED = 0.01
+"""Boxes with less confidence change no average precision."""
 _RECALLED = ((0.5, 10), (0.5, 30), (0.5, 100), (0.7, 10), (0.7, 30), (0.7, 100))
 """Overlap and number of best proposals."""
 
@@ -125,9 +128,12 @@ class AskedLabels:
     def categories(self) -> tuple[int, ...]:
         return self.present + self.absent
 
-    def tasks(self, data: CocoFolder) -> list[Task]:
+    def tasks(self, data: CocoFolder, *, least_confidence: float | None = None) -> list[Task]:
         """One question for each label."""
-        return [Task.detect(data.name_of(category)) for category in self.categories]
+        return [
+            replace(Task.detect(data.name_of(category)), least_confidence=least_confidence)
+            for category in self.categories
+        ]
 
 
 @dataclass
@@ -139,13 +145,15 @@ class DetectionCounts:
     """Result rows of every asked label."""
     names: dict[int, str] = field(default_factory=dict)
     """Category names, where annotations say what else their boxes may be called."""
+    least_confidence: float = 0.0
+    """Boxes with less are ranked, and are no detections."""
 
     def add(self, image: CocoImage, asked: AskedLabels, answers: Sequence[Answer]) -> None:
         """Count the answers to `asked.tasks`: `precision`, `recall`, `f1`, `false_positives`, and
         `precision_all` and `f1_all`, in which boxes of absent labels are wrong ones."""
         name, category = str(image.image_id), np.array(image.category)
         for label, answer in zip(asked.categories, answers, strict=True):
-            found = answer.detections
+            found = answer.detections.at_least(self.least_confidence)
             if label in asked.absent:
                 self.detections += result_rows(image.image_id, label, answer)
                 self.tally.add(name, "false_positives", len(found) > 0)
@@ -153,9 +161,10 @@ class DetectionCounts:
                 self.tally.add(name, "f1_all", 0, len(found))
                 continue
             truth, others = image.xyxy[category == label], self._also(image, label)
-            clear = clear_cases(found.xyxy, truth, others)
             rows = result_rows(image.image_id, label, answer)
-            self.detections += [row for row, kept in zip(rows, clear, strict=True) if kept]
+            ranked = clear_cases(answer.detections.xyxy, truth, others)
+            self.detections += [row for row, kept in zip(rows, ranked, strict=True) if kept]
+            clear = clear_cases(found.xyxy, truth, others)
             right = match_count(found.xyxy[clear], found.confidence[clear], truth)
             for figure in ("precision", "precision_all"):
                 self.tally.add(name, figure, right, int(clear.sum()))
@@ -215,13 +224,15 @@ async def evaluate_detection(
         num_resamples: of the intervals; 0: none.
     """
     counts, proposals, seconds = DetectionCounts(names=data.categories), Rows(), 0.0
+    counts.least_confidence = pipeline.rules.least_confidence
     rng = np.random.default_rng(seed)
     for image in data.images:
         arguable = frozenset() if every_label else arguable_names(image, data)
         asked = AskedLabels.draw(image, data, rng, every_label=every_label, arguable=arguable)
         frame = load_frame(image.path)
         started = time.perf_counter()
-        grounding = await pipeline.ground(frame, asked.tasks(data))
+        tasks = asked.tasks(data, least_confidence=_LEAST_RANKED)
+        grounding = await pipeline.ground(frame, tasks)
         seconds += time.perf_counter() - started
         counts.add(image, asked, grounding.answers)
         counts.add_proposals(image, grounding.proposals)

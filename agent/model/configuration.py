@@ -389,9 +389,10 @@ def pocket_config(text: PretrainedConfig) -> VLMFO1Config:
         ),
         rules=AnswerRules(
             regions_per_page=24,
-            least_confidence=0.2,
+            least_confidence=0.3,
+            least_listed=0.25,
             one_per_object=True,
-            weigh_objectness=True,
+            objectness_power=0.5,
         ),
         tasks=("DETECT", "REFER", "COUNT", "REGION_CAPTION", "VISUAL_PROMPT", "CHAT"),
         image_projector=NAME_MIXTURE,

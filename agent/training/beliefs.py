@@ -51,6 +51,15 @@ class NameBeliefs:
         found: Array = weights[:, self._classes.get(word, [])].sum(-1)
         return found
 
+    def chances(self, word: str, weights: Array) -> Array:
+        """(n,) how likely a word is said of each region: half at `LEAST_SCORE`.
+
+        The odds are the square of the score's ratio to `LEAST_SCORE`.
+        """
+        squared = self.scores(word, weights) ** 2
+        found: Array = squared / (squared + LEAST_SCORE**2)
+        return found
+
     def usual(self, weights: Array) -> list[tuple[str, float]]:
         """Of each region the everyday name with the highest score, and that score."""
         scores = weights @ self._usual

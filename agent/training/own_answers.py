@@ -78,6 +78,9 @@ def write(output: Path, *, count: int, seed: int) -> None:
 def read(folder: Path) -> list[tuple[str, str]]:
     """Questions with the start of their answers, in whole sentences, as `write` kept them.
 
+    Answers that go round are left out: the base rambles in French or Italian then, and a model
+    that learns them by heart answers so where the base did not.
+
     Raises:
         SettingsError: the folder holds no answers.
     """
@@ -88,13 +91,21 @@ def read(folder: Path) -> list[tuple[str, str]]:
         question, _, answer = turns.partition(words.end_of_turn)
         answer = answer.partition(words.assistant)[2].removesuffix(words.end_of_turn)
         ends = [match.end() for match in _SENTENCE_END.finditer(answer[:_MOST_KEPT])]
-        if ends:
+        if ends and not _goes_round(answer):
             found.append((question, answer[: ends[-1]]))
     if not found:
         raise SettingsError(f"{folder} holds no answers: write some with `train own-answers`")
     return found
 
 
+def _goes_round(text: str) -> bool:
+    """Whether some five words follow one another twice."""
+    said = text.lower().split()
+    runs = [tuple(said[k : k + _ROUND]) for k in range(len(said) - _ROUND + 1)]
+    return len(set(runs)) < len(runs)
+
+
+_ROUND = 5
 _SENTENCE_END = re.compile(r"[^\d\s][.!?](?=\s|$)")
 
 

@@ -147,12 +147,12 @@ def evaluate(model: PointingModel, head: np.ndarray, *, scenes: int, seed: int) 
                 ("spelled", seen.labels(scene, 6)),
                 ("unseen", unseen.labels(scene, 4, plain=True) if _askable(scene) else []),
             )
-            branches = [
-                (kind if one.regions else f"{kind} absent", writer.asked(one))
-                for kind, asked in questions
-                for one in asked
+            asked = [
+                (kind if one.regions else f"{kind} absent", one)
+                for kind, labels in questions
+                for one in labels
             ]
-            _, answered = lesson.loss(writer.plan(scene, branches, cells=False))
+            _, answered = lesson.loss(writer.plan(scene, asked, cells=False))
             for kind, right in answered:
                 found[f"{kind} {count}"].append(float(right))
     return {key: round(float(np.mean(values)), 3) for key, values in sorted(found.items())}

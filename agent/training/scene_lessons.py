@@ -22,7 +22,7 @@ from agent.tokenizer import PromptTokenizer
 from agent.training.branches import Branch, Tree, pack
 from agent.training.pointing_model import NUM_KNOWN, PointingModel
 from agent.training.scene_questions import Asked, Questioner, Told
-from agent.training.symbolic_scenes import Scene
+from agent.training.symbolic_scenes import Array, Scene
 
 _TURN = "turn"
 _NAMED = 5
@@ -40,6 +40,8 @@ class LessonPlan:
     tree: Tree
     kinds: tuple[str, ...]
     """Of each branch."""
+    chances: tuple[Array | None, ...]
+    """Of each branch that chooses regions, how likely each is meant."""
 
 
 class SceneWriter:
@@ -52,30 +54,36 @@ class SceneWriter:
         self.close = tokenizer.control("</objects>")
 
     def plan(
-        self, scene: Scene, questions: Iterable[tuple[str, Branch]], *, cells: bool
+        self, scene: Scene, questions: Iterable[tuple[str, Asked | Told]], *, cells: bool
     ) -> LessonPlan:
-        """A scene with its questions, (kind, branch) each; `cells`: with the image's tokens."""
+        """A scene with its questions, (kind, question) each; `cells`: with the image's tokens."""
         trunk = self._builder.prefix(_CELLS if cells else None, len(scene.regions))
         stem = Branch(self._turn, [False] * len(self._turn))
-        kinds, branches = zip((_TURN, stem), *questions, strict=True)
-        return LessonPlan(scene, trunk, pack(trunk.ids.tolist(), list(branches)), tuple(kinds))
+        kinds, asked = [_TURN], list(questions)
+        branches: list[Branch] = [stem]
+        chances: list[Array | None] = [None]
+        for kind, one in asked:
+            kinds.append(kind)
+            branches.append(self._asked(one) if isinstance(one, Asked) else self._told(one))
+            chances.append(one.chances if isinstance(one, Asked) else None)
+        return LessonPlan(
+            scene, trunk, pack(trunk.ids.tolist(), branches), tuple(kinds), tuple(chances)
+        )
 
-    def asked(self, asked: Asked) -> Branch:
-        """The label is given; where it is has to be said. Continues the stem."""
+    def _asked(self, asked: Asked) -> Branch:
+        """The label is given; which regions are meant is read where the list would begin."""
         opened = self._builder.opened_list(asked.label, start=0).ids.tolist()
         given = opened[len(self._turn) :]
-        answer = [*(self.regions[k] for k in asked.regions), self.close]
-        return Branch(given + answer, [False] * len(given) + [True] * len(answer), stem=0)
+        return Branch([*given, self.close], [False] * len(given) + [True], stem=0)
 
-    def in_words(self, asked: Asked) -> Branch:
+    def in_words(self, asked: Asked) -> Told:
         """The same asked in the published words; also the tags and the label are the model's."""
         regions = "".join(f"<region{k}>" for k in asked.regions)
         label = f"{LLAMA.prompt.before_label}{asked.label}"
         answer = f"<ground>{label}</ground><objects>{regions}</objects>"
-        return self.told(Told(Task.detect(asked.label).text, answer))
+        return Told(Task.detect(asked.label).text, answer)
 
-    def told(self, told: Told) -> Branch:
-        """Words to words."""
+    def _told(self, told: Told) -> Branch:
         given = self._builder.question(told.question, start=0).ids.tolist()
         answer = self._builder.answer(told.answer, start=0).ids.tolist()
         return Branch(given + answer, [False] * len(given) + [True] * len(answer), free=True)
@@ -125,10 +133,12 @@ class Lesson:
         if closed.any():
             among = [*self._writer.regions[: len(plan.scene.regions)], self._writer.close]
             logits = hidden[closed] @ rows[torch.tensor(among) - NUM_KNOWN].T
-            where = {token: place for place, token in enumerate(among)}
-            wanted = torch.tensor([where[int(t)] for t in tree.targets[closed]])
-            losses[closed] = nn.functional.cross_entropy(logits, wanted, reduction="none")
-            right[closed] = logits.argmax(-1) == wanted
+            logits = logits[:, :-1] - logits[:, -1:]
+            chances = [plan.chances[number] for number in tree.branch[closed].tolist()]
+            wanted = torch.from_numpy(np.stack(chances)).float()
+            each = nn.functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+            losses[closed] = each.sum(-1)
+            right[closed] = ((logits >= 0) == (wanted >= 0.5)).all(-1)
         if tree.free.any():
             logits = torch.cat([hidden[tree.free] @ self._model.known.T,
                                 hidden[tree.free] @ rows.T], dim=-1)  # fmt: skip
@@ -156,7 +166,9 @@ def draw_lesson(
     """A scene with as many labels and some of every other question; `alone`: labels only."""
     cells = dice.random() < (0.2 if alone else 0.6)
     asked = questions.labels(scene, labels)
-    found = [("label" if one.regions else "absent", writer.asked(one)) for one in asked]
+    found: list[tuple[str, Asked | Told]] = [
+        ("label" if one.regions else "absent", one) for one in asked
+    ]
     if not alone:
         found += _other_questions(scene, writer, questions, dice, asked[0])
     return writer.plan(scene, found, cells=cells)
@@ -168,20 +180,16 @@ def _other_questions(
     questions: Questioner,
     dice: random.Random,
     asked: Asked,
-) -> list[tuple[str, Branch]]:
-    described = [questions.described(scene) for _ in range(2)]
-    found = [("described", writer.asked(one)) for one in described if one is not None]
-    liked = questions.likes(scene)
-    if liked is not None:
-        found.append(("likes", writer.asked(liked)))
-    named = [questions.names(scene) for _ in range(_NAMED)]
-    found += [("named", writer.told(one)) for one in dict.fromkeys(named) if one is not None]
-    told = dice.choice((questions.yes_or_no, questions.lists))(scene)
-    if told is not None:
-        found.append(("told", writer.told(told)))
+) -> list[tuple[str, Asked | Told]]:
+    drawn: list[tuple[str, Asked | Told | None]] = [
+        ("described", questions.described(scene)),
+        ("described", questions.described(scene)),
+        ("likes", questions.likes(scene)),
+        *(("named", one) for one in dict.fromkeys(questions.names(scene) for _ in range(_NAMED))),
+        ("told", dice.choice((questions.yes_or_no, questions.lists))(scene)),
+    ]
     if dice.random() < 0.25:
-        found.append(("in words", writer.in_words(asked)))
-    talk = questions.conversation() if dice.random() < 0.3 else None
-    if talk is not None:
-        found.append(("talk", writer.told(talk)))
-    return found
+        drawn.append(("in words", writer.in_words(asked)))
+    if dice.random() < 0.3:
+        drawn.append(("talk", questions.conversation()))
+    return [(kind, one) for kind, one in drawn if one is not None]

@@ -22,18 +22,24 @@ from agent.model.appearance import COLOURS
 from agent.prompts import Task
 from agent.training.beliefs import LEAST_SCORE
 from agent.training.spellings import article, plural, spelled
-from agent.training.symbolic_scenes import Scene
+from agent.training.symbolic_scenes import Array, Scene
 from agent.training.vocabulary import Thing, Vocabulary
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Where is what this names? Answered by region numbers, upwards; none is an answer too."""
+    """Where is what this names? None of the regions is an answer too."""
 
     label: str
-    regions: tuple[int, ...]
+    chances: Array
+    """(regions,) how likely each is meant."""
     plain: str = ""
     """The word behind the spelling."""
+
+    @property
+    def regions(self) -> list[int]:
+        """Numbers of the regions that are rather meant than not, upwards."""
+        return np.flatnonzero(self.chances >= 0.5).tolist()
 
 
 @dataclass(frozen=True)
@@ -118,10 +124,9 @@ class Questioner:
                 word = dice.choice(self._all)
             if word is None or not self._may_ask(word):
                 continue
-            regions = tuple(scene.showing(word))
-            if not regions and self._arguable(scene, word):
-                continue
-            asked.append(Asked(word if plain else spelled(word, dice), regions, word))
+            one = Asked(word if plain else spelled(word, dice), scene.chances(word), word)
+            if one.regions or not self._arguable(scene, word):
+                asked.append(one)
         return asked
 
     def likes(self, scene: Scene) -> Asked | None:
@@ -130,8 +135,9 @@ class Questioner:
         if not names:
             return None
         region = self._dice.choice(list(names))
-        regions = [k for k in scene.showing(names[region]) if k != region]
-        return Asked(f"<region{region}>", tuple(regions))
+        chances = scene.chances(names[region])
+        chances[region] = 0.0
+        return Asked(f"<region{region}>", chances)
 
     def described(self, scene: Scene) -> Asked | None:
         """A thing by its colour, its size or its place among its like."""
@@ -142,15 +148,15 @@ class Questioner:
         word = dice.choice(list(names.values()))
         if not self._may_ask(word):
             return None
-        regions = scene.showing(word)
+        chances, regions = scene.chances(word), scene.showing(word)
         boxes = np.stack([scene.regions[k].box for k in regions])
         kind = dice.random()
         if kind < 0.5:
             colour = dice.choice([scene.regions[k].colour for k in regions])
             if dice.random() < 0.25:
                 colour = dice.randrange(len(COLOURS))
-            found = [k for k in regions if scene.regions[k].colour == colour]
-            return Asked(f"{COLOURS[colour]} {word}", tuple(found), word)
+            coloured = [region.colour == colour for region in scene.regions]
+            return Asked(f"{COLOURS[colour]} {word}", chances * np.array(coloured), word)
         if len(regions) < 2:
             return None
         centre = (boxes[:, 0] + boxes[:, 2]) / 2
@@ -168,7 +174,8 @@ class Questioner:
         ordered = np.sort(values)
         if min(np.diff(ordered)[:1].min(), np.diff(ordered)[-1:].min()) < 0.03:
             return None
-        return Asked(text, (regions[int(place)],), word)
+        meant = np.arange(len(chances)) == regions[int(place)]
+        return Asked(text, chances * meant, word)
 
     def names(self, scene: Scene) -> Told | None:
         """What is this box?"""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from agent.model.appearance import COLOURS
 from agent.model.name_mixture import NUM_APPEARANCE, NUM_COCO, NUM_IMAGENET
-from agent.training.beliefs import LEAST_SCORE, NameBeliefs
+from agent.training.beliefs import NameBeliefs
 from agent.training.vocabulary import Thing, Vocabulary
 
 Array = NDArray[np.float32]
@@ -56,7 +56,11 @@ class Scene:
 
     def showing(self, word: str) -> list[int]:
         """Numbers of the regions that `word` names, upwards."""
-        return np.flatnonzero(self.beliefs.scores(word, self.weights) >= LEAST_SCORE).tolist()
+        return np.flatnonzero(self.chances(word) >= 0.5).tolist()
+
+    def chances(self, word: str) -> Array:
+        """(regions,) how likely `word` names each."""
+        return self.beliefs.chances(word, self.weights)
 
     def usual_names(self, least: float) -> dict[int, str]:
         """Everyday names of the regions that have one of at least this score."""

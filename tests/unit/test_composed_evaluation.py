@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from agent.answer_rules import AnswerRules
 from agent.detections import Detections, Proposals, box_iou
 from agent.evaluation.clutter_study import crowded_set, measure_clutter
 from agent.evaluation.coco_folder import CocoImage
@@ -70,6 +71,8 @@ def data(artwork, cache):
 
 class Truthful:
     """Knows every picture of a set by its bytes and answers from the truth."""
+
+    rules = AnswerRules()
 
     def __init__(self, data, words=None):
         self.images = {image.path.read_bytes(): image for image in data.images}

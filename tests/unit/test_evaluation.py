@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agent.answer_rules import AnswerRules
 from agent.detections import Detections, Proposals
 from agent.evaluation.coco_folder import check_pictures, load_coco
 from agent.evaluation.detection import (
@@ -52,8 +53,9 @@ def folder(tmp_path):
 class Oracle:
     """Answers from the truth, with mistakes on request."""
 
-    def __init__(self, *, miss_one_cat=False, invent_owls=False):
+    def __init__(self, *, miss_one_cat=False, invent_owls=False, least_confidence=0.0):
         self.miss_one_cat, self.invent_owls = miss_one_cat, invent_owls
+        self.rules = AnswerRules(least_confidence=least_confidence)
 
     async def ground(self, _frame, tasks, *, boxes=None):
         everything = np.array(BOXES["dog"] + BOXES["cat"], dtype=np.float32)
@@ -96,6 +98,14 @@ async def test_mistakes_by_hand(folder):
     assert scores.precision_all == pytest.approx(2 / 4)
     assert scores.f1_all == pytest.approx(2 * 2 / (4 + 3))
     assert (scores.present_labels, scores.absent_labels, scores.objects) == (2, 2, 3)
+
+
+async def test_boxes_of_little_confidence_are_ranked_and_not_detected(folder):
+    data = load_coco(folder, folder / "annotations.json")
+    # The oracle is 0.9 sure of everything.
+    scores = await evaluate_detection(Oracle(least_confidence=0.95, invent_owls=True), data)
+    assert scores.AP50 == 1
+    assert scores.recall == scores.absent_false_positive_rate == 0
 
 
 async def test_intervals_hold_their_figures(folder):

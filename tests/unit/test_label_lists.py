@@ -9,12 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agent.drafting import RegionListDrafter
+from agent.answer_rules import AnswerRules
 from agent.generation_request import Completion
-from agent.grammar import AnswerTokens, RegionListGrammar
+from agent.grammar import AnswerTokens
 from agent.label_lists import LabelBranch, join_labels
 from agent.parsing import parse_regions
 from agent.prompts import MAX_LABELS, Task
+from agent.region_choice import RegionChoice
 from agent.stage_settings import EngineSettings
 from groundstream.errors import InvalidQuery, Overloaded
 from tests.unit.tiny_families import family_stage, random_features
@@ -79,16 +80,6 @@ def test_no_boxes_is_an_answer(stage):
     features = random_features(stage._model.config, "empty", num_boxes=0)
     answer = stage.answer(features, Task.detect("dog"))
     assert answer.text == "<ground>dog</ground><objects></objects>"
-
-
-def test_guesses_change_nothing(stage, features):
-    plain = stage.answer(features, Task.detect("dog"))
-    drafts = ("<ground>dog</ground><objects><region1><region4></objects>", plain.text)
-    guided = stage.answer(features, replace(Task.detect("dog"), drafts=drafts))
-    assert guided.text == plain.text
-    slow = family_stage("llama", engine=EngineSettings(max_draft_tokens=0))
-    assert slow.answer(features, Task.detect("dog")).text == plain.text
-    slow.close()
 
 
 def test_a_box_is_a_label_too(stage, features):
@@ -161,19 +152,33 @@ def test_refused_in_the_middle_leaves_nothing_behind():
     stage.close()
 
 
-def test_the_grammar_of_a_list():
-    grammar = RegionListGrammar(TOKENS).advanced(11)
-    allowed = grammar.constrain(torch.zeros(20)).isfinite().nonzero().flatten().tolist()
-    assert allowed == [4, 12, 13]
-    last = grammar.advanced(13)
-    assert last.constrain(torch.zeros(20)).isfinite().nonzero().flatten().tolist() == [4]
+def test_each_region_is_chosen_against_the_end_of_the_list_alone():
+    logits = torch.full((20,), -9.0)
+    logits[TOKENS.objects_close] = 1.0
+    logits[torch.tensor(TOKENS.regions)] = torch.tensor([2.0, 0.9, -3.0, 6.0])
+    logits[7] = 50.0
+    found, chances = RegionChoice(TOKENS, least=0.4).listed(logits)
+    assert found == [10, 11, 13]
+    assert chances == pytest.approx([0.7311, 0.4750, 0.9933], abs=1e-4)
 
 
-def test_guesses_of_a_list_go_upwards():
-    drafter = RegionListDrafter(TOKENS, lists=[[11, 13], [99, 12]], num_leading=3)
-    assert drafter.guesses([]) == [[11, 13], [12], [10], [11], [12]]
-    assert drafter.guesses([11]) == [[13], [12], [12]]
-    assert drafter.guesses([13]) == []
+def test_a_question_may_ask_for_boxes_that_are_hardly_believed(stage, features):
+    task = Task.detect("dog")
+    every = stage.answer(features, replace(task, least_confidence=0.0))
+    assert len(parse_regions(every.text)["dog"]) == 6
+    few = stage.answer(features, task)
+    assert set(few.pieces) < set(every.pieces)
+    rules = AnswerRules(least_confidence=0.5, least_listed=0.25)
+    assert (rules.lists_from(task), rules.detects_from(task)) == (0.25, 0.5)
+    assert rules.detects_from(replace(task, least_confidence=0.1)) == 0.1
+
+
+def test_a_label_takes_one_pass_whatever_it_finds(stage):
+    features = random_features(stage._model.config, "one pass", num_boxes=6)
+    stage.answer(features, Task.detect("dog"))
+    again = stage.answer(features, replace(Task.detect("cat"), least_confidence=0.0))
+    assert again.num_passes == 1
+    assert len(parse_regions(again.text)["cat"]) == 6
 
 
 def test_labels_have_a_limit():

@@ -116,8 +116,8 @@ def test_an_object_is_claimed_once():
     # Box 1 is surer than the box it overlaps and than the one it holds; a cat is no dog.
     assert once.detections.region.tolist() == [1, 3, 2]
     assert once.detections.label == ("dog", "dog", "cat")
-    doubtful = Proposals(boxes, np.array([0.9, 0.5, 0.9, 0.2, 0.1], np.float32))
-    rules = AnswerRules(one_per_object=True, weigh_objectness=True)
+    doubtful = Proposals(boxes, np.array([0.81, 0.25, 0.81, 0.04, 0.01], np.float32))
+    rules = AnswerRules(one_per_object=True, objectness_power=0.5)
     weighed = join_pages(TASK, [page], doubtful, rules=rules)
     # 0.6 x 0.9 is more than 0.9 x 0.5, and than 0.8 x 0.9 nothing that overlaps is.
     assert weighed.detections.region.tolist() == [2, 3, 2]

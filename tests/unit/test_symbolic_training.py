@@ -16,6 +16,7 @@ from agent.model.low_rank import adapt, adapter_state, load_adapter, merge
 from agent.model.name_mixture import NameMixture, place_of
 from agent.training.beliefs import LEAST_SCORE, NameBeliefs
 from agent.training.branches import Branch, pack
+from agent.training.own_answers import read as read_answers
 from agent.training.picture_evidence import ClassExchange, EvidenceBank, collect
 from agent.training.scene_questions import Questioner, held_out
 from agent.training.spellings import article, plural, spelled
@@ -153,6 +154,40 @@ def test_answers_are_where_the_word_is_believed(words, head):
             assert list(asked.regions) == true
             num_absent += not true
     assert 40 < num_absent < 200
+
+
+def test_chances_are_half_at_the_threshold_and_colours_and_places_only_take_away(words, head):
+    beliefs = NameBeliefs(words)
+    weights = np.zeros((3, 1080), dtype=np.float32)
+    weights[:, 0] = (0.0, LEAST_SCORE, 3 * LEAST_SCORE)
+    assert beliefs.chances("person", weights) == pytest.approx([0.0, 0.5, 0.9])
+    scene = SceneMaker(words, head, 3).scene(20)
+    questions = Questioner(words, 4)
+    drawn = [one for _ in range(60) if (one := questions.described(scene)) is not None]
+    assert len({one.label.split()[0] for one in drawn}) > 3
+    for one in drawn:
+        plain = scene.chances(one.plain)
+        assert set(one.chances.nonzero()[0]) <= set(plain.nonzero()[0])
+        assert ((one.chances == plain) | (one.chances == 0)).all()
+
+
+def test_answers_beside_scenes_are_whole_sentences_that_do_not_go_round(tmp_path):
+    turns = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}"
+    long = "It is a cat. " + "It purrs and sleeps. " + "and so on " * 3 + "x" * 200
+    for number, (question, answer) in enumerate(
+        [
+            ("What is this?", "It is a cat. It is 3.5 kg and so on"),
+            ("Where?", "Il capo di Roma e di Napoli, il capo di Roma e di Napoli."),
+            ("Who?", long + "<|im_end|>"),
+        ]
+    ):
+        (tmp_path / f"answer_{number:04}.txt").write_text(turns.format(question, answer))
+    assert read_answers(tmp_path) == [
+        ("What is this?", "It is a cat."),
+        ("Who?", "It is a cat. It purrs and sleeps."),
+    ]
+    with pytest.raises(SettingsError, match="own-answers"):
+        read_answers(tmp_path / "none")
 
 
 def test_words_are_held_out_by_themselves_and_not_by_chance(words):
