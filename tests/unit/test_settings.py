@@ -56,7 +56,7 @@ def test_mistakes_are_named(values: dict[str, object], message: str) -> None:
         ({"frame": {"max_bytes": 0}}, "max_bytes should be greater than 0, not 0"),
         ({"observe": {"traced_share": 1.5}}, "less than or equal to 1, not 1.5"),
         ({"observe": {"log_format": "xml"}}, "should be 'text' or 'json', not 'xml'"),
-        ({"dtype": "int8"}, "args.dtype should be 'auto', .* or 'float16', not 'int8'"),
+        ({"dtype": "int4"}, "args.dtype should be 'auto', .* or 'int8', not 'int4'"),
         ({"num_threads": {"language": 0}}, "greater than or equal to 1, not 0"),
         ({"access": {"quotas": {"acme": {"streams": 0}}}}, "quotas.acme.streams should be greater"),
     ],

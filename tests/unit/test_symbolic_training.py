@@ -173,7 +173,7 @@ def test_chances_are_half_at_the_threshold_and_colours_and_places_only_take_away
 
 def test_answers_beside_scenes_are_whole_sentences_that_do_not_go_round(tmp_path):
     turns = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}"
-    long = "It is a cat. " + "It purrs and sleeps. " + "and so on " * 3 + "x" * 200
+    long = "It is a cat. " + "It purrs and sleeps. " + "x" * 200
     for number, (question, answer) in enumerate(
         [
             ("What is this?", "It is a cat. It is 3.5 kg and so on"),
