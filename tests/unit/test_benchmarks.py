@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from agent.answer_rules import AnswerRules
 from agent.detections import Detections, Proposals
 from agent.evaluation.cocotext import evaluate_cocotext, load_cocotext
 from agent.evaluation.countbench import load_countbench, what_is_counted
@@ -36,6 +37,8 @@ SIDE = 100
 
 class Scripted:
     """Answers from a script: words to boxes with scores, words to a number, boxes to names."""
+
+    rules = AnswerRules()
 
     def __init__(self, *, boxes=None, counts=None, names=None, replies=None):
         self.boxes, self.counts = boxes or {}, counts or {}

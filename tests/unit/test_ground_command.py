@@ -194,7 +194,7 @@ def test_what_was_done_before_an_interrupt_is_written(
                     raise KeyboardInterrupt
                 yield picture
 
-    monkeypatch.setattr("groundstream.video.sources.open_source", lambda _: Interrupted())
+    monkeypatch.setattr("groundstream.video.sources.open_source", lambda *_, **__: Interrupted())
     result = run("ground", video, "dog", "--json")
     assert result.exit_code != 0
     lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]

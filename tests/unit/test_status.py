@@ -14,7 +14,13 @@ from ray.serve._private.common import DeploymentID
 from deployments.wire import status
 from groundstream import errors
 
-NOT_FROM_CLIENTS = {"CheckpointMismatch", "ModelNotFetched", "SettingsError", "EventsError", "SourceError"}
+NOT_FROM_CLIENTS = {
+    "CheckpointMismatch",
+    "ModelNotFetched",
+    "SettingsError",
+    "EventsError",
+    "SourceError",
+}
 
 
 def test_every_error_a_client_can_cause_is_in_the_table() -> None:
