@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from agent.prompts import MAX_REGIONS, Task
@@ -39,10 +39,5 @@ class AnswerRules:
     @classmethod
     def read(cls, section: Mapping[str, Any]) -> AnswerRules:
         """From the `groundstream` section of a configuration."""
-        return cls(
-            int(section.get("regions_per_page", MAX_REGIONS)),
-            float(section.get("least_confidence", 0.0)),
-            float(section.get("least_listed", 0.5)),
-            bool(section.get("one_per_object", False)),
-            float(section.get("objectness_power", 0.0)),
-        )
+        usual = asdict(cls())
+        return cls(**{name: type(was)(section.get(name, was)) for name, was in usual.items()})

@@ -407,7 +407,6 @@ class Engine:
         if run.request.choice is not None:
             run.ids, run.probabilities = run.request.choice.listed(logits[0])
             self._finish(run, truncated=False)
-            self._running.remove(run)
             return
         tail, tree = len(run.tail), run.tree
         node, path = -1, []
@@ -435,7 +434,6 @@ class Engine:
             run.request.on_ids(run.ids)
         if finished:
             self._finish(run, truncated=token != run.request.end_of_turn)
-            self._running.remove(run)
             return
         run.past.keep([*range(tail), *(tail + index for index in path)], tail + len(tree.nodes))
         run.next_position += len(path)
@@ -467,6 +465,7 @@ class Engine:
         )
         if run.future.set_running_or_notify_cancel():
             run.future.set_result(completion)
+        self._running.remove(run)
 
 
 def _job_key(source: PrefixSource, run: _Run) -> str:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from agent.detections import FloatArray
-from agent.frame import load_frame, read_frame
+from agent.frame import Frame, load_frame, read_frame
 from agent.pipeline import Grounding, Pipeline
 from agent.prompts import Task
 
@@ -47,9 +47,17 @@ async def ask_all(
     console = Console(stderr=True)
     asked = [picture for picture in pictures if picture.tasks]
     for picture in track(asked, title, console=console, disable=not sys.stderr.isatty()):
-        source = picture.source
-        frame = load_frame(source) if isinstance(source, Path) else read_frame(source)
+        frame = frame_of(picture.source)
         yield picture, await pipeline.ground(frame, list(picture.tasks), boxes=picture.boxes)
+
+
+def frame_of(source: Path | bytes) -> Frame:
+    """The picture of a file, or of its bytes.
+
+    Raises:
+        InvalidFrame: it cannot be read.
+    """
+    return load_frame(source) if isinstance(source, Path) else read_frame(source)
 
 
 def corners(xywh: Sequence[float], width: int, height: int) -> FloatArray | None:

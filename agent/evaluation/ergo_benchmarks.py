@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.ergo_protocol import NEW_TOKENS
+from agent.evaluation.asking import frame_of
 from agent.evaluation.benchmark_file import Row, read_rows
 from agent.evaluation.high_resolution import decoded_picture
 from agent.evaluation.tally import Tally
-from agent.frame import Frame, load_frame, read_frame
+from agent.frame import Frame
 from agent.prompts import Task
 from agent.zoom import Zoomer
 from agent.zoom_policy import Zoom, ZoomPolicy
@@ -64,9 +65,7 @@ class ErgoQuestion:
         Raises:
             InvalidFrame: it cannot be read.
         """
-        if isinstance(self.source, bytes):
-            return read_frame(self.source)
-        return load_frame(self.source)
+        return frame_of(self.source)
 
     def is_right(self, written: str) -> bool:
         """Whether the letters of the answer are the label, whatever stands between them."""

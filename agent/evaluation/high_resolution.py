@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.frame import Frame, load_frame, read_frame
+from agent.evaluation.asking import frame_of
+from agent.frame import Frame
 from agent.prompts import Task
 from agent.zoom import Zoomer
 from agent.zoom_policy import Zoom
@@ -57,9 +58,7 @@ class ChoiceQuestion:
         Raises:
             InvalidFrame: it cannot be read.
         """
-        if isinstance(self.source, bytes):
-            return read_frame(self.source)
-        return load_frame(self.source)
+        return frame_of(self.source)
 
     def chosen(self, reply: str) -> str | None:
         """The letter that a reply gives: written, or by the words of one choice; else None."""

@@ -1,6 +1,6 @@
 """Questions about symbolic scenes, with their answers, as the embedded model is asked and answers.
 
-An answer is what the evidence of the regions says (`Scene.showing`), so it can be told from what
+An answer is what the evidence of the regions says (`Scene.chances`), so it can be told from what
 the model is shown.
 
 What is asked: one label in many spellings, words for kinds ("vehicle"), things that are absent,
@@ -148,7 +148,8 @@ class Questioner:
         word = dice.choice(list(names.values()))
         if not self._may_ask(word):
             return None
-        chances, regions = scene.chances(word), scene.showing(word)
+        chances = scene.chances(word)
+        regions = Asked(word, chances).regions
         boxes = np.stack([scene.regions[k].box for k in regions])
         kind = dice.random()
         if kind < 0.5:

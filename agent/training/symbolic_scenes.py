@@ -54,10 +54,6 @@ class Scene:
     """(regions, 1080) of the classes."""
     beliefs: NameBeliefs = field(repr=False)
 
-    def showing(self, word: str) -> list[int]:
-        """Numbers of the regions that `word` names, upwards."""
-        return np.flatnonzero(self.chances(word) >= 0.5).tolist()
-
     def chances(self, word: str) -> Array:
         """(regions,) how likely `word` names each."""
         return self.beliefs.chances(word, self.weights)
