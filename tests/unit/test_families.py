@@ -126,11 +126,11 @@ def test_a_page_continues_the_image(stage, config):
 
 def test_guesses_change_nothing(stage, config):
     features = random_features(config, "guessed", seed=5)
-    text = stage.answer(features, DETECT).text
+    text = stage.answer(features, WORDED).text
     drafts = ("<ground>dog</ground><objects><region1></objects>", text, text[:-1] + "x")
-    guided = stage.answer(features, replace(DETECT, drafts=drafts))
+    guided = stage.answer(features, replace(WORDED, drafts=drafts))
     assert guided.text == text
-    assert guided.num_passes < stage.answer(features, DETECT).num_passes
+    assert guided.num_passes < stage.answer(features, WORDED).num_passes
 
 
 def test_the_grammar_holds(stage, config):

@@ -84,9 +84,11 @@ def test_a_layer_that_computes_on_a_busy_machine_is_not_standing_still(
     assert progress.still_since_s(150.0) == 250.0
 
 
-async def test_a_stage_that_goes_on_layer_by_layer_is_well_and_one_that_stands_still_is_not() -> (
-    None
-):
+async def test_a_stage_that_goes_on_layer_by_layer_is_well_and_one_that_stands_still_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Threads of other tests use the processor; a replica has its process to itself.
+    monkeypatch.setattr(time, "process_time", lambda: 0.0)
     queue, may_end = StageQueue(), threading.Event()
 
     def compute(num_layers: int) -> None:
