@@ -37,7 +37,7 @@ def run(*arguments, **options):
 
 def test_a_benchmark_from_the_command_line(model, pope):
     result = run("eval", "pope", "--questions", pope, "--images", pope.parent,
-                 "--model", model, "--json")  # fmt: skip
+                 "--model", model, "--max-new-tokens", 16, "--json")  # fmt: skip
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout.splitlines()[-1])
     assert figures["accuracy"]["count"] == 2
@@ -93,7 +93,8 @@ def photographs(tmp_path):
 @pytest.mark.parametrize("command", ["detection", "words"])
 def test_photographs_from_the_command_line(model, photographs, command):
     arguments = ("eval", command, "--images", photographs, "--annotations",
-                 photographs / "instances.json", "--model", model)  # fmt: skip
+                 photographs / "instances.json", "--model", model,
+                 "--max-new-tokens", 16)  # fmt: skip
     if command == "detection":
         arguments += ("--protocol", "own")
     result = run(*arguments, "--json")
