@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +31,9 @@ _DECODE_S = 5.0
 is allowed takes a fifth of that. A busy machine makes no picture costly."""
 _BLOCK_BYTES = 16_384
 """Handed to the decoder at a time; the limit is looked at between two of them."""
+_WEBP_TURN = threading.Lock()
+"""Held while a WebP is decoded: one of 0.3 MB may have 65,536 sets of prefix codes, whose tables
+take 370 to 500 MB whatever its size is, and nothing tells before they are made."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Frame:
             FrameTooCostly: it takes too long.
         """
         try:
-            with _opened(self.encoded, _DECODE_S) as image:
+            with _turn(self.encoded), _opened(self.encoded, _DECODE_S) as image:
                 return np.asarray(upright(image).convert("RGB"))
         except UNREADABLE as error:
             raise _damaged(error) from error
@@ -85,7 +90,7 @@ class Frame:
             FrameTooCostly: it takes too long.
         """
         try:
-            with _opened(self.encoded, _DECODE_S) as image:
+            with _turn(self.encoded), _opened(self.encoded, _DECODE_S) as image:
                 shrink = least_px / max(image.size)
                 if shrink < 1.0:
                     wanted = tuple(max(1, round(side * shrink)) for side in image.size)
@@ -152,6 +157,11 @@ class _TimedBytes(io.BytesIO):
     def getbuffer(self) -> memoryview:
         """Not offered: decoders would take all at once."""
         raise io.UnsupportedOperation
+
+
+def _turn(encoded: bytes) -> AbstractContextManager[object]:
+    """What a decoder of these bytes has to hold."""
+    return _WEBP_TURN if encoded[8:12] == b"WEBP" else nullcontext()
 
 
 def _opened(encoded: bytes, limit_s: float) -> Image.Image:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import time
 import zlib
 
@@ -15,6 +17,7 @@ from agent import frame as frame_module
 from agent.frame import FrameLimits, read_frame
 from agent.picture_cost import picture_cost
 from groundstream.errors import FrameTooCostly, InvalidFrame
+from tests.forged_webp import forged_webp
 from tests.pictures import encoded_image
 
 
@@ -154,3 +157,30 @@ def test_a_busy_machine_makes_no_picture_costly(monkeypatch: pytest.MonkeyPatch)
 
 def test_costly_is_a_kind_of_invalid() -> None:
     assert issubclass(FrameTooCostly, InvalidFrame)
+
+
+DECODE_AT_ONCE = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from agent.frame import read_frame
+from tests.forged_webp import forged_webp
+
+frame, at_once = read_frame(forged_webp()), int(sys.argv[1])
+with ThreadPoolExecutor(at_once) as threads:
+    shapes = {pixels.shape for pixels in threads.map(lambda _: frame.rgb(), range(at_once))}
+assert shapes == {(1024, 1024, 3)}, shapes
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_pictures_forged_to_take_memory_are_decoded_one_at_a_time() -> None:
+    assert len(forged_webp()) < 300_000
+
+    def peak_mb(at_once: int) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", DECODE_AT_ONCE, str(at_once)],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return int(done.stdout)
+
+    assert peak_mb(4) < peak_mb(1) + 250
