@@ -152,7 +152,7 @@ def test_text_is_told_while_it_is_written(stage, config):
 
 def test_cancelling_ends_an_answer(stage, config):
     begun = threading.Event()
-    task = replace(WORDED, max_new_tokens=2000)
+    task = replace(WORDED, max_new_tokens=400)
     long = stage.start(random_features(config, "long"), task, lambda text: begun.set())
     assert begun.wait(60)
     assert long.cancel()
