@@ -31,6 +31,8 @@ from groundstream.errors import AgentError, SettingsError, StageUnavailable
 _logger = logging.getLogger(__name__)
 _STOP_MARGIN_S = 15.0
 _PARENT_POLL_S = 0.5
+_PORT_PATIENCE_S = 60.0
+"""A killed process keeps its sockets until its last thread is gone; that may take a while."""
 _MAX_RESTARTS = 3
 _RESTART_WINDOW_S = 600.0
 _LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -62,6 +64,8 @@ class LocalService:
         self._folder: Path | None = None
         self._leader: subprocess.Popen[str] | None = None
         self._is_ready = False
+        self._was_ready = False
+        """Once in its life: the port is its own, if somebody has it still."""
 
     @property
     def target(self) -> str:
@@ -81,7 +85,11 @@ class LocalService:
         service = self._config.service
         service.server.check_address()
         find_model(service.model)
-        check_port_is_free(service.server.host, service.server.port)
+        check_port_is_free(
+            service.server.host,
+            service.server.port,
+            patience_s=_PORT_PATIENCE_S if self._was_ready else 0.0,
+        )
         # Only its owner may enter it, whatever Ray does to its own folder within.
         self._folder = Path(tempfile.mkdtemp(prefix="groundstream-"))
         self._leader = subprocess.Popen(
@@ -98,7 +106,7 @@ class LocalService:
         self._leader.stdin.flush()
         while (reply := _reply(self._leader.stdout.readline())) is not None:
             self._report(reply)
-        self._is_ready = True
+        self._is_ready = self._was_ready = True
         return time.monotonic() - started_s
 
     def is_running(self) -> bool:
@@ -231,19 +239,33 @@ def _reply(line: str) -> str | None:
     raise kind(reply["message"])
 
 
-def check_port_is_free(host: str, port: int, option: str = "--port") -> None:
+def check_port_is_free(
+    host: str, port: int, option: str = "--port", *, patience_s: float = 0.0
+) -> None:
     """No other process listens there, and we may.
+
+    Args:
+        host: address.
+        port: of it.
+        option: chooses another port.
+        patience_s: how long to wait for it to become free.
 
     Raises:
         SettingsError: otherwise; names the `option` that chooses another.
     """
     # Front-end replicas share their port, so a second service would silently share it too.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    until_s = time.monotonic() + patience_s
+    while True:
         try:
-            probe.bind((host, port))
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+            return
         except OSError as error:
+            if time.monotonic() < until_s:
+                time.sleep(_PARENT_POLL_S)
+                continue
             raise SettingsError(
                 f"cannot listen on {host}:{port} ({error.strerror}); is a service running there? "
                 f"Choose another with {option}"

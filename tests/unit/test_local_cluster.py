@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import stat
 import threading
 import time
@@ -18,7 +19,7 @@ from ray import serve
 from agent.settings import CacheSettings, ServiceSettings
 from deployments.local import ray_cluster, supervisor
 from deployments.local.embedded_cache import EmbeddedCache
-from groundstream.errors import StageUnavailable
+from groundstream.errors import SettingsError, StageUnavailable
 
 
 @pytest.fixture(autouse=True)
@@ -163,3 +164,13 @@ def test_a_service_that_dies_again_and_again_is_given_up(monkeypatch: pytest.Mon
     with pytest.raises(StageUnavailable, match=r"raylet ended.*4th time"):
         supervisor.serve_forever(service, report=lambda _line: None)  # type: ignore[arg-type]
     assert service.num_starts == 4
+
+
+def test_a_port_that_is_let_go_soon_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_PARENT_POLL_S", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as dying:
+        port = dying.getsockname()[1]
+        with pytest.raises(SettingsError, match="is a service running there"):
+            supervisor.check_port_is_free("127.0.0.1", port)
+        threading.Timer(0.1, dying.close).start()
+        supervisor.check_port_is_free("127.0.0.1", port, patience_s=10.0)
