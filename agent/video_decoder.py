@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from agent.frame import Frame, FrameLimits, frame_from_rgb
 from agent.settings import VideoSettings
-from agent.video_packets import VideoShape, read_packet
+from agent.video_packets import VideoShape, check_slices, read_packet
 from groundstream.enums import VideoCodec
 from groundstream.errors import (
     FrameTooCostly,
@@ -33,6 +33,8 @@ from groundstream.errors import (
 _DECODERS = {VideoCodec.H264: "h264", VideoCodec.H265: "hevc"}
 _DECODE_S = 5.0
 """Processor time of one packet, as of a JPEG; what takes longer ends the decoder."""
+_PADDING_PIXELS = 65_536
+"""The decoder counts the memory around a small picture as part of it."""
 _JPEG_QUALITY = 92
 """Of a picture that goes to the stages."""
 _UNREADABLE = (FFmpegError, ValueError)
@@ -153,7 +155,10 @@ class VideoDecoder:
         context = av.CodecContext.create(_DECODERS[codec], "r")
         context.thread_count = 1
         # A picture whose references are missing is an error, not a grey one.
-        context.options = {"max_pixels": str(settings.max_pixels), "err_detect": "explode"}
+        context.options = {
+            "max_pixels": str(2 * settings.max_pixels + _PADDING_PIXELS),
+            "err_detect": "explode",
+        }
         if parameter_sets:
             context.extradata = parameter_sets
         self._context = context
@@ -181,6 +186,7 @@ class VideoDecoder:
             raise KeyFrameNeeded(
                 "no parameter sets have come; send them in StartVideo or with a key frame"
             )
+        check_slices(self._shape, num_slices)
         return self._shape
 
     def decode(self, data: bytes, number: int) -> list[tuple[int, av.VideoFrame]]:

@@ -87,13 +87,20 @@ def read_packet(
         raise InvalidFrame("the packet holds several pictures; send one access unit in each")
     if num_slices and not num_pictures:
         raise InvalidFrame("the packet begins within a picture; send whole access units")
-    shape = announced or shape
-    if shape is not None and num_slices * shape.num_pixels > _MAX_DECODED_PIXELS:
+    return announced or shape, num_slices
+
+
+def check_slices(shape: VideoShape, num_slices: int) -> None:
+    """Refuse a packet that covers its picture too often.
+
+    Raises:
+        FrameTooCostly: out of proportion many slices.
+    """
+    if num_slices * shape.num_pixels > _MAX_DECODED_PIXELS:
         raise FrameTooCostly(
             f"the packet has {num_slices} slices of a picture of {shape.width}x{shape.height}; "
             "encode with fewer"
         )
-    return shape, num_slices
 
 
 def _units(data: bytes) -> Iterator[tuple[int, int]]:
