@@ -16,7 +16,6 @@ from groundstream.video.sources import SourcePacket, VideoFile
 
 _TICKS_PER_S = 90_000
 GREY_STEP = 4
-_QUIET = "log-level=none"
 
 
 def write_clip(
@@ -39,10 +38,9 @@ def write_clip(
     width, height = size
     with av.open(str(path), "w") as container:
         encoder = "libx264" if codec is VideoCodec.H264 else "libx265"
-        options = {"bf": str(b_frames), "g": str(every)}
-        options[encoder.removeprefix("lib") + "-params"] = ":".join(
-            [*([parameters] if parameters else []), *([] if codec is VideoCodec.H264 else [_QUIET])]
-        )
+        own = [parameters] if parameters else []
+        own.append("scenecut=0" if codec is VideoCodec.H264 else "scenecut=0:log-level=none")
+        options = {"bf": str(b_frames), "g": str(every), f"{encoder[3:]}-params": ":".join(own)}
         stream = container.add_stream(encoder, rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.time_base = Fraction(1, _TICKS_PER_S)

@@ -145,6 +145,10 @@ class StreamVideo:
         async with self._using:
             await self._drop_decoder()
 
+    def close(self) -> None:
+        """The stream is over; its decoder goes as soon as no thread works on it."""
+        self._decoder = None
+
     async def _decode(self, message: Any, received_time_ns: int) -> list[tuple[int, Any]]:
         await self._note_number(message.packet_number)
         await self._quota.spend_arrival()

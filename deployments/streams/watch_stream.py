@@ -100,6 +100,7 @@ class WatchStream:
         finally:
             _cancel(background)
             await self._answers.cancel()
+            self._video.close()
             ended = await asyncio.gather(*background, return_exceptions=True)
         for error in ended:
             if isinstance(error, Exception):
