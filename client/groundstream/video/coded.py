@@ -134,13 +134,16 @@ class PacketReader:
             self._num_ranked += 1
             return [replace(coded, rank=self._num_ranked - 1)]
         ready = []
-        dts = pts if packet.dts is None else packet.dts
-        if self._last_dts is not None and dts < self._last_dts:
-            # Another clock; its times say nothing about those before.
-            ready += self._numbered_all()
-        self._last_dts = dts
-        # No packet from here on is shown before the time at which this one is decoded.
-        while self._unranked and (self._unranked[0] < dts or len(self._unranked) > _MAX_HELD):
+        dts = packet.dts
+        if dts is not None:
+            if self._last_dts is not None and dts < self._last_dts:
+                # Another clock; its times say nothing about those before.
+                ready += self._numbered_all()
+            self._last_dts = dts
+            # No packet from here on is shown before the time at which this one is decoded.
+            while self._unranked and self._unranked[0] < dts:
+                self._rank_next()
+        if len(self._unranked) > _MAX_HELD:
             self._rank_next()
         self._held.append((pts, coded))
         heapq.heappush(self._unranked, pts)
