@@ -115,3 +115,23 @@ def h265_set(width: int, height: int) -> bytes:
     """The beginning of a sequence parameter set of H.265, which says the size."""
     bits = BitWriter().put(0, 8).put(0, 96).number(0, 1, width, height).put(0, 1).number(0, 0)
     return bits.unit(b"\x42\x01")
+
+
+def grey_h264(side: int) -> bytes:
+    """A key frame of H.264 of one grey, a byte for every block of 16x16."""
+    parameters = BitWriter().number(0, 0).put(0, 2).number(0, 0, 0).put(0, 3).number(0, 0, 0)
+    picture = BitWriter().number(0, 7, 0).put(0, 4).number(0).put(0, 2).number(0)
+    for _ in range((side // 16) ** 2):
+        picture.put(0b00100111, 8)  # The mean of what is above and left, and nothing else.
+    sets = h264_set(side, side) + parameters.put(0, 3).unit(b"\x68")
+    return sets + picture.unit(b"\x65")
+
+
+def skipped_h264(side: int, number: int, *, slices: int = 1) -> bytes:
+    """A packet after it in which nothing moves, said of all the picture `slices` times."""
+    units = []
+    for index in range(slices):
+        first = min(index, 1)  # Only one slice may begin the picture.
+        bits = BitWriter().number(first, 5, 0).put(number, 4).put(0, 3)
+        units.append(bits.number(0, (side // 16) ** 2 - first).unit(b"\x41"))
+    return b"".join(units)

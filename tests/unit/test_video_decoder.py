@@ -25,7 +25,15 @@ from groundstream.errors import (
     Overloaded,
 )
 from groundstream.types import OutgoingPacket
-from tests.clips import GREY_STEP, h264_set, h265_set, packets_of, write_clip
+from tests.clips import (
+    GREY_STEP,
+    grey_h264,
+    h264_set,
+    h265_set,
+    packets_of,
+    skipped_h264,
+    write_clip,
+)
 
 H264, H265 = VideoCodec.H264, VideoCodec.H265
 CODECS = pytest.mark.parametrize("codec", [H264, H265])
@@ -171,6 +179,24 @@ def test_a_packet_cannot_cover_its_picture_a_thousand_times() -> None:
         read_packet(large + 3 * SLICE, H264, None)
     with pytest.raises(InvalidFrame, match="begins within a picture"):
         read_packet(large + again, H264, None)
+
+
+def test_the_most_that_a_packet_may_cover_takes_its_time_and_no_more() -> None:
+    """1.4 KB that say 4 megapixels 128 times; 4 MB of it would take a quarter of an hour."""
+    side = 2048
+    video = decoder()
+    for number, data in enumerate((grey_h264(side), skipped_h264(side, 1))):
+        video.check(data)
+        assert [n for n, _ in video.decode(data, number)] == [number]
+    costly = skipped_h264(side, 2, slices=128)
+    assert len(costly) < 1500
+    video.check(costly)
+    started_s = time.thread_time()
+    with pytest.raises(KeyFrameNeeded, match="damaged"):
+        video.decode(costly, 2)
+    assert time.thread_time() - started_s < 5.0
+    with pytest.raises(FrameTooCostly):
+        video.check(skipped_h264(side, 3, slices=129))
 
 
 @pytest.mark.parametrize(
