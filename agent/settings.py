@@ -167,6 +167,8 @@ class ZoomSettings:
 class VideoSettings:
     """Streams that send H.264 or H.265: what the front end is willing to decode."""
 
+    enabled: bool = True
+    """False: streams send pictures only."""
     max_packet_bytes: Count = 4_194_304
     """Largest packet."""
     max_pixels: Count = 8_912_896

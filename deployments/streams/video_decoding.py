@@ -22,13 +22,12 @@ from agent.settings import VideoSettings
 from agent.streaming.policy import Priority
 from agent.streaming.session import Session
 from agent.video_decoder import DecodedFrame, DecoderMemory, VideoDecoder
-from deployments.process_resources import TRACKING, lower_priority
 from deployments.streams.responses import ResponseWriter
 from deployments.wire import messages
 from deployments.wire.messages import ReceivedFrame
 from deployments.wire.status import failure_of
 from groundstream.enums import VideoCodec
-from groundstream.errors import AgentError, InvalidFrame, KeyFrameNeeded
+from groundstream.errors import AgentError, InvalidFrame, InvalidRequest, KeyFrameNeeded
 
 T = TypeVar("T")
 
@@ -47,15 +46,16 @@ class DecodingThreads:
         self.memory = DecoderMemory(settings.memory_bytes)
         self._settings = settings
         self._limits = limits
-        self._threads = ThreadPoolExecutor(
-            settings.decoders_at_once,
-            thread_name_prefix="decoding",
-            initializer=lower_priority,
-            initargs=(TRACKING,),
-        )
+        # Not of lower priority, as tracking is: a frame may do without that, but a packet that is
+        # decoded late makes all after it late.
+        self._threads = ThreadPoolExecutor(settings.decoders_at_once, thread_name_prefix="decoding")
 
     def decoder(self, codec: VideoCodec, parameter_sets: bytes) -> VideoDecoder:
-        """A new one."""
+        """A new one.
+
+        Raises:
+            AgentError: see `VideoDecoder`.
+        """
         return VideoDecoder(
             codec,
             parameter_sets,
@@ -63,6 +63,15 @@ class DecodingThreads:
             limits=self._limits,
             memory=self.memory,
         )
+
+    def check_enabled(self) -> None:
+        """Refuse video where the service takes none.
+
+        Raises:
+            InvalidRequest: it does not.
+        """
+        if not self._settings.enabled:
+            raise InvalidRequest("this service takes pictures only; see stream.video.enabled")
 
     async def run(self, work: Callable[[], T]) -> T:
         """Do the work in one of the threads, in its turn."""
@@ -112,8 +121,9 @@ class StreamVideo:
         """Another video begins.
 
         Raises:
-            InvalidRequest: a codec that this service does not know.
+            InvalidRequest: a codec that this service does not know, or it takes no video.
         """
+        self._threads.check_enabled()
         async with self._using:
             codec = messages.codec_from_message(message)
             await self._drop_decoder()

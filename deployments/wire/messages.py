@@ -362,6 +362,7 @@ def capabilities_to_message(
     """What the service can do; a model may have been trained for some tasks only."""
     trained = model.tasks
     known = [kind for kind in TaskKind if not trained or kind.name in trained]
+    video = settings.stream.video
     return pb.Capabilities(
         service_version=service_version,
         model_name=model.name,
@@ -375,8 +376,8 @@ def capabilities_to_message(
         max_regions=MAX_REGIONS,
         max_new_tokens=settings.stream.max_new_tokens,
         max_window=settings.stream.max_window,
-        video_codecs=[f"VIDEO_CODEC_{codec.value}" for codec in VideoCodec],
-        max_video_pixels=settings.stream.video.max_pixels,
+        video_codecs=[f"VIDEO_CODEC_{codec.value}" for codec in VideoCodec if video.enabled],
+        max_video_pixels=video.max_pixels,
     )
 
 

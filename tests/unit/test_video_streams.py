@@ -271,6 +271,18 @@ async def test_what_a_decoder_needs_first(service: Service, plain: list[Outgoing
     assert wire.results == [15]
 
 
+async def test_a_service_may_take_no_video(plain: list[OutgoingPacket]) -> None:
+    async with (
+        running_service(settings=settings_with(enabled=False)) as service,
+        spoken(service) as wire,
+    ):
+        await wire.start(plain[0])
+        await wire.send(plain[0])
+        await wire.close()
+    assert wire.complaints == ["this service takes pictures only; see stream.video.enabled"]
+    assert wire.errors == {0: "KEY_FRAME_NEEDED"}
+
+
 async def test_numbers_must_increase_in_the_order_of_showing(
     service: Service, plain: list[OutgoingPacket]
 ) -> None:
