@@ -226,6 +226,11 @@ class Session(Generic[T]):
         self._count(received=1)
         self._num_decoding += 1
 
+    def supersede_decoding(self, count: int) -> None:
+        """So many packets that came in go, undecoded, for a newer one that needs none of them."""
+        self._num_decoding -= count
+        self._count(superseded=count)
+
     def offer(
         self,
         item: T,

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import itertools
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from agent.clock import steady_ns
 from agent.frame import FrameLimits
 from agent.quotas import TenantQuota
 from agent.settings import VideoSettings
-from agent.streaming.policy import Priority
+from agent.streaming.policy import DropPolicy, Priority
 from agent.streaming.session import Session
 from agent.video_decoder import DecodedFrame, DecoderMemory, VideoDecoder
 from deployments.streams.responses import ResponseWriter
@@ -27,14 +28,28 @@ from deployments.wire import messages
 from deployments.wire.messages import ReceivedFrame
 from deployments.wire.status import failure_of
 from groundstream.enums import VideoCodec
-from groundstream.errors import AgentError, InvalidFrame, InvalidRequest, KeyFrameNeeded
+from groundstream.errors import (
+    AgentError,
+    InvalidFrame,
+    InvalidRequest,
+    KeyFrameNeeded,
+    Overloaded,
+)
+from groundstream.protos import vision_agent_pb2 as pb
 
 T = TypeVar("T")
 
+_ROW_BROKEN = "a packet that this one builds on was lost, refused or never sent; send a key frame"
 _MAX_HELD_BACK = 32
 """Packets after which one has given its picture, or has none; no decoder holds back so many."""
 _QUICK_BYTES = 65_536
 """A packet of this size is gone through at once, which takes a millisecond or two at most."""
+
+_MAX_WAITING = 60
+_MAX_WAITING_BYTES = 16_777_216
+"""Packets of a stream that wait to be decoded; more are refused."""
+_BEHIND = 15
+"""Packets waiting, at which a key frame makes them go: half a second."""
 
 _logger = logging.getLogger(__name__)
 
@@ -83,6 +98,16 @@ class DecodingThreads:
 
 
 @dataclass(frozen=True)
+class _Waiting:
+    """A packet that came and was not looked at yet."""
+
+    message: Any
+    received_time_ns: int
+    begins_anew: bool
+    """It is a key frame, and some before it are missing."""
+
+
+@dataclass(frozen=True)
 class _Packet:
     """What is known of a packet while its picture is in the decoder."""
 
@@ -116,6 +141,13 @@ class StreamVideo:
         self._numbers = itertools.count()
         self._in_decoder: dict[int, _Packet] = {}
         self._using = asyncio.Lock()
+        self._waiting: deque[_Waiting] = deque()
+        self._num_bytes = 0
+        self._has_gap = False
+        """The last packets that came do not wait; those that follow need a key frame."""
+        self._came = asyncio.Event()
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
 
     async def start(self, message: Any) -> None:
         """Another video begins.
@@ -124,6 +156,7 @@ class StreamVideo:
             InvalidRequest: a codec that this service does not know, or it takes no video.
         """
         self._threads.check_enabled()
+        await self.settle()
         async with self._using:
             codec = messages.codec_from_message(message)
             await self._drop_decoder()
@@ -131,29 +164,84 @@ class StreamVideo:
             self._last_number = 0
 
     async def accept(self, message: Any) -> None:
-        """A packet came; pictures that are complete by now are offered, errors told."""
-        received_time_ns = steady_ns()
-        async with self._using:
-            self._session.begin_decoding()
-            try:
-                pictures = await self._decode(message, received_time_ns)
-            except Exception as error:
-                # Those that are complete come before what broke the row.
-                await self._drop_decoder()
-                await self._refuse(message.sequence, error)
-                return
-            await self._hand_on(pictures)
-            await self._give_up_old()
+        """A packet came: it waits for its turn, which never makes the reader of the stream wait.
 
-    async def miss(self) -> None:
+        Where packets come faster than they can be decoded, a key frame supersedes those before it,
+        and without one the newest are refused, so that no picture grows old in the line.
+        """
+        received_time_ns = steady_ns()
+        self._session.begin_decoding()
+        if message.is_key and len(self._waiting) >= _BEHIND and self._may_supersede():
+            self._session.supersede_decoding(len(self._waiting))
+            self._waiting.clear()
+            self._num_bytes = 0
+            self._has_gap = True
+        if self._has_gap and not message.is_key:
+            await self._refuse(message.sequence, KeyFrameNeeded(_ROW_BROKEN))
+            return
+        size = len(message.data)
+        is_full = self._num_bytes + size > _MAX_WAITING_BYTES and self._waiting
+        if is_full or len(self._waiting) >= _MAX_WAITING:
+            self._has_gap = True
+            words = f"{len(self._waiting)} packets wait to be decoded; send fewer or smaller ones"
+            await self._refuse(message.sequence, Overloaded(words))
+            return
+        self._waiting.append(_Waiting(message, received_time_ns, self._has_gap))
+        self._num_bytes += size
+        self._has_gap = False
+        self._is_idle.clear()
+        self._came.set()
+
+    async def decode_all(self) -> None:
+        """Decode what waits, one packet after the other, until cancelled."""
+        try:
+            while True:
+                await self._came.wait()
+                while self._waiting:
+                    waiting = self._waiting.popleft()
+                    self._num_bytes -= len(waiting.message.data)
+                    async with self._using:
+                        await self._take(waiting)
+                self._came.clear()
+                self._is_idle.set()
+        finally:
+            # Without it no packet has a way out any more.
+            self._session.end()
+            self._is_idle.set()
+
+    async def settle(self) -> None:
+        """Wait until all that came is decoded."""
+        await self._is_idle.wait()
+
+    def miss(self) -> None:
         """A packet was refused before it could be read."""
-        async with self._using:
-            await self._drop_decoder()
+        self._has_gap = True
 
     async def flush(self) -> None:
         """No packet follows: what the decoder holds back is offered."""
+        await self.settle()
         async with self._using:
             await self._drop_decoder()
+
+    def _may_supersede(self) -> bool:
+        is_latest = self._session.policy.drop is DropPolicy.LATEST_WINS
+        high = pb.FRAME_PRIORITY_HIGH
+        return is_latest and all(waiting.message.priority != high for waiting in self._waiting)
+
+    async def _take(self, waiting: _Waiting) -> None:
+        """Offer the pictures that are complete with this packet; tell its error."""
+        message = waiting.message
+        if waiting.begins_anew:
+            await self._drop_decoder()
+        try:
+            pictures = await self._decode(message, waiting.received_time_ns)
+        except Exception as error:
+            # Those that are complete come before what broke the row.
+            await self._drop_decoder()
+            await self._refuse(message.sequence, error)
+            return
+        await self._hand_on(pictures)
+        await self._give_up_old()
 
     def close(self) -> None:
         """The stream is over; its decoder goes as soon as no thread works on it."""
@@ -192,9 +280,7 @@ class StreamVideo:
         if self._codec is None:
             raise KeyFrameNeeded("no StartVideo came on this stream; send it, then a key frame")
         if not is_key:
-            raise KeyFrameNeeded(
-                "a packet that this one builds on was lost, refused or never sent; send a key frame"
-            )
+            raise KeyFrameNeeded(_ROW_BROKEN)
         build = functools.partial(self._threads.decoder, self._codec, self._parameter_sets)
         return await self._threads.run(build)
 

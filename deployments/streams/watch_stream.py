@@ -85,7 +85,7 @@ class WatchStream:
             for work in (
                 # A stream that comes while the replica drains is told so before anything else.
                 self._announce_drain(), self._read_all(), self._report_books(),
-                self._save_snapshots(),
+                self._save_snapshots(), self._video.decode_all(),
             )
         ]  # fmt: skip
         try:
@@ -151,7 +151,7 @@ class WatchStream:
         """Tell of a message that was not even parsed, by the number that its sender gave it."""
         about = {"sequence": refused.sequence, "change_id": refused.change_id}
         if refused.is_packet:
-            await self._video.miss()
+            self._video.miss()
         if refused.is_frame:
             self.session.reject()
         given = {name: number for name, number in about.items() if number is not None}
@@ -184,6 +184,7 @@ class WatchStream:
                 await self._responses.send_failure(failure_of(error))
 
     async def _accept_frame(self, message: Any) -> None:
+        await self._video.settle()  # The pictures of packets that came before it are before it.
         try:
             received = await receive_frame(message, limits=self._settings.frame, quota=self._quota)
         except AgentError as error:

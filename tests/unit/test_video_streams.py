@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -443,6 +443,72 @@ async def test_decoders_share_what_memory_there_is(plain: list[OutgoingPacket]) 
             await third.send(plain[0])
             await third.close()
         assert third.results == [0]
+
+
+@contextlib.contextmanager
+def held_decoding(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No packet is decoded before this ends."""
+    released = asyncio.Event()
+    threads = service.agent.decoding
+    decode = threads.run
+
+    async def run(work: Callable[[], object]) -> object:
+        await released.wait()
+        return await decode(work)
+
+    monkeypatch.setattr(threads, "run", run)
+    yield
+    released.set()
+
+
+async def until_received(service: Service, count: int) -> None:
+    async with asyncio.timeout(10):
+        while service.metrics.totals().frames_received < count:
+            await asyncio.sleep(0.005)
+
+
+async def test_behind_a_key_frame_supersedes_those_before_it(
+    service: Service, plain: list[OutgoingPacket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for priority, results in ((FramePriority.NORMAL, [0, 30]), (FramePriority.HIGH, None)):
+        async with spoken(service, StreamPolicy()) as wire:
+            before = service.metrics.totals().frames_received
+            with held_decoding(service, monkeypatch):
+                await wire.start(plain[0])
+                for number, packet in enumerate(plain[:31], 1):
+                    high = packet.sequence == 20
+                    sent_as = dataclasses.replace(packet, priority=priority) if high else packet
+                    await wire.send(sent_as, number)
+                await until_received(service, before + 31)
+            stats = await wire.close()
+        assert wire.errors == {}
+        assert stats.received == 31
+        if results:
+            assert wire.results == results
+            assert stats.superseded == 29
+        else:
+            assert 20 in wire.results  # A frame that must be seen goes for none but its like.
+
+
+async def test_too_many_packets_that_wait_are_refused(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packets = packets_of(write_clip(tmp_path / "a.mp4", 100, every=90))
+    async with spoken(service) as wire:
+        with held_decoding(service, monkeypatch):
+            await wire.start(packets[0])
+            for number, packet in enumerate(packets[:75], 1):
+                await wire.send(packet, number)
+            await until_received(service, 75)
+        while service.metrics.totals().frames_in_flight:
+            await asyncio.sleep(0.005)
+        for number, packet in enumerate(packets[75:], 76):
+            await wire.send(packet, number)
+        stats = await wire.close()
+    assert wire.errors == {61: "OVERLOADED"} | dict.fromkeys(range(62, 90), "KEY_FRAME_NEEDED")
+    assert "60 packets wait" in wire.messages[61]
+    assert wire.results == [*range(61), *range(90, 100)]
+    assert stats.received == 100
 
 
 async def test_who_looks_on_sees_the_pictures(plain: list[OutgoingPacket]) -> None:
