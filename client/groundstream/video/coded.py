@@ -79,7 +79,7 @@ class PacketReader:
         self._format = VideoFormat(codec, parameters if is_annex_b else b"")
         self._size = (context.width, context.height)
         self._run = next(_runs)
-        self._in_order = not context.reorder_depth
+        self._in_order = not context.has_b_frames
         self._held: deque[tuple[int, Coded]] = deque()
         self._unranked: list[int] = []
         self._ranks: dict[int, int] = {}
