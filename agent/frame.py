@@ -14,6 +14,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,28 @@ class FrameLimits:
     """Boxes a client may send with a frame; every hundred is one more prompt for each question."""
 
 
+class Picture(Protocol):
+    """One frame of a stream, before or after it was decoded."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def capture_time_ns(self) -> int: ...
+    @property
+    def num_bytes(self) -> int:
+        """What keeping it takes."""
+
+    def grey(self, least_px: int) -> NDArray[np.uint8]:
+        """(rows, columns) uint8 luminance, perhaps smaller than the frame."""
+
+    def still(self) -> Frame:
+        """It as the stages take it."""
+
+
 @dataclass(frozen=True)
 class Frame:
     """An encoded image with everything the service needs to know before decoding it."""
@@ -65,6 +88,15 @@ class Frame:
     """The client's sequence number."""
     capture_time_ns: int = 0
     """The client's clock at capture, nanoseconds; echoed to the bit, never interpreted."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its encoded bytes."""
+        return len(self.encoded)
+
+    def still(self) -> Frame:
+        """Itself; see `Picture`."""
+        return self
 
     def rgb(self) -> RGBArray:
         """Decode to (height, width, 3) uint8 RGB.

@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from agent.frame import Frame
 from agent.prompts import MAX_REGIONS
 from agent.redis_connection import RedisConnection
 from agent.server_settings import AccessSettings, QuotaSettings
@@ -228,7 +227,7 @@ class TenantQuota:
         """
         await self._spend(frames=1.0, prompts=0.0)
 
-    async def spend_pixels(self, frame: Frame) -> None:
+    async def spend_pixels(self, num_pixels: int) -> None:
         """It can be read and is to be answered.
 
         A frame larger than a second's pixels passes, and is paid for by those after it.
@@ -236,7 +235,7 @@ class TenantQuota:
         Raises:
             QuotaExceeded: too many pixels of late.
         """
-        await self._spend(pixels=float(frame.width * frame.height))
+        await self._spend(pixels=float(num_pixels))
 
     async def spend_questions(self, num_questions: int, num_boxes: int) -> None:
         """Questions that are to be asked about a frame's boxes.

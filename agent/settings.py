@@ -164,6 +164,24 @@ class ZoomSettings:
 
 @checked
 @dataclass(frozen=True)
+class VideoSettings:
+    """Streams that send H.264 or H.265: what the front end is willing to decode."""
+
+    enabled: bool = True
+    """False: streams send pictures only."""
+    max_packet_bytes: Count = 4_194_304
+    """Largest packet."""
+    max_pixels: Count = 8_912_896
+    """Largest width x height as coded (default: 4096x2176, cinema 4K in whole blocks)."""
+    decoders_at_once: Count = 2
+    """Packets of all streams that are decoded together; as many as the front end has processors."""
+    memory_bytes: Count = 2_147_483_648
+    """What the decoders of all streams may come to hold: one of a 1080p stream up to 106 MB, most
+    much less. A stream that does not fit any more is refused as OVERLOADED."""
+
+
+@checked
+@dataclass(frozen=True)
 class StreamSettings:
     """Limits of one stream and of one call."""
 
@@ -190,6 +208,7 @@ class StreamSettings:
     session: SessionSettings = field(default_factory=SessionSettings)
     sharing: SharingSettings = field(default_factory=SharingSettings)
     zoom: ZoomSettings = field(default_factory=ZoomSettings)
+    video: VideoSettings = field(default_factory=VideoSettings)
     overlap_stages: bool = True
     """Encoders start while the boxes are still being proposed. Faster where each stage has its
     own device; no difference where all share two cores."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.detections import FloatArray, Proposals, box_iou
-from agent.frame import Frame
+from agent.frame import Picture
 from agent.frame_summary import FrameSummary
 from agent.parsing import Answer, AnswerStatus
 from agent.pipeline import Grounding
@@ -90,7 +90,9 @@ class Follower:
 
     # ---- every frame ----
 
-    def observe(self, frame: Frame, *, received_ns: int, ego_motion: Affine | None = None) -> None:
+    def observe(
+        self, frame: Picture, *, received_ns: int, ego_motion: Affine | None = None
+    ) -> None:
         """Look at the next frame and move all tracks to it; takes a few milliseconds.
 
         Args:

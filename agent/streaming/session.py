@@ -114,6 +114,7 @@ class Session(Generic[T]):
         self._books = Books()
         self._inherited = Books()
         self._num_working = 0
+        self._num_decoding = 0
         self._num_results = 0
         self._last_received: int | None = None
         self._last_delivered: int | None = None
@@ -220,6 +221,16 @@ class Session(Generic[T]):
 
     # ---- frames in ----
 
+    def begin_decoding(self) -> None:
+        """A packet came in; `offer` or `reject` says later what became of its picture."""
+        self._count(received=1)
+        self._num_decoding += 1
+
+    def supersede_decoding(self, count: int) -> None:
+        """So many packets that came in go, undecoded, for a newer one that needs none of them."""
+        self._num_decoding -= count
+        self._count(superseded=count)
+
     def offer(
         self,
         item: T,
@@ -227,16 +238,30 @@ class Session(Generic[T]):
         priority: Priority = Priority.NORMAL,
         *,
         num_bytes: int = 0,
+        decoded: bool = False,
     ) -> None:
-        """A new frame of so many bytes. Frames after the end are not counted.
+        """A new frame of so many bytes. Frames that come after the end are not counted.
+
+        Args:
+            item: the frame.
+            sequence: its number.
+            priority: what may make it go.
+            num_bytes: what it takes while it waits.
+            decoded: it came in with `begin_decoding`.
 
         Raises:
             InvalidRequest: its sequence number does not increase; counted as rejected.
             Overloaded: the window of a lossless stream is full; counted as rejected.
         """
         if self.ended:
+            if decoded:
+                self._num_decoding -= 1
+                self._count(superseded=1)
             return
-        self._count(received=1)
+        if decoded:
+            self._num_decoding -= 1
+        else:
+            self._count(received=1)
         try:
             self._check_sequence(sequence)
             self._last_received = sequence
@@ -247,9 +272,18 @@ class Session(Generic[T]):
         self._count(superseded=len(gone))
         self._changed.set()
 
-    def reject(self) -> None:
-        """A frame came in that cannot be read."""
-        self._count(received=1, rejected=1)
+    def reject(self, *, decoding: bool = False, ours: bool = False) -> None:
+        """A frame cannot be read.
+
+        Args:
+            decoding: it came in with `begin_decoding`; else it comes in now.
+            ours: the fault is the service's.
+        """
+        if decoding:
+            self._num_decoding -= 1
+        else:
+            self._count(received=1)
+        self._count(**{"failed" if ours else "rejected": 1})
 
     def end(self) -> None:
         """No more frames will be offered."""
@@ -313,7 +347,8 @@ class Session(Generic[T]):
     @property
     def books(self) -> Books:
         """The counts as they are now."""
-        return dataclasses.replace(self._books, in_flight=len(self._inbox) + self._num_working)
+        in_flight = self._num_decoding + len(self._inbox) + self._num_working
+        return dataclasses.replace(self._books, in_flight=in_flight)
 
     @property
     def own_books(self) -> Books:

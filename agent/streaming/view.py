@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.detections import FloatArray
-from agent.frame import Frame
+from agent.frame import Picture
 
 GreyArray = NDArray[np.uint8]
 
@@ -26,7 +26,7 @@ class View:
     """(2,) frame pixels per view pixel, x and y."""
 
     @classmethod
-    def of(cls, frame: Frame, *, longest_px: int) -> View:
+    def of(cls, frame: Picture, *, longest_px: int) -> View:
         """The view of a frame, its longer side at most `longest_px`; takes a few milliseconds.
 
         Raises:

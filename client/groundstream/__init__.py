@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from groundstream.types import Detection as Detection
     from groundstream.types import FrameResult as FrameResult
     from groundstream.types import OutgoingFrame as OutgoingFrame
+    from groundstream.types import OutgoingPacket as OutgoingPacket
     from groundstream.types import Query as Query
     from groundstream.types import QueryResult as QueryResult
     from groundstream.types import StreamPolicy as StreamPolicy
+    from groundstream.types import VideoCodec as VideoCodec
+    from groundstream.types import VideoFormat as VideoFormat
     from groundstream.types import Zoom as Zoom
     from groundstream.watch_stream import Reconnect as Reconnect
 
@@ -37,6 +40,7 @@ _HOME = {
     "DropPolicy": "enums",
     "FrameResult": "types",
     "OutgoingFrame": "types",
+    "OutgoingPacket": "types",
     "Query": "types",
     "QueryResult": "types",
     "Reconnect": "watch_stream",
@@ -44,6 +48,8 @@ _HOME = {
     "StreamPolicy": "types",
     "TaskKind": "enums",
     "TlsOptions": "channel",
+    "VideoCodec": "types",
+    "VideoFormat": "types",
     "Zoom": "types",
     "ZoomPolicy": "enums",
 }

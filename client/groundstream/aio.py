@@ -24,6 +24,7 @@ from groundstream.types import (
     Capabilities,
     FrameResult,
     OutgoingFrame,
+    OutgoingPacket,
     Query,
     ServiceStats,
     StreamPolicy,
@@ -207,7 +208,8 @@ class Client:
 
     def watch(
         self,
-        frames: AsyncIterator[OutgoingFrame] | Iterable[OutgoingFrame],
+        frames: AsyncIterator[OutgoingFrame | OutgoingPacket]
+        | Iterable[OutgoingFrame | OutgoingPacket],
         queries: Iterable[str | Query] = (),
         *,
         policy: StreamPolicy | None = None,
@@ -216,8 +218,8 @@ class Client:
         """A stream of frames answered against standing queries; enter it, then iterate.
 
         Args:
-            frames: sent as they come; the stream ends in good order when they end. A plain
-                iterable is read in a thread.
+            frames: pictures, or packets of H.264 or H.265, sent as they come; the stream ends in
+                good order when they end. A plain iterable is read in a thread.
             queries: what to look for at the start.
             policy: how to answer; by default every frame is followed and the newest wins.
             reconnect: what to do when the connection breaks; by default try for about a minute.

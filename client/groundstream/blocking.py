@@ -22,6 +22,7 @@ from groundstream.types import (
     Capabilities,
     FrameResult,
     OutgoingFrame,
+    OutgoingPacket,
     Query,
     ServiceStats,
     StreamPolicy,
@@ -126,7 +127,8 @@ class Client:
 
     def watch(
         self,
-        frames: Iterable[OutgoingFrame] | AsyncIterator[OutgoingFrame],
+        frames: Iterable[OutgoingFrame | OutgoingPacket]
+        | AsyncIterator[OutgoingFrame | OutgoingPacket],
         queries: Iterable[str | Query] = (),
         *,
         policy: StreamPolicy | None = None,

@@ -43,6 +43,24 @@ def frame_to_message(frame: types.OutgoingFrame) -> pb.Frame:
     )
 
 
+def format_to_message(video: types.VideoFormat) -> pb.StartVideo:
+    """A video that begins."""
+    codec = f"VIDEO_CODEC_{video.codec.value}"
+    return pb.StartVideo(codec=codec, parameter_sets=video.parameter_sets)
+
+
+def packet_to_message(packet: types.OutgoingPacket, *, packet_number: int) -> pb.VideoPacket:
+    """A packet of it."""
+    return pb.VideoPacket(
+        sequence=packet.sequence,
+        capture_time_ns=packet.capture_time_ns,
+        data=packet.data,
+        is_key=packet.is_key,
+        priority=f"FRAME_PRIORITY_{packet.priority.value}",
+        packet_number=packet_number,
+    )
+
+
 def zoom_to_message(zoom: types.Zoom | None) -> pb.Zoom | None:
     """How a single call is to be looked at; None: once."""
     if zoom is None:
@@ -212,11 +230,15 @@ def capabilities_from_message(message: pb.Capabilities) -> types.Capabilities:
     names = {f"TASK_KIND_{kind.value}": kind for kind in types.TaskKind}
     known = pb.TaskKind.DESCRIPTOR.values_by_number
     tasks = [names.get(known[task].name) for task in message.tasks if task in known]
+    codecs = {
+        pb.VideoCodec.Value(f"VIDEO_CODEC_{codec.value}"): codec for codec in types.VideoCodec
+    }
     return types.Capabilities(
         **{
             **_scalars(message),
             "tasks": tuple(task for task in tasks if task is not None),
             "image_formats": tuple(message.image_formats),
+            "video_codecs": tuple(codecs[n] for n in message.video_codecs if n in codecs),
         }
     )
 

@@ -102,6 +102,13 @@ class AnswerMode(Enum):
     """The language model, every frame that is taken."""
 
 
+class VideoCodec(Enum):
+    """What the packets of a video hold."""
+
+    H264 = "H264"
+    H265 = "H265"
+
+
 class ZoomPolicy(Enum):
     """When a single call takes second looks at parts of its frame."""
 

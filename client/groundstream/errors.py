@@ -5,7 +5,8 @@ The service raises them, the wire carries their codes, and the client raises the
 AgentError
 ├── InvalidFrame          the bytes are not an image this service can read
 │   ├── FrameTooLarge     the header announces more pixels or bytes than the limits allow
-│   └── FrameTooCostly    reading or decoding it takes out of proportion long
+│   ├── FrameTooCostly    reading or decoding it takes out of proportion long
+│   └── KeyFrameNeeded    a packet of a video builds on one that the service does not have
 ├── InvalidRequest        a message that asks for nothing this service knows
 ├── InvalidQuery          the question is empty, too long or malformed
 ├── InvalidBoxes          boxes that are not finite, not ordered or outside the frame
@@ -51,6 +52,12 @@ class FrameTooCostly(InvalidFrame):
     """The image is small and would take long: too many scans, segments or chunks, or too slow."""
 
     code = "FRAME_TOO_COSTLY"
+
+
+class KeyFrameNeeded(InvalidFrame):
+    """The packet builds on one that was lost, refused or never sent, or cannot be decoded."""
+
+    code = "KEY_FRAME_NEEDED"
 
 
 class InvalidRequest(AgentError):

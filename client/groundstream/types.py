@@ -16,6 +16,7 @@ from groundstream.enums import (
     Priority,
     Source,
     TaskKind,
+    VideoCodec,
     ZoomPolicy,
 )
 
@@ -34,6 +35,7 @@ __all__ = [
     "FramePriority",
     "FrameResult",
     "OutgoingFrame",
+    "OutgoingPacket",
     "Query",
     "QueryResult",
     "ReusedFeatures",
@@ -45,6 +47,8 @@ __all__ = [
     "StreamPolicy",
     "TaskKind",
     "Transform",
+    "VideoCodec",
+    "VideoFormat",
     "Zoom",
     "ZoomArrangement",
     "ZoomPolicy",
@@ -134,6 +138,35 @@ class OutgoingFrame:
     ego_motion: tuple[float, float, float, float, float, float] | None = None
     """(xx, xy, x0, yx, yy, y0): what stood at (x, y) in the frame sent before now stands at
     (xx x + xy y + x0, yx x + yy y + y0), if it did not move itself."""
+
+
+@dataclass(frozen=True)
+class VideoFormat:
+    """What a decoder has to know before the first packet."""
+
+    codec: VideoCodec
+    parameter_sets: bytes = b""
+    """In Annex B form, where the key frames do not hold them."""
+
+
+@dataclass(frozen=True)
+class OutgoingPacket:
+    """One frame of a video, as its encoder made it; packets go in the order they are decoded in.
+
+    Where one was lost, leave out those up to the next key frame.
+    """
+
+    data: bytes
+    """One access unit of H.264 or H.265 in Annex B form: a start code before every NAL unit."""
+    format: VideoFormat
+    sequence: int = 0
+    """By the order in which pictures are shown: less than that of the packet before, for a B
+    picture."""
+    capture_time_ns: int = 0
+    """Your clock; comes back to the bit."""
+    is_key: bool = False
+    """Decoding may begin here."""
+    priority: FramePriority = FramePriority.NORMAL
 
 
 @dataclass(frozen=True)
@@ -290,6 +323,9 @@ class Capabilities:
     max_regions: int
     max_new_tokens: int
     max_window: int = 0
+    video_codecs: tuple[VideoCodec, ...] = ()
+    """What packets of a stream may hold; a service older than packets takes none."""
+    max_video_pixels: int = 0
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any
 import grpc.aio
 
 from groundstream import conversions
+from groundstream.errors import KeyFrameNeeded
 from groundstream.events import (
     Drain,
     PolicyAck,
@@ -35,8 +36,10 @@ from groundstream.types import (
     DropPolicy,
     FrameResult,
     OutgoingFrame,
+    OutgoingPacket,
     Query,
     StreamPolicy,
+    VideoFormat,
 )
 
 _MAX_DOUBLINGS = 60
@@ -77,6 +80,20 @@ class Reconnect:
         return random.uniform(0.0, bound)
 
 
+@dataclass
+class _PacketRow:
+    """Packets sent since the key frame that the service began to decode with."""
+
+    format: VideoFormat
+    first: int
+    """Sequence of the key frame; pictures shown before it build on some from before."""
+    num_packets: int = 0
+
+    def unless_broken_at(self, sequence: int) -> _PacketRow | None:
+        """Itself, if the packet that could not be decoded was one of an earlier row."""
+        return self if sequence < self.first else None
+
+
 def as_query(query: str | Query) -> Query:
     """A string means "detect this"."""
     return Query(query) if isinstance(query, str) else query
@@ -93,7 +110,7 @@ class WatchStream:
     def __init__(
         self,
         stub: Any,
-        frames: AsyncIterator[OutgoingFrame],
+        frames: AsyncIterator[OutgoingFrame | OutgoingPacket],
         queries: list[Query],
         policy: StreamPolicy,
         reconnect: Reconnect,
@@ -101,7 +118,8 @@ class WatchStream:
         self.num_sent = 0
         """Frames written so far."""
         self.num_unsent = 0
-        """Frames that came while there was no connection, and were not sent at all."""
+        """Frames that were not sent at all: they came while there was no connection, or are packets
+        that build on one which the service does not have."""
         self.num_reconnects = 0
         self._stub = stub
         self._frames = frames
@@ -125,6 +143,8 @@ class WatchStream:
         self._settled = asyncio.Event()
         self._is_known = asyncio.Event()
         """Set once the service has said how it understands the policy."""
+        self._row: _PacketRow | None = None
+        """The packets that the service's decoder has; None: it needs a key frame."""
         self._open = asyncio.Event()
         """Set while frames may be written."""
         self._is_draining = False
@@ -251,6 +271,7 @@ class WatchStream:
         # Others may wait to write to the call before: nothing must come before the opening.
         async with self._writing:
             self._call = self._stub.Watch()
+            self._row = None
             self._is_draining = False
             opening = pb.OpenStream(
                 resume_token=self._token,
@@ -287,6 +308,8 @@ class WatchStream:
                 self._last_result = event.sequence
                 self._settle()
             case StreamError() if event.sequence is not None:
+                if event.code == KeyFrameNeeded.code and self._row is not None:
+                    self._row = self._row.unless_broken_at(event.sequence)
                 self._settle()
             case StreamError(change_id=0) if not self._open.is_set():
                 raise ServiceError(f"the stream could not be opened again: {event.message}")
@@ -377,15 +400,38 @@ class WatchStream:
             self._settled.clear()
             await self._settled.wait()
 
-    async def _send_frame(self, frame: OutgoingFrame) -> bool:
+    async def _send_frame(self, frame: OutgoingFrame | OutgoingPacket) -> bool:
         """Count and write it, unless the stream is being opened again."""
         async with self._writing:
             if not self._open.is_set():
                 return False
-            self._last_sent = frame.sequence
+            if isinstance(frame, OutgoingFrame):
+                request = pb.WatchRequest(frame=conversions.frame_to_message(frame))
+            elif await self._can_be_decoded(frame):
+                assert self._row is not None
+                self._row.num_packets += 1
+                message = conversions.packet_to_message(frame, packet_number=self._row.num_packets)
+                request = pb.WatchRequest(packet=message)
+            else:
+                self.num_unsent += 1
+                return True
+            self._last_sent = max(self._last_sent or 0, frame.sequence)
             self.num_sent += 1
-            await self._write_now(pb.WatchRequest(frame=conversions.frame_to_message(frame)))
+            await self._write_now(request)
             return True
+
+    async def _can_be_decoded(self, packet: OutgoingPacket) -> bool:
+        """Whether the service has what it builds on; a row of packets begins with a key frame."""
+        row = self._row
+        if row is not None and row.format == packet.format:
+            return packet.sequence >= row.first
+        if not packet.is_key:
+            return False
+        # To number on would tell the service that none was lost since the row before.
+        self._row = _PacketRow(packet.format, packet.sequence)
+        message = conversions.format_to_message(packet.format)
+        await self._write_now(pb.WatchRequest(start_video=message))
+        return True
 
     async def _acknowledge(self) -> None:
         """Tell the service how far we have read.

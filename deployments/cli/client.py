@@ -80,6 +80,14 @@ def watch(
             min=0.0,
         ),
     ] = None,
+    decode: Annotated[
+        bool,
+        typer.Option(
+            "--decode",
+            help="Decode here and send pictures; else H.264 and H.265 go to the service as they "
+            "are, where nothing is drawn and nothing must be turned.",
+        ),
+    ] = False,
     tls_ca: TlsCaOption = None,
     tls_certificate: TlsCertificateOption = None,
     tls_key: TlsKeyOption = None,
@@ -124,6 +132,7 @@ def watch(
                 as_json=as_json,
                 patience_s=math.inf if patience == 0.0 else patience,
                 reopen=Reopen() if source_patience is None else Reopen(source_patience),
+                decode=decode,
             )
 
     with contextlib.ExitStack() as stack:

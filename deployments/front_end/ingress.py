@@ -45,6 +45,7 @@ from deployments.stages.remote_pipeline import RemotePipeline
 from deployments.stages.requests import revision_of
 from deployments.streams.observers import ObservableStreams
 from deployments.streams.scheduler import StreamScheduler
+from deployments.streams.video_decoding import DecodingThreads
 from deployments.streams.watch_stream import WatchStream
 from deployments.wire import messages, zoom_messages
 from deployments.wire.frame_reading import receive_frame
@@ -91,6 +92,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         self._quotas = quotas
         self._tracing = tracing
         self.scheduler = StreamScheduler(settings.stream.sharing)
+        self.decoding = DecodingThreads(settings.stream.video, settings.frame)
         self._observable = ObservableStreams(allowed=settings.server.observe)
 
     async def Ground(self, request: pb.GroundRequest, context: Any) -> pb.GroundResponse:
@@ -151,6 +153,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
                 self.draining,
                 self._store.for_tenant(tenant),
                 self.scheduler,
+                self.decoding,
                 quota,
                 self._metrics.failures,
             )
@@ -218,7 +221,9 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         received, queries = await self._read(request.frame, request.queries)
         zoomer, answer_id = self._zoomer(left_s), _answer_id()
         tasks = [query.task for query in queries]
-        async for revision in zoomer.look(received.frame, tasks, zoom, boxes=received.boxes):
+        async for revision in zoomer.look(
+            received.frame.still(), tasks, zoom, boxes=received.boxes
+        ):
             yield zoom_messages.revision_to_message(
                 received, queries, revision, answer_id=answer_id, answered_time_ns=steady_ns()
             )
@@ -229,7 +234,9 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         zoom = zoom_messages.zoom_from_message(request.zoom)
         received, queries = await self._read(request.frame, [request.query])
         zoomer, answer_id = self._zoomer(left_s), _answer_id()
-        async for piece in zoomer.ask(received.frame, queries[0].task, zoom, boxes=received.boxes):
+        async for piece in zoomer.ask(
+            received.frame.still(), queries[0].task, zoom, boxes=received.boxes
+        ):
             if isinstance(piece, str):
                 yield pb.AskResponse(text_delta=piece)
                 continue
@@ -341,6 +348,7 @@ class Ingress:
         await self.drain()
         self._trimmer.close()
         self._agent.scheduler.close()
+        self._agent.decoding.close()
         await self._store.close()
         await self._quotas.close()
         # It may wait for a collector that does not answer.

@@ -41,9 +41,10 @@ from groundstream.types import (
     OutgoingFrame,
     QueryResult,
     StreamPolicy,
+    VideoCodec,
 )
 from groundstream.video.annotated_video import AnnotatedVideo
-from groundstream.video.playback import play
+from groundstream.video.playback import play, play_packets
 from groundstream.video.rerun_recording import RerunRecording
 from groundstream.video.sources import ImageFolder, Reopen, SourceFrame, open_source
 from groundstream.watch_stream import Reconnect
@@ -69,6 +70,7 @@ async def watch_source(
     as_json: bool = False,
     patience_s: float | None = None,
     reopen: Reopen | None = None,
+    decode: bool = False,
 ) -> None:
     """Stream a source until it ends and show every answer.
 
@@ -84,6 +86,7 @@ async def watch_source(
         patience_s: how long to wait for a service that is not there, or not any more; infinity:
             for ever.
         reopen: what to do when a live source is lost; by default it is opened again, for ever.
+        decode: send pictures even where the source's packets could be passed on.
 
     Raises:
         SourceError: the source cannot be read, or was lost for longer than `reopen` allows.
@@ -124,7 +127,10 @@ async def watch_source(
         )
         reconnect = Reconnect(patience_s=lost_s, on_attempt=view.show)
         await client.wait_until_ready(timeout_s=None if math.isinf(start_s) else start_s)
-        frames = play(opened, on_frame=record)
+        codecs: tuple[VideoCodec, ...] = ()
+        if not (decode or recordings):
+            codecs = (await client.capabilities()).video_codecs
+        frames = play_packets(opened, codecs) if codecs else play(opened, on_frame=record)
         async with client.watch(frames, queries, policy=policy, reconnect=reconnect) as stream:
             async for event in stream:
                 if isinstance(event, FrameResult):

@@ -58,11 +58,12 @@ class FrameGrounding:
         """Of the work on a frame that begins now."""
         return Limits.starting_now(self.left_s(arrived), Urgency.STANDING)
 
-    def begin(self, arrived: ArrivedFrame, limits: Limits) -> FeaturesUnderWay | None:
+    async def begin(self, arrived: ArrivedFrame, limits: Limits) -> FeaturesUnderWay | None:
         """Start the encoders; None: whether they are needed is known only after tracking."""
         if self._may_reuse(arrived):
             return None
-        return self._pipeline.within(limits).begin(arrived.frame, boxes=arrived.boxes)
+        frame = await arrived.still()
+        return self._pipeline.within(limits).begin(frame, boxes=arrived.boxes)
 
     async def ground(
         self,
@@ -97,8 +98,9 @@ class FrameGrounding:
         found = None
         if begun is None and self._may_reuse(arrived):
             found = self._reuse.find(keyframe.sketch)
+        frame = await arrived.still() if found is None else found[0]
         grounding = await self._pipeline.within(limits).ground(
-            arrived.frame if found is None else found[0],
+            frame,
             [query.task for query in keyframe.queries],
             boxes=arrived.boxes,
             begun=begun,
@@ -110,7 +112,7 @@ class FrameGrounding:
         if found is not None:
             return grounding, found[1]
         if arrived.boxes is None:
-            self._reuse.keep(arrived.frame, keyframe.sketch)
+            self._reuse.keep(frame, keyframe.sketch)
         return grounding, None
 
     def _count(self, grounding: Grounding, num_queries: int) -> None:

@@ -12,6 +12,7 @@ import math
 import time
 from dataclasses import dataclass, field
 
+from agent.frame import Frame
 from agent.pipeline import Grounder
 from agent.settings import FollowSettings
 from agent.streaming.answers import Evidence
@@ -41,6 +42,12 @@ class ArrivedFrame(ReceivedFrame):
     def evidence(self) -> Evidence:
         """What answers about it are based on."""
         return Evidence(self.frame.index, self.received_time_ns)
+
+    async def still(self) -> Frame:
+        """The picture as the stages take it; that of a video is compressed in a thread, once."""
+        if isinstance(self.frame, Frame):
+            return self.frame
+        return await asyncio.to_thread(self.frame.still)
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ class FrameTracking:
         started_s = time.perf_counter()
         try:
             limits = Limits.starting_now(self._proposal_budget_s, Urgency.SPARE)
-            proposals = await self._pipeline.within(limits).propose(arrived.frame)
+            proposals = await self._pipeline.within(limits).propose(await arrived.still())
         except Exception as error:
             # The frame is answered all the same; flow goes on alone until a key frame shows
             # that proposals are there again.

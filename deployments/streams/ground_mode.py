@@ -58,7 +58,7 @@ class GroundMode:
         started_s = time.perf_counter()
         limits = self.grounding.limits(work.item)
         with answer_span("keyframe"):
-            begun = self.grounding.begin(work.item, limits)
+            begun = await self.grounding.begin(work.item, limits)
             try:
                 if begun is not None:
                     await asyncio.wait([begun.result], timeout=_HEAD_START_S)

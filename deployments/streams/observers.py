@@ -35,6 +35,11 @@ class ObservedCall:
         """The call's next message."""
         return await self._call.read()
 
+    @property
+    def is_observed(self) -> bool:
+        """Whether anybody looks on."""
+        return self._num_observers > 0
+
     def keep_picture(self, sequence: int, encoded: bytes) -> None:
         """A frame was taken in; its picture is shown with its result, if there are observers."""
         if self._num_observers:

@@ -26,9 +26,11 @@ from deployments.streams.frame_tracking import ArrivedFrame
 from deployments.streams.observers import ObservedCall
 from deployments.streams.responses import ResponseWriter
 from deployments.streams.scheduler import StreamScheduler
+from deployments.streams.video_decoding import DecodingThreads, StreamVideo
 from deployments.wire import messages, stream_messages
 from deployments.wire.frame_reading import receive_frame
 from deployments.wire.message_bounds import RefusedMessage
+from deployments.wire.messages import ReceivedFrame
 from deployments.wire.status import failure_of
 from groundstream.errors import AgentError, InvalidQuery, InvalidRequest, StreamIdle
 
@@ -44,6 +46,7 @@ class WatchStream:
         draining: asyncio.Event,
         store: SessionStore,
         scheduler: StreamScheduler,
+        decoding: DecodingThreads,
         quota: TenantQuota,
         failures: Counter[str],
     ) -> None:
@@ -59,6 +62,9 @@ class WatchStream:
         self._responses = ResponseWriter(rpc, failures)
         self._answers = FrameAnswers(
             self.session, pipeline, settings.stream.follow, self._responses, scheduler
+        )
+        self._video = StreamVideo(
+            self.session, decoding, quota, self._responses, self._offer_decoded
         )
         self._token: str | None = None
         self._changed = asyncio.Event()
@@ -79,7 +85,7 @@ class WatchStream:
             for work in (
                 # A stream that comes while the replica drains is told so before anything else.
                 self._announce_drain(), self._read_all(), self._report_books(),
-                self._save_snapshots(),
+                self._save_snapshots(), self._video.decode_all(),
             )
         ]  # fmt: skip
         try:
@@ -94,6 +100,7 @@ class WatchStream:
         finally:
             _cancel(background)
             await self._answers.cancel()
+            self._video.close()
             ended = await asyncio.gather(*background, return_exceptions=True)
         for error in ended:
             if isinstance(error, Exception):
@@ -136,12 +143,15 @@ class WatchStream:
                     break
                 await self._accept(message)
                 self._is_first = False
+            await self._video.flush()
         finally:
             self.session.end()
 
     async def _refuse(self, refused: RefusedMessage) -> None:
         """Tell of a message that was not even parsed, by the number that its sender gave it."""
         about = {"sequence": refused.sequence, "change_id": refused.change_id}
+        if refused.is_packet:
+            self._video.miss()
         if refused.is_frame:
             self.session.reject()
         given = {name: number for name, number in about.items() if number is not None}
@@ -151,6 +161,10 @@ class WatchStream:
         match stream_messages.request_kind(message):
             case "frame":
                 await self._accept_frame(message.frame)
+            case "packet":
+                await self._video.accept(message.packet)
+            case "start_video":
+                await self._change(self._video.start(message.start_video), 0)
             case "set_queries" | "put_query" | "remove_query" as kind:
                 change = getattr(message, kind)
                 await self._change(self._change_queries(kind, change), change.change_id)
@@ -170,22 +184,30 @@ class WatchStream:
                 await self._responses.send_failure(failure_of(error))
 
     async def _accept_frame(self, message: Any) -> None:
+        await self._video.settle()  # The pictures of packets that came before it are before it.
         try:
             received = await receive_frame(message, limits=self._settings.frame, quota=self._quota)
         except AgentError as error:
             self.session.reject()
             await self._responses.send_failure(failure_of(error), sequence=message.sequence)
             return
+        await self._offer(received)
+
+    async def _offer_decoded(self, received: ReceivedFrame) -> None:
+        await self._offer(received, decoded=True)
+
+    async def _offer(self, received: ReceivedFrame, *, decoded: bool = False) -> None:
+        frame = received.frame
         try:
             arrived = ArrivedFrame.at(self._path.step(received.ego_motion), received)
-            frame = arrived.frame
-            size = len(frame.encoded)
-            self.session.offer(arrived, frame.index, arrived.priority, num_bytes=size)
+            self.session.offer(
+                arrived, frame.index, arrived.priority, num_bytes=frame.num_bytes, decoded=decoded
+            )
         except AgentError as error:
-            await self._responses.send_failure(failure_of(error), sequence=message.sequence)
+            await self._responses.send_failure(failure_of(error), sequence=frame.index)
             return
-        if isinstance(self._rpc, ObservedCall):
-            self._rpc.keep_picture(frame.index, frame.encoded)
+        if isinstance(self._rpc, ObservedCall) and self._rpc.is_observed:
+            self._rpc.keep_picture(frame.index, (await arrived.still()).encoded)
 
     # ---- control ----
 
@@ -299,6 +321,7 @@ class WatchStream:
         )
         # The client may end first; otherwise the stream is ended in good order, not cut.
         await asyncio.sleep(grace_s)
+        await self._video.flush()
         self.session.end()
 
 

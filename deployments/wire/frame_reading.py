@@ -36,5 +36,5 @@ async def receive_frame(message: Any, *, limits: FrameLimits, quota: TenantQuota
     )
     is_quick = len(message.encoded_image) <= _QUICK_BYTES
     received = read() if is_quick else await asyncio.to_thread(read)
-    await quota.spend_pixels(received.frame)
+    await quota.spend_pixels(received.frame.width * received.frame.height)
     return received

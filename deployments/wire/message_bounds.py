@@ -27,7 +27,9 @@ _MAX_UNKNOWN = 64
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _CONTINUED = bytes(range(0x80, 0x100))
 """Bytes of a varint that is not over yet."""
-_PICTURE = "vision_agent.v1.Frame.encoded_image"
+_PICTURES = frozenset({"vision_agent.v1.Frame.encoded_image", "vision_agent.v1.VideoPacket.data"})
+_FRAME, _PACKET = 1, 12
+"""Members of a stream request that are frames in the books."""
 _NOT_ENTERED = frozenset({"vision_agent.v1.Box"})
 """Messages of plain numbers, of which there may be many."""
 
@@ -100,7 +102,7 @@ def _shape(
             most,
             error,
             what,
-            is_picture=known.full_name == _PICTURE,
+            is_picture=known.full_name in _PICTURES,
             inner=inner,
             is_packed=is_number and known.is_repeated,
         )
@@ -152,8 +154,9 @@ class RefusedMessage(Exception):
         super().__init__(str(error))
         self.error = error
         member = first_field(content)
-        self.is_frame = member == 1
-        self.sequence = number_in(content, 1, 1) if self.is_frame else None
+        self.is_packet = member == _PACKET
+        self.is_frame = self.is_packet or member == _FRAME
+        self.sequence = number_in(content, member or 0, 1) if self.is_frame else None
         """Of a frame; frames write it first."""
         self.change_id = None if self.is_frame else number_in(content, member or 0, 2)
         """Of a change of the queries or the policy."""

@@ -16,7 +16,7 @@ import numpy as np
 from agent.clock import stamp_ns
 from agent.detections import Detections, FloatArray, Proposals
 from agent.features import StageTimings
-from agent.frame import Frame, FrameLimits, read_frame
+from agent.frame import FrameLimits, Picture, read_frame
 from agent.model_directory import ModelDirectory
 from agent.parsing import Answer, AnswerStatus
 from agent.pipeline import Grounding
@@ -36,6 +36,7 @@ from agent.streaming.policy import Priority
 from agent.streaming.session import StandingQuery
 from deployments.observability.metrics import CallCounts, ServiceTotals
 from deployments.observability.stage_meter import StageMeter
+from groundstream.enums import VideoCodec
 from groundstream.errors import InvalidBoxes, InvalidQuery, InvalidRequest
 from groundstream.protos import vision_agent_pb2 as pb
 
@@ -55,13 +56,14 @@ _PRIORITY = members_by_number(pb.FramePriority, Priority, Priority.NORMAL)
 _KNOWN_TASK = members_by_number(pb.TaskKind, TaskKind, TaskKind.DETECT)
 _MAX_ID_CHARS = 200
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_VIDEO_CODEC = {pb.VideoCodec.Value(f"VIDEO_CODEC_{codec.value}"): codec for codec in VideoCodec}
 
 
 @dataclass(frozen=True)
 class ReceivedFrame:
     """A frame with what only the wire knows about it."""
 
-    frame: Frame
+    frame: Picture
     boxes: FloatArray | None
     """(n, 4) pixels, sent by the client to be used instead of proposals; not yet validated."""
     received_time_ns: int
@@ -101,6 +103,24 @@ def frame_from_message(
         priority=known_value(_PRIORITY, message.priority, "priority"),
         ego_motion=ego_motion_from_message(message),
     )
+
+
+def codec_from_message(message: pb.StartVideo) -> VideoCodec:
+    """What the packets that follow hold.
+
+    Raises:
+        InvalidRequest: no codec that this service knows.
+    """
+    return known_value(_VIDEO_CODEC, message.codec, "video codec")
+
+
+def priority_from_message(message: pb.VideoPacket) -> Priority:
+    """How much a packet's picture matters.
+
+    Raises:
+        InvalidRequest: a priority without meaning.
+    """
+    return known_value(_PRIORITY, message.priority, "priority")
 
 
 def ego_motion_from_message(message: pb.Frame) -> Affine | None:
@@ -342,6 +362,7 @@ def capabilities_to_message(
     """What the service can do; a model may have been trained for some tasks only."""
     trained = model.tasks
     known = [kind for kind in TaskKind if not trained or kind.name in trained]
+    video = settings.stream.video
     return pb.Capabilities(
         service_version=service_version,
         model_name=model.name,
@@ -355,6 +376,8 @@ def capabilities_to_message(
         max_regions=MAX_REGIONS,
         max_new_tokens=settings.stream.max_new_tokens,
         max_window=settings.stream.max_window,
+        video_codecs=[f"VIDEO_CODEC_{codec.value}" for codec in VideoCodec if video.enabled],
+        max_video_pixels=video.max_pixels,
     )
 
 

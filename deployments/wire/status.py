@@ -50,6 +50,7 @@ class Failure:
 STATUS_BY_CODE: dict[str, grpc.StatusCode] = {
     "FRAME_TOO_LARGE": grpc.StatusCode.INVALID_ARGUMENT,
     "FRAME_TOO_COSTLY": grpc.StatusCode.INVALID_ARGUMENT,
+    "KEY_FRAME_NEEDED": grpc.StatusCode.INVALID_ARGUMENT,
     "INVALID_FRAME": grpc.StatusCode.INVALID_ARGUMENT,
     "INVALID_QUERY": grpc.StatusCode.INVALID_ARGUMENT,
     "INVALID_BOXES": grpc.StatusCode.INVALID_ARGUMENT,

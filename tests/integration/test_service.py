@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 import psutil
@@ -20,9 +22,14 @@ from groundstream.types import (
     AnswerStatus,
     FrameResult,
     OutgoingFrame,
+    OutgoingPacket,
     Query,
     TaskKind,
+    VideoCodec,
 )
+from groundstream.video.playback import play_packets
+from groundstream.video.sources import VideoFile
+from tests.clips import write_clip
 from tests.fakes import NUM_BOXES
 from tests.in_process import GROUND
 from tests.integration.conftest import RedisSwitch
@@ -146,6 +153,37 @@ async def test_a_stream_with_a_change_in_the_middle(client: aio.Client) -> None:
     assert isinstance(last, StreamStats)
     assert (last.received, last.in_flight) == (40, 0)
     assert not [event for event in events if isinstance(event, StreamError)]
+
+
+async def test_a_stream_of_packets(client: aio.Client, tmp_path: Path) -> None:
+    """From a file with B pictures, one packet torn: all others are accounted for, and answered."""
+    clip = write_clip(tmp_path / "clip.mp4", 60, b_frames=2, every=20)
+    codecs = (await client.capabilities()).video_codecs
+    assert codecs == tuple(VideoCodec)
+
+    async def packets() -> AsyncIterator[OutgoingFrame | OutgoingPacket]:
+        async for packet in play_packets(VideoFile(str(clip)), codecs):
+            assert isinstance(packet, OutgoingPacket)
+            torn = packet.sequence == 30
+            yield dataclasses.replace(packet, data=b"\0\0\1\x41\x9a") if torn else packet
+
+    async with client.watch(packets(), ["dog"]) as stream:
+        events = [event async for event in stream]
+    results = [event for event in events if isinstance(event, FrameResult)]
+    assert len(results) > 10
+    assert [result.sequence for result in results] == sorted({r.sequence for r in results})
+    assert results[-1].sequence == 59
+    assert {(result.width, result.height) for result in results} == {(160, 120)}
+    assert results[-1]["dog"].detections
+    errors = [event for event in events if isinstance(event, StreamError)]
+    assert errors
+    assert {error.code for error in errors} <= {"KEY_FRAME_NEEDED", "INVALID_FRAME"}
+    last = events[-1]
+    assert isinstance(last, StreamStats)
+    assert last.balanced
+    assert (last.received, last.in_flight) == (stream.num_sent, 0)
+    assert last.rejected == len(errors)
+    assert stream.num_sent + stream.num_unsent == 60
 
 
 async def test_capabilities_say_what_the_service_is(client: aio.Client) -> None:

@@ -22,11 +22,12 @@ import pytest
 from deployments.local.service_process import free_port
 from deployments.local.watch import watch_source
 from groundstream import aio
+from groundstream.enums import VideoCodec
 from groundstream.errors import SourceError
 from groundstream.events import SourceClockJumped, SourceEvent, SourceLost, SourceOpened
 from groundstream.video.live import LiveSource, SourceFrame
 from groundstream.video.playback import play
-from groundstream.video.sources import Reopen, VideoFile, open_source
+from groundstream.video.sources import Reopen, SourcePacket, VideoFile, open_source
 from tests.clips import GREY_STEP, turn_clip, write_clip
 from tests.in_process import running_service
 
@@ -133,6 +134,31 @@ def test_a_camera_that_is_killed_and_comes_back(camera: Camera) -> None:
     gaps = [later - earlier for earlier, later in pairwise(times)]
     opened = [event for event in reader.events if isinstance(event, SourceOpened)]
     assert max(gaps) == pytest.approx(opened[1].lost_s, abs=1.0)
+
+
+def test_a_camera_whose_packets_are_passed_on(camera: Camera, clip: Path) -> None:
+    """Without decoding, with B pictures, and with a key frame first after it was away."""
+    camera.start()
+    source = open_source(camera.url(), reopen=QUICK)
+    assert isinstance(source, LiveSource)
+    packets: list[SourcePacket] = []
+    for item in source.packets(tuple(VideoCodec)):
+        assert isinstance(item, SourcePacket)
+        packets.append(item)
+        if len(packets) == 40:
+            camera.kill()
+            camera.start()
+        if len(packets) > 80:
+            source.stop()
+    runs = [[p for p in packets if p.coded.run == run] for run in {p.coded.run for p in packets}]
+    assert len(runs) == 2
+    for run in runs:
+        assert run[0].coded.is_key
+        # Those at its end still wait for their numbers to be known when it is lost.
+        ranks = sorted(packet.coded.rank for packet in run)
+        assert ranks[:-4] == list(range(len(ranks) - 4))
+        assert any(packet.coded.late_s > 0 for packet in run)
+    assert [packet.due_s for packet in packets] == sorted(packet.due_s for packet in packets)
 
 
 def test_a_camera_that_stalls_is_noticed_and_opened_again(camera: Camera) -> None:

@@ -400,6 +400,8 @@ def test_capabilities_and_stats_arrive(tmp_path: Path) -> None:
     assert [kind.name for kind in capabilities.tasks] == ["DETECT", "COUNT"]
     assert capabilities.max_queries == settings.stream.max_queries
     assert "JPEG" in capabilities.image_formats
+    assert capabilities.video_codecs == tuple(types.VideoCodec)
+    assert capabilities.max_video_pixels == settings.stream.video.max_pixels
 
     totals = ServiceMetrics(clock=lambda: 1.0).totals()
     stats = conversions.stats_from_message(

@@ -111,9 +111,9 @@ def large() -> Frame:
 async def test_large_frames_are_paid_for_later() -> None:
     settings = AccessSettings(quota=QuotaSettings(pixels_per_s=100_000.0))
     quota = Quotas(settings, MemoryQuotaBook()).of("acme")
-    await quota.spend_pixels(large())
+    await quota.spend_pixels(large().width * large().height)
     with pytest.raises(QuotaExceeded, match="100000 pixels/s") as refused:
-        await quota.spend_pixels(SMALL)
+        await quota.spend_pixels(SMALL.width * SMALL.height)
     assert refused.value.retry_after_s == pytest.approx(9.0, abs=0.5)
 
 

@@ -14,8 +14,11 @@ from deployments.local.watch import watch_source
 from groundstream import aio
 from groundstream.errors import InvalidQuery, SettingsError
 from groundstream.event_detector import EventDetector, EventSettings
+from groundstream.protos import vision_agent_pb2 as pb
 from groundstream.scene_events import EventKind, event_from_json
+from groundstream.video.pictures import RGBArray, encode_jpeg
 from groundstream.zones import Zone
+from tests.clips import write_clip
 from tests.in_process import running_service
 from tests.pictures import encoded_image
 
@@ -86,6 +89,34 @@ def test_zones_and_lines_are_checked_before_anything_is_opened(
     done = CliRunner().invoke(build_app(), ["watch", "nothing.mp4", "dog", *options])
     assert done.exit_code != 0
     assert message in f"{done.output} {done.exception}"
+
+
+async def test_a_video_is_passed_on_where_the_service_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", 6)
+    compressed: list[int] = []
+
+    def encode(rgb: RGBArray, quality: int) -> bytes:
+        compressed.append(quality)
+        return encode_jpeg(rgb, quality)
+
+    monkeypatch.setattr("groundstream.video.playback.encode_jpeg", encode)
+    async with running_service() as service, aio.Client(service.target) as client:
+        await watch_source(client, str(clip), ["dog"], as_json=True)
+        assert len(compressed) == 6  # This service says nothing of packets.
+        service.agent._capabilities.video_codecs.extend([pb.VIDEO_CODEC_H264, 99])
+        for options, num in (
+            ({}, 0),
+            ({"decode": True}, 6),
+            ({"output": tmp_path / "out.mp4"}, 6),
+        ):
+            compressed.clear()
+            capsys.readouterr()
+            await watch_source(client, str(clip), ["dog"], as_json=True, **options)
+            assert len(compressed) == num
+            last = [json.loads(line) for line in capsys.readouterr().out.splitlines()][-1]
+            assert (last["received"], last["rejected"], last["in_flight"]) == (6, 0, 0)
 
 
 async def test_queries_that_the_service_refuses_end_the_watch(picture: Path) -> None:

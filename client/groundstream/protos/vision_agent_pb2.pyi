@@ -27,6 +27,12 @@ class FramePriority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FRAME_PRIORITY_NORMAL: _ClassVar[FramePriority]
     FRAME_PRIORITY_HIGH: _ClassVar[FramePriority]
 
+class VideoCodec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VIDEO_CODEC_UNSPECIFIED: _ClassVar[VideoCodec]
+    VIDEO_CODEC_H264: _ClassVar[VideoCodec]
+    VIDEO_CODEC_H265: _ClassVar[VideoCodec]
+
 class ZoomPolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ZOOM_POLICY_UNSPECIFIED: _ClassVar[ZoomPolicy]
@@ -102,6 +108,7 @@ class ErrorCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_CODE_QUOTA_EXCEEDED: _ClassVar[ErrorCode]
     ERROR_CODE_FRAME_TOO_COSTLY: _ClassVar[ErrorCode]
     ERROR_CODE_STREAM_IDLE: _ClassVar[ErrorCode]
+    ERROR_CODE_KEY_FRAME_NEEDED: _ClassVar[ErrorCode]
 TASK_KIND_UNSPECIFIED: TaskKind
 TASK_KIND_DETECT: TaskKind
 TASK_KIND_COUNT: TaskKind
@@ -117,6 +124,9 @@ FRAME_PRIORITY_UNSPECIFIED: FramePriority
 FRAME_PRIORITY_LOW: FramePriority
 FRAME_PRIORITY_NORMAL: FramePriority
 FRAME_PRIORITY_HIGH: FramePriority
+VIDEO_CODEC_UNSPECIFIED: VideoCodec
+VIDEO_CODEC_H264: VideoCodec
+VIDEO_CODEC_H265: VideoCodec
 ZOOM_POLICY_UNSPECIFIED: ZoomPolicy
 ZOOM_POLICY_OFF: ZoomPolicy
 ZOOM_POLICY_AUTO: ZoomPolicy
@@ -166,6 +176,7 @@ ERROR_CODE_UNAUTHENTICATED: ErrorCode
 ERROR_CODE_QUOTA_EXCEEDED: ErrorCode
 ERROR_CODE_FRAME_TOO_COSTLY: ErrorCode
 ERROR_CODE_STREAM_IDLE: ErrorCode
+ERROR_CODE_KEY_FRAME_NEEDED: ErrorCode
 
 class Exchange(_message.Message):
     __slots__ = ("question", "answer")
@@ -553,12 +564,36 @@ class Ack(_message.Message):
     sequence: int
     def __init__(self, sequence: _Optional[int] = ...) -> None: ...
 
+class StartVideo(_message.Message):
+    __slots__ = ("codec", "parameter_sets")
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_SETS_FIELD_NUMBER: _ClassVar[int]
+    codec: VideoCodec
+    parameter_sets: bytes
+    def __init__(self, codec: _Optional[_Union[VideoCodec, str]] = ..., parameter_sets: _Optional[bytes] = ...) -> None: ...
+
+class VideoPacket(_message.Message):
+    __slots__ = ("sequence", "capture_time_ns", "data", "is_key", "priority", "packet_number")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    CAPTURE_TIME_NS_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    IS_KEY_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    PACKET_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    capture_time_ns: int
+    data: bytes
+    is_key: bool
+    priority: FramePriority
+    packet_number: int
+    def __init__(self, sequence: _Optional[int] = ..., capture_time_ns: _Optional[int] = ..., data: _Optional[bytes] = ..., is_key: bool = ..., priority: _Optional[_Union[FramePriority, str]] = ..., packet_number: _Optional[int] = ...) -> None: ...
+
 class End(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ("frame", "set_queries", "put_query", "remove_query", "end", "open", "set_policy", "pause", "resume", "ack")
+    __slots__ = ("frame", "set_queries", "put_query", "remove_query", "end", "open", "set_policy", "pause", "resume", "ack", "start_video", "packet")
     FRAME_FIELD_NUMBER: _ClassVar[int]
     SET_QUERIES_FIELD_NUMBER: _ClassVar[int]
     PUT_QUERY_FIELD_NUMBER: _ClassVar[int]
@@ -569,6 +604,8 @@ class WatchRequest(_message.Message):
     PAUSE_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
+    START_VIDEO_FIELD_NUMBER: _ClassVar[int]
+    PACKET_FIELD_NUMBER: _ClassVar[int]
     frame: Frame
     set_queries: SetQueries
     put_query: PutQuery
@@ -579,7 +616,9 @@ class WatchRequest(_message.Message):
     pause: Pause
     resume: Resume
     ack: Ack
-    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., set_queries: _Optional[_Union[SetQueries, _Mapping]] = ..., put_query: _Optional[_Union[PutQuery, _Mapping]] = ..., remove_query: _Optional[_Union[RemoveQuery, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., open: _Optional[_Union[OpenStream, _Mapping]] = ..., set_policy: _Optional[_Union[SetPolicy, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ...) -> None: ...
+    start_video: StartVideo
+    packet: VideoPacket
+    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ..., set_queries: _Optional[_Union[SetQueries, _Mapping]] = ..., put_query: _Optional[_Union[PutQuery, _Mapping]] = ..., remove_query: _Optional[_Union[RemoveQuery, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., open: _Optional[_Union[OpenStream, _Mapping]] = ..., set_policy: _Optional[_Union[SetPolicy, _Mapping]] = ..., pause: _Optional[_Union[Pause, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., start_video: _Optional[_Union[StartVideo, _Mapping]] = ..., packet: _Optional[_Union[VideoPacket, _Mapping]] = ...) -> None: ...
 
 class QueriesAck(_message.Message):
     __slots__ = ("epoch", "change_id", "query_ids")
@@ -722,7 +761,7 @@ class GetCapabilitiesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Capabilities(_message.Message):
-    __slots__ = ("service_version", "model_name", "model_digest", "tasks", "image_formats", "max_frame_bytes", "max_frame_pixels", "max_queries", "max_query_chars", "max_regions", "max_new_tokens", "max_window")
+    __slots__ = ("service_version", "model_name", "model_digest", "tasks", "image_formats", "max_frame_bytes", "max_frame_pixels", "max_queries", "max_query_chars", "max_regions", "max_new_tokens", "max_window", "video_codecs", "max_video_pixels")
     SERVICE_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -735,6 +774,8 @@ class Capabilities(_message.Message):
     MAX_REGIONS_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_WINDOW_FIELD_NUMBER: _ClassVar[int]
+    VIDEO_CODECS_FIELD_NUMBER: _ClassVar[int]
+    MAX_VIDEO_PIXELS_FIELD_NUMBER: _ClassVar[int]
     service_version: str
     model_name: str
     model_digest: str
@@ -747,7 +788,9 @@ class Capabilities(_message.Message):
     max_regions: int
     max_new_tokens: int
     max_window: int
-    def __init__(self, service_version: _Optional[str] = ..., model_name: _Optional[str] = ..., model_digest: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[TaskKind, str]]] = ..., image_formats: _Optional[_Iterable[str]] = ..., max_frame_bytes: _Optional[int] = ..., max_frame_pixels: _Optional[int] = ..., max_queries: _Optional[int] = ..., max_query_chars: _Optional[int] = ..., max_regions: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., max_window: _Optional[int] = ...) -> None: ...
+    video_codecs: _containers.RepeatedScalarFieldContainer[VideoCodec]
+    max_video_pixels: int
+    def __init__(self, service_version: _Optional[str] = ..., model_name: _Optional[str] = ..., model_digest: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[TaskKind, str]]] = ..., image_formats: _Optional[_Iterable[str]] = ..., max_frame_bytes: _Optional[int] = ..., max_frame_pixels: _Optional[int] = ..., max_queries: _Optional[int] = ..., max_query_chars: _Optional[int] = ..., max_regions: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., max_window: _Optional[int] = ..., video_codecs: _Optional[_Iterable[_Union[VideoCodec, str]]] = ..., max_video_pixels: _Optional[int] = ...) -> None: ...
 
 class GetStatsRequest(_message.Message):
     __slots__ = ()

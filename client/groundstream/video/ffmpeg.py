@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -16,8 +16,10 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
+from groundstream.enums import VideoCodec
 from groundstream.errors import SourceError
 from groundstream.locations import shown_location
+from groundstream.video.coded import Coded, PacketReader
 from groundstream.video.pictures import RGBArray
 
 DEFAULT_FPS = 25.0
@@ -74,6 +76,8 @@ class Connection:
         """
         self.num_damaged = 0
         """Packets that could not be decoded."""
+        self.passes_on: Collection[VideoCodec] = ()
+        """Packets of these codecs are given as they are, where their pictures are upright."""
         self._location = location
         self._silence_s = silence_s
         self._tolerant = tolerant
@@ -118,14 +122,16 @@ class Connection:
         """Whether seconds of pictures come at once and are to be shown one by one (HLS, DASH)."""
         return any(name in self._opened.format.name for name in ("hls", "dash"))
 
-    def pictures(self) -> Iterator[Decoded]:
-        """Its pictures in the order in which they are shown.
+    def pictures(self) -> Iterator[Decoded | Coded]:
+        """Its pictures in the order in which they are shown; packets in that of decoding.
 
         Raises:
             SourceError: it cannot be read on.
         """
         seen_s = time.monotonic()
         num_damaged = 0
+        reader: PacketReader | None = None
+        passes_on = bool(self.passes_on)
         try:
             asked_s = seen_s
             for packet in self._opened.demux():
@@ -134,24 +140,40 @@ class Connection:
                     # Instead of saying so, FFmpeg gives what it has kept back, once.
                     raise SourceError(f"{self._shown()} says nothing for {self._silence_s:g} s")
                 if packet.stream.index == self._stream.index:
+                    if passes_on and reader is None and packet.size:
+                        if not packet.is_keyframe:
+                            self.num_damaged += 1
+                            continue
+                        reader = PacketReader.begin(self._stream, packet, self.passes_on)
+                        passes_on = reader is not None
                     try:
-                        frames = packet.decode()
+                        pictures = self._pictures_of(packet, reader)
                     except av.error.InvalidDataError:
                         num_damaged += 1
                         self.num_damaged += 1
                         if not self._tolerant or num_damaged > _MAX_DAMAGED:
                             raise
-                        frames = []
-                    for frame in frames:
+                        pictures = []
+                    for picture in pictures:
                         num_damaged = 0
-                        # Some cameras and broken files carry no times.
-                        yield Decoded(frame, frame.time)
+                        yield picture
                         now_s = seen_s = time.monotonic()
                 if self._silence_s is not None and now_s - seen_s > self._silence_s:
                     raise SourceError(f"{self._shown()} sends, but no picture")
                 asked_s = time.monotonic()
         except _UNREADABLE as error:
             raise SourceError(f"reading {self._shown()} failed: {self._words(error)}") from None
+
+    def _pictures_of(
+        self, packet: av.Packet, reader: PacketReader | None
+    ) -> list[Decoded] | list[Coded]:
+        if reader is None:
+            # Some cameras and broken files carry no times.
+            return [Decoded(frame, frame.time) for frame in packet.decode()]
+        useless_before = reader.num_useless
+        coded = reader.read(packet)
+        self.num_damaged += reader.num_useless - useless_before
+        return coded
 
     def _shown(self) -> str:
         return "standard input" if self._location == "pipe:0" else shown_location(self._location)

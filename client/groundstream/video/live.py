@@ -18,12 +18,13 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from groundstream.enums import VideoCodec
 from groundstream.errors import SourceError
 from groundstream.events import (
     SourceClockJumped,
@@ -35,6 +36,7 @@ from groundstream.events import (
 )
 from groundstream.locations import shown_location
 from groundstream.video.clock import SteadyClock
+from groundstream.video.coded import Coded, SourcePacket
 from groundstream.video.pictures import RGBArray
 
 _MAX_DOUBLINGS = 30
@@ -47,6 +49,8 @@ _MAX_STUCK = 2
 """Threads left to themselves; while there are so many, nothing is opened."""
 _LOOK_S = 0.5
 _LATE_S = 0.5
+_MAX_WAITING_PACKETS = 60
+"""One or two seconds; a reader that is so far behind goes on with the next key frame."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +98,13 @@ class Pictures(Protocol):
 
     fps: float
     num_damaged: int
+    passes_on: Collection[VideoCodec]
 
     @property
     def ends(self) -> bool: ...
     @property
     def comes_in_pieces(self) -> bool: ...
-    def pictures(self) -> Iterator[Picture]: ...
+    def pictures(self) -> Iterator[Picture | Coded]: ...
 
 
 class _State(Enum):
@@ -107,6 +112,36 @@ class _State(Enum):
     PLAYING = 2
     PAUSING = 3
     OVER = 4
+
+
+class _Waiting:
+    """What the reader has not taken yet: the newest picture, or packets without a gap."""
+
+    def __init__(self) -> None:
+        self._items: deque[tuple[Picture | Coded, float]] = deque()
+        self._has_gap = False
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, picture: Picture | Coded, shown_s: float) -> int:
+        """One more; returns how many are skipped for it, itself perhaps."""
+        num_skipped = 0
+        if not isinstance(picture, Coded) or len(self._items) >= _MAX_WAITING_PACKETS:
+            num_skipped = len(self._items)
+            self._items.clear()
+            self._has_gap = isinstance(picture, Coded)
+        if self._has_gap and isinstance(picture, Coded):
+            # What builds on a packet that was skipped is of no use to any decoder.
+            if not picture.is_key:
+                return num_skipped + 1
+            self._has_gap = False
+        self._items.append((picture, shown_s))
+        return num_skipped
+
+    def take(self) -> tuple[Picture | Coded, float]:
+        """The oldest."""
+        return self._items.popleft()
 
 
 class LiveSource:
@@ -146,7 +181,8 @@ class LiveSource:
         self._state = _State.OPENING
         self._turn = 0
         """Of the thread that reads; what another does or says counts for nothing."""
-        self._newest: tuple[Picture, float] | None = None
+        self._passes_on: Collection[VideoCodec] = ()
+        self._waiting = _Waiting()
         self._told: deque[SourceEvent] = deque()
         self._error: SourceError | None = None
         self._attempt = 0
@@ -168,6 +204,16 @@ class LiveSource:
         Raises:
             SourceError: it was lost for longer than `Reopen.patience_s`, or iterated twice.
         """
+        for item in self.packets(()):
+            assert isinstance(item, SourceFrame)
+            yield item
+
+    def packets(self, codecs: Collection[VideoCodec]) -> Iterator[SourceFrame | SourcePacket]:
+        """The same, undecoded where it holds one of these codecs and need not be turned.
+
+        Packets come without gaps; a reader that falls behind goes on with a key frame.
+        """
+        self._passes_on = codecs
         with self._changed:
             if self._turn or self._state is _State.OVER:
                 if self._state is _State.OVER and not self._turn:
@@ -178,7 +224,10 @@ class LiveSource:
         try:
             while (taken := self._next()) is not None:
                 picture, shown_s = taken
-                yield SourceFrame(picture.rgb(), shown_s)
+                if isinstance(picture, Coded):
+                    yield SourcePacket(picture, shown_s)
+                else:
+                    yield SourceFrame(picture.rgb(), shown_s)
         finally:
             self.stop()
             self._tell()
@@ -190,18 +239,17 @@ class LiveSource:
 
     # ---- the side of the reader ----
 
-    def _next(self) -> tuple[Picture, float] | None:
+    def _next(self) -> tuple[Picture | Coded, float] | None:
         while True:
             self._tell()
             with self._changed:
-                if self._newest is None and self._state is not _State.OVER and not self._told:
+                if not self._waiting and self._state is not _State.OVER and not self._told:
                     self._changed.wait(_LOOK_S)
                     self._look_after_thread()
                 if self._told:
                     continue
-                picture, self._newest = self._newest, None
-                if picture is not None:
-                    return picture
+                if self._waiting:
+                    return self._waiting.take()
                 if self._state is _State.OVER:
                     if self._error is not None:
                         raise self._error
@@ -276,6 +324,7 @@ class LiveSource:
         ends = False
         try:
             with self._connect() as opened:
+                opened.passes_on = self._passes_on
                 ends = opened.ends
                 damaged_before = 0
                 for picture in opened.pictures():
@@ -295,7 +344,7 @@ class LiveSource:
                     self._finish(error)
             return str(error)
 
-    def _put(self, turn: int, opened: Pictures, picture: Picture) -> float | None:
+    def _put(self, turn: int, opened: Pictures, picture: Picture | Coded) -> float | None:
         """Make it the newest; when it is to be shown, or None when nobody wants more."""
         now_s = time.monotonic()
         with self._changed:
@@ -312,8 +361,7 @@ class LiveSource:
                 self._told.append(SourceClockJumped(jump_s))
             self._seen_s = self._progress_s = now_s
             self.num_pictures += 1
-            self.num_skipped += self._newest is not None
-            self._newest = picture, shown_s
+            self.num_skipped += self._waiting.put(picture, shown_s)
             self._changed.notify_all()
             return shown_s
 

@@ -7,14 +7,16 @@ capture rate. Knows no sessions, no models and no torch.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from groundstream.enums import VideoCodec
 from groundstream.errors import InvalidFrame, SourceError
 from groundstream.events import SourceClockJumped, SourceEvent, SourceResized
 from groundstream.locations import shown_location
 from groundstream.video.clock import SteadyClock
+from groundstream.video.coded import Coded, SourcePacket
 from groundstream.video.ffmpeg import DEFAULT_FPS, Connection
 from groundstream.video.live import LiveSource, Reopen, SourceFrame
 from groundstream.video.pictures import IMAGE_SUFFIXES, picture_size, read_picture
@@ -24,6 +26,7 @@ __all__ = [
     "LiveSource",
     "Reopen",
     "SourceFrame",
+    "SourcePacket",
     "VideoFile",
     "VideoSource",
     "open_source",
@@ -183,7 +186,16 @@ class VideoFile:
         begun, self._begun = self._begun, None
         return self._pictures() if begun is None else begun
 
+    def packets(self, codecs: Collection[VideoCodec]) -> Iterator[SourceFrame | SourcePacket]:
+        """It undecoded where it holds one of these codecs and need not be turned, else as ever."""
+        return self._items(codecs)
+
     def _pictures(self) -> Iterator[SourceFrame]:
+        for item in self._items(()):
+            assert isinstance(item, SourceFrame)
+            yield item
+
+    def _items(self, codecs: Collection[VideoCodec]) -> Iterator[SourceFrame | SourcePacket]:
         opened, self._opened = self._opened, None
         if opened is None:
             if self._location == _STDIN:
@@ -191,6 +203,7 @@ class VideoFile:
             opened = Connection(self._location)
         clock = SteadyClock(1.0 / opened.fps)
         size: tuple[int, int] | None = None
+        opened.passes_on = codecs
         with opened:
             for picture in opened.pictures():
                 if picture.size != size and size is not None:
@@ -199,7 +212,10 @@ class VideoFile:
                 pts_s, jump_s = clock.show(picture.time_s)
                 if jump_s is not None:
                     self._tell(SourceClockJumped(jump_s))
-                yield SourceFrame(picture.rgb(), pts_s)
+                if isinstance(picture, Coded):
+                    yield SourcePacket(picture, pts_s)
+                else:
+                    yield SourceFrame(picture.rgb(), pts_s)
 
     def _tell(self, event: SourceEvent) -> None:
         if self._on_event is not None:
