@@ -13,8 +13,11 @@ from agent.checked_settings import Count, CountOrNone, NonNegativeCount, checked
 @checked
 @dataclass(frozen=True)
 class EngineSettings:
-    """Bounds of the generation engine of one language replica."""
+    """Which generation engine a language replica runs, and its bounds."""
 
+    backend: str = "builtin"
+    """`builtin`, or `vllm` where groundstream-vllm is installed (docs/cluster.md says when to use
+    which)."""
     max_step_tokens: Count = 768
     """About how many tokens one forward pass takes; a longer prefix is computed in chunks beside
     the decoding."""

@@ -119,7 +119,9 @@ def test_regions_through_the_engine_equal_one_long_pass(stage):
     builder, language = stage._builder, stage._language
     prefix = builder.prefix((3, 4), len(shown.proposals))
     question = builder.question(task.text, start=prefix.next_position)
-    embeddings = torch.cat([stage._embedded(prefix, shown), language.embed(question.ids)])[None]
+    embeddings = torch.cat(
+        [stage._input(prefix, shown).embedded(language), language.embed(question.ids)]
+    )[None]
     positions, position = torch.cat([prefix.positions, question.positions], 1)[:, None], 0
     position, cache, ids = question.next_position, DynamicCache(), []
     grammar = stage._grammar(task, stage._tokens.first(len(shown.proposals)))
