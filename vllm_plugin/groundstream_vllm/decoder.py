@@ -94,6 +94,8 @@ class _NoDummies(BaseDummyInputsBuilder):  # type: ignore[misc]
 class _NoProcessor(BaseMultiModalProcessor):  # type: ignore[misc]
     """Requests come ready-made; vLLM wants to know a processor all the same."""
 
+    requires_tokenizer = False
+
     def _get_mm_fields_config(self, *_: object, **__: object) -> dict[str, Any]:
         return {}
 
