@@ -171,9 +171,7 @@ class _Loader(BaseModelLoader):  # type: ignore[misc]
     def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
         """Hand over the decoder's tensors one by one, each forgotten once it is taken."""
         directory = Path(self.load_config.model_loader_extra_config["directory"])
-        loaded = load_model(
-            directory, parts=frozenset({Part.LANGUAGE}), dtype=model_config.dtype
-        )
+        loaded = load_model(directory, parts=frozenset({Part.LANGUAGE}), dtype=model_config.dtype)
         assert loaded.language_model is not None
         state = loaded.language_model.state_dict()
         del loaded
