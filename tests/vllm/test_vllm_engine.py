@@ -292,6 +292,7 @@ def test_what_is_urgent_takes_the_place_of_what_is_not(tmp_path: Path) -> None:
             answer.add_done_callback(lambda _, name=name: done.append(name))
         for task, shown, answer in zip((patient, urgent), features, answers, strict=True):
             assert same(answer.result(600), engines.ours.answer(shown, task))
+            assert len(answer.result().pieces) == length, "both would have found room"
         assert done == ["urgent", "patient"]
 
 

@@ -28,6 +28,8 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     # Cores are the replica's business (`num_threads`).
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # A group of one process talks to nobody; its ports stay on loopback.
+    "GLOO_SOCKET_IFNAME": "lo",
 }
 
 

@@ -109,7 +109,8 @@ class GroundstreamDecoder(nn.Module, SupportsMultiModal, SupportsMRoPE):  # type
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        with self._mark_language_model(vllm_config):
+        self.language_model: Any
+        with self._mark_language_model(vllm_config):  # type: ignore[operator]
             self.language_model = init_vllm_registered_model(
                 vllm_config,
                 prefix=maybe_prefix(prefix, "language_model"),
@@ -175,6 +176,7 @@ class _Loader(BaseModelLoader):  # type: ignore[misc]
         assert loaded.language_model is not None
         state = loaded.language_model.state_dict()
         del loaded
+        assert isinstance(model, GroundstreamDecoder)
         model.load_weights((name, state.pop(name)) for name in list(state))
 
 

@@ -155,6 +155,7 @@ class VllmEngine:
         self._by_inner_id: dict[str, _Run] = {}
         self._inner_ids: dict[str, str] = {}
         self._num_added = 0
+        self._scheduler: Any = None
         self._closed = False
         self._step_since_s: float | None = None
         opened: Future[None] = Future()
@@ -310,7 +311,7 @@ class VllmEngine:
         """
         text, block = self._text, _BLOCK.get(self._device, 16)
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        token_bytes = (
+        token_bytes: int = (
             2 * text.num_hidden_layers * text.num_key_value_heads * width * self._dtype.itemsize
         )
         # One block is vLLM's own, and guesses reach beyond the end.
