@@ -123,17 +123,16 @@ lock: $(READY)  ## Recompile requirements.lock from pyproject.toml
 		--unsafe-package pip --unsafe-package setuptools \
 		--constraint requirements.in --output-file requirements.lock pyproject.toml
 
-locked = $(BIN)/pip-compile --quiet $(1) --strip-extras --no-header --generate-hashes \
-	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --find-links build/lock \
-	--unsafe-package groundstream --unsafe-package groundstream-client \
-	--unsafe-package torchvision --unsafe-package torchaudio --unsafe-package torchcodec \
-	--output-file $(2) pyproject.toml vllm_plugin/pyproject.toml
-
-lock-vllm: $(READY)  ## Recompile both locks of the vLLM plugin, hashes included
+WOULD := $(BIN)/pip install --quiet --disable-pip-version-check --dry-run --ignore-installed \
+	--find-links build/lock
+lock-vllm: $(READY)  ## Both locks of the vLLM plugin, with hashes; downloads gigabytes and keeps none
 	rm -rf build/lock
-	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/lock ./client .
-	$(call locked,--extra gpu,vllm_plugin/requirements.lock)
-	$(call locked,--extra cpu --extra test,vllm_plugin/requirements.cpu.lock)
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/lock \
+		./client . ./vllm_plugin
+	$(WOULD) --report build/lock/gpu.json "groundstream-vllm[gpu]"
+	$(WOULD) --report build/lock/cpu.json "groundstream-vllm[cpu,test]"
+	$(BIN)/python vllm_plugin/lock.py build/lock/gpu.json > vllm_plugin/requirements.lock
+	$(BIN)/python vllm_plugin/lock.py build/lock/cpu.json > vllm_plugin/requirements.cpu.lock
 
 clean:
 	rm -rf $(VENV) $(PROTOC) $(VLLM) build client/build .pytest_cache .ruff_cache .mypy_cache

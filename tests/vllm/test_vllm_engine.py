@@ -280,19 +280,24 @@ def test_who_waits_least_goes_first(tmp_path: Path) -> None:
 def test_what_is_urgent_takes_the_place_of_what_is_not(tmp_path: Path) -> None:
     """Blocks for one answer and a half: the later deadline gives way, and is answered later."""
     with opened("llava_onevision", tmp_path, prefix_bytes=2**20) as engines:
-        features = [engines.features() for _ in range(2)]
         length = engines.theirs.engine._max_length - 250
         patient = replace(LONG, max_new_tokens=length, patience_s=900.0)
         urgent = replace(patient, patience_s=60.0)
+        # Two answers of more than half the pool; what random weights say ends somewhere.
+        known: list[tuple[FrameFeatures, Generation]] = []
+        while len(known) < 2:
+            features = engines.features()
+            answer = engines.ours.answer(features, patient)
+            if len(answer.pieces) > 480:
+                known.append((features, answer))
         heard, done = threading.Event(), []
-        answers = [engines.theirs.start(features[0], patient, lambda text: heard.set())]
+        answers = [engines.theirs.start(known[0][0], patient, lambda text: heard.set())]
         assert heard.wait(60)
-        answers.append(engines.theirs.start(features[1], urgent))
+        answers.append(engines.theirs.start(known[1][0], urgent))
         for name, answer in zip(("patient", "urgent"), answers, strict=True):
             answer.add_done_callback(lambda _, name=name: done.append(name))
-        for task, shown, answer in zip((patient, urgent), features, answers, strict=True):
-            assert same(answer.result(600), engines.ours.answer(shown, task))
-            assert len(answer.result().pieces) == length, "both would have found room"
+        for answer, (_, expected) in zip(answers, known, strict=True):
+            assert same(answer.result(600), expected)
         assert done == ["urgent", "patient"]
 
 
