@@ -8,8 +8,11 @@ READY := $(VENV)/.installed
 # Python package does not fit beside a new protobuf, and has a folder of its own.
 PROTOC := .protoc
 PROTOC_READY := $(PROTOC)/.installed
+# vLLM brings a torch, NumPy and FastAPI of its own.
+VLLM := .vllm
+VLLM_READY := $(VLLM)/.installed
 
-.PHONY: demo test test-long fuzz soak check format protos baseline serve bench pages manifests lock clean
+.PHONY: demo test test-long vllm test-vllm fuzz soak check format protos baseline serve bench pages manifests lock lock-vllm clean
 
 $(READY): requirements.lock requirements.no-deps.txt pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +24,17 @@ $(READY): requirements.lock requirements.no-deps.txt pyproject.toml client/pypro
 $(PROTOC_READY): requirements.protoc.txt
 	$(PYTHON) -m venv $(PROTOC)
 	$(PROTOC)/bin/pip install --quiet --disable-pip-version-check -r requirements.protoc.txt
+	touch $@
+
+# On x86 and Arm the lock has torch's build for CPUs, which is in torch's own index: name it in
+# PIP_EXTRA_INDEX_URL where pip does not know it. Tests want what is in requirements.lock besides.
+$(VLLM_READY): vllm_plugin/requirements.cpu.lock requirements.no-deps.txt vllm_plugin/pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+		-r vllm_plugin/requirements.cpu.lock
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements.no-deps.txt
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps \
+		--editable client --editable . --editable vllm_plugin
 	touch $@
 
 demo: $(READY)  ## Start the service, stream two videos through it, show the answers, stop it
@@ -35,6 +49,12 @@ test-long: $(READY)  ## What takes minutes: updates, the wheels, the hub, attack
 		tests/integration/test_soak.py tests/integration/test_hub_service.py \
 		tests/integration/test_under_attack.py tests/integration/test_sources.py \
 		tests/integration/test_bare_client.py
+
+vllm: $(VLLM_READY)  ## An environment with vLLM for CPUs, 3.5 GB
+
+test-vllm: $(VLLM_READY)  ## vLLM against the builtin engine: equal answers, and the same contract
+	$(VLLM)/bin/python -m pytest tests/vllm
+	$(VLLM)/bin/python -m benchmarks.vllm_engine
 
 fuzz: $(READY)  ## 100,000 made-up inputs for everything that reads what comes from outside
 	for seed in 1 2 3 4 5 6 7 8 9 10; do \
@@ -103,5 +123,16 @@ lock: $(READY)  ## Recompile requirements.lock from pyproject.toml
 		--unsafe-package pip --unsafe-package setuptools \
 		--constraint requirements.in --output-file requirements.lock pyproject.toml
 
+WOULD := $(BIN)/pip install --quiet --disable-pip-version-check --dry-run --ignore-installed \
+	--find-links build/lock
+lock-vllm: $(READY)  ## Both locks of the vLLM plugin, with hashes; downloads gigabytes and keeps none
+	rm -rf build/lock
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/lock \
+		./client . ./vllm_plugin
+	$(WOULD) --report build/lock/gpu.json "groundstream-vllm[gpu]"
+	$(WOULD) --report build/lock/cpu.json "groundstream-vllm[cpu,test]"
+	$(BIN)/python vllm_plugin/lock.py build/lock/gpu.json > vllm_plugin/requirements.lock
+	$(BIN)/python vllm_plugin/lock.py build/lock/cpu.json > vllm_plugin/requirements.cpu.lock
+
 clean:
-	rm -rf $(VENV) $(PROTOC) build client/build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PROTOC) $(VLLM) build client/build .pytest_cache .ruff_cache .mypy_cache

@@ -21,7 +21,6 @@ from agent import progress
 from agent.drafting import DraftTree
 from agent.generation_request import (
     Completion,
-    PrefixInput,
     PrefixSource,
     Request,
 )
@@ -47,7 +46,9 @@ _PRIVATE = "private "
 class _PrefixJob:
     """A prefix under construction."""
 
-    given: PrefixInput
+    embeddings: Tensor
+    positions: Tensor
+    next_position: int
     before: Prefix | None
     past: KeyValues
     starter: _Run
@@ -58,7 +59,7 @@ class _PrefixJob:
 
     def ends_with(self, count: int) -> bool:
         """Whether the next `count` tokens are its last."""
-        return self.done + count == len(self.given.embeddings)
+        return self.done + count == len(self.embeddings)
 
 
 @dataclass
@@ -273,8 +274,14 @@ class Engine:
 
     def _start_prefix(self, source: PrefixSource, run: _Run) -> None:
         before = run.parent if source is run.request.prefix else None
+        given = source.make()
         self._jobs[_job_key(source, run)] = _PrefixJob(
-            source.make(), before, KeyValues(self._num_layers), starter=run
+            given.embedded(self._language),
+            given.positions,
+            given.next_position,
+            before,
+            KeyValues(self._num_layers),
+            starter=run,
         )
 
     def _finish_prefix(self, key: str, job: _PrefixJob) -> None:
@@ -284,7 +291,7 @@ class Engine:
                 (torch.cat([old[0], own[0]], 1), torch.cat([old[1], own[1]], 1))
                 for old, own in zip(job.before.layers, layers, strict=True)
             )
-        prefix = Prefix(layers, job.given.next_position)
+        prefix = Prefix(layers, job.next_position)
         del self._jobs[key]
         if not key.startswith(_PRIVATE):
             self.prefixes.put(key, prefix)
@@ -316,7 +323,7 @@ class Engine:
         room = max(self.settings.max_step_tokens - used, self.settings.max_step_tokens // 4)
         jobs = []
         for key, job in list(self._jobs.items()):
-            count = min(room, len(job.given.embeddings) - job.done)
+            count = min(room, len(job.embeddings) - job.done)
             if count > 0:
                 jobs.append((key, job, count))
                 room -= count
@@ -330,7 +337,7 @@ class Engine:
         Returns:
             Tokens they add to the pass.
         """
-        unfinished = UnfinishedPrefix(job.past, job.before, count, job.given.next_position)
+        unfinished = UnfinishedPrefix(job.past, job.before, count, job.next_position)
         waiting, self._waiting = self._waiting, []
         used = 0
         for run in waiting:
@@ -354,7 +361,7 @@ class Engine:
     def _prefix_chunk(self, job: _PrefixJob, count: int) -> tuple[Tensor, Tensor, Segment]:
         part = slice(job.done, job.done + count)
         segment = Segment(0, 0, job.past, job.before)
-        return job.given.embeddings[part], job.given.positions[:, part], segment
+        return job.embeddings[part], job.positions[:, part], segment
 
     def _continuation(self, run: _Run) -> tuple[Tensor, Tensor, Segment]:
         """The certain tokens and the guesses behind them, each seeing only its own line."""

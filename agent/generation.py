@@ -16,11 +16,13 @@ from torch import Tensor
 
 from agent.drafting import Drafter
 from agent.engine import Engine
+from agent.engine_backends import BUILTIN, open_backend
 from agent.errors import CheckpointMismatch
 from agent.feature_tensors import to_tensor
 from agent.features import FrameFeatures, Generation
 from agent.generation_request import (
     Completion,
+    GenerationEngine,
     PrefixInput,
     PrefixSource,
     QuestionInput,
@@ -63,10 +65,17 @@ class LanguageStage:
         *,
         device: str = "cpu",
         engine: EngineSettings | None = None,
+        backend: GenerationEngine | None = None,
     ) -> None:
-        assert model.language_model is not None
+        """
+        Args:
+            model: with its language part; of one that `backend` decodes, the connectors suffice.
+            tokenizer: the model's.
+            device: where the model is.
+            engine: bounds of the builtin engine.
+            backend: decodes in place of the builtin engine.
+        """
         self._model = model
-        self._language: LanguageModel = model.language_model
         self._tokenizer = tokenizer
         self._builder = SequenceBuilder(tokenizer, model.config.language_family)
         self._device = device
@@ -78,11 +87,7 @@ class LanguageStage:
             if self._builder.family.prompt.bounds_answers
             else ()
         )
-        settings = engine or EngineSettings()
-        self.prefixes = PrefixCache(settings.prefix_bytes)
-        self.engine = Engine(self._language, self.prefixes, settings, device=device)
-        if settings.compiled and device != "cpu":
-            self.engine.compile()
+        self.engine = backend or self._builtin(engine or EngineSettings())
 
     @classmethod
     def from_pretrained(
@@ -99,15 +104,19 @@ class LanguageStage:
 
         Raises:
             CheckpointMismatch: files are missing or do not fit.
+            SettingsError: the engine wanted is not installed, or cannot run this model so.
         """
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         directory = find_model(model).path
+        settings = engine or EngineSettings()
+        is_builtin = settings.backend == BUILTIN
+        weights = weight_type(dtype, device, Part.LANGUAGE)
         loaded = load_model(
             directory,
-            parts=frozenset({Part.LANGUAGE}),
+            parts=frozenset({Part.LANGUAGE if is_builtin else Part.CONNECTORS}),
             device=device,
-            dtype=weight_type(dtype, device, Part.LANGUAGE),
+            dtype=weights,
             as_published=as_published,
         )
         tokenizer = model_tokenizer(directory, loaded.config)
@@ -116,7 +125,12 @@ class LanguageStage:
                 f"{directory} has embeddings of {loaded.config.text.vocab_size} tokens, but "
                 f"control tokens make it {tokenizer.vocab_size}: add rows for them"
             )
-        return cls(loaded, tokenizer, device=device, engine=engine)
+        backend = (
+            None
+            if is_builtin
+            else open_backend(settings, directory, loaded.config, device=device, dtype=weights)
+        )
+        return cls(loaded, tokenizer, device=device, engine=settings, backend=backend)
 
     def answer(self, features: FrameFeatures | None, task: Task) -> Generation:
         """Greedy decoding of one question; safe to call from several threads.
@@ -203,6 +217,12 @@ class LanguageStage:
 
         return tell
 
+    @property
+    def _language(self) -> LanguageModel:
+        """The decoder, which the builtin engine runs; others keep their own."""
+        assert self._model.language_model is not None
+        return self._model.language_model
+
     def stalled_s(self) -> float:
         """Seconds for which the engine's step under way has stood still; zero when it is idle."""
         return self.engine.stalled_s()
@@ -210,6 +230,13 @@ class LanguageStage:
     def close(self) -> None:
         """Stop the engine."""
         self.engine.close()
+
+    def _builtin(self, settings: EngineSettings) -> GenerationEngine:
+        prefixes = PrefixCache(settings.prefix_bytes)
+        engine = Engine(self._language, prefixes, settings, device=self._device)
+        if settings.compiled and self._device != "cpu":
+            engine.compile()
+        return engine
 
     def _hand_over(self, done: Future[Completion], to: Future[Generation]) -> None:
         if done.cancelled() or not to.set_running_or_notify_cancel():
@@ -292,7 +319,7 @@ class LanguageStage:
 
     def _check_length(self, num_positions: int, task: Task) -> None:
         """The published code cuts a long prompt and goes on with positions of the whole one."""
-        limit = int(self._language.config.max_position_embeddings)
+        limit = int(self._model.config.text.max_position_embeddings)
         if num_positions + task.max_new_tokens > limit:
             raise InvalidQuery(
                 f"the prompt takes {num_positions} positions and the answer may take "
@@ -301,35 +328,27 @@ class LanguageStage:
             )
 
     def _input(self, sequence: TokenSequence, features: FrameFeatures | None) -> PrefixInput:
+        if features is None:
+            return PrefixInput(sequence.ids, sequence.positions, sequence.next_position)
+
+        @torch.inference_mode()
+        def fill(kind: SlotType) -> Tensor:
+            slots = image_slots if kind is SlotType.IMAGE else region_slots
+            return slots(self._model, features, device=self._device)
+
         return PrefixInput(
-            self._embedded(sequence, features), sequence.positions, sequence.next_position
+            sequence.ids,
+            sequence.positions,
+            sequence.next_position,
+            sequence.slots,
+            self._model.config.token_grid(features.grid),
+            fill,
         )
 
-    @torch.inference_mode()
-    def _embedded(self, sequence: TokenSequence, features: FrameFeatures | None) -> Tensor:
-        """(length, hidden) with image and region slots filled."""
-        model, device = self._model, self._device
-        embeddings = self._language.embed(sequence.ids.to(device))
-        if features is None:
-            return embeddings
-        image, region = (sequence.slots == kind for kind in (SlotType.IMAGE, SlotType.REGION))
-        if image.any():
-            tokens = image_slots(model, features, device=device, dtype=embeddings.dtype)
-            embeddings[image] = tokens.to(embeddings.dtype)
-        if region.any():
-            tokens = region_slots(model, features, device=device)
-            embeddings[region] = tokens.to(embeddings.dtype)
-        return embeddings
 
-
-def image_slots(
-    model: VLMFO1,
-    features: FrameFeatures,
-    *,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
+def image_slots(model: VLMFO1, features: FrameFeatures, *, device: str = "cpu") -> Tensor:
     """(num_image_tokens, hidden): what stands in a frame's image slots."""
+    dtype = next(model.image_projector.parameters(), torch.empty(0)).dtype
     return model.image_tokens(to_tensor(features.image_tokens, device).to(dtype))
 
 

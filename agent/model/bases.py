@@ -54,7 +54,7 @@ _BASES = {
     ),
 }
 _EMBEDDINGS, _NEW_TOKENS = "language_model.model.embed_tokens.weight", "new_tokens.weight"
-_LOW_RANK = (".lora_a", ".lora_b")
+_LOW_RANK, _CONNECTOR = (".lora_a", ".lora_b"), "connector."
 # LLaVA-OneVision's names, as they were published and as transformers has them today.
 _LLAVA = (
     (re.compile(r"^(?:model\.language_model|language_model\.model)\."), "language_model.model."),
@@ -109,11 +109,15 @@ def based_weights(
         CheckpointMismatch: a file cannot be read, or changes a layer that the base lacks.
     """
     weights = base.weights(dtype, wanted)
-    if adapter is None or not wanted(_EMBEDDINGS):
+    if adapter is None or not wanted(our_name(_CONNECTOR)):
         return weights
-    added = dict(tensors(adapter, header(adapter), device="cpu"))
+    connector = [key for key in header(adapter) if key.startswith(_CONNECTOR)]
+    for key, value in tensors(adapter, connector, device="cpu"):
+        weights[our_name(key)] = value.float()
+    if not wanted(_EMBEDDINGS):
+        return weights
+    added = dict(tensors(adapter, header(adapter).keys() - set(connector), device="cpu"))
     rows = added.pop(_NEW_TOKENS, None)
-    connector = {key: added.pop(key) for key in list(added) if key.startswith("connector.")}
     low_rank = {key: added.pop(key) for key in list(added) if key.endswith(_LOW_RANK)}
     try:
         merge(weights, {our_name(key): value for key, value in low_rank.items()})
@@ -123,7 +127,7 @@ def based_weights(
     weights |= {our_name(key): value.to(held.dtype) for key, value in added.items()}
     if rows is not None:
         weights[_EMBEDDINGS] = torch.cat([weights[_EMBEDDINGS], rows.to(held.dtype)])
-    return weights | {our_name(key): value.float() for key, value in connector.items()}
+    return weights
 
 
 def _llava_weights(folder: Path, dtype: torch.dtype | None, wanted: Wanted) -> dict[str, Tensor]:

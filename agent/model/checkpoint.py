@@ -31,6 +31,7 @@ PART_PREFIXES = {
     Part.PRIMARY: ("primary_encoder.",),
     Part.AUXILIARY: ("auxiliary_encoder.",),
     Part.LANGUAGE: ("language_model.", "image_projector.", "region_projector."),
+    Part.CONNECTORS: ("image_projector.", "region_projector."),
 }
 _TIED_HEAD = "lm_head.weight"
 _OF_THE_BASE = ("primary_encoder.", "language_model.")
@@ -83,7 +84,7 @@ def load_model(
         config = replace(config, bf16_rotary=True)
     if config.base or config.weights:
         return _load_from_files(directory, config, parts, device, dtype)
-    skipped = _prefixes_of(ALL_PARTS - parts)
+    skipped = _prefixes_beside(parts)
     stored = {
         key: tensor
         for key, tensor in without_tied_head(stored_tensors(directory), config).items()
@@ -121,7 +122,7 @@ def _load_from_files(
     if is_int8:
         dtype = _beside_int8("language_model.", device)
     loaded: dict[str, Tensor] = {}
-    skipped = _prefixes_of(ALL_PARTS - parts)
+    skipped = _prefixes_beside(parts)
 
     def is_wanted(name: str) -> bool:
         return not (skipped and name.startswith(skipped))
@@ -175,8 +176,12 @@ def _beside_int8(name: str, device: str) -> torch.dtype | None:
     return _suited_to_cpu(Part.LANGUAGE if is_language else Part.PRIMARY)
 
 
-def _prefixes_of(parts: frozenset[Part]) -> tuple[str, ...]:
-    return tuple(prefix for part in parts for prefix in PART_PREFIXES[part])
+def _prefixes_beside(parts: frozenset[Part]) -> tuple[str, ...]:
+    """Beginnings of the names that belong to other parts alone."""
+    of_all, wanted = (
+        {prefix for part in some for prefix in PART_PREFIXES[part]} for some in (ALL_PARTS, parts)
+    )
+    return tuple(of_all - wanted)
 
 
 def read_config(directory: Path, stored: dict[str, StoredTensor] | None = None) -> VLMFO1Config:

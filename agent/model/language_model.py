@@ -69,6 +69,12 @@ class LanguageModel(nn.Module):
         """Rows of `positions`."""
         return self._decoder.num_axes
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        device: torch.device = self.model.embed_tokens.weight.device
+        return device
+
     def renew_rotary(self, device: str) -> None:
         """Make the rotary table again where it will live: it is computed, not stored."""
         self.model.rotary_emb = self._decoder.rotary(self.config).to(device)

@@ -25,6 +25,8 @@ class Part(Enum):
     PRIMARY = "primary"
     AUXILIARY = "auxiliary"
     LANGUAGE = "language"
+    CONNECTORS = "connectors"
+    """Of the language part only what turns features into embeddings."""
 
 
 ALL_PARTS = frozenset(Part)
@@ -46,9 +48,10 @@ class VLMFO1(nn.Module):
             else None
         )
         self.language_model: LanguageModel | None = None
-        if Part.LANGUAGE in parts:
+        if parts & {Part.LANGUAGE, Part.CONNECTORS}:
             self.image_projector = build_image_projector(config)
             self.region_projector = build_connector(config)
+        if Part.LANGUAGE in parts:
             self.language_model = LanguageModel(
                 config.text, tie_word_embeddings=config.tie_word_embeddings
             )

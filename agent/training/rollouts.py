@@ -207,18 +207,19 @@ class SheetPrompts:
         """(slots, hidden): what stands in the slots of the regions that a question shows."""
         return self.regions[question.number][list(question.rows)].flatten(0, 1)
 
-    def prefix(self, language: LanguageModel, question: SheetQuestion) -> PrefixInput:
+    def prefix(self, question: SheetQuestion) -> PrefixInput:
         """What goes before a question."""
         number = question.number
-        regions = self.shown(question)
+        filling = {SlotType.IMAGE: self.image[number], SlotType.REGION: self.shown(question)}
         sequence = self.builder.prefix(self.grids[number], len(question.rows))
-        with torch.inference_mode():
-            embeddings = language.embed(sequence.ids)
-            for kind, values in ((SlotType.IMAGE, self.image[number]), (SlotType.REGION, regions)):
-                here = sequence.slots == kind
-                if here.any():
-                    embeddings[here] = values.to(embeddings.dtype)
-        return PrefixInput(embeddings, sequence.positions, sequence.next_position)
+        return PrefixInput(
+            sequence.ids,
+            sequence.positions,
+            sequence.next_position,
+            sequence.slots,
+            self.grids[number],
+            filling.__getitem__,
+        )
 
 
 class Actor:
@@ -288,7 +289,7 @@ class Actor:
         return Request(
             PrefixSource(
                 f"{self._round}/{question.number}/{question.rows}",
-                lambda: prompts.prefix(self._language, question),
+                lambda: prompts.prefix(question),
             ),
             asked,
             prompts.builder.end_of_turn,

@@ -135,7 +135,7 @@ def _whole_prompt(golden, num_regions):
 def test_golden_language(golden):
     stage, language = golden.language, golden.model.language_model
     whole = _whole_prompt(golden, len(golden.boxes))
-    embeddings = stage._embedded(whole, golden.features(golden.boxes))
+    embeddings = stage._input(whole, golden.features(golden.boxes)).embedded(language)
     golden.close("inputs_embeds", embeddings[None])
     hidden = language(embeddings[None], whole.positions[:, None])
     golden.close("llm_hidden_last", hidden)
@@ -152,7 +152,7 @@ def test_golden_generation(golden):
     # Each step's logits, given the published ids.
     whole = _whole_prompt(golden, len(golden.boxes))
     written = language.embed(torch.tensor(expected[:-1]))
-    embeddings = torch.cat([stage._embedded(whole, features), written])
+    embeddings = torch.cat([stage._input(whole, features).embedded(language), written])
     steps = torch.arange(len(written)) + whole.next_position
     positions = torch.cat([whole.positions, steps.expand(3, -1)], dim=1)
     hidden = language(embeddings[None], positions[:, None])
@@ -180,7 +180,10 @@ def test_golden_without_boxes(golden):
     assert torch.equal(whole.positions, expected["position_ids"][:, 0])
     features = golden.features(np.zeros((0, 4), dtype=np.float32))
     language = golden.model.language_model
-    hidden = language(golden.language._embedded(whole, features)[None], whole.positions[:, None])
+    hidden = language(
+        golden.language._input(whole, features).embedded(golden.model.language_model)[None],
+        whole.positions[:, None],
+    )
     torch.testing.assert_close(
         language.logits(hidden), expected["logits_all"], atol=1e-4, rtol=1e-4
     )
@@ -204,7 +207,9 @@ def test_golden_batch_of_two_equals_single(golden):
         golden.close("aux_level3", levels[3][:1])
 
     whole = _whole_prompt(golden, len(golden.boxes))
-    long = golden.language._embedded(whole, golden.features(golden.boxes))
+    long = golden.language._input(whole, golden.features(golden.boxes)).embedded(
+        golden.model.language_model
+    )
     short = long[:-7]
     padded = torch.stack([long, torch.cat([short, torch.zeros_like(long[:7])])])
     positions = whole.positions[:, None].expand(-1, 2, -1)
@@ -233,7 +238,9 @@ def test_golden_bf16_rotary_switch(golden):
     quirky.__dict__["model"] = load_model(golden.weights, config=config)
     whole = _whole_prompt(quirky, len(quirky.boxes))
     language = quirky.model.language_model
-    embeddings = quirky.language._embedded(whole, quirky.features(quirky.boxes))
+    embeddings = quirky.language._input(whole, quirky.features(quirky.boxes)).embedded(
+        quirky.model.language_model
+    )
     logits = language.logits(language(embeddings[None], whole.positions[:, None]))
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     assert (logits - golden.outputs["logits_all"]).abs().max() > 1e-3, "the switch does nothing"
@@ -245,8 +252,8 @@ def test_golden_paging_shares_the_image(golden):
     features = golden.features(golden.boxes, key="whole")
     _generated(golden, features, 1)
     _generated(golden, replace(features, key="page", image_key="frame"), 1)
-    whole, page = stage.prefixes.get("whole"), stage.prefixes.get("page")
-    assert stage.prefixes.get("frame/image") is not None
+    whole, page = stage.engine.prefixes.get("whole"), stage.engine.prefixes.get("page")
+    assert stage.engine.prefixes.get("frame/image") is not None
     assert page.next_position == whole.next_position
     for first, second in zip(whole.layers, page.layers, strict=True):
         for a, b in zip(first, second, strict=True):

@@ -98,6 +98,17 @@ def test_parts_load_alone(directory):
     assert model.language_model is None
 
 
+def test_connectors_load_without_the_decoder(directory):
+    """As much as a stage needs whose engine keeps the decoder."""
+    whole = load_model(directory, parts=frozenset({Part.LANGUAGE}))
+    model = load_model(directory, parts=frozenset({Part.CONNECTORS}))
+    assert model.language_model is None
+    weights = whole.state_dict()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, weights[name]), name
+    assert any(name.startswith("region_projector.") for name in model.state_dict())
+
+
 def test_sharded(directory):
     state = load_file(directory / "model.safetensors")
     names = sorted(state)

@@ -75,11 +75,12 @@ def test_services_find_their_pods(documents: list[dict[str, Any]]) -> None:
         assert any(wanted <= labels.items() for labels in pods), service["metadata"]["name"]
 
 
-def test_the_image_has_what_is_copied_into_it() -> None:
+def test_the_images_have_what_is_copied_into_them() -> None:
     root = FOLDER.parent.parent
-    for line in (FOLDER / "Dockerfile").read_text().splitlines():
-        if line.startswith("COPY "):
-            assert all((root / name).exists() for name in line.split()[1:-1]), line
+    for file in ("Dockerfile", "Dockerfile.vllm"):
+        for line in (FOLDER / file).read_text().splitlines():
+            if line.startswith("COPY "):
+                assert all((root / name).exists() for name in line.split()[1:-1]), line
     compose = yaml.safe_load((FOLDER / "compose.yaml").read_text())
     built = compose["services"]["groundstream"]["build"]
     assert (FOLDER / built["context"]).resolve() == root

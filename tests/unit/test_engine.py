@@ -59,7 +59,7 @@ def source(language, number, length=23, *, key=None, parent=None, start=0):
     positions = torch.arange(start, start + length).expand(3, -1)
     return PrefixSource(
         f"frame {number}" if key is None else key,
-        lambda: PrefixInput(language.embed(ids), positions, start + length),
+        lambda: PrefixInput(ids, positions, start + length),
         parent,
     )
 
@@ -80,7 +80,7 @@ def plain(language, asked):
     """Greedy decoding as anyone would write it: one request, one token at a time."""
     given = asked.prefix.make()
     question = asked.question(given.next_position)
-    embeddings = torch.cat([given.embeddings, language.embed(question.ids)])[None]
+    embeddings = language.embed(torch.cat([given.ids, question.ids]))[None]
     positions = torch.cat([given.positions, question.positions], dim=1)[:, None]
     cache, position, written = DynamicCache(), question.next_position, []
     while True:
@@ -171,7 +171,7 @@ def test_a_prefix_may_continue_another(language, engine):
 
     def whole():
         a, b = first.make(), second.make()
-        return PrefixInput(torch.cat([a.embeddings, b.embeddings]),
+        return PrefixInput(torch.cat([a.ids, b.ids]),
                            torch.cat([a.positions, b.positions], 1), b.next_position)  # fmt: skip
 
     chained = request(language, 0, [9, 9], prefix=second)
@@ -396,7 +396,7 @@ def test_draws_follow_the_probabilities(language, engine):
     given = asked.prefix.make()
     question = asked.question(given.next_position)
     with torch.inference_mode():
-        embeddings = torch.cat([given.embeddings, language.embed(question.ids)])[None]
+        embeddings = language.embed(torch.cat([given.ids, question.ids]))[None]
         positions = torch.cat([given.positions, question.positions], dim=1)[:, None]
         logits = language.logits(language(embeddings, positions, cache=DynamicCache())[0, -1])
     expected = (logits / WARM).softmax(-1)

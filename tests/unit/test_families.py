@@ -63,7 +63,7 @@ def plain(stage, features, task) -> tuple[str, ...]:
     """Greedy decoding with transformers' own cache: one question, one token at a time."""
     language, tokenizer = stage._language, stage._tokenizer
     whole = whole_prompt(stage, features, task)
-    embeddings = stage._embedded(whole, features)[None]
+    embeddings = stage._input(whole, features).embedded(stage._language)[None]
     positions, position = whole.positions[:, None], whole.next_position
     cache, ids = DynamicCache(), []
     grammar = stage._grammar(task, stage._tokens.first(len(features.proposals)))
@@ -101,7 +101,7 @@ def test_company_changes_nothing(stage, config):
         replace(Task.detect(label), max_new_tokens=10) for label in ("dog", "cat", "red apple")
     ]
     alone = [[stage.answer(f, task).pieces for task in tasks] for f in features]
-    stage.prefixes.clear()
+    stage.engine.prefixes.clear()
     steps = stage.engine.counts["steps"]
     futures = [[stage.start(f, task) for task in tasks] for f in features]
     together = [[future.result(60) for future in row] for row in futures]
@@ -116,8 +116,8 @@ def test_a_page_continues_the_image(stage, config):
     assert page.image_key == "frame"
     alone = replace(page, key="alone", image_key="")
     assert stage.answer(page, DETECT).pieces == stage.answer(alone, DETECT).pieces
-    assert stage.prefixes.get("frame/image") is not None
-    continued, whole = stage.prefixes.get(page.key), stage.prefixes.get("alone")
+    assert stage.engine.prefixes.get("frame/image") is not None
+    continued, whole = stage.engine.prefixes.get(page.key), stage.engine.prefixes.get("alone")
     assert continued.next_position == whole.next_position
     for first, second in zip(continued.layers, whole.layers, strict=True):
         for a, b in zip(first, second, strict=True):
@@ -230,7 +230,7 @@ def test_several_slots_of_a_region_are_filled_in_order():
     features = random_features(model.config)
     whole = whole_prompt(stage, features, DETECT)
     with torch.inference_mode():
-        embedded = stage._embedded(whole, features)
+        embedded = stage._input(whole, features).embedded(stage._language)
         slots = model.region_tokens(
             torch.from_numpy(features.primary_regions),
             torch.from_numpy(features.auxiliary_regions),

@@ -132,7 +132,7 @@ async def test_it_is_read_as_its_own_code_reads_it(stages, published, frame):
         inputs = processor(images=[frame.rgb()], return_tensors="pt")
         own = model(input_ids=ids[None], **inputs).logits[0]
         language = stage._language
-        embedded = [stage._embedded(prefix, features), language.embed(question.ids)]
+        embedded = [stage._input(prefix, features).embedded(language), language.embed(question.ids)]
         positions = torch.cat([prefix.positions, question.positions], dim=1)[:, None]
         ours = language.logits(language(torch.cat(embedded)[None], positions))[0]
     torch.testing.assert_close(ours, own, atol=1e-5, rtol=0)

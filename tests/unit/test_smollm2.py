@@ -112,6 +112,17 @@ def test_the_engine_writes_what_transformers_writes(stage, published):
     assert stage.answer(None, asked).text == stage._tokenizer.decode(expected)
 
 
+def test_connectors_load_without_the_base(folder):
+    model = load_model(folder, parts=frozenset({Part.CONNECTORS}))
+    assert model.language_model is None
+    weights = load_model(folder, parts=LANGUAGE).state_dict()
+    assert model.state_dict().keys() == {
+        name for name in weights if not name.startswith("language_model.")
+    }
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, weights[name]), name
+
+
 @torch.inference_mode()
 def test_regions_through_the_engine_equal_one_long_pass(stage):
     """Two slots a region, an image, a prefix shared: against plain decoding with a cache."""
@@ -119,7 +130,9 @@ def test_regions_through_the_engine_equal_one_long_pass(stage):
     builder, language = stage._builder, stage._language
     prefix = builder.prefix((3, 4), len(shown.proposals))
     question = builder.question(task.text, start=prefix.next_position)
-    embeddings = torch.cat([stage._embedded(prefix, shown), language.embed(question.ids)])[None]
+    embeddings = torch.cat(
+        [stage._input(prefix, shown).embedded(language), language.embed(question.ids)]
+    )[None]
     positions, position = torch.cat([prefix.positions, question.positions], 1)[:, None], 0
     position, cache, ids = question.next_position, DynamicCache(), []
     grammar = stage._grammar(task, stage._tokens.first(len(shown.proposals)))
