@@ -63,7 +63,7 @@ class Delivery:
     """A thread that sends, and pauses for longer and longer while the receiver is away."""
 
     def __init__(self, name: str, outbox: Outbox, sink: Sink) -> None:
-        """Begin to send; outbox and sink belong to it from here on."""
+        """Begin to send; nobody else takes from the outbox, and the sink belongs to it."""
         self.name, self.outbox = name, outbox
         self.num_failures = 0
         """Attempts that delivered nothing."""
@@ -71,22 +71,19 @@ class Delivery:
         self._sink = sink
         self._stopping = threading.Event()
         self._stop_at_s = 0.0
+        self._is_abandoned = False
         self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
         self._thread.start()
 
     def stop(self, grace_s: float) -> None:
-        """Send what waits for so long at most; what is left stays on disk."""
+        """Send what waits for so long at most; what is left stays in the outbox."""
         self._stop_at_s = time.monotonic() + grace_s
         self._stopping.set()
         self.outbox.wake()
         self._thread.join(grace_s + _LOOK_S)
+        # A receiver that keeps the thread waiting still keeps it; what it takes now is sent again.
+        self._is_abandoned = self._thread.is_alive()
         self._sink.close()
-        # A receiver that keeps the thread waiting keeps it from nothing but this queue.
-        self._thread.join(grace_s + _LOOK_S)
-        waiting = self.outbox.books.waiting
-        self.outbox.close()
-        if waiting:
-            _LOG.warning("sink %s: %d records wait on disk for the next start", self.name, waiting)
 
     def _run(self) -> None:
         failures = 0
@@ -99,6 +96,8 @@ class Delivery:
                 continue
             try:
                 sent = self._sink.send(batch)
+                if self._is_abandoned:
+                    return
             except RecordRefused as error:
                 _LOG.error(
                     "sink %s refuses record %d and will not get it: %s",

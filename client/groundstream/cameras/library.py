@@ -41,7 +41,7 @@ class Library:
     """One folder; all methods may be called from any thread."""
 
     def __init__(self, folder: Path, listing: Path, *, keep_days: float, keep_bytes: int) -> None:
-        """Open it, and remove what a killed process has left half written.
+        """Open it.
 
         Args:
             folder: made if it is not there.
@@ -68,9 +68,13 @@ class Library:
         except (OSError, sqlite3.Error) as error:
             words = getattr(error, "strerror", None) or str(error)
             raise SettingsError(f"recordings cannot be kept in {folder}: {words}") from None
-        for (name,) in self._list.execute("SELECT name FROM files WHERE whole = 0").fetchall():
-            (folder / name).unlink(missing_ok=True)
-            self._list.execute("DELETE FROM files WHERE name = ?", (name,))
+
+    def remove_partial(self) -> None:
+        """Remove what a killed process has left half written; before anything is written."""
+        with self._lock, contextlib.suppress(OSError, sqlite3.Error):
+            for (name,) in self._list.execute("SELECT name FROM files WHERE whole = 0").fetchall():
+                (self._folder / name).unlink(missing_ok=True)
+                self._list.execute("DELETE FROM files WHERE name = ?", (name,))
 
     def write(self, name: str, produce: Callable[[Path], None]) -> int:
         """Add a file; it is there whole or not at all.

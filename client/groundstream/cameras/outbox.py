@@ -141,6 +141,11 @@ class Outbox:
             raise
         return database
 
+    def limit(self, *, max_records: int, max_bytes: int) -> None:
+        """Other bounds from here on."""
+        with self._changed:
+            self._max_records, self._max_bytes = max_records, max_bytes
+
     def put(self, records: Sequence[Record]) -> None:
         """Take records over; they get their numbers here. Never fails and never loses silently."""
         with self._changed:

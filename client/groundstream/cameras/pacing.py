@@ -26,18 +26,14 @@ class PacedSource:
             fps: most pictures a second; None: all.
             repeat: begin again when a source with an end has ended.
         """
+        self.fps = source.fps
         self.num_left_out = 0
-        """Pictures with an end's pictures that came sooner than wanted; what a live source skips it
-        counts itself."""
+        """Pictures of a source with an end that came sooner than wanted; what a live source skips,
+        it counts itself."""
         self._source = source
         self._interval_s = 0.0 if fps is None else 1.0 / fps
         self._repeat = repeat and not source.is_live
         self._stopped = threading.Event()
-
-    @property
-    def fps(self) -> float:
-        """See `VideoSource`."""
-        return self._source.fps
 
     @property
     def is_live(self) -> bool:

@@ -54,6 +54,7 @@ class Recording:
         self._changed = threading.Condition()
         self._jobs: deque[Shot | Clip] = deque()
         self._num_bytes = 0
+        """Of the jobs that wait and of the one that is being written."""
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="recording", daemon=True)
         self._thread.start()
@@ -97,15 +98,12 @@ class Recording:
                     self._changed.wait(_LOOK_S)
                 if not self._jobs and self._is_stopping:
                     return
-                job = self._jobs[0] if self._jobs else None
+                job = self._jobs.popleft() if self._jobs else None
             if job is None:
                 self.library.remove_old()
                 continue
             self._write(job)
             with self._changed:
-                # A stop may have taken the rest away.
-                if self._jobs and self._jobs[0] is job:
-                    self._jobs.popleft()
                 self._num_bytes -= _size(job)
 
     def _write(self, job: Shot | Clip) -> None:

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-import urllib.parse
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from groundstream.cameras.settings import (
     CameraSettings,
-    JsonLinesSettings,
-    MqttSettings,
     RecordingSettings,
     RunnerSettings,
     ServiceSettings,
-    SinkSettings,
-    WebhookSettings,
 )
+from groundstream.cameras.sink_schema import read_kinds, read_path, read_sinks, sink_names
 from groundstream.cameras.yaml_reader import Document, Section, Value
 from groundstream.channel import TlsOptions
 from groundstream.enums import AnswerMode, TaskKind
@@ -30,24 +24,14 @@ from groundstream.types import Query
 from groundstream.zones import Anchor, Line, Unit, Zone
 
 _MAX_CAMERAS = 256
-_MAX_SINKS = 32
 _MAX_SHAPES = 64
 _MAX_POINTS = 256
 _DAY_S = 86_400.0
 _HOUR_S = 3600.0
 _MB = 1_000_000
-_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _RECORDED = frozenset(
     {EventKind.APPEARED, EventKind.LINE_CROSSED, EventKind.ZONE_ENTERED, EventKind.DWELT}
 )
-
-
-class SinkType(Enum):
-    """What a sink may be."""
-
-    JSONL = "jsonl"
-    MQTT = "mqtt"
-    WEBHOOK = "webhook"
 
 
 def read_runner_file(path: Path) -> tuple[RunnerSettings, frozenset[str]]:
@@ -67,8 +51,8 @@ def read_runner_file(path: Path) -> tuple[RunnerSettings, frozenset[str]]:
         state=path.parent / "state" if state is None else state.located(state.text("state")),
         metrics=_metrics(root.find("metrics")),
         recordings=None if recordings is None else _recordings(recordings.section()),
-        sinks=_sinks(root.need("sinks")),
-        cameras=_cameras(root.need("cameras"), _sink_names(root)),
+        sinks=read_sinks(root.need("sinks")),
+        cameras=_cameras(root.need("cameras"), sink_names(root)),
     )
     root.close(ignored_prefix="x-")
     document.check()
@@ -94,9 +78,9 @@ def _tls(value: Value) -> TlsOptions | None:
         return TlsOptions() if value.flag(False) else None
     section = value.section()
     options = TlsOptions(
-        _path(section, "ca"),
-        _path(section, "certificate"),
-        _path(section, "key"),
+        read_path(section, "ca"),
+        read_path(section, "certificate"),
+        read_path(section, "key"),
         section.text("server_name") or None,
     )
     section.close()
@@ -119,7 +103,7 @@ def _recordings(section: Section) -> RecordingSettings:
     usual = RecordingSettings(Path(), _RECORDED)
     settings = RecordingSettings(
         folder=Path() if folder is None else folder.located(folder.text("recordings")),
-        kinds=_RECORDED if kinds is None else _kinds(kinds),
+        kinds=_RECORDED if kinds is None else read_kinds(kinds),
         snapshots=section.flag("snapshots", True),
         clips=section.flag("clips", True),
         before_s=section.number("before_s", usual.before_s, 0.0, 60.0),
@@ -133,89 +117,6 @@ def _recordings(section: Section) -> RecordingSettings:
     )
     section.close()
     return settings
-
-
-# ---- sinks ----
-
-
-def _sinks(value: Value | None) -> dict[str, SinkSettings]:
-    if value is None:
-        return {}
-    found: dict[str, SinkSettings] = {}
-    for name, entry in value.section().named(_MAX_SINKS):
-        section = entry.section()
-        kind = section.need("type")
-        if kind is None:
-            continue
-        kinds = section.find("kinds")
-        usual: dict[str, Any] = {
-            "name": name,
-            "kinds": None if kinds is None else _kinds(kinds),
-            "max_records": section.whole("queue_records", 100_000, 10, 10_000_000),
-            "max_bytes": _MB * section.whole("queue_megabytes", 64, 1, 100_000),
-        }
-        sink_type = kind.choice(SinkType.JSONL)
-        if sink_type is SinkType.WEBHOOK:
-            found[name] = _webhook(section, usual)
-        elif sink_type is SinkType.MQTT:
-            found[name] = _mqtt(section, usual)
-        else:
-            path = section.need("path")
-            located = Path() if path is None else path.located(path.text("events.jsonl"))
-            found[name] = JsonLinesSettings(**usual, path=located)
-        section.close()
-    return found
-
-
-def _webhook(section: Section, usual: dict[str, Any]) -> WebhookSettings:
-    url, secret, headers = section.need("url"), section.find("secret"), section.find("headers")
-    address = "" if url is None else url.secret(in_clear=True)
-    if url is not None and address:
-        try:
-            parts = urllib.parse.urlsplit(address)
-            is_sound = parts.scheme in ("http", "https") and bool(parts.hostname)
-            has_password = parts.password is not None or parts.username is not None
-            _ = parts.port
-        except ValueError:
-            is_sound = has_password = False
-        if not is_sound:
-            url.problem("must be an http:// or https:// address")
-        elif has_password:
-            url.problem("holds a password; send it in `headers`, from {env: ...} or {file: ...}")
-    pairs = []
-    for name, value in [] if headers is None else _free_keys(headers):
-        text = value.secret(in_clear=True)
-        if not _HEADER.fullmatch(name) or "\r" in text or "\n" in text or not text.isascii():
-            value.problem("is no header of HTTP: a name without spaces, a value on one line")
-        pairs.append((name, text))
-    return WebhookSettings(
-        **usual,
-        url=address,
-        secret="" if secret is None else secret.secret(),
-        headers=tuple(pairs),
-        ca=_path(section, "ca"),
-        timeout_s=section.number("timeout_s", 10.0, 0.1, 120.0),
-    )
-
-
-def _mqtt(section: Section, usual: dict[str, Any]) -> MqttSettings:
-    host, password, topic = section.need("host"), section.find("password"), section.find("topic")
-    tls = section.flag("tls", False)
-    prefix = "groundstream" if topic is None else topic.text("groundstream")
-    if topic is not None and (set(prefix) & set("+#\0") or prefix.startswith("$")):
-        topic.problem("is a topic to publish to and has no +, # or $ in it")
-    return MqttSettings(
-        **usual,
-        host="" if host is None else host.text(),
-        port=section.whole("port", 8883 if tls else 1883, 1, 65535),
-        topic=prefix.strip("/"),
-        client_id=section.text("client_id"),
-        user=section.text("user"),
-        password="" if password is None else password.secret(),
-        tls=tls,
-        ca=_path(section, "ca"),
-        timeout_s=section.number("timeout_s", 10.0, 0.1, 120.0),
-    )
 
 
 # ---- cameras ----
@@ -352,29 +253,3 @@ def _event_settings(section: Section) -> EventSettings:
             given[name] = value.number(usual, 0.0, 0.499 if name == "margin" else _DAY_S)
     section.close()
     return EventSettings(**given)
-
-
-# ---- parts ----
-
-
-def _kinds(value: Value) -> frozenset[EventKind]:
-    return frozenset(item.choice(EventKind.APPEARED) for item in value.items())
-
-
-def _path(section: Section, name: str) -> Path | None:
-    value = section.find(name)
-    if value is None:
-        return None
-    path = value.located(value.text())
-    if not path.is_file():
-        value.problem(f"names {path}, which is no file")
-    return path
-
-
-def _free_keys(value: Value) -> list[tuple[str, Value]]:
-    return value.section().named(32)
-
-
-def _sink_names(root: Section) -> list[str]:
-    value = root.find("sinks")
-    return [] if value is None else [name for name, _ in value.section().named(_MAX_SINKS)]

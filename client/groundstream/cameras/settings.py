@@ -54,6 +54,8 @@ class SinkSettings:
     name: str
     kinds: frozenset[EventKind] | None = None
     """Events that it is told; None: all."""
+    status: bool = True
+    """Whether it is told of cameras, recordings and the runner, beside events."""
     max_records: int = 100_000
     """That may wait for it, on disk."""
     max_bytes: int = 64 * 1024 * 1024

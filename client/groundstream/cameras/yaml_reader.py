@@ -102,8 +102,7 @@ class Value:
         if isinstance(found, str) and found.strip():
             return found
         if isinstance(found, (int, float, bool)):
-            assert isinstance(self.node, ScalarNode)
-            self.problem(f"must be text; write it in quotes: '{self.node.value}'")
+            self.problem("must be text; write it in quotes")
         elif found is None or isinstance(found, str):
             self.problem("is empty; write a text or leave the key out")
         else:
