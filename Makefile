@@ -30,11 +30,12 @@ test: $(READY)  ## Unit, parity and integration tests
 	$(BIN)/python -m pytest
 
 test-long: $(READY)  ## What takes minutes: updates, the wheels, the hub, attacks, cameras, a short soak
-	UPDATES=1 WHEEL=1 HUB=1 ATTACKS=1 SOURCES=1 SOAK_MINUTES=3 $(BIN)/python -m pytest \
+	UPDATES=1 WHEEL=1 HUB=1 ATTACKS=1 SOURCES=1 SOAK_MINUTES=3 CAMERAS_MINUTES=3 \
+		$(BIN)/python -m pytest \
 		tests/integration/test_cluster_config.py tests/integration/test_wheel.py \
 		tests/integration/test_soak.py tests/integration/test_hub_service.py \
 		tests/integration/test_under_attack.py tests/integration/test_sources.py \
-		tests/integration/test_bare_client.py
+		tests/integration/test_bare_client.py tests/integration/test_cameras_long.py
 
 fuzz: $(READY)  ## 100,000 made-up inputs for everything that reads what comes from outside
 	for seed in 1 2 3 4 5 6 7 8 9 10; do \

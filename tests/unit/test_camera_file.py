@@ -7,7 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from deployments.cli import build_app
+from groundstream.cameras.command import check_cameras
 from groundstream.cameras.schema import read_runner_file
 from groundstream.cameras.settings import (
     CameraSettings,
@@ -22,7 +26,8 @@ from groundstream.scene_events import EventKind
 from groundstream.types import Query
 from groundstream.zones import Anchor, Unit
 
-DOCS = Path(__file__).parents[2] / "docs" / "cameras.md"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "cameras.md"
 FULL = """
 service: {target: "vision:50051", token: {env: TEST_TOKEN}, tls: {server_name: vision}}
 state: kept
@@ -123,7 +128,7 @@ def test_secrets_are_not_shown(full: RunnerSettings) -> None:
 @pytest.mark.parametrize(
     ("text", "mistake"),
     [
-        ("", ":"),
+        ("", "is empty; docs/cameras.md has an example"),
         ("[1, 2]", "1:1: must be a mapping"),
         ("cameras: {a: [", "1:15: this is no YAML"),
         (SMALL + "sevice: {}\n", "3:1: sevice is no key here; did you mean service?"),
@@ -132,7 +137,7 @@ def test_secrets_are_not_shown(full: RunnerSettings) -> None:
         (SMALL.replace("queries", "quries"), "did you mean queries?"),
         (SMALL.replace("[dog]", "dog"), "cameras.a.queries must be a list"),
         (SMALL.replace("[dog]", "[]"), "say what to look for"),
-        (SMALL.replace("[dog]", "[3]"), "1:41: cameras.a.queries[0] must be text; write it in"),
+        (SMALL.replace("[dog]", "[3]"), "1:40: cameras.a.queries[0] must be text; write it in"),
         (SMALL.replace("[dog]", "[dog, dog]"), "two queries of one name"),
         (SMALL.replace("a.mp4", "'-'"), "standard input"),
         (SMALL.replace("[dog]", "[dog], fps: many"), "must be a number from 0.1 to 240"),
@@ -219,7 +224,7 @@ def test_a_nest_of_aliases_costs_nothing(tmp_path: Path) -> None:
         f"x-{name}: &{name} [*{before}, *{before}]\n" for before, name in itertools.pairwise(names)
     )
     lines = said(nest + SMALL.replace("[dog]", "*n29"), tmp_path)
-    assert any("must be text" in line for line in lines)
+    assert any("must be a mapping" in line for line in lines)
 
 
 def test_every_key_is_described(full: RunnerSettings, tmp_path: Path) -> None:
@@ -231,3 +236,39 @@ def test_every_key_is_described(full: RunnerSettings, tmp_path: Path) -> None:
     assert {name for name in names if name not in described} == set()
     for kind in EventKind:
         assert kind.value in (DOCS.parent / "events.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["examples/cameras.yaml", "deployments/cluster/cameras.yaml"])
+def test_the_shipped_files_are_sound(name: str) -> None:
+    settings, _ = read_runner_file(ROOT / name)
+    assert settings.cameras
+    assert all(sink.path.suffix == ".jsonl" for sink in settings.sinks.values())  # type: ignore[attr-defined]
+
+
+def test_the_shipped_example_plays_a_shipped_video() -> None:
+    settings, _ = read_runner_file(ROOT / "examples" / "cameras.yaml")
+    assert all(Path(camera.source).is_file() for camera in settings.cameras.values())
+
+
+def test_compose_runs_the_file_beside_it() -> None:
+    compose = yaml.safe_load((ROOT / "deployments/cluster/compose.yaml").read_text())
+    service = compose["services"]["cameras"]
+    assert service["command"] == ["cameras", "/etc/groundstream/cameras.yaml"]
+    assert ".:/etc/groundstream:ro" in service["volumes"]
+    settings, _ = read_runner_file(ROOT / "deployments/cluster/cameras.yaml")
+    assert settings.service.target.split(":")[0] in compose["services"]
+    assert settings.metrics is not None
+    assert str(settings.metrics[1]) in service["ports"][0]
+    (kept,) = (volume for volume in service["volumes"] if volume.startswith("cameras:"))
+    assert settings.state.is_relative_to(kept.partition(":")[2])
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "cameras.yaml"
+    path.write_text(SMALL)
+    assert check_cameras(path) == f"{path} is sound: cameras a; sinks log"
+    path.write_text(SMALL.replace("jsonl", "json"))
+    with pytest.raises(SettingsError, match="did you mean JSONL"):
+        check_cameras(path)
+    shown = CliRunner().invoke(build_app(), ["cameras", "--help"])
+    assert "--check" in shown.output

@@ -72,8 +72,7 @@ class PacedSource:
                 self._source.stop()
 
     def _played(self) -> Iterator[SourceFrame]:
-        offset_s = shown_s = 0.0
-        due_s = -1.0
+        offset_s = shown_s = due_s = 0.0
         while True:
             num_pictures = 0
             for picture in self._source:
@@ -81,7 +80,7 @@ class PacedSource:
                     return
                 num_pictures += 1
                 shown_s = offset_s + picture.pts_s
-                if due_s >= 0.0 and shown_s < due_s - _SLACK * self._interval_s:
+                if shown_s < due_s - _SLACK * self._interval_s:
                     self.num_left_out += 1
                     continue
                 due_s = max(due_s + self._interval_s, shown_s)

@@ -58,7 +58,7 @@ class SinkSettings:
     """Whether it is told of cameras, recordings and the runner, beside events."""
     max_records: int = 100_000
     """That may wait for it, on disk."""
-    max_bytes: int = 64 * 1024 * 1024
+    max_bytes: int = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class RecordingSettings:
     """Longest clip; events that follow each other share one."""
     keep_days: float = 7.0
     keep_bytes: int = 10_000_000_000
-    max_ring_bytes: int = 32 * 1024 * 1024
+    max_ring_bytes: int = 32_000_000
     """Pictures of one camera that are kept in memory for clips."""
 
 
