@@ -171,21 +171,30 @@ def check_numbers(records: list[Record], num_lost: int = 0) -> None:
 
 
 def check_story(records: list[Record]) -> None:
-    """Each event is told once, and what leaves had appeared."""
+    """Each event is told once: what appears was not there, unless that was taken back."""
     unique = list({record["id"]: record for record in records}.values())
-    present: set[tuple[str, str, int]] = set()
+    present: dict[tuple[str, str, int, int], str] = {}
     for record in sorted(unique, key=lambda record: record["number"]):
         if record["type"] == "camera" and record["what"] in ("STARTED", "STOPPED", "ENDED"):
-            present = {thing for thing in present if thing[0] != record["camera"]}
+            present = {
+                thing: name for thing, name in present.items() if thing[0] != record["camera"]
+            }
         if record["type"] != "event":
             continue
         event = record["event"]
-        thing = (record["camera"], event["query"], event.get("track_id", -1))
+        thing = (
+            record["camera"],
+            event["query"],
+            event.get("session", 0),
+            event.get("track_id", -1),
+        )
         if event["kind"] == "APPEARED":
             assert thing not in present, record
-            present.add(thing)
+            present[thing] = event["id"]
         elif event["kind"] in ("LEFT", "LOST"):
-            present.discard(thing)
+            assert present.pop(thing, None), record
+        elif event["kind"] == "RETRACTED" and present.get(thing) == event["retracts"]:
+            del present[thing]
 
 
 def now_ns() -> int:

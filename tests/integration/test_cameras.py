@@ -241,7 +241,7 @@ async def test_a_camera_that_is_not_there_is_waited_for(tmp_path: Path, service_
     assert ended["books"]["closed"]
     assert ended["books"]["pictures"] == 60
     assert events_of(lines(live.log))["late"]
-    assert [record["what"] for record in lines(live.log)][-1] == "STOPPED"
+    assert lines(live.log)[-1]["what"] == "STOPPED"
 
 
 async def test_two_runners_do_not_share_their_state(tmp_path: Path, service_port: int) -> None:
