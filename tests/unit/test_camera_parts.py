@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,8 @@ from groundstream.cameras.pacing import PacedSource
 from groundstream.errors import SourceError
 from groundstream.events import Gap, StreamOpened, StreamStats
 from groundstream.types import FrameResult, StageTimings, StreamPolicy
-from groundstream.video.sources import SourceFrame
+from groundstream.video.sources import SourceFrame, open_source
+from tests.clips import write_clip
 
 PICTURE = np.zeros((2, 2, 3), np.uint8)
 
@@ -68,6 +72,18 @@ def test_a_source_is_stopped_from_another_thread() -> None:
     began_s = time.monotonic()
     times(source, 10**9)
     assert time.monotonic() - began_s < 10.0
+
+
+def test_reading_leaves_no_threads_behind(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4")
+    gc.disable()  # It may be long before it comes by.
+    try:
+        before = len(os.listdir("/proc/self/task"))
+        for _ in range(2):
+            assert len(list(open_source(str(path)))) == 60
+        assert len(os.listdir("/proc/self/task")) <= before + 8
+    finally:
+        gc.enable()
 
 
 # ---- books ----

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -177,6 +180,21 @@ def test_a_signature_holds_for_its_body_its_time_and_its_secret(
 
 
 _EXPECTED = "d1303989983decaf16f5c8ab4f65d0c26562869d40cfa3fedd0bb1b300dfb460"
+
+
+def test_the_receiver_on_the_page_accepts_what_is_signed_and_nothing_else() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cameras.md").read_text()
+    (code,) = re.findall(r"```python\n(import hashlib.*?)```", page, re.DOTALL)
+    known: dict[str, Any] = {}
+    exec(code, known)
+    body, stamp = b'{"id": "r1"}', str(int(time.time()))
+    headers = {TIMESTAMP_HEADER: stamp, SIGNATURE_HEADER: sign("secret", stamp, body)}
+    assert known["is_authentic"]("secret", headers, body)
+    assert not known["is_authentic"]("other", headers, body)
+    assert not known["is_authentic"]("secret", headers, body + b" ")
+    old = str(int(time.time()) - 1000)
+    headers = {TIMESTAMP_HEADER: old, SIGNATURE_HEADER: sign("secret", old, body)}
+    assert not known["is_authentic"]("secret", headers, body)
 
 
 # ---- webhooks ----

@@ -9,12 +9,13 @@ import contextlib
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
 
 from groundstream.errors import SourceError
 from groundstream.locations import shown_location
@@ -36,6 +37,9 @@ class Decoded:
     frame: av.VideoFrame
     time_s: float | None
     """The source's own time, where it has one."""
+    reformatter: VideoReformatter = field(default_factory=VideoReformatter, repr=False)
+    """Of its connection. One that each frame makes for itself has threads of its own, which stay
+    until the garbage collector comes by: thousands, within a minute of many cameras."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -45,7 +49,8 @@ class Decoded:
 
     def rgb(self) -> RGBArray:
         """Its pixels, upright."""
-        pixels = np.asarray(self.frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+        colours = self.reformatter.reformat(self.frame, format="rgb24")
+        pixels = np.asarray(colours.to_ndarray(), dtype=np.uint8)
         matrix = _matrix(self.frame)
         return pixels if matrix is None else _upright(pixels, matrix)
 
@@ -77,6 +82,7 @@ class Connection:
         self._location = location
         self._silence_s = silence_s
         self._tolerant = tolerant
+        self._reformatter = VideoReformatter()
         options = _RTSP_OPTIONS if location.startswith(("rtsp://", "rtsps://")) else {}
         timeout = None if silence_s is None else (silence_s, silence_s)
         try:
@@ -145,7 +151,7 @@ class Connection:
                     for frame in frames:
                         num_damaged = 0
                         # Some cameras and broken files carry no times.
-                        yield Decoded(frame, frame.time)
+                        yield Decoded(frame, frame.time, self._reformatter)
                         now_s = seen_s = time.monotonic()
                 if self._silence_s is not None and now_s - seen_s > self._silence_s:
                     raise SourceError(f"{self._shown()} sends, but no picture")
