@@ -1,6 +1,6 @@
 """Sixteen cameras at ten pictures a second, while all that they need is killed and comes back.
 
-Runs where CAMERAS_MINUTES says for how long (`make test-long`: three). Its last line says what was
+Runs where CAMERAS_MINUTES says for how long (`make test-long`: eight). Its last line says what was
 measured.
 """
 

@@ -26,8 +26,9 @@ from groundstream.cameras.signatures import (
     is_authentic,
     sign,
 )
-from groundstream.cameras.sinks import JsonLines
+from groundstream.cameras.sinks import JsonLines, open_sink
 from groundstream.cameras.webhook import Webhook
+from groundstream.errors import SettingsError
 from tests.receivers import Broker, WebReceiver, free_port, until
 
 
@@ -462,6 +463,12 @@ def test_a_broker_that_refuses_us_is_away(
     until(lambda: outbox.books.delivered == 1)
     delivery.stop(1.0)
     outbox.close()
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(SettingsError, match=r"sinks\.home needs paho-mqtt; pip install"):
+        open_sink(MqttSettings("home", host="127.0.0.1"))
 
 
 def test_nobody_listens_there(tmp_path: Path) -> None:
