@@ -44,11 +44,12 @@ test: $(READY)  ## Unit, parity and integration tests
 	$(BIN)/python -m pytest
 
 test-long: $(READY)  ## What takes minutes: updates, the wheels, the hub, attacks, cameras, a short soak
-	UPDATES=1 WHEEL=1 HUB=1 ATTACKS=1 SOURCES=1 SOAK_MINUTES=3 $(BIN)/python -m pytest \
+	UPDATES=1 WHEEL=1 HUB=1 ATTACKS=1 SOURCES=1 SOAK_MINUTES=3 CAMERAS_MINUTES=8 \
+		$(BIN)/python -m pytest \
 		tests/integration/test_cluster_config.py tests/integration/test_wheel.py \
 		tests/integration/test_soak.py tests/integration/test_hub_service.py \
 		tests/integration/test_under_attack.py tests/integration/test_sources.py \
-		tests/integration/test_bare_client.py
+		tests/integration/test_bare_client.py tests/integration/test_cameras_long.py
 
 vllm: $(VLLM_READY)  ## An environment with vLLM for CPUs, 3.5 GB
 

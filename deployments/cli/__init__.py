@@ -23,6 +23,7 @@ def build_app() -> typer.Typer:
     from deployments.cli import (
         ask,
         benchmarks,
+        cameras,
         client,
         console,
         evaluation,
@@ -38,6 +39,7 @@ def build_app() -> typer.Typer:
             "ground": ground.ground,
             "ask": ask.ask,
             "watch": client.watch,
+            "cameras": cameras.cameras,
             "serve": service.serve,
             "console": console.console,
             "health": client.health,

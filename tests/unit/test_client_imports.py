@@ -14,6 +14,7 @@ CLIENT = [
     "groundstream.video.annotated_video",
     "groundstream.exporters",
     "groundstream.video.rerun_recording",
+    "groundstream.cameras.runner",
 ]
 STREAMING = [
     "agent.streaming.follower",

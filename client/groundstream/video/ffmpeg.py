@@ -9,12 +9,13 @@ import contextlib
 import struct
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
 
 from groundstream.enums import VideoCodec
 from groundstream.errors import SourceError
@@ -38,6 +39,9 @@ class Decoded:
     frame: av.VideoFrame
     time_s: float | None
     """The source's own time, where it has one."""
+    reformatter: VideoReformatter = field(default_factory=VideoReformatter, repr=False)
+    """Of its connection. One that each frame makes for itself has threads of its own, which stay
+    until the garbage collector comes by: thousands, within a minute of many cameras."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -47,7 +51,8 @@ class Decoded:
 
     def rgb(self) -> RGBArray:
         """Its pixels, upright."""
-        pixels = np.asarray(self.frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+        colours = self.reformatter.reformat(self.frame, format="rgb24")
+        pixels = np.asarray(colours.to_ndarray(), dtype=np.uint8)
         matrix = _matrix(self.frame)
         return pixels if matrix is None else _upright(pixels, matrix)
 
@@ -81,6 +86,7 @@ class Connection:
         self._location = location
         self._silence_s = silence_s
         self._tolerant = tolerant
+        self._reformatter = VideoReformatter()
         options = _RTSP_OPTIONS if location.startswith(("rtsp://", "rtsps://")) else {}
         timeout = None if silence_s is None else (silence_s, silence_s)
         try:
@@ -169,7 +175,7 @@ class Connection:
     ) -> list[Decoded] | list[Coded]:
         if reader is None:
             # Some cameras and broken files carry no times.
-            return [Decoded(frame, frame.time) for frame in packet.decode()]
+            return [Decoded(frame, frame.time, self._reformatter) for frame in packet.decode()]
         useless_before = reader.num_useless
         coded = reader.read(packet)
         self.num_damaged += reader.num_useless - useless_before

@@ -30,6 +30,8 @@ class VideoWriter:
         fps: float,
         bits_per_s: int | None = None,
         size: tuple[int, int] | None = None,
+        preset: str | None = None,
+        num_threads: int = 0,
     ) -> None:
         """Begin a file.
 
@@ -39,6 +41,8 @@ class VideoWriter:
             bits_per_s: None: what looks well.
             size: (width, height) of the video; None: of its first frame. Frames of another size
                 are fitted into it, their proportions kept.
+            preset: x264's name for how much time to spend on a small file; None: the usual.
+            num_threads: that compress; 0: as many as there are processors.
 
         Raises:
             SourceError: the place cannot be written, or is named like no video.
@@ -50,6 +54,8 @@ class VideoWriter:
         self._rate = Fraction(fps).limit_denominator(1001)
         self._bits_per_s = bits_per_s
         self._size = size
+        self._options = {} if preset is None else {"preset": preset}
+        self._num_threads = num_threads
         self._stream: av.VideoStream | None = None
         self._last_tick = -1
         try:
@@ -80,7 +86,10 @@ class VideoWriter:
         """
         if self._stream is None:
             width, height = self._size or (rgb.shape[1], rgb.shape[0])
-            self._stream = self._container.add_stream("libx264", rate=self._rate)
+            self._stream = self._container.add_stream(
+                "libx264", rate=self._rate, options=self._options
+            )
+            self._stream.codec_context.thread_count = self._num_threads
             self._stream.width = max(width, _LEAST_SIDE_PX) // 2 * 2
             self._stream.height = max(height, _LEAST_SIDE_PX) // 2 * 2
             self._stream.pix_fmt = "yuv420p"
