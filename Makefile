@@ -44,7 +44,7 @@ test: $(READY)  ## Unit, parity and integration tests
 	$(BIN)/python -m pytest
 
 test-long: $(READY)  ## What takes minutes: updates, the wheels, the hub, attacks, cameras, a short soak
-	UPDATES=1 WHEEL=1 HUB=1 ATTACKS=1 SOURCES=1 SOAK_MINUTES=3 CAMERAS_MINUTES=8 \
+	UPDATES=1 WHEEL=1 HUB=1 ATTACKS=1 SOURCES=1 SOAK_MINUTES=3 CAMERAS_MINUTES=2 \
 		$(BIN)/python -m pytest \
 		tests/integration/test_cluster_config.py tests/integration/test_wheel.py \
 		tests/integration/test_soak.py tests/integration/test_hub_service.py \

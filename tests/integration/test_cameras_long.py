@@ -1,7 +1,7 @@
 """Sixteen cameras at ten pictures a second, while all that they need is killed and comes back.
 
-Runs where CAMERAS_MINUTES says for how long (`make test-long`: eight). Its last line says what was
-measured.
+Runs where CAMERAS_MINUTES says for how long (`make test-long`: two; memory is judged from eight
+on). Its last line says what was measured.
 """
 
 from __future__ import annotations
