@@ -64,6 +64,6 @@ async def test_6_turns_the_published_helpers_cannot_prepare(pipeline, frame):
 async def test_8_a_prompt_that_is_too_long_is_refused_not_cut(pipeline, frame):
     # Few characters, many tokens: characters have a limit of their own.
     history = (Exchange("What is this?", "\N{NAZAR AMULET}" * 3500),) * 8
-    with pytest.raises(InvalidQuery, match="the model reads 32768"):
+    with pytest.raises(InvalidQuery, match="the model reads 512"):
         await pipeline.ground(frame, [Task.chat("And now?", history=history)])
     assert (await pipeline.ground(frame, [Task.detect("dog")])).answers

@@ -45,6 +45,10 @@ class Pipeline:
         return SimpleNamespace(cache_hit=False, timings=SimpleNamespace(propose_s=0.1))
 
 
+async def still() -> None:
+    """The frame's picture, which nobody looks at here."""
+
+
 @pytest.mark.parametrize(
     ("error", "end"), [(None, "finished"), (StageUnavailable("gone"), "abandoned")]
 )
@@ -57,7 +61,7 @@ async def test_a_keyframe_ends_only_while_nobody_changes_the_follower(
     tracking: Any = SimpleNamespace(changing=asyncio.Lock(), follower=Follower(), propose_s=None)
     pipeline: Any = Pipeline(error)
     grounding = FrameGrounding(session, pipeline, tracking, reuse_difference=1.0)
-    arrived: Any = SimpleNamespace(frame=None, boxes=None)
+    arrived: Any = SimpleNamespace(still=still, boxes=None)
     keyframe: Any = SimpleNamespace(queries=(), sketch=None)
     async with tracking.changing:
         ending = asyncio.create_task(grounding.ground(arrived, keyframe, Limits()))
