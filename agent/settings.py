@@ -203,7 +203,8 @@ class StreamSettings:
     max_window_bytes: Count = 67_108_864
     """Pictures of one stream that may wait, and as much again where somebody looks on."""
     idle_s: Positive | None = 600.0
-    """A stream whose client sent nothing for so long ends, and can be resumed. None: never."""
+    """A stream whose client sent or read nothing for so long ends, and can be resumed. None:
+    never."""
     follow: FollowSettings = field(default_factory=FollowSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     sharing: SharingSettings = field(default_factory=SharingSettings)

@@ -119,7 +119,7 @@ class QuotaExceeded(Overloaded):
 
 
 class StreamIdle(AgentError):
-    """The client has sent nothing for longer than the service waits; the session is kept."""
+    """The client has sent or read nothing for too long; the session is kept."""
 
     code = "STREAM_IDLE"
 

@@ -59,7 +59,7 @@ class WatchStream:
         self._draining = draining
         self._store = store
         self._quota = quota
-        self._responses = ResponseWriter(rpc, failures)
+        self._responses = ResponseWriter(rpc, failures, idle_s=settings.stream.idle_s)
         self._answers = FrameAnswers(
             self.session, pipeline, settings.stream.follow, self._responses, scheduler
         )
@@ -176,6 +176,8 @@ class WatchStream:
             case "pause":
                 self.session.pause()
             case "resume":
+                # The packets that came while it was paused are superseded, decoded or not.
+                await self._video.settle()
                 self.session.resume()
             case "open":
                 await self._change(self._open(message.open), 0)
@@ -307,9 +309,13 @@ class WatchStream:
         return stream_messages.books_response(self.session.books, activity, ended=ended)
 
     async def _report_books(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.stream.stats_interval_s)
-            await self._responses.send(self._books)
+        try:
+            while True:
+                await asyncio.sleep(self._settings.stream.stats_interval_s)
+                await self._responses.send(self._books)
+        finally:
+            # A client that does not read them has no use for what follows either.
+            self.session.end()
 
     async def _announce_drain(self) -> None:
         await self._draining.wait()

@@ -27,6 +27,8 @@ _MAX_UNKNOWN = 64
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _CONTINUED = bytes(range(0x80, 0x100))
 """Bytes of a varint that is not over yet."""
+_UINT64 = 2**64 - 1
+"""Ten bytes hold 70 bits, of which protobuf keeps 64."""
 _PICTURES = frozenset({"vision_agent.v1.Frame.encoded_image", "vision_agent.v1.VideoPacket.data"})
 _FRAME, _PACKET = 1, 12
 """Members of a stream request that are frames in the books."""
@@ -137,7 +139,7 @@ def number_in(content: bytes, *path: int) -> int | None:
                 if number != wanted:
                     continue
                 if depth == len(path) - 1:
-                    return value if kind == _VARINT else None
+                    return value & _UINT64 if kind == _VARINT else None
                 end = position
                 break
             else:

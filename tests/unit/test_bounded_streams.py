@@ -15,6 +15,7 @@ from agent.streaming.inbox import Inbox
 from agent.streaming.policy import DropPolicy
 from agent.streaming.session import Session
 from deployments.streams.buffers import PictureBuffer
+from deployments.wire import status
 from groundstream import aio
 from groundstream.errors import Overloaded
 from groundstream.protos import vision_agent_pb2 as pb
@@ -101,6 +102,30 @@ async def test_a_silent_stream_ends_and_can_be_resumed() -> None:
         await again.write(pb.WatchRequest(open=pb.OpenStream(resume_token=token)))
         assert (await again.read()).opened.resumed
         again.cancel()
+
+
+@pytest.mark.parametrize("sends", ["nothing", "acks"])
+async def test_a_stream_that_is_not_read_ends(monkeypatch: pytest.MonkeyPatch, sends: str) -> None:
+    monkeypatch.setattr(status, "_TELL_S", 0.2)
+    stream = dataclasses.replace(SETTINGS.stream, idle_s=0.5)
+    settings = dataclasses.replace(SETTINGS, stream=stream)
+    narrow = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
+    async with (
+        running_service(settings=settings) as service,
+        grpc.aio.insecure_channel(service.target, options=narrow) as channel,
+    ):
+        call = pb_grpc.VisionAgentStub(channel).Watch(timeout=20)
+        queries = [pb.Query(id="x" * 190 + str(number), text="dog") for number in range(4)]
+        change = pb.WatchRequest(set_queries=pb.SetQueries(queries=queries))
+        for _ in range(100):
+            await call.write(change)
+        async with asyncio.timeout(8):
+            while service.metrics.num_open_streams:
+                if sends == "acks":
+                    await call.write(pb.WatchRequest(ack=pb.Ack(sequence=1)))
+                await asyncio.sleep(0.1)
+        assert service.metrics.failures["STREAM_IDLE"] == 1
+        call.cancel()
 
 
 async def test_ages_do_not_follow_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:

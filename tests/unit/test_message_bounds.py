@@ -97,4 +97,6 @@ def test_a_refused_message_is_known_by_its_number() -> None:
     assert number_in(change.SerializeToString(), 2, 2) == 9
     assert number_in(field(2, EMPTY_QUERIES), 2, 2) is None
     assert number_in(b"\x0a\x7f", 1, 1) is None
+    # Ten bytes of a varint say 70 bits; protobuf keeps 64, and so do errors that repeat it.
+    assert number_in(field(1, b"\x08" + b"\xff" * 9 + b"\x7f"), 1, 1) == 2**64 - 1
     assert first_field(b"\xff") is None

@@ -116,6 +116,22 @@ async def test_counts_are_refused_by_type_and_a_stream_goes_on() -> None:
         assert (last.stats.received, last.stats.rejected) == (1, 1)
 
 
+async def test_a_number_of_more_bits_than_it_may_have_ends_no_stream() -> None:
+    long = b"\xff" * 9 + b"\x7f"  # A varint of 70 bits.
+    async with running_service(settings=FEW) as service, connection(service) as channel:
+        call = channel.stream_stream(WATCH, response_deserializer=pb.WatchResponse.FromString)()
+        twice = b"\x28\x02" * 2  # The priority of a frame: refused before it is parsed.
+        await call.write(b"\x0a" + bytes([len(long) + 5]) + b"\x08" + long + twice)
+        assert (await next_error(call)).sequence == 2**64 - 1
+        await call.write(b"\x1a" + bytes([len(long) + 3]) + b"\x10" + long + b"\x10\x01")
+        assert (await next_error(call)).change_id == 2**64 - 1
+        await call.write(pb.WatchRequest(end=pb.End()).SerializeToString())
+        while (response := await call.read()) is not grpc.aio.EOF:
+            last = response
+    assert last.stats.ended
+    assert (last.stats.received, last.stats.rejected) == (1, 1)
+
+
 async def next_error(call: grpc.aio.StreamStreamCall) -> pb.StreamError:
     """The next message that is an error."""
     async with asyncio.timeout(10):

@@ -467,6 +467,26 @@ async def until_received(service: Service, count: int) -> None:
             await asyncio.sleep(0.005)
 
 
+async def test_packets_that_came_while_paused_are_superseded_however_late_they_are_decoded(
+    service: Service, plain: list[OutgoingPacket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with spoken(service) as wire:
+        with held_decoding(service, monkeypatch):
+            await wire.start(plain[0])
+            await wire.call.write(pb.WatchRequest(pause=pb.Pause()))
+            for packet in plain[:5]:
+                await wire.send(packet)
+            await wire.call.write(pb.WatchRequest(resume=pb.Resume()))
+            await until_received(service, 5)
+            await asyncio.sleep(0.1)  # Resume has been read by now.
+        for packet in plain[5:7]:
+            await wire.send(packet)
+        stats = await wire.close()
+    assert wire.errors == {}
+    assert wire.results == [5, 6]
+    assert stats.superseded == 5
+
+
 async def test_behind_a_key_frame_supersedes_those_before_it(
     service: Service, plain: list[OutgoingPacket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
