@@ -48,6 +48,8 @@ _QUICK_BYTES = 65_536
 _MAX_WAITING = 60
 _MAX_WAITING_BYTES = 16_777_216
 """Packets of a stream that wait to be decoded; more are refused."""
+_DECODER_IDLE_S = 30.0
+"""A stream without packets for so long gives its decoder's memory back."""
 _BEHIND = 15
 """Packets waiting, at which a key frame makes them go: half a second."""
 
@@ -196,7 +198,7 @@ class StreamVideo:
         """Decode what waits, one packet after the other, until cancelled."""
         try:
             while True:
-                await self._came.wait()
+                await self._packets_came()
                 while self._waiting:
                     waiting = self._waiting.popleft()
                     self._num_bytes -= len(waiting.message.data)
@@ -208,6 +210,16 @@ class StreamVideo:
             # Without it no packet has a way out any more.
             self._session.end()
             self._is_idle.set()
+
+    async def _packets_came(self) -> None:
+        """Wait for packets; a stream that sends none for long goes on with a key frame."""
+        try:
+            async with asyncio.timeout(_DECODER_IDLE_S):
+                await self._came.wait()
+        except TimeoutError:
+            async with self._using:
+                await self._drop_decoder()
+            await self._came.wait()
 
     async def settle(self) -> None:
         """Wait until all that came is decoded."""

@@ -14,6 +14,7 @@ import pytest
 from agent.server_settings import AccessSettings, QuotaSettings
 from agent.settings import ServiceSettings, VideoSettings
 from agent.streaming.session_store import MemorySessionStore
+from deployments.streams import video_decoding
 from groundstream import aio
 from groundstream.conversions import format_to_message, packet_to_message
 from groundstream.events import KeyframeAnswer, StreamError, StreamStats
@@ -443,6 +444,30 @@ async def test_decoders_share_what_memory_there_is(plain: list[OutgoingPacket]) 
             await third.send(plain[0])
             await third.close()
         assert third.results == [0]
+
+
+async def test_a_silent_stream_gives_its_decoder_back(
+    plain: list[OutgoingPacket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video_decoding, "_DECODER_IDLE_S", 0.05)
+    async with running_service(settings=settings_with(memory_bytes=900_000)) as service:
+        async with spoken(service) as silent:
+            await silent.start(plain[0])
+            await silent.send(plain[0])
+            async with asyncio.timeout(10):
+                while service.agent.decoding.memory.num_left == 900_000:
+                    await asyncio.sleep(0.005)
+                while service.agent.decoding.memory.num_left < 900_000:
+                    await asyncio.sleep(0.005)
+            async with spoken(service) as other:
+                await other.start(plain[0])
+                await other.send(plain[0])
+                await other.close()
+            assert other.results == [0]
+            await silent.send(plain[1])
+            await silent.close()
+        assert silent.results == [0]
+        assert silent.errors == {1: "KEY_FRAME_NEEDED"}
 
 
 @contextlib.contextmanager
