@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ import pytest
 from deployments.local.watch import watch_source
 from groundstream import aio
 from groundstream.errors import SettingsError
-from groundstream.types import FrameResult, OutgoingFrame, StreamPolicy
-from groundstream.video.detection_bag import DETECTIONS, PICTURE, DetectionBag, filled, vision_types
+from groundstream.types import OutgoingFrame, StreamPolicy
+from groundstream.video.detection_bag import DETECTIONS, DetectionBag, filled, vision_types
 from groundstream.video.sources import open_source
+from tests.clips import write_clip
 from tests.in_process import running_service
 from tests.pictures import encoded_image
 from tests.unit.test_exporters import CAT, DOG, result
@@ -132,11 +135,21 @@ async def test_watch_writes_a_recording_that_watch_reads_with_its_times(tmp_path
     assert len(list(open_source(str(tmp_path / "second")))) == 3
 
 
-def test_results_go_from_the_client_straight_into_a_recording(tmp_path: Path) -> None:
-    """What docs/robots.md shows, but for the service."""
-    results: list[FrameResult] = [result(number, DOG) for number in range(3)]
-    with DetectionBag(tmp_path / "seen", pictures=False) as bag:
-        for one in results:
-            bag.add_result(one)
-    assert messages(tmp_path / "seen").keys() == {"/camera/detections"}
-    assert PICTURE not in (tmp_path / "seen" / "metadata.yaml").read_text()
+async def test_the_python_on_the_page_runs_as_it_stands(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "robots.md").read_text()
+    (program,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    clip = tmp_path / "clip.mp4"
+    write_clip(clip, 10)
+    for given, mine in (("deployments/demo/data/pedestrians.mp4", str(clip)), ("person", "dog")):
+        assert given in program
+        program = program.replace(given, mine)
+    async with running_service() as service:
+        started = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", program.replace("127.0.0.1:50051", service.target),
+            cwd=tmp_path, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _, wrong = await asyncio.wait_for(started.communicate(), 120)
+    assert started.returncode == 0, wrong.decode()
+    read = messages(tmp_path / "seen")
+    assert read.keys() == {"/camera/detections"}
+    assert read["/camera/detections"]
