@@ -91,6 +91,8 @@ def test_fields_that_ros_does_not_know_are_refused() -> None:
 def test_what_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="not there yet"):
         DetectionBag(tmp_path)
+    with pytest.raises(SettingsError, match=r"its file will be .*/seen/seen\.mcap$"):
+        DetectionBag(tmp_path / "seen.mcap")
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="cannot write a recording to"):
         DetectionBag(tmp_path / "file" / "seen")

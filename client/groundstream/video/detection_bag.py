@@ -110,11 +110,17 @@ class DetectionBag:
             pictures: record them, too.
 
         Raises:
-            SettingsError: `rosbags` is not installed, or the folder is there or cannot be made.
+            SettingsError: `rosbags` is not installed, or the folder is there, cannot be made or is
+                named like a file.
         """
         self._types = vision_types()
         from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 
+        if path.suffix == ".mcap":
+            raise SettingsError(
+                f"a recording is a folder: name {path.with_suffix('')}, and its file will be "
+                f"{path.with_suffix('') / path.name}"
+            )
         try:
             self._writer = Writer(path, version=_VERSION, storage_plugin=StoragePlugin.MCAP)
             self._writer.open()
