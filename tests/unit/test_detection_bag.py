@@ -25,6 +25,8 @@ pytest.importorskip("rosbags", reason="pip install 'groundstream-client[ros]'")
 from rosbags.highlevel import AnyReader
 from rosbags.typesys import Stores, get_typestore
 
+TYPE_HASH = "RIHS01_214274120007f4a683866481336b70310268cfa107aebe9d594a6acf75bda968"
+"""RIHS01, ROS's own, of Detection2DArray and all that is in it: from the files of vision_msgs 4.1.1."""
 TAKEN_NS = 1_600_000_000_000_000_007
 
 
@@ -81,6 +83,10 @@ def test_a_picture_of_a_recording_keeps_its_time_and_so_do_its_boxes(tmp_path: P
         (TAKEN_NS + sequence, TAKEN_NS + sequence) for sequence in (3, 4)
     ]
     assert bytes(pictures[0][1].data) == encoded_image(1)
+
+
+def test_the_definitions_are_those_of_vision_msgs() -> None:
+    assert vision_types().hash_rihs01(DETECTIONS) == TYPE_HASH
 
 
 def test_fields_that_ros_does_not_know_are_refused() -> None:
