@@ -26,7 +26,7 @@ from rosbags.highlevel import AnyReader
 from rosbags.typesys import Stores, get_typestore
 
 TYPE_HASH = "RIHS01_214274120007f4a683866481336b70310268cfa107aebe9d594a6acf75bda968"
-"""RIHS01, ROS's own, of Detection2DArray and all that is in it: from the files of vision_msgs 4.1.1."""
+"""RIHS01, ROS's own, of Detection2DArray and all in it, from the files of vision_msgs 4.1.1."""
 TAKEN_NS = 1_600_000_000_000_000_007
 
 
