@@ -3,7 +3,7 @@
     python examples/robot.py deployments/demo/data/pedestrians.mp4 person car
 
 Anything that yields `OutgoingFrame` can stand in for the video: a camera's callback that puts into
-a queue, a simulator, a ROS topic (`examples/ros2_bridge.py`).
+a queue, a simulator, a ROS topic (`ros2/groundstream_ros`).
 """
 
 from __future__ import annotations

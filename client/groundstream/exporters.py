@@ -14,7 +14,9 @@ from groundstream.types import Detection, FrameResult
 _NS_PER_S = 1_000_000_000
 
 
-def to_detection2d_array(result: FrameResult, *, frame_id: str = "camera") -> dict[str, Any]:
+def to_detection2d_array(
+    result: FrameResult, *, frame_id: str = "camera", stamp_ns: int | None = None
+) -> dict[str, Any]:
     """Fields of a `vision_msgs/msg/Detection2DArray`.
 
     The stamp is the capture time, as the package demands: the source's own, to the nanosecond.
@@ -22,8 +24,10 @@ def to_detection2d_array(result: FrameResult, *, frame_id: str = "camera") -> di
     Args:
         result: one frame.
         frame_id: the camera's name in the robot's frame tree.
+        stamp_ns: when the picture was taken, where its capture time says something else.
     """
-    seconds, nanoseconds = divmod(result.capture_time_ns, _NS_PER_S)
+    taken_ns = result.capture_time_ns if stamp_ns is None else stamp_ns
+    seconds, nanoseconds = divmod(taken_ns, _NS_PER_S)
     header = {"stamp": {"sec": seconds, "nanosec": nanoseconds}, "frame_id": frame_id}
     return {
         "header": header,

@@ -35,6 +35,13 @@ def watch(
         Path | None, typer.Option(help="Write the annotated video here (.mp4).")
     ] = None,
     rerun: Annotated[Path | None, typer.Option(help="Write a Rerun recording here (.rrd).")] = None,
+    bag: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a robot's recording here, pictures and vision_msgs/Detection2DArray: a new "
+            "folder, rosbag2 with MCAP."
+        ),
+    ] = None,
     events: Annotated[
         Path | None,
         typer.Option(help="Add what happens to this file, one JSON object a line (.jsonl)."),
@@ -128,6 +135,7 @@ def watch(
                 policy=policy,
                 output=output,
                 rerun=rerun,
+                bag=bag,
                 events=event_file,
                 as_json=as_json,
                 patience_s=math.inf if patience == 0.0 else patience,

@@ -44,6 +44,7 @@ from groundstream.types import (
     VideoCodec,
 )
 from groundstream.video.annotated_video import AnnotatedVideo
+from groundstream.video.detection_bag import DetectionBag
 from groundstream.video.playback import play, play_packets
 from groundstream.video.rerun_recording import RerunRecording
 from groundstream.video.sources import ImageFolder, Reopen, SourceFrame, open_source
@@ -66,6 +67,7 @@ async def watch_source(
     policy: StreamPolicy | None = None,
     output: Path | None = None,
     rerun: Path | None = None,
+    bag: Path | None = None,
     events: EventFile | None = None,
     as_json: bool = False,
     patience_s: float | None = None,
@@ -81,6 +83,7 @@ async def watch_source(
         policy: how to answer.
         output: where to write the annotated video, if anywhere.
         rerun: where to write a Rerun recording, if anywhere.
+        bag: where to write a robot's recording (rosbag2 with MCAP), if anywhere.
         events: where to write what happens in front of the camera, if anywhere.
         as_json: print one JSON object per event instead of a table.
         patience_s: how long to wait for a service that is not there, or not any more; infinity:
@@ -91,7 +94,8 @@ async def watch_source(
     Raises:
         SourceError: the source cannot be read, or was lost for longer than `reopen` allows.
         InvalidQuery: one of the queries cannot be asked.
-        SettingsError: a Rerun recording is wanted and rerun-sdk is not installed.
+        SettingsError: a recording is wanted that cannot be written, or what writes it (rerun-sdk,
+            rosbags) is not installed.
         EventsError: a zone or line of `events` does not lie in the source's pictures.
         ServiceError: there is no service, or the stream broke.
     """
@@ -111,16 +115,21 @@ async def watch_source(
         # There is no later frame to which what the model says could be carried.
         policy = dataclasses.replace(policy, mode=AnswerMode.GROUND)
     with contextlib.ExitStack() as stack:
-        recordings: list[AnnotatedVideo | RerunRecording] = []
+        recordings: list[AnnotatedVideo | RerunRecording | DetectionBag] = []
         if output is not None:
             recordings.append(stack.enter_context(AnnotatedVideo(output, fps=opened.fps)))
         if rerun is not None:
             recordings.append(stack.enter_context(RerunRecording(rerun)))
+        if bag is not None:
+            recordings.append(stack.enter_context(DetectionBag(bag)))
         stack.enter_context(view)
 
         def record(frame: OutgoingFrame, picture: SourceFrame) -> None:
             for recording in recordings:
-                recording.add_frame(frame, picture.rgb, picture.pts_s)
+                if isinstance(recording, DetectionBag):
+                    recording.add_frame(frame, picture.capture_time_ns)
+                else:
+                    recording.add_frame(frame, picture.rgb, picture.pts_s)
 
         start_s, lost_s = (
             (_START_S, _PATIENCE_S) if patience_s is None else (patience_s, patience_s)

@@ -13,6 +13,7 @@ CLIENT = [
     "groundstream.video.playback",
     "groundstream.video.annotated_video",
     "groundstream.exporters",
+    "groundstream.video.detection_bag",
     "groundstream.video.rerun_recording",
     "groundstream.cameras.runner",
 ]

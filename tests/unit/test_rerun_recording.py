@@ -12,7 +12,7 @@ from groundstream.types import OutgoingFrame
 from tests.pictures import encoded_image
 from tests.unit.test_exporters import CAT, DOG, result
 
-pytest.importorskip("rerun", reason="pip install 'groundstream[rerun]'")
+pytest.importorskip("rerun", reason="pip install 'groundstream-client[rerun]'")
 
 
 def test_a_stream_becomes_a_file_that_rerun_knows(tmp_path: Path) -> None:
@@ -34,5 +34,5 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     from groundstream.video.rerun_recording import RerunRecording
 
     monkeypatch.setitem(sys.modules, "rerun", None)
-    with pytest.raises(SettingsError, match=r"groundstream\[rerun\]"):
+    with pytest.raises(SettingsError, match=r"groundstream-client\[rerun\]"):
         RerunRecording(tmp_path / "seen.rrd")

@@ -1,6 +1,6 @@
 """A robot's recording as a source of pictures: MCAP, rosbag2 and rosbag1, read without ROS.
 
-The only user of `rosbags`, an extra (`pip install 'groundstream-client[ros]'`).
+Uses `rosbags`, an extra (`pip install 'groundstream-client[ros]'`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""A ROS 2 node between a camera topic and a Groundstream service."""
