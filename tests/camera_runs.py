@@ -57,12 +57,14 @@ def light_service(port: int) -> AbstractAsyncContextManager[Service]:
 
 def write_light(path: Path, *, seed: int, seconds: float = 6.0, on_s: float = 3.0) -> Path:
     """A noisy picture that is bright for so long, then dark until the end."""
-    noise = np.random.default_rng(seed).integers(0, 40, (96, 128, 3), np.uint8)
+    random = np.random.default_rng(seed)
+    # The dark has a texture of its own: a tracker follows the same one whatever its brightness is.
+    noise, dark = (random.integers(0, most, (96, 128, 3), np.uint8) for most in (40, 10))
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast"})
         stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
         for number in range(round(seconds * FPS)):
-            pixels = noise + np.uint8(190) if number < on_s * FPS else noise // 4
+            pixels = noise + np.uint8(190) if number < on_s * FPS else dark
             picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             picture.pts, picture.time_base = number, Fraction(1, FPS)
             container.mux(stream.encode(picture))

@@ -37,6 +37,7 @@ def free_port() -> int:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
+    is_away = False
 
 
 class WebReceiver:
@@ -69,6 +70,10 @@ class WebReceiver:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
+                # A connection that was there before stays open when nobody listens any more.
+                if isinstance(self.server, _Server) and self.server.is_away:
+                    self.close_connection = True
+                    return
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 receiver.num_asked += 1
                 status, headers = receiver.answer(json.loads(body))
@@ -91,6 +96,7 @@ class WebReceiver:
         """Be away."""
         server, self._server = self._server, None
         if server is not None:
+            server.is_away = True
             server.shutdown()
             server.server_close()
 

@@ -107,10 +107,10 @@ async def test_a_service_a_receiver_and_the_runner_are_killed_and_nothing_is_los
             broker.stop()
             away_ns = now_ns()
             await eventually(lambda: set(events_of(lines(log), away_ns)) == set(names))
-            found = await asyncio.to_thread(figures, metrics_port)
             for sink in ("office", "home"):
-                waiting = found[f'groundstream_cameras_records_waiting{{sink="{sink}"}}']
-                assert waiting > 0
+                waiting = f'groundstream_cameras_records_waiting{{sink="{sink}"}}'
+                await eventually(lambda w=waiting: figures(metrics_port)[w] > 0)
+            found = await asyncio.to_thread(figures, metrics_port)
             for name in names:
                 label = f'{{camera="{name}"}}'
                 assert found[f"groundstream_cameras_answered_total{label}"] > 0
