@@ -197,3 +197,19 @@ def test_of_two_labels_for_one_box_the_surer_stands_on_top() -> None:
     drawn = draw_boxes(BLACK, [sure, doubtful])
     np.testing.assert_array_equal(drawn, draw_boxes(BLACK, [doubtful, sure]))
     assert tuple(drawn[38, 10]) == label_colour("cat")
+
+
+def test_labels_do_not_cover_each_other() -> None:
+    wide = np.zeros((400, 400, 3), dtype=np.uint8)
+    sure = LabelledBox((60.0, 100.0, 200.0, 200.0), "person", 0.9)
+    doubtful = LabelledBox((62.0, 104.0, 200.0, 200.0), "pedestrian", 0.4)
+    top = LabelledBox((60.0, 2.0, 200.0, 50.0), "person", 0.9)
+    no_room = LabelledBox((60.0, 3.0, 200.0, 50.0), "pedestrian", 0.4)
+    drawn = draw_boxes(wide, [doubtful, sure])
+    alone = draw_boxes(wide, [sure])
+    text = slice(88, 99)
+    np.testing.assert_array_equal(drawn[text, 64:90], alone[text, 64:90])
+    assert (drawn[:84] == label_colour("pedestrian")).all(-1).any()
+    assert (
+        not (draw_boxes(wide, [top, no_room])[:18, 64:] == label_colour("pedestrian")).all(-1).any()
+    )

@@ -22,6 +22,9 @@ _TEXT_PX = 30
 """Size of the letters on a picture of 1000 lines."""
 _MARGIN_PX = 2
 
+_Plate = tuple[int, int, int, int]
+"""(left, top, right, bottom) of a label, the last two excluded."""
+
 
 @dataclass(frozen=True)
 class LabelledBox:
@@ -46,7 +49,8 @@ def label_colour(label: str) -> tuple[int, int, int]:
 def draw_boxes(rgb: RGBArray, boxes: Sequence[LabelledBox], *, caption: str = "") -> RGBArray:
     """A copy of (height, width, 3) RGB pixels with boxes, labels and a caption on it.
 
-    The surest is drawn last: where two labels claim one box, it stands on top.
+    The surest box is drawn last. The surest label stands at its box, others that would cover one
+    stand above it, and those for which there is no room are left out.
     """
     boxes = sorted(boxes, key=lambda box: 1.0 if box.confidence is None else box.confidence)
     image = Image.fromarray(np.ascontiguousarray(rgb))
@@ -59,31 +63,47 @@ def draw_boxes(rgb: RGBArray, boxes: Sequence[LabelledBox], *, caption: str = ""
         corners = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
         canvas.rectangle(corners, outline=label_colour(box.colour_of or box.label), width=thickness)
     # Labels after all boxes, so that no line crosses a text.
-    for box in boxes:
+    plates: list[_Plate] = []
+    for box in reversed(boxes):
         text = box.label if box.confidence is None else f"{box.label} {box.confidence:.2f}"
         left, bottom = round(box.xyxy[0]), round(box.xyxy[1])
-        _draw_text(canvas, image.size, text, left, bottom, scale, box.colour_of or box.label)
+        label = box.colour_of or box.label
+        _draw_text(canvas, image.size, text, left, bottom, scale, label, plates)
     if caption:
-        _draw_text(canvas, image.size, caption, 0, height, scale, None)
+        _draw_text(canvas, image.size, caption, 0, height, scale, None, [])
     return np.asarray(image)
 
 
 def _draw_text(
     canvas: ImageDraw.ImageDraw, size: tuple[int, int], text: str, left: int, bottom: int,
-    scale: float, label: str | None,
+    scale: float, label: str | None, plates: list[_Plate],
 ) -> None:  # fmt: skip
-    """Text on a filled plate whose lower left corner is (left, bottom), kept inside the picture."""
+    """Text on a filled plate whose lower left corner is (left, bottom), kept inside the picture.
+
+    It goes above `plates` that it would cover, and is left out where it leaves the picture so.
+    """
     font = _font(max(10, round(_TEXT_PX * scale)))
     ascent, descent = font.getmetrics()
     width = round(canvas.textlength(text, font=font)) + 2 * _MARGIN_PX
     height = ascent + descent
     left = min(max(left, 0), max(0, size[0] - width))
     bottom = min(max(bottom, height), size[1])
+    while covered := [
+        plate for plate in plates if _overlap((left, bottom - height, left + width, bottom), plate)
+    ]:
+        bottom = min(plate[1] for plate in covered)
+        if bottom < height:
+            return
+    plates.append((left, bottom - height, left + width, bottom))
     background = _BLACK if label is None else label_colour(label)
     bright = 0.299 * background[0] + 0.587 * background[1] + 0.114 * background[2] > 140
     canvas.rectangle((left, bottom - height, left + width - 1, bottom - 1), fill=background)
     colour = _BLACK if bright else _WHITE
     canvas.text((left + _MARGIN_PX, bottom - height), text, fill=colour, font=font)
+
+
+def _overlap(one: _Plate, other: _Plate) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 @lru_cache(maxsize=8)
