@@ -210,6 +210,5 @@ def test_labels_do_not_cover_each_other() -> None:
     text = slice(88, 99)
     np.testing.assert_array_equal(drawn[text, 64:90], alone[text, 64:90])
     assert (drawn[:84] == label_colour("pedestrian")).all(-1).any()
-    assert (
-        not (draw_boxes(wide, [top, no_room])[:18, 64:] == label_colour("pedestrian")).all(-1).any()
-    )
+    full = draw_boxes(wide, [top, no_room])
+    np.testing.assert_array_equal(full[:14, 64:90], draw_boxes(wide, [top])[:14, 64:90])
