@@ -72,8 +72,13 @@ class Table:
             return _verdict(error)
         return ANSWERED
 
-    async def on_stream(self, *requests: pb.WatchRequest, opening: bool = True) -> Verdict:
-        """On a stream, which then still answers a good frame; the first error counts."""
+    async def on_stream(
+        self, *requests: pb.WatchRequest, opening: bool = True, is_bad: bool = False
+    ) -> Verdict:
+        """On a stream, which then still answers a good frame; the first error counts.
+
+        `is_bad`: an error must come, perhaps after the answer to a good frame before it.
+        """
         call = self._stub.Watch(timeout=_TIMEOUT_S)
         good = pb.WatchRequest(set_queries=pb.SetQueries(queries=[bad_inputs.GOOD_QUERY]))
         for request in (*([_OPENING, good] if opening else []), *requests):
@@ -83,7 +88,7 @@ class Table:
             if message.HasField("error"):
                 code = pb.ErrorCode.Name(message.error.code).removeprefix("ERROR_CODE_")
                 verdict = verdict or Verdict("on the stream", code, message.error.message)
-            elif message.HasField("result") and message.result.results and verdict is None:
+            elif message.HasField("result") and message.result.results and not is_bad:
                 verdict = ANSWERED
             if verdict is not None:
                 break
@@ -132,7 +137,8 @@ async def test_every_bad_input(service: str, pytestconfig: pytest.Config) -> Non
                 streamed = await table.on_stream(*_as_stream(case))
                 assert streamed.code == single.code, case.what
         for stream in (*BAD_STREAMS, *BAD_OPENINGS):
-            verdict = await table.on_stream(*stream.requests, opening=stream not in BAD_OPENINGS)
+            opening = stream not in BAD_OPENINGS
+            verdict = await table.on_stream(*stream.requests, opening=opening, is_bad=True)
             assert verdict.code.startswith("INVALID"), stream.what
             rows.append(_row(stream.what, verdict))
             await answered_after(table, stream.what)
