@@ -11,7 +11,8 @@ import hashlib
 import io
 import threading
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -105,11 +106,8 @@ class Frame:
             InvalidFrame: the body of the image is truncated or damaged.
             FrameTooCostly: it takes too long.
         """
-        try:
-            with _turn(self.encoded), _opened(self.encoded, _DECODE_S) as image:
-                return np.asarray(upright(image).convert("RGB"))
-        except UNREADABLE as error:
-            raise _damaged(error) from error
+        with _decoding(self.encoded) as image:
+            return np.asarray(upright(image).convert("RGB"))
 
     def grey(self, least_px: int) -> NDArray[np.uint8]:
         """Decode to (rows, columns) uint8 luminance, perhaps smaller than the frame.
@@ -121,15 +119,12 @@ class Frame:
             InvalidFrame: the body of the image is truncated or damaged.
             FrameTooCostly: it takes too long.
         """
-        try:
-            with _turn(self.encoded), _opened(self.encoded, _DECODE_S) as image:
-                shrink = least_px / max(image.size)
-                if shrink < 1.0:
-                    wanted = tuple(max(1, round(side * shrink)) for side in image.size)
-                    image.draft("L", (wanted[0], wanted[1]))
-                return np.asarray(upright(image).convert("L"))
-        except UNREADABLE as error:
-            raise _damaged(error) from error
+        with _decoding(self.encoded) as image:
+            shrink = least_px / max(image.size)
+            if shrink < 1.0:
+                wanted = tuple(max(1, round(side * shrink)) for side in image.size)
+                image.draft("L", (wanted[0], wanted[1]))
+            return np.asarray(upright(image).convert("L"))
 
 
 def read_frame(
@@ -191,9 +186,19 @@ class _TimedBytes(io.BytesIO):
         raise io.UnsupportedOperation
 
 
-def _turn(encoded: bytes) -> AbstractContextManager[object]:
-    """What a decoder of these bytes has to hold."""
-    return _WEBP_TURN if encoded[8:12] == b"WEBP" else nullcontext()
+@contextmanager
+def _decoding(encoded: bytes) -> Iterator[Image.Image]:
+    """The image to be decoded within: in its turn, within the time, its errors by type."""
+    try:
+        with (
+            _WEBP_TURN if encoded[8:12] == b"WEBP" else nullcontext(),
+            _opened(encoded, _DECODE_S) as image,
+        ):
+            yield image
+    except UNREADABLE as error:
+        raise InvalidFrame(
+            f"the image body cannot be decoded ({error}); send the complete file"
+        ) from error
 
 
 def _opened(encoded: bytes, limit_s: float) -> Image.Image:
@@ -201,10 +206,6 @@ def _opened(encoded: bytes, limit_s: float) -> Image.Image:
     if isinstance(image, ImageFile.ImageFile):
         image.decodermaxblock = _BLOCK_BYTES
     return image
-
-
-def _damaged(error: Exception) -> InvalidFrame:
-    return InvalidFrame(f"the image body cannot be decoded ({error}); send the complete file")
 
 
 def _header_size(encoded: bytes) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from groundstream.errors import (
     InvalidFrame,
     KeyFrameNeeded,
     Overloaded,
+    reason_of,
 )
 
 _DECODERS = {VideoCodec.H264: "h264", VideoCodec.H265: "hevc"}
@@ -211,9 +212,8 @@ class VideoDecoder:
         try:
             pictures = self._context.decode(packet)
         except _UNREADABLE as error:
-            words = getattr(error, "strerror", None) or str(error)
             raise KeyFrameNeeded(
-                f"the packet cannot be decoded ({words}); send a key frame"
+                f"the packet cannot be decoded ({reason_of(error)}); send a key frame"
             ) from None
         if time.thread_time() - started_s > _DECODE_S:
             raise FrameTooCostly("the packet took too long to decode; encode it otherwise")

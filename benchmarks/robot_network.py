@@ -27,7 +27,7 @@ from rich.table import Table
 
 from agent.interrupts import interruptible
 from benchmarks.lossy_link import FAR, NEAR, Condition, LossyLink, lossy_link
-from benchmarks.video_wire import _QUERIES, _READY_S, _VIDEO, Item, due_items, ways
+from benchmarks.video_wire import QUERIES, READY_S, VIDEO, Item, due_items, ways
 from deployments.local.service_process import ServiceProcess
 from groundstream import aio
 from groundstream.events import StreamError, StreamStats
@@ -60,7 +60,7 @@ class Seen:
 async def stream(client: aio.Client, items: list[Item], mode: AnswerMode, seen: Seen) -> None:
     """One stream of the whole video."""
     frames = due_items(items, fps=_FPS, rounds=1)
-    async with client.watch(frames, _QUERIES, policy=StreamPolicy(mode=mode)) as watched:
+    async with client.watch(frames, QUERIES, policy=StreamPolicy(mode=mode)) as watched:
         async for event in watched:
             match event:
                 case FrameResult():
@@ -76,7 +76,7 @@ async def stream(client: aio.Client, items: list[Item], mode: AnswerMode, seen: 
 
 async def measure(link: LossyLink, target: str, rounds: int) -> list[dict[str, object]]:
     """All rows, each measured in turns with the others."""
-    sent = ways(_VIDEO)
+    sent = ways(VIDEO)
     cases = [
         (mode, name, condition)
         for mode in (AnswerMode.FOLLOW, AnswerMode.GROUND)
@@ -85,7 +85,7 @@ async def measure(link: LossyLink, target: str, rounds: int) -> list[dict[str, o
     ]
     seen = [Seen() for _ in cases]
     async with aio.Client(target) as client:
-        await client.wait_until_ready(_READY_S)
+        await client.wait_until_ready(READY_S)
         for mode, name, _ in cases[:: len(_CONDITIONS)]:  # Nobody pays for what happens once.
             await stream(client, sent[name].items, mode, Seen())
         for _ in range(rounds):

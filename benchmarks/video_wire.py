@@ -44,9 +44,9 @@ from groundstream.video.pictures import encode_jpeg
 from groundstream.video.playback import JPEG_QUALITY
 from groundstream.video.sources import SourcePacket, VideoFile
 
-_VIDEO = Path(__file__).parents[1] / "deployments" / "demo" / "data" / "pedestrians.mp4"
-_QUERIES = ("person", "car")
-_READY_S = 300.0
+VIDEO = Path(__file__).parents[1] / "deployments" / "demo" / "data" / "pedestrians.mp4"
+QUERIES = ("person", "car")
+READY_S = 300.0
 _LEAST_IOU = 0.5
 _IN_TURN = StreamPolicy(drop=DropPolicy.LOSSLESS, mode=AnswerMode.GROUND, window=8, ack_window=0)
 
@@ -121,7 +121,7 @@ async def follow(
     """One stream, followed."""
     used_s, started_s = _front_end_s(service), time.monotonic()
     frames = due_items(way.items, fps=fps, rounds=rounds)
-    async with client.watch(frames, _QUERIES) as stream:
+    async with client.watch(frames, QUERIES) as stream:
         async for event in stream:
             match event:
                 case FrameResult():
@@ -145,7 +145,7 @@ def _front_end_s(service: ServiceProcess | None) -> float:
 async def answered(client: aio.Client, items: Sequence[Item]) -> dict[int, dict[str, list[Box]]]:
     """Every frame by the language model: its boxes by query."""
     boxes = {}
-    async with client.watch(iter(items), _QUERIES, policy=_IN_TURN) as stream:
+    async with client.watch(iter(items), QUERIES, policy=_IN_TURN) as stream:
         async for result in stream.results():
             boxes[result.sequence] = {
                 answer.query_id: [detection.box for detection in answer.detections]
@@ -180,9 +180,9 @@ async def measure(
     target: str, service: ServiceProcess | None, *, fps: float, rounds: int, compared: int
 ) -> dict[str, object]:
     """All of it."""
-    sent = ways(_VIDEO)
+    sent = ways(VIDEO)
     async with aio.Client(target) as client:
-        await client.wait_until_ready(_READY_S)
+        await client.wait_until_ready(READY_S)
         for way in sent.values():  # Nobody pays for what happens once.
             await follow(client, Way(way.items, 0.0), None, fps=fps, rounds=1)
         for _ in range(rounds):
@@ -194,7 +194,7 @@ async def measure(
         by_pictures = await answered(client, sent["JPEG"].items[:compared])
         for number in sorted(by_packets.keys() & by_pictures.keys()):
             agreement.num_frames += 1
-            for query in _QUERIES:
+            for query in QUERIES:
                 agreement.add(by_packets[number][query], by_pictures[number][query])
     return {**{name: _figures(way, fps) for name, way in sent.items()}, **_compared(agreement)}
 

@@ -140,3 +140,8 @@ def errors_by_code() -> dict[str, type[AgentError]]:
         if "code" in vars(kind) and kind.code:
             found[kind.code] = kind
     return found
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong in the system's or the library's own words; never empty."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

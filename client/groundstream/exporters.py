@@ -14,6 +14,12 @@ from groundstream.types import Detection, FrameResult
 _NS_PER_S = 1_000_000_000
 
 
+def to_header(stamp_ns: int, frame_id: str) -> dict[str, Any]:
+    """Fields of a `std_msgs/msg/Header`: a time in nanoseconds, and the camera's name."""
+    seconds, nanoseconds = divmod(stamp_ns, _NS_PER_S)
+    return {"stamp": {"sec": seconds, "nanosec": nanoseconds}, "frame_id": frame_id}
+
+
 def to_detection2d_array(
     result: FrameResult, *, frame_id: str = "camera", stamp_ns: int | None = None
 ) -> dict[str, Any]:
@@ -27,8 +33,7 @@ def to_detection2d_array(
         stamp_ns: when the picture was taken, where its capture time says something else.
     """
     taken_ns = result.capture_time_ns if stamp_ns is None else stamp_ns
-    seconds, nanoseconds = divmod(taken_ns, _NS_PER_S)
-    header = {"stamp": {"sec": seconds, "nanosec": nanoseconds}, "frame_id": frame_id}
+    header = to_header(taken_ns, frame_id)
     return {
         "header": header,
         "detections": [_detection2d(detection, header) for _, detection in _all(result)],

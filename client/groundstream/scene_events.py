@@ -125,14 +125,18 @@ def event_id(stream: str, kind: EventKind, *parts: object) -> str:
     return hashlib.blake2b(words.encode(), digest_size=12).hexdigest()
 
 
-def event_to_json(event: SceneEvent) -> str:
-    """One line without a line break; what an event does not have is left out."""
-    fields = {
+def event_fields(event: SceneEvent) -> dict[str, Any]:
+    """As JSON has it; what an event does not have is left out."""
+    return {
         name: _plain(value)
         for name, value in vars(event).items()
         if name in _ALWAYS or (value is not None and value != "")
     }
-    return json.dumps(fields, ensure_ascii=False, allow_nan=False)
+
+
+def event_to_json(event: SceneEvent) -> str:
+    """Its `event_fields` as one line without a line break."""
+    return json.dumps(event_fields(event), ensure_ascii=False, allow_nan=False)
 
 
 def event_from_json(line: str) -> SceneEvent:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from groundstream.events import (
     StreamOpened,
     StreamStats,
 )
+from groundstream.pauses import growing_pause_s
 from groundstream.protos import vision_agent_pb2 as pb
 from groundstream.pulled import Pulled
 from groundstream.rpc_errors import ServiceError, error_of, may_pass
@@ -42,7 +42,6 @@ from groundstream.types import (
     VideoFormat,
 )
 
-_MAX_DOUBLINGS = 60
 _ANSWER_S = 1.0
 """Longest wait for the first word of a service; ours says it at once."""
 
@@ -75,9 +74,9 @@ class Reconnect:
 
     def pause_s(self, attempt: int) -> float:
         """The pause before attempt number `attempt`, from 1."""
-        doublings = min(attempt - 1, _MAX_DOUBLINGS)
-        bound = min(self.max_pause_s, self.first_pause_s * 2.0**doublings)
-        return random.uniform(0.0, bound)
+        return growing_pause_s(
+            attempt, first_s=self.first_pause_s, most_s=self.max_pause_s, least_share=0.0
+        )
 
 
 @dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -64,7 +65,7 @@ class WatchStream:
             self.session, pipeline, settings.stream.follow, self._responses, scheduler
         )
         self._video = StreamVideo(
-            self.session, decoding, quota, self._responses, self._offer_decoded
+            self.session, decoding, quota, self._responses, partial(self._offer, decoded=True)
         )
         self._token: str | None = None
         self._changed = asyncio.Event()
@@ -194,9 +195,6 @@ class WatchStream:
             await self._responses.send_failure(failure_of(error), sequence=message.sequence)
             return
         await self._offer(received)
-
-    async def _offer_decoded(self, received: ReceivedFrame) -> None:
-        await self._offer(received, decoded=True)
 
     async def _offer(self, received: ReceivedFrame, *, decoded: bool = False) -> None:
         frame = received.frame

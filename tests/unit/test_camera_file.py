@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from deployments.cli import build_app
 from groundstream.cameras.command import check_cameras
-from groundstream.cameras.schema import read_runner_file
+from groundstream.cameras.schema import read_runner_document, read_runner_file
 from groundstream.cameras.settings import (
     CameraSettings,
     JsonLinesSettings,
@@ -20,6 +20,7 @@ from groundstream.cameras.settings import (
     RunnerSettings,
     WebhookSettings,
 )
+from groundstream.cameras.yaml_reader import Document
 from groundstream.enums import AnswerMode, TaskKind
 from groundstream.errors import SettingsError
 from groundstream.scene_events import EventKind
@@ -70,7 +71,7 @@ SMALL = "cameras: {a: {source: a.mp4, queries: [dog]}}\nsinks: {log: {type: json
 def read(text: str, folder: Path) -> RunnerSettings:
     path = folder / "cameras.yaml"
     path.write_text(text)
-    return read_runner_file(path)[0]
+    return read_runner_file(path)
 
 
 def said(text: str, folder: Path) -> list[str]:
@@ -228,7 +229,9 @@ def test_a_nest_of_aliases_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_every_key_is_described(full: RunnerSettings, tmp_path: Path) -> None:
-    _, keys = read_runner_file(tmp_path / "cameras.yaml")
+    document = Document(tmp_path / "cameras.yaml")
+    read_runner_document(document)
+    keys = document.keys
     assert len(keys) > 60
     page = DOCS.read_text()
     described = set(re.findall(r"^\| `([^`]+)`", page, re.MULTILINE))
@@ -240,13 +243,13 @@ def test_every_key_is_described(full: RunnerSettings, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["examples/cameras.yaml", "deployments/cluster/cameras.yaml"])
 def test_the_shipped_files_are_sound(name: str) -> None:
-    settings, _ = read_runner_file(ROOT / name)
+    settings = read_runner_file(ROOT / name)
     assert settings.cameras
     assert all(sink.path.suffix == ".jsonl" for sink in settings.sinks.values())  # type: ignore[attr-defined]
 
 
 def test_the_shipped_example_plays_a_shipped_video() -> None:
-    settings, _ = read_runner_file(ROOT / "examples" / "cameras.yaml")
+    settings = read_runner_file(ROOT / "examples" / "cameras.yaml")
     assert all(Path(camera.source).is_file() for camera in settings.cameras.values())
 
 
@@ -255,7 +258,7 @@ def test_compose_runs_the_file_beside_it() -> None:
     service = compose["services"]["cameras"]
     assert service["command"] == ["cameras", "/etc/groundstream/cameras.yaml"]
     assert ".:/etc/groundstream:ro" in service["volumes"]
-    settings, _ = read_runner_file(ROOT / "deployments/cluster/cameras.yaml")
+    settings = read_runner_file(ROOT / "deployments/cluster/cameras.yaml")
     assert settings.service.target.split(":")[0] in compose["services"]
     assert settings.metrics is not None
     assert str(settings.metrics[1]) in service["ports"][0]

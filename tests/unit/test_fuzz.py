@@ -35,6 +35,7 @@ from deployments.wire.status import failure_of
 from groundstream.errors import AgentError, InvalidBoxes, InvalidQuery, InvalidRequest
 from groundstream.protos import vision_agent_pb2 as pb
 from tests.fuzzing import LIMITS, PICTURES, mutated
+from tests.wire_format import delimited, varint
 
 pytestmark = [
     pytest.mark.fuzz,
@@ -194,26 +195,12 @@ _SHAPE_NAMES = st.sampled_from(sorted(SHAPES))
 _MOST_FIELDS = 10_000
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
 _LEAF = st.one_of(
     st.just(b""),
     st.binary(max_size=20),
-    st.builds(
-        lambda number, value: _varint(number << 3) + _varint(value), st.integers(1, 12), _LONG
-    ),
-    st.builds(lambda number: _varint(number << 3 | 1) + bytes(8), st.integers(1, 12)),
-    st.builds(lambda number: _varint(number << 3 | 5) + bytes(4), st.integers(1, 12)),
+    st.builds(lambda number, value: varint(number << 3) + varint(value), st.integers(1, 12), _LONG),
+    st.builds(lambda number: varint(number << 3 | 1) + bytes(8), st.integers(1, 12)),
+    st.builds(lambda number: varint(number << 3 | 5) + bytes(4), st.integers(1, 12)),
 )
 _COUNT = st.one_of(st.integers(0, 4), st.sampled_from([20, 100, 1000, 20_000]))
 """How often a field stands; what is within it stands as often as that times its own count."""
@@ -223,7 +210,7 @@ def _repeated(parts: list[tuple[int, bytes, int]]) -> bytes:
     """Fields one after the other, each so often, but in all no more than a megabyte."""
     out = bytearray()
     for number, content, count in parts:
-        one = _field(number, content)
+        one = delimited(number, content)
         out += one * min(count, 1 + (1_000_000 - min(len(out), 1_000_000)) // len(one))
     return bytes(out)
 
@@ -238,8 +225,12 @@ _MESSAGE_SHAPE = st.recursive(
 
 
 @given(name=_SHAPE_NAMES, content=_MESSAGE_SHAPE)
-@example(name="/vision_agent.v1.VisionAgent/Watch", content=_field(2, _field(1, b"") * 200_000))
-@example(name="/vision_agent.v1.VisionAgent/Ground", content=_field(2, _field(7, b"") * 200_000))
+@example(
+    name="/vision_agent.v1.VisionAgent/Watch", content=delimited(2, delimited(1, b"") * 200_000)
+)
+@example(
+    name="/vision_agent.v1.VisionAgent/Ground", content=delimited(2, delimited(7, b"") * 200_000)
+)
 @example(name="/vision_agent.v1.VisionAgent/Ground", content=b"\x0b" * 100)
 def test_shapes_of_messages(name: str, content: bytes) -> None:
     """What passes is small in every count; what does not was found out in a bounded walk."""

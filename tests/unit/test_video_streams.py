@@ -40,6 +40,7 @@ from tests.in_process import (
     running_service,
 )
 from tests.pictures import encoded_image
+from tests.wire_format import delimited
 
 LOSSLESS = StreamPolicy(drop=DropPolicy.LOSSLESS, window=64, ack_window=0)
 OLDEST = StreamPolicy(drop=DropPolicy.OLDEST_WINS, window=2, ack_window=0)
@@ -309,20 +310,12 @@ async def test_a_packet_refused_unread_breaks_the_row(
         field = twice.packet.SerializeToString()
         doubled = pb.VideoPacket(priority=2).SerializeToString()
         content = field + doubled + doubled
-        await wire.call.write(b"\x62" + _varint(len(content)) + content)
+        await wire.call.write(delimited(12, content))
         for packet in plain[6:16]:
             await wire.send(packet)
         await wire.close()
     assert wire.errors == {5: "INVALID_ARGUMENT"} | dict.fromkeys(range(6, 15), "KEY_FRAME_NEEDED")
     assert wire.results == [0, 1, 2, 3, 4, 15]
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
 
 
 async def test_an_answer_can_be_asked_for(client: aio.Client, plain: list[OutgoingPacket]) -> None:

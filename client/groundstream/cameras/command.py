@@ -33,7 +33,7 @@ def check_cameras(path: Path) -> str:
     _check_packages()
     from groundstream.cameras.schema import read_runner_file
 
-    settings, _ = read_runner_file(path)
+    settings = read_runner_file(path)
     cameras, sinks = ", ".join(settings.cameras), ", ".join(settings.sinks)
     return f"{path} is sound: cameras {cameras}; sinks {sinks}"
 

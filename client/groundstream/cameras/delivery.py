@@ -6,19 +6,18 @@ Knows no kind of sink: `groundstream/cameras/sinks.py` makes them.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Sequence
 from typing import Protocol
 
 from groundstream.cameras.outbox import Outbox, Waiting
+from groundstream.pauses import growing_pause_s
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 20
 _FIRST_PAUSE_S = 0.5
 _MAX_PAUSE_S = 60.0
-_MAX_DOUBLINGS = 30
 _LOOK_S = 1.0
 _SLICE_S = 0.2
 """How long a stop may go unnoticed while nothing is sent."""
@@ -53,10 +52,8 @@ class Sink(Protocol):
 
 
 def pause_s(failures: int) -> float:
-    """The pause after so many failures in a row, from 1: doubling to a minute, never quite the same
-    for the many runners of a receiver that went away."""
-    doubled = _FIRST_PAUSE_S * 2.0 ** min(failures - 1, _MAX_DOUBLINGS)
-    return min(_MAX_PAUSE_S, doubled) * random.uniform(0.5, 1.0)
+    """The pause after so many failures in a row, from 1: doubling to a minute."""
+    return growing_pause_s(failures, first_s=_FIRST_PAUSE_S, most_s=_MAX_PAUSE_S)
 
 
 class Delivery:

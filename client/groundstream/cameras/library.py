@@ -13,10 +13,10 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from groundstream.errors import SettingsError
+from groundstream.errors import SettingsError, reason_of
 
 _LOG = logging.getLogger(__name__)
 _DAY_S = 86_400.0
@@ -66,7 +66,7 @@ class Library:
                 "(name TEXT PRIMARY KEY, bytes INT, mtime_ns INT, written_s REAL, whole INT)"
             )
         except (OSError, sqlite3.Error) as error:
-            words = getattr(error, "strerror", None) or str(error)
+            words = reason_of(error)
             raise SettingsError(f"recordings cannot be kept in {folder}: {words}") from None
 
     def remove_partial(self) -> None:
@@ -126,7 +126,7 @@ class Library:
     def books(self) -> LibraryBooks:
         """A copy of the counts."""
         with self._lock:
-            found = LibraryBooks(**asdict(self._counts))
+            found = replace(self._counts)
             with contextlib.suppress(sqlite3.Error):
                 found.num_files, found.num_bytes = self._list.execute(
                     "SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM files WHERE whole = 1"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import ssl
 import threading
 import time
 import uuid
@@ -17,7 +16,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 from groundstream.cameras.delivery import SinkAway
 from groundstream.cameras.outbox import Waiting
 from groundstream.cameras.settings import MqttSettings
-from groundstream.errors import SettingsError
+from groundstream.cameras.tls import tls_context
+from groundstream.errors import reason_of
 
 _KEEPALIVE_S = 30
 _GOODBYE_S = 1.0
@@ -44,10 +44,7 @@ class MqttPublisher:
         self._client: paho.Client | None = None
         self._connected = threading.Event()
         self._reason = ""
-        try:
-            self._tls = ssl.create_default_context(cafile=settings.ca) if settings.tls else None
-        except (OSError, ssl.SSLError) as error:
-            raise SettingsError(f"sinks.{settings.name}.ca cannot be used: {error}") from None
+        self._tls = tls_context(settings) if settings.tls else None
 
     def send(self, records: Sequence[Waiting]) -> int:
         """See `Sink`."""
@@ -109,8 +106,7 @@ class MqttPublisher:
         try:
             client.connect(settings.host, settings.port, keepalive=_KEEPALIVE_S)
         except (OSError, ValueError) as error:
-            words = getattr(error, "strerror", None) or str(error)
-            raise SinkAway(self._words(words)) from None
+            raise SinkAway(self._words(reason_of(error))) from None
         self._client = client
         client.loop_start()
         return client

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,7 @@ class Outbox:
     def books(self) -> Books:
         """A copy of the counts."""
         with self._changed:
-            return Books(**asdict(self._books))
+            return replace(self._books)
 
     @property
     def num_unsaved(self) -> int:
@@ -242,12 +242,12 @@ class Outbox:
     def _save(self) -> None:
         self._drop_held(_MAX_HELD)
         too_many = self._oldest_to_drop()
-        dropped_before = Books(**asdict(self._books)), Gap(**asdict(self._gap))
+        dropped_before = replace(self._books), replace(self._gap)
         if too_many:
             self._books.overflowed += len(too_many)
             self._gap.add(too_many[0][0], too_many[-1][0], len(too_many))
             self._say(f"more than it may hold waits; {len(too_many)} of the oldest made room")
-        unknown = Gap(**asdict(self._gap))
+        unknown = replace(self._gap)
         if self._gap_in_flight.count:
             in_flight = self._gap_in_flight
             unknown.add(in_flight.first, in_flight.last, in_flight.count)

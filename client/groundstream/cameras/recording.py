@@ -7,7 +7,6 @@ a record and counted.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import sqlite3
 import threading
@@ -16,15 +15,12 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from groundstream.cameras.clips import Clip, Shot
 from groundstream.cameras.library import Library
 from groundstream.cameras.outbox import Record
-from groundstream.errors import AgentError
+from groundstream.errors import AgentError, reason_of
 from groundstream.video.drawing import LabelledBox, draw_boxes
-from groundstream.video.pictures import encode_jpeg
+from groundstream.video.pictures import decode_picture, encode_jpeg
 from groundstream.video.writer import VideoWriter
 
 _LOG = logging.getLogger(__name__)
@@ -114,7 +110,7 @@ class Recording:
             size = self.library.write(job.name, lambda path: _write_clip(job, path))
             self._tell(_record(job, num_bytes=size))
         except (OSError, sqlite3.Error, AgentError, ValueError, MemoryError) as error:
-            words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            words = reason_of(error)
             _LOG.warning("%s was not written: %s", job.name, words)
             self._tell(_record(job, error=words))
 
@@ -123,7 +119,7 @@ def _write_shot(shot: Shot, path: Path) -> None:
     if shot.box is None:
         path.write_bytes(shot.frame.encoded)
         return
-    drawn = draw_boxes(_pixels(shot.frame.encoded), [LabelledBox(shot.box, shot.label)])
+    drawn = draw_boxes(decode_picture(shot.frame.encoded), [LabelledBox(shot.box, shot.label)])
     path.write_bytes(encode_jpeg(drawn, _JPEG_QUALITY))
 
 
@@ -135,17 +131,12 @@ def _write_clip(clip: Clip, path: Path) -> None:
     writer = VideoWriter(path, fps=max(1.0, fps), preset=_PRESET, num_threads=1)
     try:
         for frame in clip.frames:
-            writer.write(_pixels(frame.encoded), (frame.capture_time_ns - first_ns) / _NS)
+            writer.write(decode_picture(frame.encoded), (frame.capture_time_ns - first_ns) / _NS)
     except BaseException:
         with contextlib.suppress(OSError):
             writer.close()
         raise
     writer.close()
-
-
-def _pixels(encoded: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    with Image.open(io.BytesIO(encoded)) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def _size(job: Shot | Clip) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from groundstream.cameras.outbox import Record
-from groundstream.scene_events import SceneEvent, event_to_json
+from groundstream.scene_events import SceneEvent, event_fields
 
 
 def event_record(camera: str, event: SceneEvent, recorded: Mapping[str, str]) -> Record:
@@ -22,7 +21,7 @@ def event_record(camera: str, event: SceneEvent, recorded: Mapping[str, str]) ->
     """
     return {
         "id": event.id, "type": "event", "camera": camera, "time_ns": time.time_ns(),
-        "event": json.loads(event_to_json(event)), **recorded,
+        "event": event_fields(event), **recorded,
     }  # fmt: skip
 
 

@@ -39,7 +39,7 @@ class Runner:
         Raises:
             SettingsError: something in it is wrong.
         """
-        self.settings, _ = read_runner_file(path)
+        self.settings = read_runner_file(path)
         self.cameras: dict[str, Camera] = {}
         self._state = self.settings.state
         """As it was at the start; it cannot change while it is in use."""
@@ -131,7 +131,7 @@ class Runner:
     async def _reload(self) -> None:
         library: Library | None = None
         try:
-            wanted, _ = await asyncio.to_thread(read_runner_file, self._path)
+            wanted = await asyncio.to_thread(read_runner_file, self._path)
             client = _open_client(wanted)
             library = self._open_library(wanted)
             prepared = await asyncio.to_thread(self.telling.prepare, wanted.sinks)

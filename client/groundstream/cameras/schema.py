@@ -34,21 +34,29 @@ _RECORDED = frozenset(
 )
 
 
-def read_runner_file(path: Path) -> tuple[RunnerSettings, frozenset[str]]:
-    """What a file of cameras says, and the keys that it could have had.
+def read_runner_file(path: Path) -> RunnerSettings:
+    """What a file of cameras says.
 
     Raises:
         SettingsError: it cannot be read, or something in it is wrong: one line for each mistake
             with file, line, column and key.
     """
-    document = Document(path)
-    root = document.root
+    return read_runner_document(Document(path))
+
+
+def read_runner_document(document: Document) -> RunnerSettings:
+    """The same of a document, which then knows every key that it could have had.
+
+    Raises:
+        SettingsError: something in it is wrong.
+    """
+    root, folder = document.root, document.path.parent
     service = _service(root.find("service"))
     state = root.find("state")
     recordings = root.find("recordings")
     settings = RunnerSettings(
         service=service,
-        state=path.parent / "state" if state is None else state.located(state.text("state")),
+        state=folder / "state" if state is None else state.located(state.text("state")),
         metrics=_metrics(root.find("metrics")),
         recordings=None if recordings is None else _recordings(recordings.section()),
         sinks=read_sinks(root.need("sinks")),
@@ -56,7 +64,7 @@ def read_runner_file(path: Path) -> tuple[RunnerSettings, frozenset[str]]:
     )
     root.close(ignored_prefix="x-")
     document.check()
-    return settings, frozenset(document.keys)
+    return settings
 
 
 def _service(value: Value | None) -> ServiceSettings:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import ssl
 import time
 import urllib.parse
 from collections.abc import Sequence
@@ -13,7 +12,8 @@ from groundstream.cameras.delivery import RecordRefused, SinkAway
 from groundstream.cameras.outbox import Waiting
 from groundstream.cameras.settings import WebhookSettings
 from groundstream.cameras.signatures import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign
-from groundstream.errors import SettingsError
+from groundstream.cameras.tls import tls_context
+from groundstream.errors import reason_of
 
 _REFUSED = frozenset({400, 405, 406, 410, 411, 413, 414, 415, 422, 431})
 """It understood us and does not want this record. Whatever else it says may change: a missing
@@ -33,14 +33,11 @@ class Webhook:
         """
         self._settings = settings
         parts = urllib.parse.urlsplit(settings.url)
-        self._host, self._is_tls = parts.hostname or "", parts.scheme == "https"
-        self._port = parts.port or (443 if self._is_tls else 80)
+        self._host, is_tls = parts.hostname or "", parts.scheme == "https"
+        self._port = parts.port or (443 if is_tls else 80)
         self._path = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
         self._connection: http.client.HTTPConnection | None = None
-        try:
-            self._tls = ssl.create_default_context(cafile=settings.ca) if self._is_tls else None
-        except (OSError, ssl.SSLError) as error:
-            raise SettingsError(f"sinks.{settings.name}.ca cannot be used: {error}") from None
+        self._tls = tls_context(settings) if is_tls else None
 
     def send(self, records: Sequence[Waiting]) -> int:
         """See `Sink`; one record a call."""
@@ -99,8 +96,7 @@ class Webhook:
 
     def _words(self, error: Exception) -> str:
         """What went wrong, and where; the address may hold a secret, so only its host is said."""
-        words = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return f"{self._host}:{self._port}: {words}"
+        return f"{self._host}:{self._port}: {reason_of(error)}"
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from groundstream.errors import SettingsError
-from groundstream.exporters import to_detection2d_array
+from groundstream.exporters import to_detection2d_array, to_header
 from groundstream.types import FrameResult, OutgoingFrame
 
 DETECTIONS = "vision_msgs/msg/Detection2DArray"
 PICTURE = "sensor_msgs/msg/CompressedImage"
 _VERSION = 9
-_NS_PER_S = 1_000_000_000
 _MAX_UNDER_WAY = 10_000
 """Frames without an answer whose times are kept; older ones get none any more."""
 _VISION_MSGS = {
@@ -155,8 +154,7 @@ class DetectionBag:
         if self._pictures is None:
             return
         stamp_ns = frame.capture_time_ns if taken_ns is None else taken_ns
-        seconds, nanoseconds = divmod(stamp_ns, _NS_PER_S)
-        header = {"stamp": {"sec": seconds, "nanosec": nanoseconds}, "frame_id": self._frame_id}
+        header = to_header(stamp_ns, self._frame_id)
         data = np.frombuffer(frame.encoded, np.uint8)
         fields = {"header": header, "format": "jpeg", "data": data}
         self._write(self._pictures, PICTURE, stamp_ns, fields)

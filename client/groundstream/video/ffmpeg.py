@@ -18,7 +18,7 @@ from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
 from groundstream.enums import VideoCodec
-from groundstream.errors import SourceError
+from groundstream.errors import SourceError, reason_of
 from groundstream.locations import shown_location
 from groundstream.video.coded import Coded, PacketReader
 from groundstream.video.pictures import RGBArray
@@ -187,8 +187,7 @@ class Connection:
     def _words(self, error: Exception) -> str:
         if isinstance(error, av.error.ExitError):
             return f"it says nothing for {self._silence_s:g} s"
-        words = getattr(error, "strerror", None) or str(error)
-        return shown_location(words.replace(self._location, self._shown()))
+        return shown_location(reason_of(error).replace(self._location, self._shown()))
 
 
 def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:

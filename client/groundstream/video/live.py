@@ -14,7 +14,6 @@ busy, and no connection is lost for not being read. Knows no service.
 from __future__ import annotations
 
 import math
-import random
 import threading
 import time
 from collections import deque
@@ -35,11 +34,11 @@ from groundstream.events import (
     SourceResized,
 )
 from groundstream.locations import shown_location
+from groundstream.pauses import growing_pause_s
 from groundstream.video.clock import SteadyClock
 from groundstream.video.coded import Coded, SourcePacket
 from groundstream.video.pictures import RGBArray
 
-_MAX_DOUBLINGS = 30
 _STEADY_S = 10.0
 """A connection that held so long was a good one: after it the pauses start small again."""
 _STUCK_FACTOR = 3.0
@@ -77,10 +76,8 @@ class Reopen:
     """A source that says nothing for so long is lost."""
 
     def pause_s(self, attempt: int) -> float:
-        """The pause after failure number `attempt`, from 1: doubling, and never the same for the
-        many cameras of a recorder that went away."""
-        doubled = self.first_pause_s * 2.0 ** min(attempt - 1, _MAX_DOUBLINGS)
-        return min(self.max_pause_s, doubled) * random.uniform(0.5, 1.0)
+        """The pause after failure number `attempt`, from 1."""
+        return growing_pause_s(attempt, first_s=self.first_pause_s, most_s=self.max_pause_s)
 
 
 class Picture(Protocol):

@@ -50,8 +50,7 @@ def read_picture(path: Path) -> RGBArray:
         InvalidFrame: the file cannot be read or is not an image.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return np.asarray(upright(image).convert("RGB"))
+        return _pixels(path)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InvalidFrame(f"{path.name} has too many pixels; scale it down") from error
     except UNREADABLE as error:
@@ -71,6 +70,15 @@ def picture_size(path: Path) -> tuple[int, int]:
         raise InvalidFrame(f"{path.name} has too many pixels; scale it down") from error
     except UNREADABLE as error:
         raise _no_picture(error) from error
+
+
+def decode_picture(encoded: bytes) -> RGBArray:
+    """The pixels of an image in memory.
+
+    Raises:
+        Exception: one of `UNREADABLE`; it is not an image.
+    """
+    return _pixels(io.BytesIO(encoded))
 
 
 def encode_jpeg(rgb: RGBArray, quality: int) -> bytes:
@@ -96,6 +104,11 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) of what `upright` gives, without decoding."""
     width, height = image.size
     return (height, width) if _orientation(image) >= _LIES_DOWN else (width, height)
+
+
+def _pixels(source: Path | io.BytesIO) -> RGBArray:
+    with Image.open(source, formats=FORMATS) as image:
+        return np.asarray(upright(image).convert("RGB"))
 
 
 def _orientation(image: Image.Image) -> int:

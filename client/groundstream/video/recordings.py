@@ -6,20 +6,18 @@ Uses `rosbags`, an extra (`pip install 'groundstream-client[ros]'`).
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from groundstream.errors import SettingsError, SourceError
 from groundstream.events import SourceClockJumped, SourceEvent, SourceResized
 from groundstream.video.clock import SteadyClock
 from groundstream.video.ffmpeg import DEFAULT_FPS
 from groundstream.video.live import SourceFrame
-from groundstream.video.pictures import FORMATS, UNREADABLE, RGBArray, upright
+from groundstream.video.pictures import UNREADABLE, RGBArray, decode_picture
 
 _COMPRESSED = "sensor_msgs/msg/CompressedImage"
 _RAW = "sensor_msgs/msg/Image"
@@ -158,8 +156,7 @@ class Recording:
             # Depth pictures carry a header of their own before the PNG.
             if "compressedDepth" in message.format:
                 raise SourceError(f"{self._topic} holds depth, not pictures; choose another topic")
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                return np.asarray(upright(image).convert("RGB"))
+            return decode_picture(content)
         height, width, step = message.height, message.width, message.step
         lines = np.asarray(message.data, dtype=np.uint8)[: height * step].reshape(height, step)
         if message.encoding in _DEEP:

@@ -188,14 +188,6 @@ class VideoFile:
 
     def packets(self, codecs: Collection[VideoCodec]) -> Iterator[SourceFrame | SourcePacket]:
         """It undecoded where it holds one of these codecs and need not be turned, else as ever."""
-        return self._items(codecs)
-
-    def _pictures(self) -> Iterator[SourceFrame]:
-        for item in self._items(()):
-            assert isinstance(item, SourceFrame)
-            yield item
-
-    def _items(self, codecs: Collection[VideoCodec]) -> Iterator[SourceFrame | SourcePacket]:
         opened, self._opened = self._opened, None
         if opened is None:
             if self._location == _STDIN:
@@ -216,6 +208,11 @@ class VideoFile:
                     yield SourcePacket(picture, pts_s)
                 else:
                     yield SourceFrame(picture.rgb(), pts_s)
+
+    def _pictures(self) -> Iterator[SourceFrame]:
+        for item in self.packets(()):
+            assert isinstance(item, SourceFrame)
+            yield item
 
     def _tell(self, event: SourceEvent) -> None:
         if self._on_event is not None:
