@@ -71,39 +71,57 @@ def features_of_frames(num_frames: int) -> list[FrameFeatures]:
 
 
 def agreement(num_frames: int) -> dict[str, object]:
-    """Share of questions answered with the same words, and with the same boxes."""
+    """How many answers are the same in int8, and as a yardstick in float32, by kind of question."""
     seen = features_of_frames(num_frames)
     tasks = [
         *(Task.detect(word) for word in _WORDS),
         Task.count("person"),
         *(Task.describe_region(number) for number in range(2)),
     ]
+    questions = [
+        (features, task)
+        for features in seen
+        for task in tasks
+        if task.region is None or task.region < len(features.proposals)
+    ]
     answers: dict[str, list[str]] = {}
     memory: dict[str, int] = {}
     seconds: dict[str, float] = {}
-    for dtype in ("bfloat16", "int8"):
+    for dtype in ("bfloat16", "int8", "float32"):
         stage = LanguageStage.from_pretrained("pocket", num_threads=1, dtype=dtype)
-        model = stage._language
-        memory[dtype] = layer_bytes(model)
+        memory[dtype] = layer_bytes(stage._language)
         began_s = time.process_time()
-        answers[dtype] = [
-            stage.answer(features, task).text
-            for features in seen
-            for task in tasks
-            if task.region is None or task.region < len(features.proposals)
-        ]
+        answers[dtype] = [stage.answer(features, task).text for features, task in questions]
         seconds[dtype] = time.process_time() - began_s
         stage.close()
-    pairs = list(zip(answers["bfloat16"], answers["int8"], strict=True))
     return {
         "frames": len(seen),
-        "questions": len(pairs),
-        "with_a_box": sum("<region" in plain for plain, _ in pairs),
-        "equal": sum(plain == whole for plain, whole in pairs) / len(pairs),
+        "questions": len(questions),
+        "with_a_box": sum("<region" in text for text in answers["bfloat16"]),
+        "equal_to_bfloat16": {
+            dtype: {
+                kind.value: _share_equal(
+                    [
+                        (plain, other)
+                        for (_, task), plain, other in zip(
+                            questions, answers["bfloat16"], answers[dtype], strict=True
+                        )
+                        if task.kind is kind
+                    ]
+                )
+                for kind in dict.fromkeys(task.kind for task in tasks)
+            }
+            for dtype in ("int8", "float32")
+        },
         "layer_bytes": memory,
         "memory": memory["int8"] / memory["bfloat16"],
         "processor_s": seconds,
     }
+
+
+def _share_equal(pairs: list[tuple[str, str]]) -> tuple[int, int]:
+    """How many answers are the same, and of how many."""
+    return sum(plain == other for plain, other in pairs), len(pairs)
 
 
 def layer_bytes(model: nn.Module) -> int:
