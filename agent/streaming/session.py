@@ -342,6 +342,12 @@ class Session(Generic[T]):
         """Results sent that the client has not dealt with, where it wants them counted."""
         return len(self._unacknowledged)
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether a frame is worked on, or will be without another word of the client's."""
+        will_take = len(self._inbox) > 0 and self._has_room()
+        return self._num_working > 0 or self._num_decoding > 0 or will_take
+
     # ---- the books ----
 
     @property
