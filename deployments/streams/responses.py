@@ -16,6 +16,7 @@ from deployments.streams.frame_grounding import Grounded
 from deployments.streams.frame_tracking import ArrivedFrame, Tracked
 from deployments.wire import messages, stream_messages
 from deployments.wire.status import Failure, failure_of
+from groundstream.errors import InvalidQuery
 
 
 class ResponseWriter:
@@ -125,6 +126,15 @@ class ResultWriter:
         result = self._model_result(work, grounded.answers, grounded, worked_s, 0.0)
         if result is not None:
             await self._responses.write(stream_messages.keyframe_response(result, reason))
+
+    async def tell_refused(self, arrived: ArrivedFrame, grounded: Grounded) -> None:
+        """Tell of queries that could not be asked about a frame; its others are answered.
+
+        The error has no sequence number, for the frame has not failed.
+        """
+        for name, reason in grounded.refused.items():
+            error = InvalidQuery(f"frame {arrived.frame.index}, query {name!r}: {reason}")
+            await self._responses.send_failure(failure_of(error))
 
     async def fail(self, arrived: ArrivedFrame, error: Exception) -> None:
         """Close a frame's books with an error and tell the client."""
