@@ -32,8 +32,9 @@ from agent.streaming.session_store import SessionStore, open_session_store
 from agent.urgency import Limits
 from agent.zoom import RegionZoom
 from deployments.autoscaling import OPEN_STREAMS
+from deployments.fair_queue import FairQueue
 from deployments.front_end.access import Access, current_tenant, open_access
-from deployments.front_end.fair_share import FairGrounder, FairQueue
+from deployments.front_end.fair_share import FairGrounder
 from deployments.front_end.server import LIVE, SERVICE_NAME, drain_server, open_server
 from deployments.observability.logs import configure_logs
 from deployments.observability.metrics import ServiceMetrics
@@ -153,7 +154,7 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
                 self.draining,
                 self._store.for_tenant(tenant),
                 self.scheduler,
-                self.decoding,
+                self.decoding.for_tenant(tenant),
                 quota,
                 self._metrics.failures,
             )
