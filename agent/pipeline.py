@@ -12,7 +12,7 @@ import asyncio
 import copy
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -216,15 +216,37 @@ class Pipeline:
         self._check_regions(tasks, features)
         language_started = time.perf_counter()
         places = expected if expected is not None else [None] * len(tasks)
-        answering = _all_or_refused(
-            self._answer(features, _guided(task, where, features.proposals))
+        guided = [
+            _guided(task, where, features.proposals)
             for task, where in zip(tasks, places, strict=True)
-        )
+        ]
+        answering = self._all_answers(features, guided)
         seen, answers = await asyncio.gather(asyncio.to_thread(summary_of, features), answering)
         finished = time.perf_counter()
         timings.language_s = finished - language_started
         timings.total_s = finished - started_s
         return Grounding(tuple(answers), features.proposals, cache_hit, timings, seen)
+
+    async def _all_answers(self, features: FrameFeatures, tasks: Sequence[Task]) -> list[Answer]:
+        """The answers to all questions.
+
+        Raises:
+            QueriesRefused: some cannot be asked; the others have been answered by then.
+        """
+
+        async def tried(task: Task) -> Answer | InvalidQuery:
+            try:
+                return await self._answer(features, task)
+            except InvalidQuery as error:
+                return error
+
+        ended = await asyncio.gather(*(tried(task) for task in tasks))
+        refused = {
+            n: str(error) for n, error in enumerate(ended) if isinstance(error, InvalidQuery)
+        }
+        if refused:
+            raise QueriesRefused(refused)
+        return [answer for answer in ended if isinstance(answer, Answer)]
 
     async def _answer(self, features: FrameFeatures, task: Task) -> Answer:
         """One question, asked on as many pages of boxes as it needs."""
@@ -403,26 +425,6 @@ class Pipeline:
             seen_px=primary.seen_px,
             key=key,
         )
-
-
-async def _all_or_refused(answering: Iterable[Awaitable[Answer]]) -> list[Answer]:
-    """All answers.
-
-    Raises:
-        QueriesRefused: some questions cannot be asked; the others have been answered by then.
-    """
-
-    async def tried(answer: Awaitable[Answer]) -> Answer | InvalidQuery:
-        try:
-            return await answer
-        except InvalidQuery as error:
-            return error
-
-    ended = await asyncio.gather(*(tried(answer) for answer in answering))
-    reasons = {n: str(error) for n, error in enumerate(ended) if isinstance(error, InvalidQuery)}
-    if reasons:
-        raise QueriesRefused(reasons)
-    return [answer for answer in ended if isinstance(answer, Answer)]
 
 
 def _guided(task: Task, expected: FloatArray | None, proposals: Proposals) -> Task:
