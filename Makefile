@@ -40,16 +40,18 @@ $(VLLM_READY): vllm_plugin/requirements.cpu.lock requirements.no-deps.txt vllm_p
 demo: $(READY)  ## Start the service, stream two videos through it, show the answers, stop it
 	$(BIN)/groundstream demo --output demo
 
-test: $(READY)  ## Unit, parity and integration tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## Unit and parity tests in two processes, then integration tests in one
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/parity tests/unit
+	$(BIN)/python -m pytest tests/integration
 
-test-long: $(READY)  ## What takes minutes: updates, the wheels, the hub, attacks, cameras, a short soak
-	UPDATES=1 WHEEL=1 HUB=1 ATTACKS=1 SOURCES=1 SOAK_MINUTES=3 CAMERAS_MINUTES=2 \
+test-long: $(READY)  ## What takes minutes: updates, wheels, hub, attacks, cameras, workers, a short soak
+	UPDATES=1 WHEEL=1 HUB=1 ATTACKS=1 SOURCES=1 TRAINING=1 SOAK_MINUTES=3 CAMERAS_MINUTES=2 \
 		$(BIN)/python -m pytest \
 		tests/integration/test_cluster_config.py tests/integration/test_wheel.py \
 		tests/integration/test_soak.py tests/integration/test_hub_service.py \
 		tests/integration/test_under_attack.py tests/integration/test_sources.py \
-		tests/integration/test_bare_client.py tests/integration/test_cameras_long.py
+		tests/integration/test_bare_client.py tests/integration/test_cameras.py \
+		tests/integration/test_cameras_long.py tests/integration/test_ray_train.py
 
 vllm: $(VLLM_READY)  ## An environment with vLLM for CPUs, 3.5 GB
 
@@ -123,6 +125,8 @@ lock: $(READY)  ## Recompile requirements.lock from pyproject.toml
 		--find-links build/lock --unsafe-package groundstream-client \
 		--unsafe-package pip --unsafe-package setuptools \
 		--constraint requirements.in --output-file requirements.lock pyproject.toml
+	# Another machine's pip knows torch without the name of the build that this one found.
+	sed -i 's/^\(torch==[0-9.]*\)+cpu$$/\1/' requirements.lock
 
 WOULD := $(BIN)/pip install --quiet --disable-pip-version-check --dry-run --ignore-installed \
 	--find-links build/lock

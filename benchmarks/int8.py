@@ -32,9 +32,10 @@ from agent.model.int8 import Int8Linear
 from agent.prompts import Task
 from agent.stages import LocalStages
 from benchmarks.memory import peak_added_bytes
+from deployments.demo.run import VIDEOS, find_video
 from groundstream.video.sources import open_source
 
-_DEMO = Path(__file__).parents[1] / "client" / "demo_data"
+_VIDEOS = ("pedestrians", "bikes")
 _WORDS = (
     "person", "dog", "cat", "car", "bicycle", "bus", "chair", "cup", "bird", "bottle", "horse",
     "umbrella",
@@ -53,7 +54,7 @@ def features_of_frames(num_frames: int) -> list[FrameFeatures]:
 
     stages = LocalStages.from_pretrained("pocket")
     pipeline = Pipeline(stages, MemoryRegionCache(budget_bytes=1 << 20), model_digest="int8")
-    videos = sorted(_DEMO.rglob("*.mp4"))
+    videos = [find_video(VIDEOS, name) for name in _VIDEOS]
     found = []
 
     async def see() -> None:

@@ -26,6 +26,8 @@ from groundstream.errors import Overloaded
 
 TRIM_INTERVAL_S = 30.0
 LARGE_BYTES = 1 << 20
+KERNELS_KEPT = 128
+"""Compiled kernels of one process: a decoder of one width has four for each number of rows."""
 TRACKING = 8
 """Niceness of threads that track: the event loop has something small to do for every stream."""
 FORWARD_PASS = 10
@@ -138,6 +140,18 @@ def _of_c_library(name: str, *arguments: Any) -> Callable[..., int] | None:
     if function is not None:
         function.argtypes, function.restype = arguments, ctypes.c_int
     return function
+
+
+def bound_kernel_caches(most: int = KERNELS_KEPT) -> None:
+    """Have oneDNN keep so many compiled kernels; call it before torch is imported.
+
+    A process has two caches of them, each with room for 1,024, and every number of rows that a
+    product meets takes a kernel of its own (0.3 MB): a language model, whose passes have any number
+    of rows, grows by hundreds of MB over hours. Compiling one anew takes 0.6 ms. Whoever runs the
+    process may name other numbers in the environment.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(most))
+    os.environ.setdefault("LRU_CACHE_CAPACITY", str(most))
 
 
 # ---- too little memory ----

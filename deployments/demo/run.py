@@ -193,7 +193,7 @@ async def run(service: ServiceProcess, folder: Path, output: Path, console: Cons
     async with aio.Client(service.target) as client:
         await _wait_until_ready(client, service)
         ready_s = time.monotonic() - started_s
-        first_path, second_path = (_video(folder, name) for name in (_FIRST, _SECOND))
+        first_path, second_path = (find_video(folder, name) for name in (_FIRST, _SECOND))
         console.print(f"service ready after {ready_s:.1f} s; streaming {first_path}")
         first, picture = await stream_video(
             client,
@@ -220,7 +220,7 @@ async def run(service: ServiceProcess, folder: Path, output: Path, console: Cons
         return Report(ready_s, [first, second], answers, before, after, service.memory())
 
 
-def _video(folder: Path, name: str) -> Path:
+def find_video(folder: Path, name: str) -> Path:
     """A video of the demo's folder, or of the package that brings it.
 
     Raises:
@@ -371,7 +371,7 @@ def run_demo(
         if not output.is_dir():
             raise AgentError(f"{output} is no folder; make it, or name another with --output")
         for name in (_FIRST, _SECOND):
-            _video(folder, name)  # What is missing is said before the service starts.
+            find_video(folder, name)  # What is missing is said before the service starts.
         with interruptible(), ServiceProcess(service_arguments) as service:
             report = asyncio.run(run(service, folder, output, console))
     except AgentError as error:

@@ -24,6 +24,7 @@ from deployments.observability.stage_meter import Served
 from deployments.process_resources import (
     MemoryReader,
     MemoryTrimmer,
+    bound_kernel_caches,
     freeze_startup_objects,
     out_of_memory_as_overloaded,
 )
@@ -77,6 +78,7 @@ class StageReplica:
         **options: object,
     ) -> None:
         configure_logs(log_format)
+        bound_kernel_caches()
         self.stage: Any = load_factory(factory).from_pretrained(
             model, device=device, num_threads=num_threads, **options
         )

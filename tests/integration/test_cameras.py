@@ -62,6 +62,9 @@ def write(path: Path, content: dict[str, object]) -> None:
     os.replace(new, path)
 
 
+@pytest.mark.skipif(
+    "CAMERAS_MINUTES" not in os.environ, reason="`make test-long` sets CAMERAS_MINUTES"
+)
 async def test_a_service_a_receiver_and_the_runner_are_killed_and_nothing_is_lost_silently(
     tmp_path: Path, web: WebReceiver, broker: Broker
 ) -> None:

@@ -35,7 +35,6 @@ _GONE_S = 30.0
 @pytest.mark.parametrize(
     ("when", "number"),
     [
-        ("ready", signal.SIGINT),
         ("ready", signal.SIGKILL),  # Nobody is left to clean up but the session itself.
         ("starting", signal.SIGTERM),
     ],
@@ -83,7 +82,7 @@ def test_no_process_and_no_file_is_left(
         temporary.rmdir()
 
 
-def test_what_dies_is_started_again_and_strangers_have_no_way_in(
+def test_what_dies_is_started_again_and_an_interrupt_leaves_nothing(
     empty_model: Path, tmp_path: Path
 ) -> None:
     temporary = Path("/tmp") / f"gs-{os.getpid()}-w"
@@ -111,9 +110,13 @@ def test_what_dies_is_started_again_and_strangers_have_no_way_in(
         _named(process.pid, "raylet").kill()
         _wait(lambda: "again after" in output.read_text() or process.poll() is not None, _READY_S)
         assert "again after" in output.read_text()
+        family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         process.wait(_GONE_S)
+        _, alive = psutil.wait_procs(family, timeout=_GONE_S)
+        assert not alive, [psutil.Process(p.pid).cmdline() for p in alive]
         _wait(lambda: not list(temporary.iterdir()), _GONE_S)
+        assert "Traceback" not in output.read_text()
     finally:
         process.kill()
         for left in temporary.iterdir():

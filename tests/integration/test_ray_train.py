@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -34,6 +35,7 @@ def learn(directory: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("TRAINING" not in os.environ, reason="`make test-long` sets TRAINING")
 def test_two_workers_step_together(tmp_path: Path) -> None:
     learn(tmp_path / "alone")
     launch(partial(learn, tmp_path / "both"), "pointing", tmp_path, 2)

@@ -43,6 +43,29 @@ for thread in threads:
     thread.join()
 print(psutil.Process().memory_info().rss - before)
 """
+MANY_ROWS = """
+import sys
+from deployments.process_resources import bound_kernel_caches
+
+if sys.argv[1] == "bounded":
+    bound_kernel_caches(32)
+
+import psutil, torch
+
+torch.set_num_threads(1)
+layers = [torch.nn.Linear(256, width, bias=False, dtype=torch.bfloat16) for width in (128, 512)]
+
+def compute(rows):
+    with torch.inference_mode():
+        for number in rows:
+            for layer in layers:
+                layer(torch.zeros(1, number, 256, dtype=torch.bfloat16))
+
+compute(range(1, 20))
+before = psutil.Process().memory_info().rss
+compute(range(20, 200))
+print(psutil.Process().memory_info().rss - before)
+"""
 
 
 def test_it_is_done_again_and_again_until_it_is_closed() -> None:
@@ -99,3 +122,17 @@ def test_large_messages_leave_nothing_behind() -> None:
 
     assert grown("later") > 17_000_000
     assert grown("at once") < 2_000_000
+
+
+def test_kernels_for_every_number_of_rows_are_not_all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        monkeypatch.delenv(name, raising=False)
+
+    def grown_by(how: str) -> int:
+        command = [sys.executable, "-c", MANY_ROWS, how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    everything = grown_by("as it is")
+    if everything < 20e6:
+        pytest.skip("this processor's kernels do not depend on the number of rows")
+    assert grown_by("bounded") < everything / 2
