@@ -12,7 +12,7 @@ import asyncio
 import copy
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -38,7 +38,7 @@ from agent.region_cache import RegionCache, feature_key
 from agent.single_flight import SingleFlight
 from agent.started_tasks import started
 from agent.urgency import Limits, SharedLimits, Urgency
-from groundstream.errors import Overloaded
+from groundstream.errors import InvalidQuery, Overloaded
 
 _GRACE_S = 0.05
 """The stage that is late says so itself, if it can."""
@@ -70,6 +70,19 @@ class FeaturesUnderWay:
 
 class FrameNotHere(Exception):
     """A frame came without its bytes, and neither its features nor work on them are here."""
+
+
+class QueriesRefused(InvalidQuery):
+    """Some of the questions about one frame cannot be asked; its others can."""
+
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        """`reasons`: why, by the question's place among all."""
+        super().__init__(next(iter(reasons.values())))
+        self.reasons = reasons
+
+    def __reduce__(self) -> tuple[type[QueriesRefused], tuple[Mapping[int, str]]]:
+        # The default would give the message for the reasons on the way between processes.
+        return type(self), (self.reasons,)
 
 
 class Grounder(Protocol):
@@ -186,7 +199,8 @@ class Pipeline:
         Raises:
             InvalidFrame: the image cannot be decoded.
             InvalidBoxes: `boxes` are malformed.
-            InvalidQuery: a task speaks of a box that does not exist.
+            QueriesRefused: some tasks cannot be asked, as those about a box that does not exist;
+                the others can be asked without them.
             Overloaded: the answers would come too late; see `within`.
         """
         started_s, timings = time.perf_counter(), StageTimings()
@@ -199,19 +213,40 @@ class Pipeline:
             features, cache_hit = await self.features(
                 frame, boxes=boxes, timings=timings, continued=continued
             )
+        self._check_regions(tasks, features)
         language_started = time.perf_counter()
         places = expected if expected is not None else [None] * len(tasks)
-        answering = asyncio.gather(
-            *(
-                self._answer(features, _guided(task, where, features.proposals))
-                for task, where in zip(tasks, places, strict=True)
-            ),
-        )
+        guided = [
+            _guided(task, where, features.proposals)
+            for task, where in zip(tasks, places, strict=True)
+        ]
+        answering = self._all_answers(features, guided)
         seen, answers = await asyncio.gather(asyncio.to_thread(summary_of, features), answering)
         finished = time.perf_counter()
         timings.language_s = finished - language_started
         timings.total_s = finished - started_s
         return Grounding(tuple(answers), features.proposals, cache_hit, timings, seen)
+
+    async def _all_answers(self, features: FrameFeatures, tasks: Sequence[Task]) -> list[Answer]:
+        """The answers to all questions.
+
+        Raises:
+            QueriesRefused: some cannot be asked; the others have been answered by then.
+        """
+
+        async def tried(task: Task) -> Answer | InvalidQuery:
+            try:
+                return await self._answer(features, task)
+            except InvalidQuery as error:
+                return error
+
+        ended = await asyncio.gather(*(tried(task) for task in tasks))
+        refused = {
+            n: str(error) for n, error in enumerate(ended) if isinstance(error, InvalidQuery)
+        }
+        if refused:
+            raise QueriesRefused(refused)
+        return [answer for answer in ended if isinstance(answer, Answer)]
 
     async def _answer(self, features: FrameFeatures, task: Task) -> Answer:
         """One question, asked on as many pages of boxes as it needs."""
@@ -220,6 +255,21 @@ class Pipeline:
             *(self._stages.answer(features.select(page.indices), page.task(task)) for page in pages)
         )
         return self._joined(task, list(zip(pages, generations, strict=True)), features)
+
+    def _check_regions(self, tasks: Sequence[Task], features: FrameFeatures) -> None:
+        """Refuse questions about boxes that do not exist before any is asked.
+
+        Raises:
+            QueriesRefused: there are some.
+        """
+        reasons = {}
+        for number, task in enumerate(tasks):
+            try:
+                self._pages(task, features)
+            except InvalidQuery as error:
+                reasons[number] = str(error)
+        if reasons:
+            raise QueriesRefused(reasons)
 
     def _pages(self, task: Task, features: FrameFeatures) -> tuple[Page, ...]:
         return pages_for(task, len(features.proposals), size=self.rules.regions_per_page)

@@ -58,7 +58,10 @@ class ServerSettings:
     max_message_bytes: Count = 33_554_432
     """Hard limit of one gRPC message; above the frame limit, so that ours speaks first."""
     max_concurrent_rpcs: Count = 256
-    """Open calls and streams per front-end replica; more are refused with RESOURCE_EXHAUSTED."""
+    """Open calls and streams per front-end replica. For one more, a silent one of whoever has most
+    ends; where all work, the newcomer is refused with RESOURCE_EXHAUSTED."""
+    silent_s: Positive = 5.0
+    """A call on which nothing came and nothing was done for so long may end for a newcomer."""
     max_fields_bytes: Count = 262_144
     """Of one message without its picture."""
     max_waiting_calls: Count = 128

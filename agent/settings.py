@@ -177,7 +177,8 @@ class VideoSettings:
     """Packets of all streams that are decoded together; as many as the front end has processors."""
     memory_bytes: Count = 2_147_483_648
     """What the decoders of all streams may come to hold: one of a 1080p stream up to 106 MB, most
-    much less. A stream that does not fit any more is refused as OVERLOADED."""
+    much less. One tenant gets at most three quarters of it. A stream that does not fit any more
+    is refused as OVERLOADED."""
 
 
 @checked

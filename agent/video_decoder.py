@@ -11,6 +11,7 @@ import functools
 import threading
 import time
 import weakref
+from collections import Counter
 from dataclasses import dataclass
 
 import av
@@ -87,10 +88,15 @@ class DecodedFrame:
 
 
 class DecoderMemory:
-    """What the decoders of all streams may hold, given out before it is used."""
+    """What the decoders of all streams may hold, given out before it is used.
+
+    One owner gets at most three quarters of it, so that the next finds some.
+    """
 
     def __init__(self, num_bytes: int) -> None:
         self._left = num_bytes
+        self._most_each = num_bytes * 3 // 4
+        self._taken: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     @property
@@ -98,24 +104,39 @@ class DecoderMemory:
         """Bytes that nobody has."""
         return self._left
 
-    def take(self, num_bytes: int) -> None:
+    def take(self, owner: str, num_bytes: int) -> None:
         """So much more.
 
         Raises:
-            Overloaded: there is not so much left.
+            Overloaded: there is not so much left, or the owner would have more than it may.
         """
         with self._lock:
-            if num_bytes > self._left:
-                raise Overloaded(
-                    "the decoders of other streams have all the memory there is for video; send "
-                    "smaller pictures, send JPEG, or try again later"
-                )
-            self._left -= num_bytes
+            is_too_much = self._taken[owner] + num_bytes > self._most_each
+            fits = not is_too_much and num_bytes <= self._left
+            if fits:
+                self._left -= num_bytes
+                self._taken[owner] += num_bytes
+        # Outside of the lock: an error makes the garbage collector come by, and with it decoders
+        # that give their memory back.
+        if is_too_much:
+            raise Overloaded(
+                "the decoders of your streams would have more than three quarters of the memory "
+                "for video, which is all that one tenant may have; end a stream, send smaller "
+                "pictures, or send JPEG"
+            )
+        if not fits:
+            raise Overloaded(
+                "the decoders of other streams have all the memory there is for video; send "
+                "smaller pictures, send JPEG, or try again later"
+            )
 
-    def give_back(self, num_bytes: int) -> None:
+    def give_back(self, owner: str, num_bytes: int) -> None:
         """So much less."""
         with self._lock:
             self._left += num_bytes
+            self._taken[owner] -= num_bytes
+            if not self._taken[owner]:
+                del self._taken[owner]
 
 
 class VideoDecoder:
@@ -129,6 +150,7 @@ class VideoDecoder:
         settings: VideoSettings,
         limits: FrameLimits,
         memory: DecoderMemory,
+        owner: str = "",
     ) -> None:
         """Nothing is decoded yet.
 
@@ -138,6 +160,7 @@ class VideoDecoder:
             settings: what is decoded at all.
             limits: of the shape of a picture.
             memory: where what this decoder may come to hold is taken from.
+            owner: who is to share that memory with others.
 
         Raises:
             InvalidFrame: the parameter sets cannot be read.
@@ -147,7 +170,7 @@ class VideoDecoder:
         self._settings = settings
         self._limits = limits
         self._shape: VideoShape | None = None
-        self._reserved = _Reserved(memory)
+        self._reserved = _Reserved(memory, owner)
         # What it holds is free once no thread works on it any more.
         weakref.finalize(self, self._reserved.give_back)
         if parameter_sets:
@@ -242,17 +265,18 @@ class VideoDecoder:
 class _Reserved:
     """What one decoder has taken of the memory."""
 
-    def __init__(self, memory: DecoderMemory) -> None:
+    def __init__(self, memory: DecoderMemory, owner: str) -> None:
         self._memory = memory
+        self._owner = owner
         self._num_bytes = 0
 
     def raise_to(self, num_bytes: int) -> None:
         """Have at least so much."""
         if num_bytes > self._num_bytes:
-            self._memory.take(num_bytes - self._num_bytes)
+            self._memory.take(self._owner, num_bytes - self._num_bytes)
             self._num_bytes = num_bytes
 
     def give_back(self) -> None:
         """Have nothing."""
-        self._memory.give_back(self._num_bytes)
+        self._memory.give_back(self._owner, self._num_bytes)
         self._num_bytes = 0

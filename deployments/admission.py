@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from groundstream.errors import Overloaded
+from groundstream.errors import Overloaded, StreamIdle
 
 T = TypeVar("T")
 
@@ -72,28 +72,89 @@ class EvictingLimit:
         oldest.work.cancel()
 
 
-class ConcurrencyLimit:
-    """A fixed number of places; a call that has one keeps it."""
+Owner = tuple[str, ...]
+"""Whose a call is, the widest group first: calls are counted for each of its beginnings."""
 
-    def __init__(self, size: int) -> None:
+
+@dataclass(eq=False)
+class _Place:
+    owner: Owner
+    silence_s: Callable[[], float]
+    limit: asyncio.Timeout
+
+
+class YieldingLimit:
+    """A fixed number of places; where all are taken, a silent call ends for a newcomer.
+
+    Calls that work keep theirs. The silent call that ends is one of whoever has most calls, and
+    only a newcomer who has fewer gets its place.
+    """
+
+    def __init__(self, size: int, *, silent_s: float) -> None:
+        """`silent_s`: a call counts as silent after so long."""
         self._size = size
-        self._num_taken = 0
+        self._silent_s = silent_s
+        self._places: list[_Place] = []
 
-    @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def taken(self, owner: Owner, silence_s: Callable[[], float]) -> AsyncIterator[None]:
         """One place.
+
+        Args:
+            owner: whose call it is.
+            silence_s: seconds since it did anything; 0 while it works.
 
         Raises:
             Overloaded: there is none.
+            StreamIdle: the call was silent, and a newcomer got its place.
         """
-        if self._num_taken >= self._size:
+        if len(self._places) >= self._size:
+            self._make_room(owner)
+        place = _Place(owner, silence_s, asyncio.timeout(None))
+        self._places.append(place)
+        try:
+            async with place.limit:
+                yield
+        except TimeoutError:
+            if not place.limit.expired():
+                raise
+            raise StreamIdle(
+                f"nothing happened on this call for {self._silent_s:g} s or longer, and somebody "
+                "else needed its place; open it again, or resume the stream, when there is "
+                "something to send"
+            ) from None
+        finally:
+            with contextlib.suppress(ValueError):
+                self._places.remove(place)
+
+    def _make_room(self, newcomer: Owner) -> None:
+        counts = Counter(group for place in self._places for group in _groups(place.owner))
+        silent = [
+            place
+            for place in self._places
+            if place.silence_s() >= self._silent_s and _has_more(counts, place.owner, newcomer)
+        ]
+        if not silent:
             raise Overloaded(
-                f"{self._size} calls and streams are open here, which is all there may be; "
-                "try again later",
+                f"{self._size} calls and streams are open here, which is all there may be; end "
+                "those you do not need, or try again later",
                 retry_after_s=_RETRY_AFTER_S,
             )
-        self._num_taken += 1
-        try:
-            yield
-        finally:
-            self._num_taken -= 1
+        longest = max(
+            silent,
+            key=lambda place: (*(counts[g] for g in _groups(place.owner)), place.silence_s()),
+        )
+        self._places.remove(longest)
+        longest.limit.reschedule(asyncio.get_running_loop().time())
+
+
+def _groups(owner: Owner) -> list[Owner]:
+    return [owner[: depth + 1] for depth in range(len(owner))]
+
+
+def _has_more(counts: Counter[Owner], owner: Owner, newcomer: Owner) -> bool:
+    """Whether an owner has more calls than another, in the widest groups that tell them apart."""
+    for group, other in zip(_groups(owner), _groups(newcomer), strict=True):
+        if group != other:
+            return counts[group] > counts[other]
+    return False

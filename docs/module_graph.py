@@ -30,7 +30,7 @@ PARTS = {
 }
 """Modules of `agent` by part; packages inside it are parts of their own."""
 SHELL = "limits and process resources"
-SHELL_MODULES = ("admission", "autoscaling", "process_resources")
+SHELL_MODULES = ("admission", "autoscaling", "fair_queue", "process_resources")
 """Modules of `deployments` beside its packages; `app` is a part of its own."""
 
 

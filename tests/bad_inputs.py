@@ -242,7 +242,6 @@ BAD_STREAMS = (
     Stream("a drop policy that does not exist", (_policy(drop=9),)),
     Stream("an answer mode that does not exist", (_policy(mode=9),)),
     Stream("17 queries", (_queries(*(_named(str(number)) for number in range(17))),)),
-    Stream("two queries of one id", (_queries(_named("a"), _named("a")),)),
     Stream(
         "PutQuery without an id",
         (pb.WatchRequest(put_query=pb.PutQuery(query=pb.Query(text="dog"), change_id=9)),),
@@ -272,6 +271,8 @@ BAD_CALLS = (
     *(Call(what, queries=(query,)) for what, query in _BAD_QUERIES.items()),
     Call("no question at all", queries=(), only_single=True),
     Call("17 questions", queries=tuple(_named(str(number)) for number in range(17))),
+    Call("two questions of one id", queries=(_named("a"), _named("b"), _named("a"))),
+    Call("a question whose id is another's position", queries=(_named("1"), _named(""))),
     *(Call(what, zoom=zoom, only_single=True) for what, zoom in _BAD_ZOOMS.items()),
 )
 

@@ -104,7 +104,9 @@ async def running_service(
     counts = Counts(settings.stream.max_queries, settings.frame.max_boxes)
     access, health_servicer = open_access(settings), health.aio.HealthServicer()
     await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-    server, port = open_server(at_port, access, agent, health_servicer, counts)
+    server, port = open_server(
+        at_port, access, agent, health_servicer, counts, unread_s=settings.stream.idle_s
+    )
     await server.start()
     try:
         yield Service(f"127.0.0.1:{port}", agent, metrics, fakes, server)

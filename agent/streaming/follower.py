@@ -225,7 +225,12 @@ class Follower:
         self._points.forget(keyframe.evidence.sequence)
 
     def finish_keyframe(
-        self, keyframe: Keyframe, grounding: Grounding, standing: Sequence[StandingQuery]
+        self,
+        keyframe: Keyframe,
+        grounding: Grounding,
+        standing: Sequence[StandingQuery],
+        *,
+        refused: Sequence[StandingQuery] = (),
     ) -> list[QueryAnswer]:
         """The language model has answered; returns its answers to the queries that still stand.
 
@@ -233,6 +238,8 @@ class Follower:
             keyframe: from `begin_keyframe`.
             grounding: its answers, one for each of the key frame's queries.
             standing: the queries that stand now; what was said to others is dropped.
+            refused: queries that could not be asked about this frame; they wait for the next key
+                frame and call for none.
         """
         self.selector.finished(self.now_s)
         since = self._points.since(keyframe.evidence.sequence)
@@ -254,6 +261,8 @@ class Follower:
         )
         for query, answer in pairs:
             self.last[query] = LastAnswer(answer.status, answer.text, keyframe.evidence)
+        for query in refused:
+            self.last.setdefault(query, LastAnswer(AnswerStatus.PENDING, "", keyframe.evidence))
         self.keep_only(standing)
         return [_grounded_answer(query, answer, keyframe, found, ids) for query, answer in pairs]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -94,6 +94,20 @@ class Gap:
     last_sequence: int
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Refuse queries that nobody could tell apart.
+
+    Raises:
+        InvalidQuery: two have one name.
+    """
+    name, count = next(iter(Counter(names).most_common(1)), ("", 0))
+    if count > 1:
+        raise InvalidQuery(
+            f"{count} queries are called {name!r}; query ids must differ, and a query without an "
+            "id is called by its position"
+        )
+
+
 class Session(Generic[T]):
     """One stream's state, a plain object on the front end's event loop."""
 
@@ -148,9 +162,7 @@ class Session(Generic[T]):
             InvalidQuery: two have one name, or there are too many; nothing has changed then.
         """
         self.check_count(len(queries))
-        names = [name for name, _ in queries]
-        if len(set(names)) != len(names):
-            raise InvalidQuery(f"query ids must differ: {names}")
+        check_names([name for name, _ in queries])
         epoch = self._epoch + 1
         self._queries = {name: StandingQuery(name, task, epoch) for name, task in queries}
         self._epoch = epoch
@@ -341,6 +353,12 @@ class Session(Generic[T]):
     def num_unacknowledged(self) -> int:
         """Results sent that the client has not dealt with, where it wants them counted."""
         return len(self._unacknowledged)
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a frame is worked on, or will be without another word of the client's."""
+        will_take = len(self._inbox) > 0 and self._has_room()
+        return self._num_working > 0 or self._num_decoding > 0 or will_take
 
     # ---- the books ----
 

@@ -13,7 +13,7 @@ from typing import Any
 from deployments.console.views import books_view, result_view
 from deployments.streams.buffers import LatestValue, PictureBuffer
 from groundstream.errors import Overloaded
-from groundstream.events import KeyframeAnswer, StreamError, StreamEvent, StreamStats
+from groundstream.events import KeyframeAnswer, StreamError, StreamEvent, StreamOpened, StreamStats
 from groundstream.types import FrameResult, OutgoingFrame, QueryResult
 
 
@@ -77,6 +77,8 @@ class BoardStream:
                 self._count(event.result)
             case StreamStats():
                 self.books = books_view(event)
+            case StreamOpened():
+                self.error = ""  # What kept it from being open is over.
             case StreamError():
                 self.error = f"{event.code}: {event.message}"
 

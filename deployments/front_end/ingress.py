@@ -32,8 +32,9 @@ from agent.streaming.session_store import SessionStore, open_session_store
 from agent.urgency import Limits
 from agent.zoom import RegionZoom
 from deployments.autoscaling import OPEN_STREAMS
+from deployments.fair_queue import FairQueue
 from deployments.front_end.access import Access, current_tenant, open_access
-from deployments.front_end.fair_share import FairGrounder, FairQueue
+from deployments.front_end.fair_share import FairGrounder
 from deployments.front_end.server import LIVE, SERVICE_NAME, drain_server, open_server
 from deployments.observability.logs import configure_logs
 from deployments.observability.metrics import ServiceMetrics
@@ -153,11 +154,12 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
                 self.draining,
                 self._store.for_tenant(tenant),
                 self.scheduler,
-                self.decoding,
+                self.decoding.for_tenant(tenant),
                 quota,
                 self._metrics.failures,
             )
             open_stream.enter_context(self._metrics.stream(lambda: stream.session.own_books))
+            context.works_while(lambda: stream.session.is_answering)
             try:
                 with self._tracing.call(context.invocation_metadata() or ()):
                     async with quota.stream():
@@ -188,18 +190,19 @@ class VisionAgent(pb_grpc.VisionAgentServicer):  # type: ignore[misc]
         try:
             calls = self._observable.of_tenant(current_tenant())
         except Exception as error:
-            await end_with_status(context, failure_of(error))
+            await self._end(context, failure_of(error))
         return pb.ListStreamsResponse(streams=[call.description() for call in calls])
 
     async def Observe(self, request: pb.ObserveRequest, context: Any) -> None:
         """One of them, as its client sees it."""
         try:
             call = self._observable.find(current_tenant(), request.number)
+            context.works_while(lambda: False)  # It waits for others to do something.
             async with contextlib.aclosing(call.responses()) as responses:
                 async for response in responses:
                     await context.write(response)
         except Exception as error:
-            await end_with_status(context, failure_of(error))
+            await self._end(context, failure_of(error))
 
     async def _ground(self, request: pb.GroundRequest, left_s: float | None) -> pb.FrameResult:
         """The revision that stands when time is up, or when nothing is left to look at."""
@@ -307,7 +310,14 @@ class Ingress:
         self._health_names = ("", SERVICE_NAME, model.name)
         access = open_access(settings)
         counts = Counts(settings.stream.max_queries, settings.frame.max_boxes)
-        self._server, _ = open_server(settings.server, access, self._agent, self._health, counts)
+        self._server, _ = open_server(
+            settings.server,
+            access,
+            self._agent,
+            self._health,
+            counts,
+            unread_s=settings.stream.idle_s,
+        )
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         # Alive is who answers at all; the other names wait for the stages.
         await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)

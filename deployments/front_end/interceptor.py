@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health
 
 from agent.server_settings import ServerSettings
-from deployments.admission import ConcurrencyLimit, EvictingLimit
+from deployments.admission import EvictingLimit, Owner, YieldingLimit
 from deployments.front_end.access import Access, Caller, calling
 from deployments.observability.request_context import serving_request
 from deployments.wire.message_bounds import (
@@ -33,7 +33,8 @@ from deployments.wire.message_bounds import (
     check_message,
 )
 from deployments.wire.status import end_with_status, failure_of
-from groundstream.errors import AgentError, InvalidRequest, NotAuthenticated
+from deployments.wire.stream_messages import is_report
+from groundstream.errors import AgentError, InvalidRequest, NotAuthenticated, StreamIdle
 
 _HEALTH = f"/{health.SERVICE_NAME}/"
 _HEALTH_WATCH = _HEALTH + "Watch"
@@ -69,16 +70,56 @@ class _MessageReader:
             raise InvalidRequest(UNREADABLE) from None
 
 
-class _IncomingStream:
-    """The call of a streaming method: its own messages are read here, all else is the call's."""
+class _OpenCall:
+    """An open call. Its messages are read here, and no write of it lasts for ever.
 
-    def __init__(self, context: Any, reader: _MessageReader, first: Any) -> None:
+    It knows how long it has been silent; all else is gRPC's call.
+    """
+
+    def __init__(
+        self, context: Any, reader: _MessageReader, first: Any, *, unread_s: float | None
+    ) -> None:
+        """Take over a call.
+
+        Args:
+            context: gRPC's call.
+            reader: of its messages.
+            first: its first message as bytes, or EOF.
+            unread_s: a client may leave a message unread for so long; None: for ever.
+        """
         self._context = context
         self._reader = reader
         self._first = first
+        self._unread_s = unread_s
+        self._is_working: Callable[[], bool] = lambda: True
+        self._last_s = time.monotonic()
+        """When a message came, or one went out that was more than a report."""
+        self._writing_since_s: float | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
+
+    def works_while(self, is_working: Callable[[], bool]) -> None:
+        """It works only then; a call of which nobody says anything works until it ends."""
+        self._is_working = is_working
+
+    def silence_s(self) -> float:
+        """Seconds since anything happened; 0 while it works and its client reads."""
+        now_s = time.monotonic()
+        if not self._is_working():
+            return now_s - self._last_s
+        return 0.0 if self._writing_since_s is None else now_s - self._writing_since_s
+
+    def first(self) -> Any:
+        """The one message of a call that has one.
+
+        Raises:
+            InvalidRequest, InvalidQuery, InvalidBoxes: it did not come, or is out of bounds.
+        """
+        content, self._first = self._first, None
+        if content is grpc.aio.EOF:
+            raise InvalidRequest("the call ended without a message")
+        return self._reader.read(content)
 
     async def read(self) -> Any:
         """The next message, or EOF.
@@ -89,6 +130,7 @@ class _IncomingStream:
         content, self._first = self._first, None
         if content is None:
             content = await self._context.read()
+        self._last_s = time.monotonic()
         if content is grpc.aio.EOF:
             return content
         try:
@@ -101,6 +143,33 @@ class _IncomingStream:
         while (message := await self.read()) is not grpc.aio.EOF:
             yield message
 
+    async def write(self, message: Any) -> None:
+        """Send a message.
+
+        Raises:
+            StreamIdle: the client has read nothing for too long.
+        """
+        limit = asyncio.timeout(self._unread_s)
+        self._note_write(message)
+        self._writing_since_s = time.monotonic()
+        try:
+            async with limit:
+                await self._context.write(message)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise StreamIdle(
+                f"nothing was read on this call for {self._unread_s:g} s; open it again and read "
+                "what comes"
+            ) from None
+        finally:
+            self._writing_since_s = None
+        self._note_write(message)
+
+    def _note_write(self, message: Any) -> None:
+        if not is_report(message):
+            self._last_s = time.monotonic()
+
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Asks every call who it is; a stream ends when its credentials lapse.
@@ -108,14 +177,30 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     Health needs no credentials and has limits of its own.
     """
 
-    def __init__(self, access: Access, settings: ServerSettings, counts: Counts) -> None:
+    def __init__(
+        self,
+        access: Access,
+        settings: ServerSettings,
+        counts: Counts,
+        *,
+        unread_s: float | None,
+    ) -> None:
+        """Let callers in.
+
+        Args:
+            access: who may call.
+            settings: how many calls there may be.
+            counts: how many there may be of what repeats in a message.
+            unread_s: a client may leave a message unread for so long; None: for ever.
+        """
         self._access = access
         self._settings = settings
+        self._unread_s = unread_s
         self._shapes = bounds_by_method(counts)
         self._waiting = EvictingLimit(
             settings.max_waiting_calls, "calls wait for their first message"
         )
-        self._callers = ConcurrencyLimit(settings.max_concurrent_rpcs)
+        self._callers = YieldingLimit(settings.max_concurrent_rpcs, silent_s=settings.silent_s)
         self._checks = EvictingLimit(settings.max_health_calls, "health checks are under way")
         self._health_watches = EvictingLimit(
             settings.max_health_calls, "calls watch this service's health"
@@ -146,9 +231,11 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 limit = asyncio.timeout(_left_s(caller) if handler.response_streaming else None)
                 try:
                     async with limit:
-                        first = await self._waiting.run(context.peer(), self._first(context))
-                        with self._callers.taken(), calling(caller):
-                            await _answer(handler, reader, first, context)
+                        first = self._waiting.run(context.peer(), self._first(context))
+                        call = self._open(context, reader, await first)
+                        async with self._callers.taken(_owner(caller, context), call.silence_s):
+                            with calling(caller):
+                                await _answer(handler, call)
                 except AgentError as error:
                     await end_with_status(context, failure_of(error))
                 except TimeoutError:
@@ -162,7 +249,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _health(self, handler: Any, reader: _MessageReader, limit: EvictingLimit) -> Any:
         async def serve(_messages: Any, context: Any) -> None:
             async def whole() -> None:
-                await _answer(handler, reader, await self._first(context), context)
+                await _answer(handler, self._open(context, reader, await self._first(context)))
 
             with serving_request(context.invocation_metadata() or ()):
                 try:
@@ -171,6 +258,9 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                     await end_with_status(context, failure_of(error))
 
         return serve
+
+    def _open(self, context: Any, reader: _MessageReader, first: Any) -> _OpenCall:
+        return _OpenCall(context, reader, first, unread_s=self._unread_s)
 
     async def _first(self, context: Any) -> Any:
         """A call's first message as bytes, or EOF.
@@ -213,29 +303,32 @@ def _letting_go(serve: Any) -> Any:
     return served
 
 
-async def _answer(handler: Any, reader: _MessageReader, first: Any, context: Any) -> None:
+async def _answer(handler: Any, call: _OpenCall) -> None:
     """Run a method of any of the four kinds."""
     if handler.request_streaming:
-        stream = _IncomingStream(context, reader, first)
+        # It waits for messages unless the method knows of something else to do.
+        call.works_while(lambda: False)
         method = handler.stream_stream or handler.stream_unary
-        await _run(method(stream.messages(), stream), context)
-        return
-    if first is grpc.aio.EOF:
-        raise InvalidRequest("the call ended without a message")
-    request = reader.read(first)
-    if handler.response_streaming:
-        await _run(handler.unary_stream(request, context), context)
+        await _run(method(call.messages(), call), call)
+    elif handler.response_streaming:
+        await _run(handler.unary_stream(call.first(), call), call)
     else:
-        await context.write(await handler.unary_unary(request, context))
+        await call.write(await handler.unary_unary(call.first(), call))
 
 
-async def _run(produced: Any, context: Any) -> None:
+async def _run(produced: Any, call: _OpenCall) -> None:
     """A streaming method, which writes for itself (ours) or yields (reflection)."""
     if hasattr(produced, "__aiter__"):
         async for response in produced:
-            await context.write(response)
+            await call.write(response)
     else:
         await produced
+
+
+def _owner(caller: Caller, context: Any) -> Owner:
+    """The tenant; callers of one tenant are told apart by their host, then by their connection."""
+    peer = context.peer()
+    return caller.tenant, peer.rpartition(":")[0], peer
 
 
 def _left_s(caller: Caller) -> float | None:

@@ -45,6 +45,8 @@ def open_server(
     agent: Any,
     health_servicer: Any,
     counts: Counts | None = None,
+    *,
+    unread_s: float | None = None,
 ) -> tuple[Any, int]:
     """A grpc.aio server and the port it is bound to, not yet started.
 
@@ -54,6 +56,7 @@ def open_server(
         agent: the servicer of our own methods.
         health_servicer: of health checks.
         counts: how many there may be of what repeats in a message; None: by default settings.
+        unread_s: a client may leave a message unread for so long; None: for ever.
 
     Raises:
         SettingsError: the address may not be used, or a PEM file cannot be read.
@@ -61,7 +64,9 @@ def open_server(
     settings.check_address()
     keep_metadata_out_of_logs()
     server = grpc.aio.server(
-        interceptors=[AccessInterceptor(access, settings, counts or _DEFAULT_COUNTS)],
+        interceptors=[
+            AccessInterceptor(access, settings, counts or _DEFAULT_COUNTS, unread_s=unread_s)
+        ],
         options=[
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.max_message_bytes),

@@ -6,17 +6,18 @@ nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from agent.clock import steady_ns
-from agent.pipeline import FeaturesUnderWay, Grounder, Grounding
+from agent.pipeline import FeaturesUnderWay, Grounder, Grounding, QueriesRefused
 from agent.streaming.answers import QueryAnswer
 from agent.streaming.feature_reuse import FeatureReuse, Reused
 from agent.streaming.follower import Keyframe
-from agent.streaming.session import Session
+from agent.streaming.session import Session, StandingQuery
 from agent.urgency import Limits, Urgency
 from deployments.observability.metrics import Activity
 from deployments.streams.frame_tracking import ArrivedFrame, FrameTracking
+from groundstream.errors import InvalidQuery
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Grounded:
     """To those queries that still stood when they came."""
     reused: Reused | None = None
     """Whose features stood in for the frame's."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Why a query could not be asked, by its id; only where its client does not know of it yet."""
 
 
 class FrameGrounding:
@@ -46,6 +49,8 @@ class FrameGrounding:
         self._pipeline = pipeline
         self._tracking = tracking
         self._reuse = FeatureReuse(reuse_difference)
+        self._told: set[StandingQuery] = set()
+        """Queries that could not be asked, as their client knows."""
 
     def left_s(self, arrived: ArrivedFrame) -> float | None:
         """Seconds until any answer about a frame is too old; None: at no time."""
@@ -72,21 +77,39 @@ class FrameGrounding:
         limits: Limits,
         begun: FeaturesUnderWay | None = None,
     ) -> Grounded:
-        """Ask all the key frame's queries; `begun`: what `begin` returned for it.
+        """Ask the key frame's queries; `begun`: what `begin` returned for it.
+
+        Queries that cannot be asked are left out, unless that is all of them.
 
         Raises:
             Exception: what the stages raised; the key frame is given up.
         """
         tracking = self._tracking
+        refused: dict[StandingQuery, str] = {}
         try:
-            grounding, reused = await self._asked(arrived, keyframe, limits, begun)
+            while True:
+                try:
+                    grounding, reused = await self._asked(arrived, keyframe, limits, begun)
+                    break
+                except QueriesRefused as error:
+                    asked = keyframe.queries
+                    refused |= {asked[number]: reason for number, reason in error.reasons.items()}
+                    others = tuple(query for query in asked if query not in refused)
+                    if not others:
+                        raise InvalidQuery(_named(refused)) from None
+                    keyframe = replace(keyframe, queries=others)
         except Exception:
             async with tracking.changing:
                 tracking.follower.abandon_keyframe(keyframe)
             raise
         async with tracking.changing:
-            answers = tracking.follower.finish_keyframe(keyframe, grounding, self._session.queries)
-        return Grounded(grounding, answers, reused)
+            standing = self._session.queries
+            answers = tracking.follower.finish_keyframe(
+                keyframe, grounding, standing, refused=tuple(refused)
+            )
+        unknown = {q.id: reason for q, reason in refused.items() if q not in self._told}
+        self._told = ((self._told - set(keyframe.queries)) | set(refused)) & set(standing)
+        return Grounded(grounding, answers, reused, unknown)
 
     async def _asked(
         self,
@@ -123,3 +146,8 @@ class FrameGrounding:
     def _may_reuse(self, arrived: ArrivedFrame) -> bool:
         """Whether an earlier frame's features may stand in for this one's."""
         return self._session.policy.reuse_features and arrived.boxes is None
+
+
+def _named(refused: dict[StandingQuery, str]) -> str:
+    query, reason = next(iter(refused.items()))
+    return f"query {query.id!r}: {reason}"

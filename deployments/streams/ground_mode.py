@@ -69,6 +69,7 @@ class GroundMode:
                     begun.result.cancel()
         if grounded is None:
             return
+        await self.results.tell_refused(work.item, grounded)
         async with self.results.writing:
             worked_s = time.perf_counter() - started_s
             await self.results.write_grounded(

@@ -16,23 +16,21 @@ from deployments.streams.frame_grounding import Grounded
 from deployments.streams.frame_tracking import ArrivedFrame, Tracked
 from deployments.wire import messages, stream_messages
 from deployments.wire.status import Failure, failure_of
-from groundstream.errors import StreamIdle
+from groundstream.errors import InvalidQuery
 
 
 class ResponseWriter:
     """Writes to an open call; several tasks share it."""
 
-    def __init__(self, rpc: Any, failures: Counter[str], *, idle_s: float | None = None) -> None:
+    def __init__(self, rpc: Any, failures: Counter[str]) -> None:
         """An open call's.
 
         Args:
-            rpc: the call.
+            rpc: the call; its writes have a limit of time.
             failures: where errors are counted by the name of their code.
-            idle_s: a client may leave a message unread for so long; None: for ever.
         """
         self._rpc = rpc
         self._failures = failures
-        self._idle_s = idle_s
         self.writing = asyncio.Lock()
         """Held by the task that decides what goes out next, which may then call `write`."""
 
@@ -43,17 +41,7 @@ class ResponseWriter:
             StreamIdle: the client has read nothing for too long.
         """
         assert self.writing.locked()
-        limit = asyncio.timeout(self._idle_s)
-        try:
-            async with limit:
-                await self._rpc.write(message)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise StreamIdle(
-                f"nothing was read on this stream for {self._idle_s:g} s; open it again and read "
-                "what comes"
-            ) from None
+        await self._rpc.write(message)
 
     async def send(self, build: Callable[[], Any]) -> None:
         """Send what `build` returns once it is its turn, so that books are those of that moment."""
@@ -138,6 +126,15 @@ class ResultWriter:
         result = self._model_result(work, grounded.answers, grounded, worked_s, 0.0)
         if result is not None:
             await self._responses.write(stream_messages.keyframe_response(result, reason))
+
+    async def tell_refused(self, arrived: ArrivedFrame, grounded: Grounded) -> None:
+        """Tell of queries that could not be asked about a frame; its others are answered.
+
+        The error has no sequence number, for the frame has not failed.
+        """
+        for name, reason in grounded.refused.items():
+            error = InvalidQuery(f"frame {arrived.frame.index}, query {name!r}: {reason}")
+            await self._responses.send_failure(failure_of(error))
 
     async def fail(self, arrived: ArrivedFrame, error: Exception) -> None:
         """Close a frame's books with an error and tell the client."""

@@ -113,5 +113,6 @@ class SlowPath:
             else:
                 await self._results.fail(arrived, error)
             return
+        await self._results.tell_refused(arrived, grounded)
         async with self._results.writing:
             await self._results.write_keyframe(work, grounded, keyframe.reason)

@@ -23,6 +23,7 @@ from agent.settings import VideoSettings
 from agent.streaming.policy import DropPolicy, Priority
 from agent.streaming.session import Session
 from agent.video_decoder import DecodedFrame, DecoderMemory, VideoDecoder
+from deployments.fair_queue import FairQueue
 from deployments.streams.responses import ResponseWriter
 from deployments.wire import messages
 from deployments.wire.messages import ReceivedFrame
@@ -57,7 +58,10 @@ _logger = logging.getLogger(__name__)
 
 
 class DecodingThreads:
-    """A few threads that decode for all streams of a front-end replica, and their memory."""
+    """A few threads that decode for all streams of a front-end replica, and their memory.
+
+    Tenants take turns at the threads, and leave some of the memory to one another.
+    """
 
     def __init__(self, settings: VideoSettings, limits: FrameLimits) -> None:
         self.memory = DecoderMemory(settings.memory_bytes)
@@ -65,9 +69,16 @@ class DecodingThreads:
         self._limits = limits
         # Not of lower priority, as tracking is: a frame may do without that, but a packet that is
         # decoded late makes all after it late.
-        self._threads = ThreadPoolExecutor(settings.decoders_at_once, thread_name_prefix="decoding")
+        count = settings.decoders_at_once
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="decoding")
+        # No thread is kept free for another tenant: whoever comes waits for a packet or two.
+        self._turns = FairQueue(count, most_each=count)
 
-    def decoder(self, codec: VideoCodec, parameter_sets: bytes) -> VideoDecoder:
+    def for_tenant(self, tenant: str) -> TenantDecoding:
+        """What a tenant's streams decode with."""
+        return TenantDecoding(self, tenant)
+
+    def decoder(self, tenant: str, codec: VideoCodec, parameter_sets: bytes) -> VideoDecoder:
         """A new one.
 
         Raises:
@@ -79,6 +90,7 @@ class DecodingThreads:
             settings=self._settings,
             limits=self._limits,
             memory=self.memory,
+            owner=tenant,
         )
 
     def check_enabled(self) -> None:
@@ -90,13 +102,34 @@ class DecodingThreads:
         if not self._settings.enabled:
             raise InvalidRequest("this service takes pictures only; see stream.video.enabled")
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Do the work in one of the threads, in its turn."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+    async def run(self, tenant: str, work: Callable[[], T]) -> T:
+        """Do the work in one of the threads, when it is the tenant's turn."""
+        async with self._turns.turn(tenant):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def close(self) -> None:
         """Free the threads."""
         self._threads.shutdown(wait=False)
+
+
+@dataclass(frozen=True)
+class TenantDecoding:
+    """One tenant's part of the decoding threads."""
+
+    threads: DecodingThreads
+    tenant: str
+
+    def decoder(self, codec: VideoCodec, parameter_sets: bytes) -> VideoDecoder:
+        """See `DecodingThreads.decoder`."""
+        return self.threads.decoder(self.tenant, codec, parameter_sets)
+
+    def check_enabled(self) -> None:
+        """See `DecodingThreads.check_enabled`."""
+        self.threads.check_enabled()
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Do the work in one of the threads, when it is this tenant's turn."""
+        return await self.threads.run(self.tenant, work)
 
 
 @dataclass(frozen=True)
@@ -125,7 +158,7 @@ class StreamVideo:
     def __init__(
         self,
         session: Session[Any],
-        threads: DecodingThreads,
+        threads: TenantDecoding,
         quota: TenantQuota,
         responses: ResponseWriter,
         on_picture: Callable[[ReceivedFrame], Awaitable[None]],

@@ -27,7 +27,7 @@ from deployments.streams.frame_tracking import ArrivedFrame
 from deployments.streams.observers import ObservedCall
 from deployments.streams.responses import ResponseWriter
 from deployments.streams.scheduler import StreamScheduler
-from deployments.streams.video_decoding import DecodingThreads, StreamVideo
+from deployments.streams.video_decoding import StreamVideo, TenantDecoding
 from deployments.wire import messages, stream_messages
 from deployments.wire.frame_reading import receive_frame
 from deployments.wire.message_bounds import RefusedMessage
@@ -47,7 +47,7 @@ class WatchStream:
         draining: asyncio.Event,
         store: SessionStore,
         scheduler: StreamScheduler,
-        decoding: DecodingThreads,
+        decoding: TenantDecoding,
         quota: TenantQuota,
         failures: Counter[str],
     ) -> None:
@@ -60,7 +60,7 @@ class WatchStream:
         self._draining = draining
         self._store = store
         self._quota = quota
-        self._responses = ResponseWriter(rpc, failures, idle_s=settings.stream.idle_s)
+        self._responses = ResponseWriter(rpc, failures)
         self._answers = FrameAnswers(
             self.session, pipeline, settings.stream.follow, self._responses, scheduler
         )
@@ -98,6 +98,10 @@ class WatchStream:
             # Holding the lock, no message under way is cut in two.
             async with self._responses.writing:
                 _cancel(background)
+        except asyncio.CancelledError:
+            # Whoever cuts it off, it is resumed from here and not from the last snapshot.
+            await self._close_session()
+            raise
         finally:
             _cancel(background)
             await self._answers.cancel()

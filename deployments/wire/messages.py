@@ -33,7 +33,7 @@ from agent.settings import ServiceSettings
 from agent.streaming.feature_reuse import Reused
 from agent.streaming.motion import Affine
 from agent.streaming.policy import Priority
-from agent.streaming.session import StandingQuery
+from agent.streaming.session import StandingQuery, check_names
 from deployments.observability.metrics import CallCounts, ServiceTotals
 from deployments.observability.stage_meter import StageMeter
 from groundstream.enums import VideoCodec
@@ -212,12 +212,15 @@ def tasks_from_messages(
     """(name, task) of each query; an unnamed query is called by its position.
 
     Raises:
-        InvalidRequest, InvalidQuery: see `task_from_message`; the message names the query.
+        InvalidRequest, InvalidQuery: see `task_from_message`, the message names the query; or two
+            queries have one name.
     """
-    tasks = []
-    for index, message in enumerate(messages):
-        name = message.id or str(index)
-        tasks.append((name, named_task_from_message(name, message, max_new_tokens=max_new_tokens)))
+    named = [(message.id or str(index), message) for index, message in enumerate(messages)]
+    tasks = [
+        (name, named_task_from_message(name, message, max_new_tokens=max_new_tokens))
+        for name, message in named
+    ]
+    check_names([name for name, _ in tasks])
     return tasks
 
 

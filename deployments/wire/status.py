@@ -101,7 +101,8 @@ async def end_with_status(context: Any, failure: Failure) -> NoReturn:
     if failure.retry_after_s is not None:
         metadata.append((RETRY_AFTER_KEY, str(round(1e3 * failure.retry_after_s))))
     context.set_trailing_metadata(tuple(metadata))
-    with contextlib.suppress(TimeoutError):
+    # A call that has to end while it is being told why it ends has been told already.
+    with contextlib.suppress(TimeoutError, grpc.aio.UsageError):
         async with asyncio.timeout(_TELL_S):
             await context.abort(failure.status, failure.message)
     # gRPC keeps the status for a client that reads on after all; nothing of ours waits for that.

@@ -71,6 +71,11 @@ def request_kind(message: pb.WatchRequest) -> str | None:
     return kind
 
 
+def is_report(message: Any) -> bool:
+    """Whether a message only repeats how a stream stands, as it is told whatever happens."""
+    return isinstance(message, pb.WatchResponse) and message.WhichOneof("message") == "stats"
+
+
 def followed_to_message(answer: QueryAnswer, *, answered_ns: int) -> pb.QueryResult:
     """One standing query's answer on a stream."""
     evidence = answer.evidence

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,14 +16,14 @@ import uvicorn
 from PIL import Image
 
 from agent.server_settings import ServerSettings
-from deployments.console import connections
+from deployments.console import connections, feeds
 from deployments.console.app import ConsoleSettings, build
 from deployments.console.board import Board
 from deployments.console.connections import PatientProtocol
 from deployments.console.server import ServiceAccess, run_console
 from deployments.console.views import books_view, service_view
 from groundstream import aio
-from groundstream.errors import Overloaded, SettingsError
+from groundstream.errors import Overloaded, SettingsError, SourceError
 from groundstream.events import StreamStats
 from groundstream.watch_stream import WatchStream
 from tests.in_process import frames, running_service
@@ -326,6 +327,34 @@ async def test_a_number_that_no_stream_has(path: str, number: str) -> None:
             closed = await socket.receive()
         assert closed.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
         assert socket.close_code == 1008
+
+
+async def test_what_was_wrong_is_forgotten_when_the_stream_is_open_again() -> None:
+    async with running_service() as service, aio.Client(service.target) as client:
+        shown = Board(max_streams=1).open("camera", ("dog",))
+        shown.error = "UNAVAILABLE: Connection refused"
+        await feeds.relay(client, shown, frames(1, 2))
+        assert shown.error == ""
+
+
+async def test_a_source_that_takes_long_to_open_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def opens_slowly(*_arguments: object, **_options: object) -> None:
+        time.sleep(0.5)
+        raise SourceError("nobody is there")
+
+    monkeypatch.setattr(feeds, "open_source", opens_slowly)
+    shown = Board(max_streams=1).open("camera", ("dog",))
+    async with aio.Client("127.0.0.1:1") as client:
+        showing = asyncio.create_task(feeds.show_source(client, shown, "rtsp://camera/"))
+        began_s = time.monotonic()
+        await asyncio.sleep(0.01)
+        assert time.monotonic() - began_s < 0.3
+        async with asyncio.timeout(10):
+            while not shown.error:
+                await asyncio.sleep(0.01)
+        showing.cancel()
 
 
 async def test_unfinished_requests_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:

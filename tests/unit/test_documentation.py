@@ -19,6 +19,7 @@ from groundstream.protos import vision_agent_pb2 as pb
 from groundstream.rpc_errors import ServiceError
 
 DOCS = Path(__file__).parents[2] / "docs"
+TESTS = DOCS.parent / "tests"
 PAGES = sorted(DOCS.glob("*.md"))
 DECISIONS = sorted((DOCS / "decisions").glob("*.md"))
 ERRORS = [
@@ -93,6 +94,24 @@ def test_every_code_of_the_wire_is_explained() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_fault_has_a_row() -> None:
+    page = (DOCS / "hardening.md").read_text()
+    rows = re.findall(r"^\| (\d+) \|(.*)\|$", page, flags=re.MULTILINE)
+    assert {int(number) for number, _ in rows} == set(range(1, 30))
+    assert [row for row in rows if ".py" not in row[1].rsplit("|", 1)[-1]] == []
+
+
+@pytest.mark.parametrize("name", ["hardening.md", "bad_input.md", "threat_model.md", "faults.md"])
+def test_pages_name_tests_that_exist(name: str) -> None:
+    page = (DOCS / name).read_text()
+    files = list(TESTS.glob("*/test_*.py"))
+    known = {path.name for path in files} | {f"{path.parent.name}/{path.name}" for path in files}
+    named = set(re.findall(r"(?:(?:unit|integration|parity)/)?test_\w+\.py", page))
+    assert named - known == set()
+    functions = set(re.findall(r"def (test_\w+)", "".join(path.read_text() for path in files)))
+    assert set(re.findall(r"`(test_\w+)`", page)) - functions == set()
 
 
 def test_every_decision_has_a_topic_and_a_status() -> None:

@@ -19,8 +19,9 @@ from agent.pipeline import Pipeline
 from agent.prompts import Task
 from agent.region_cache import MemoryRegionCache
 from agent.urgency import CurrentLimits, Limits
+from deployments.fair_queue import FairQueue
 from deployments.front_end.access import Caller, calling
-from deployments.front_end.fair_share import FairGrounder, FairQueue
+from deployments.front_end.fair_share import FairGrounder
 from deployments.observability.metrics import ServiceMetrics
 from groundstream.errors import Overloaded
 from tests.fakes import FakeProposer, FakeStages

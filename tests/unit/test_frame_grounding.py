@@ -22,7 +22,9 @@ class Follower:
     def expected(self, keyframe: Any) -> tuple[str, ...]:
         return ()
 
-    def finish_keyframe(self, keyframe: Any, grounding: Any, queries: Any) -> list[Any]:
+    def finish_keyframe(
+        self, keyframe: Any, grounding: Any, queries: Any, *, refused: Any
+    ) -> list[Any]:
         self.ends.append("finished")
         return []
 

@@ -74,7 +74,7 @@ async def test_a_query_put_again_with_the_same_words_is_a_new_query() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["a", "a"], "must differ"),
+        (["a", "b", "a"], "2 queries are called 'a'"),
         (["a", "b", "c", "d"], "limit is 3"),
     ],
 )

@@ -11,9 +11,11 @@ from pathlib import Path
 import grpc
 import pytest
 
+from agent.frame import FrameLimits
 from agent.server_settings import AccessSettings, QuotaSettings
 from agent.settings import ServiceSettings, VideoSettings
 from agent.streaming.session_store import MemorySessionStore
+from deployments.front_end.api_keys import add_api_key
 from deployments.streams import video_decoding
 from groundstream import aio
 from groundstream.conversions import format_to_message, packet_to_message
@@ -138,13 +140,15 @@ class Wire:
 
 
 @contextlib.asynccontextmanager
-async def spoken(service: Service, policy: StreamPolicy = LOSSLESS) -> AsyncIterator[Wire]:
+async def spoken(
+    service: Service, policy: StreamPolicy = LOSSLESS, key: str = ""
+) -> AsyncIterator[Wire]:
     async with grpc.aio.insecure_channel(service.target) as channel:
         call = channel.stream_stream(
             "/vision_agent.v1.VisionAgent/Watch",
             request_serializer=lambda m: m if isinstance(m, bytes) else m.SerializeToString(),
             response_deserializer=pb.WatchResponse.FromString,
-        )()
+        )(metadata=(("authorization", f"Bearer {key}"),) if key else ())
         message = pb.StreamPolicy(drop=f"DROP_POLICY_{policy.drop.value}", window=policy.window)
         await call.write(pb.WatchRequest(open=pb.OpenStream(policy=message)))
         yield Wire(call)
@@ -439,6 +443,47 @@ async def test_decoders_share_what_memory_there_is(plain: list[OutgoingPacket]) 
         assert third.results == [0]
 
 
+async def test_a_tenant_leaves_memory_to_the_next(
+    plain: list[OutgoingPacket], tmp_path: Path
+) -> None:
+    """There is room for three decoders; one tenant has at most two of them."""
+    path = tmp_path / "keys.yaml"
+    keys = {tenant: add_api_key(path, name=tenant, tenant=tenant) for tenant in ("greedy", "next")}
+    settings = dataclasses.replace(
+        settings_with(memory_bytes=2_000_000), access=AccessSettings(api_keys=str(path))
+    )
+    async with running_service(settings=settings) as service, contextlib.AsyncExitStack() as open_:
+        memory = service.agent.decoding.memory
+        wires = []
+        for tenant in ("greedy", "greedy", "greedy", "next"):
+            before = memory.num_left, service.metrics.totals().frames_rejected
+            wires.append(await open_.enter_async_context(spoken(service, key=keys[tenant])))
+            await wires[-1].start(plain[0])
+            await wires[-1].send(plain[0])
+            async with asyncio.timeout(10):
+                while (memory.num_left, service.metrics.totals().frames_rejected) == before:
+                    await asyncio.sleep(0.005)
+        for wire in wires:
+            await wire.close()
+        assert [wire.results for wire in wires] == [[0], [0], [], [0]]
+        assert wires[2].errors == {0: "OVERLOADED"}
+        assert "your streams" in wires[2].messages[0]
+        assert "end a stream" in wires[2].messages[0]
+
+
+async def test_tenants_take_turns_at_the_decoding_threads() -> None:
+    threads = video_decoding.DecodingThreads(VideoSettings(decoders_at_once=1), FrameLimits())
+    order: list[str] = []
+
+    async def ask(tenant: str) -> None:
+        await threads.for_tenant(tenant).run(lambda: order.append(tenant))
+
+    await asyncio.gather(*(ask("greedy") for _ in range(20)), ask("next"))
+    assert order.index("next") <= 2
+    assert len(order) == 21
+    threads.close()
+
+
 async def test_a_silent_stream_gives_its_decoder_back(
     plain: list[OutgoingPacket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -470,9 +515,9 @@ def held_decoding(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator
     threads = service.agent.decoding
     decode = threads.run
 
-    async def run(work: Callable[[], object]) -> object:
+    async def run(tenant: str, work: Callable[[], object]) -> object:
         await released.wait()
-        return await decode(work)
+        return await decode(tenant, work)
 
     monkeypatch.setattr(threads, "run", run)
     yield

@@ -1,7 +1,7 @@
 // The page: what is shown and what the buttons do. Drawing is in picture.mjs, the network in service.mjs.
 
 import { html, render, useEffect, useRef, useState } from "./vendor/htm-preact-3.1.1.mjs";
-import { detectionsOf, draw, inWords, nameOf } from "./picture.mjs";
+import { clear, detectionsOf, draw, inWords, nameOf } from "./picture.mjs";
 import { ask, CameraStream, lookOn, poll } from "./service.mjs";
 
 const TASKS = [["DETECT", "where is it?"], ["REFER", "which one is it?"], ["COUNT", "how many?"],
@@ -139,6 +139,7 @@ function Page() {
   const [camera, setCamera] = useState(null);
   const canvas = useRef();
   const show = (bitmap, about) => { draw(canvas.current, bitmap, about); bitmap.close?.(); setResult(about); };
+  const fail = (message) => { clear(canvas.current); setResult(null); setFailure(message); }; // No old answer beside it.
   useEffect(() => poll(setNews), []);
   useEffect(() => {
     if (chosen != null) return lookOn(chosen, show, () => setChosen(null));
@@ -159,7 +160,7 @@ function Page() {
         <p class="answer" role="status" aria-live="polite">${sentence(result)}</p>
         ${failure && html`<p class="bad" role="alert">${failure}</p>`}
         <${Timings} result=${result} /><${Found} result=${result} /></section>
-      <${Ask} begin=${() => { setChosen(null); setFailure(""); }} show=${show} fail=${setFailure} camera=${camera}
+      <${Ask} begin=${() => { setChosen(null); setFailure(""); }} show=${show} fail=${fail} camera=${camera}
         toggleCamera=${toggleCamera} changeQuery=${(query) => camera.change(query)} />
       <${Streams} news=${news} chosen=${chosen} choose=${setChosen} />
       <${Service} news=${news} /></main>`;
