@@ -234,10 +234,7 @@ class EventDetector:
             settings: how long things must hold.
             stream: a name that tells this stream's event ids from those of others.
         """
-        for shapes in (zones, lines):
-            names = [shape.name for shape in shapes]
-            if len(set(names)) < len(names):
-                raise EventsError(f"two of {', '.join(names)} have one name")
+        _check_names(zones, lines)
         self.settings = settings or EventSettings()
         self._zones = tuple(zones)
         self._lines = tuple(lines)
@@ -293,6 +290,34 @@ class EventDetector:
         """
         self._release(None)
         return self._told()
+
+    def change_places(self, zones: Sequence[Zone], lines: Sequence[Line]) -> None:
+        """Go on with other zones and lines; what is followed stays followed, and appears no second
+        time.
+
+        Things that are inside a new zone enter it. A zone that is gone, or has the same name and
+        other points, ends its stays without `ZONE_LEFT`.
+
+        Args:
+            zones: all that count from here on.
+            lines: all that count from here on.
+
+        Raises:
+            EventsError: two zones, or two lines, have one name; nothing has changed then.
+        """
+        _check_names(zones, lines)
+        stayed = {place.name for place in self._zones if place in zones}
+        crossed = {place.name for place in self._lines if place in lines}
+        self._zones, self._lines, self._size = tuple(zones), tuple(lines), None
+        for query in self._queries.values():
+            for track in (*query.tracks.values(), *query.departed.values()):
+                track.stays = {name: stay for name, stay in track.stays.items() if name in stayed}
+                track.ways = {name: way for name, way in track.ways.items() if name in crossed}
+            query.counts = {
+                place: count
+                for place, count in query.counts.items()
+                if not place or place in stayed
+            }
 
     # ---- order ----
 
@@ -741,6 +766,13 @@ class EventDetector:
             return None
         known = self._seen.get(sequence)
         return EventEvidence(sequence, None if known is None else known[0], age_ms)
+
+
+def _check_names(zones: Sequence[Zone], lines: Sequence[Line]) -> None:
+    for places in (zones, lines):
+        names = [place.name for place in places]
+        if len(set(names)) < len(names):
+            raise EventsError(f"two of {', '.join(names)} have one name")
 
 
 def _numbered(answer: QueryResult) -> dict[int, Detection]:

@@ -23,9 +23,11 @@ from groundstream.scene_events import EventKind
 from groundstream.types import Query
 from groundstream.zones import Anchor, Line, Unit, Zone
 
-_MAX_CAMERAS = 256
-_MAX_SHAPES = 64
-_MAX_POINTS = 256
+MAX_CAMERAS = 256
+MAX_PLACES = 64
+"""Zones of one camera, and lines as well."""
+MAX_POINTS = 256
+MAX_DWELL_S = 86_400.0
 _DAY_S = 86_400.0
 _HOUR_S = 3600.0
 _MB = 1_000_000
@@ -65,6 +67,18 @@ def read_runner_document(document: Document) -> RunnerSettings:
     root.close(ignored_prefix="x-")
     document.check()
     return settings
+
+
+def read_cameras(path: Path) -> dict[str, CameraSettings]:
+    """The cameras alone of a runner's file, by name; what else it says is passed over.
+
+    Raises:
+        SettingsError: it cannot be read, or something about its cameras is wrong.
+    """
+    document = Document(path)
+    cameras = _cameras(document.root.need("cameras"), sink_names(document.root))
+    document.check()
+    return cameras
 
 
 def _service(value: Value | None) -> ServiceSettings:
@@ -132,7 +146,7 @@ def _recordings(section: Section) -> RecordingSettings:
 
 def _cameras(value: Value | None, sinks: list[str]) -> dict[str, CameraSettings]:
     found = {}
-    for name, entry in [] if value is None else value.section().named(_MAX_CAMERAS):
+    for name, entry in [] if value is None else value.section().named(MAX_CAMERAS):
         found[name] = _camera(name, entry.section(), sinks)
     if value is not None and not found:
         value.problem("has no cameras")
@@ -154,6 +168,7 @@ def _camera(name: str, section: Section, known_sinks: list[str]) -> CameraSettin
     names = [query.name for query in asked]
     if queries is not None and len(set(names)) < len(names):
         queries.problem("has two queries of one name; give them different ids")
+    zones, lines = read_places(section, names)
     settings = CameraSettings(
         name=name,
         source="" if source is None else _source(source),
@@ -162,16 +177,8 @@ def _camera(name: str, section: Section, known_sinks: list[str]) -> CameraSettin
         repeat=section.flag("repeat", False),
         mode=section.choice("mode", AnswerMode.FOLLOW),
         max_age_ms=section.number("max_age_ms", 0.0, 0.0, _HOUR_S * 1e3),
-        zones=tuple(
-            shape
-            for shape in _shapes(section.find("zones"), True, names)
-            if isinstance(shape, Zone)
-        ),
-        lines=tuple(
-            shape
-            for shape in _shapes(section.find("lines"), False, names)
-            if isinstance(shape, Line)
-        ),
+        zones=zones,
+        lines=lines,
         events=EventSettings() if events is None else _event_settings(events.section()),
         sinks=None if sinks is None else tuple(sink for _, sink in told),
         record=section.flag("record", True),
@@ -204,17 +211,34 @@ def _query(value: Value) -> Query:
     return query
 
 
-def _shapes(value: Value | None, is_zone: bool, names: list[str]) -> list[Zone | Line]:
+def read_places(
+    section: Section, names: list[str] | None
+) -> tuple[tuple[Zone, ...], tuple[Line, ...]]:
+    """The zones and lines of a camera; what is wrong with them is noted in the document.
+
+    Args:
+        section: the camera.
+        names: of its queries; None: they are not known, and any may be named.
+    """
+    zones = _shapes(section.find("zones"), True, names)
+    lines = _shapes(section.find("lines"), False, names)
+    return (
+        tuple(zone for zone in zones if isinstance(zone, Zone)),
+        tuple(line for line in lines if isinstance(line, Line)),
+    )
+
+
+def _shapes(value: Value | None, is_zone: bool, names: list[str] | None) -> list[Zone | Line]:
     found: list[Zone | Line] = []
-    for name, entry in [] if value is None else value.section().named(_MAX_SHAPES):
+    for name, entry in [] if value is None else value.section().named(MAX_PLACES):
         section = entry.section()
         points, queries = section.need("points"), section.find("queries")
-        corners = [] if points is None else [_point(item) for item in points.items()[:_MAX_POINTS]]
+        corners = [] if points is None else [_point(item) for item in points.items()[:MAX_POINTS]]
         unit = section.choice("unit", Unit.SHARES)
         dwell = section.find("dwell_s") if is_zone else None
         concerned = [] if queries is None else queries.items()
         for item in concerned:
-            if (query := item.text()) and query not in names:
+            if (query := item.text()) and names is not None and query not in names:
                 item.problem(f"is {query!r}; this camera asks {', '.join(names) or 'nothing'}")
         section.close()
         wanted = tuple(item.text() for item in concerned)
@@ -223,7 +247,7 @@ def _shapes(value: Value | None, is_zone: bool, names: list[str]) -> list[Zone |
         sound: Any = tuple(corners)
         try:
             if is_zone:
-                dwell_s = None if dwell is None else dwell.number(0.0, 0.0, _DAY_S)
+                dwell_s = None if dwell is None else dwell.number(0.0, 0.0, MAX_DWELL_S)
                 found.append(Zone(name, sound, unit, dwell_s, wanted))
             else:
                 found.append(Line(name, sound, unit, wanted))
