@@ -29,6 +29,18 @@ def console(
     query: Annotated[
         list[str] | None, typer.Option(help="What to look for in it; may be said again.")
     ] = None,
+    cameras: Annotated[
+        Path | None,
+        typer.Option(help="Stream the cameras of this file (docs/cameras.md), zones and all."),
+    ] = None,
+    zones: Annotated[
+        Path | None,
+        typer.Option(help="Keep zones and lines in this file (.yaml); else while it runs."),
+    ] = None,
+    events: Annotated[
+        Path | None,
+        typer.Option(help="Also add events to this file, one JSON object a line."),
+    ] = None,
     insecure: Annotated[
         bool, typer.Option(help="Show the page to other machines without encryption.")
     ] = False,
@@ -45,16 +57,19 @@ def console(
     token_file: TokenFileOption = None,
     stop_with_parent: StopWithParentOption = False,
 ) -> None:
-    """Show a page in the browser: streams, answers, latencies, a box to ask in."""
+    """Show a page in the browser: a wall of cameras, their zones and events, a box to ask in."""
     import asyncio
 
     from agent.server_settings import ServerSettings, TlsSettings
-    from deployments.console.app import ConsoleSettings
+    from deployments.console.app import ConsoleSettings, cameras_from_sources
     from deployments.console.server import ServiceAccess, run_console
+    from groundstream.cameras.schema import read_cameras
     from groundstream.channel import TlsOptions, find_token
 
     if source and not query:
         raise typer.BadParameter("say what to look for in --source with --query")
+    named = {} if cameras is None else read_cameras(cameras)
+    given = cameras_from_sources(source or (), query or (), taken=named)
     tls = None
     if service_ca is not None or service_certificate is not None:
         tls = TlsOptions(service_ca, service_certificate, service_key)
@@ -65,7 +80,7 @@ def console(
         run_console(
             ServiceAccess(target, tls, find_token(token_file)),
             ServerSettings(host=host, port=port, insecure=insecure, tls=own_tls),
-            ConsoleSettings(tuple(source or ()), tuple(query or ())),
+            ConsoleSettings({**named, **given}, zones, events),
             report=typer.echo,
             stop_with_parent=stop_with_parent,
         )

@@ -1,23 +1,26 @@
 """The console's pages and its small API; a client of the service like any other.
 
-    GET  /                        the page, /static/ its files
-    GET  /api/service             the service in sums, streams open through this console, drafts
-    POST /api/ask?query=&task=    one picture (the body), one question
-    WS   /api/watch?query=        a browser's own stream: pictures in, events out as JSON
-    WS   /api/streams/N/pictures  a browser observes: answer (text) and its picture (binary)
-    WS   /api/others/N/pictures   the same for a stream of any client, where the service allows it
+    GET  /                            the page, /static/ its files
+    GET  /api/service                 the service in sums, streams with their books, drafts
+    POST /api/ask?query=&task=        one picture (the body), one question
+    GET  /api/streams/N/places        zones and lines of a stream's camera
+    PUT, DELETE /api/streams/N/zones/NAME, /api/streams/N/lines/NAME
+    GET  /api/events?before=&camera=&kind=&limit=   events of the last day, the newest first
 
-An error is `{"error": message}` under the status that fits. Knows neither Ray nor the ingress.
+and the WebSockets of `deployments/console/sockets.py`. An error is `{"error": message}` under the
+status that fits. Knows neither Ray nor the ingress.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -25,22 +28,34 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
-from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from deployments.admission import EvictingLimit
-from deployments.console.board import Board, BoardStream, Shown
-from deployments.console.feeds import BrowserFrames, relay, show_source
+from deployments.console.board import Board, BoardStream
+from deployments.console.event_log import EventLog
+from deployments.console.feeds import OtherStreams, show_camera
 from deployments.console.guard import Guard
-from deployments.console.views import event_view, open_stream_view, result_view, service_view
+from deployments.console.places import PlaceStore, line_from_fields, zone_from_fields
+from deployments.console.sockets import Sockets, number_from
+from deployments.console.views import places_view, result_view, service_view
 from groundstream import aio
-from groundstream.errors import AgentError, FrameTooLarge, InvalidRequest, Overloaded
-from groundstream.events import StreamEvent
+from groundstream.cameras.place_file import Places
+from groundstream.cameras.settings import CameraSettings
+from groundstream.errors import (
+    AgentError,
+    EventsError,
+    FrameTooLarge,
+    InvalidRequest,
+    SettingsError,
+)
 from groundstream.locations import shown_location
 from groundstream.rpc_errors import ServiceError
+from groundstream.scene_events import EventKind
 from groundstream.types import Capabilities, Query, TaskKind
-from groundstream.watch_stream import WatchStream
+from groundstream.zones import Line, Zone
 
-_MAX_DIGITS = 18
+_MAX_PLACE_BYTES = 65_536
+"""Of a zone or line as JSON."""
+_MAX_LISTED = 500
 _STATIC = Path(__file__).parent / "static"
 _HTTP_BY_CODE = {
     "FRAME_TOO_LARGE": 413,
@@ -60,15 +75,18 @@ _HTTP_BY_CODE = {
 class ConsoleSettings:
     """What a console shows and takes."""
 
-    sources: Sequence[str] = ()
-    """Cameras and videos of this machine that are streamed while it runs."""
-    queries: Sequence[str] = ()
-    """What is looked for in them."""
+    cameras: Mapping[str, CameraSettings] = field(default_factory=dict)
+    """Cameras and videos that are opened by this machine while the console runs, by name."""
+    place_file: Path | None = None
+    """Where zones and lines that are drawn are kept; None: in memory."""
+    event_file: Path | None = None
+    """Events are added to it as lines of JSON; None: they are in memory alone."""
     key: str | None = None
     """See `Guard`."""
     hosts: frozenset[str] | None = None
     max_upload_bytes: int = 16_777_216
     max_streams: int = 16
+    """Open at a time beside `cameras`: of browsers and of other clients."""
     ask_timeout_s: float = 60.0
     upload_s: float = 30.0
     """A picture that is uploaded has come by then."""
@@ -76,38 +94,74 @@ class ConsoleSettings:
     """At a time; for one more, the oldest ends."""
 
 
+def cameras_from_sources(
+    sources: Sequence[str], queries: Sequence[str], *, taken: Collection[str] = ()
+) -> dict[str, CameraSettings]:
+    """Cameras named after their sources; files are played again and again.
+
+    Args:
+        sources: files, folders, URLs, `camera:0`.
+        queries: what is looked for in each.
+        taken: names of other cameras.
+    """
+    cameras: dict[str, CameraSettings] = {}
+    for source in sources:
+        stem = re.sub(r"[^A-Za-z0-9]+", "-", _last_part(source)).strip("-")[:48] or "camera"
+        name, count = stem, 1
+        while name in cameras or name in taken:
+            count += 1
+            name = f"{stem}-{count}"
+        wanted = tuple(Query(text) for text in queries)
+        cameras[name] = CameraSettings(name, source, wanted, repeat=True)
+    return cameras
+
+
 class Console:
     """The handlers; everything they need is handed in."""
 
     def __init__(self, client: aio.Client, settings: ConsoleSettings) -> None:
+        """Nothing is streamed yet.
+
+        Raises:
+            SettingsError: a file of places or of events cannot be used.
+        """
         self._client = client
         self._settings = settings
-        self._board = Board(max_streams=settings.max_streams)
+        known = {name: Places(c.zones, c.lines) for name, c in settings.cameras.items()}
+        self._log = EventLog(settings.event_file)
+        self._places = PlaceStore(known, settings.place_file)
+        max_streams = len(settings.cameras) + settings.max_streams
+        self._board = Board(max_streams=max_streams, log=self._log, places=self._places)
+        self._others = OtherStreams(client, self._board)
         self._capabilities: Capabilities | None = None
         self._uploads = EvictingLimit(settings.max_uploads, "pictures are being uploaded")
+        self.sockets = Sockets(client, self._board, self._others)
 
     async def page(self, _request: Request) -> Response:
         """The page."""
         return FileResponse(_STATIC / "index.html")
 
     async def service(self, _request: Request) -> Response:
-        """What there is to see, but for pictures."""
+        """What there is to see, but for pictures and events."""
         try:
             if self._capabilities is None:
                 self._capabilities = await self._client.capabilities()
             service = service_view(self._capabilities, await self._client.stats())
-            others = await self._others()
         except AgentError as error:
             # It may come back as another version.
             self._capabilities = None
             return _failure(error)
-        drafts = vars(self._board.drafts)
         return JSONResponse(
             {
                 "service": service,
-                "drafts": drafts,
-                "streams": self._board.summaries(),
-                "others": others,
+                "drafts": vars(self._board.drafts),
+                "streams": [stream.summary() for stream in self._board.streams()],
+                "others_allowed": self._others.is_allowed,
+                "events": {
+                    "by_camera": self._log.counts(),
+                    "left_out": self._log.num_left_out,
+                    "unwritten": self._log.num_unwritten,
+                },
             }
         )
 
@@ -115,7 +169,7 @@ class Console:
         """One picture, one question."""
         try:
             query = _query(request)
-            image = await self._body(request)
+            image = await self._picture(request)
             result = await self._client.ground(
                 image, [query], timeout_s=self._settings.ask_timeout_s
             )
@@ -125,145 +179,164 @@ class Console:
             self._board.drafts.add(answer)
         return JSONResponse(result_view(result))
 
-    async def watch(self, socket: WebSocket) -> None:
-        """A browser's own stream."""
-        queries = tuple(text for text in socket.query_params.getlist("query") if text.strip())
-        await socket.accept()
+    async def events(self, request: Request) -> Response:
+        """Events of the last day, the newest first."""
+        params = request.query_params
         try:
-            shown = self._board.open("browser", queries)
-        except Overloaded as error:
-            await _say_and_close(socket, error)
-            return
-        try:
-            await self._relay_browser(socket, shown)
+            limit, before = _whole(params.get("limit", "100")), params.get("before")
+            kind = params.get("kind", "")
+            if kind and kind not in EventKind.__members__:
+                raise InvalidRequest(f"there is no kind of event {kind!r}")
+            events = self._log.newest(
+                min(limit, _MAX_LISTED),
+                before=None if before is None else _whole(before),
+                camera=params.get("camera", ""),
+                kind=kind,
+            )
         except AgentError as error:
-            await _say_and_close(socket, error)
-        finally:
-            self._board.close(shown)
+            return _failure(error)
+        return JSONResponse(
+            {"events": [event.view() for event in events], "left_out": self._log.num_left_out}
+        )
 
-    async def pictures(self, socket: WebSocket) -> None:
-        """A browser observes its own stream."""
-        await socket.accept()
-        number = _number(socket)
-        shown = None if number is None else self._board.get(number)
-        if shown is None:
-            await socket.close(1008, "no such stream")
-            return
+    async def places(self, request: Request) -> Response:
+        """Zones and lines of a stream's camera."""
+        stream = self._stream(request)
+        if stream is None:
+            return _no_stream()
+        view = places_view(stream.name, self._places.of(stream.name))
+        return JSONResponse({"version": stream.places_version, **view})
 
-        await _show(socket, shown.pictures())
+    async def put_zone(self, request: Request) -> Response:
+        """Draw a zone, or draw it anew."""
+        return await self._change(request, lambda name, fields: zone_from_fields(name, fields))
 
-    async def others_pictures(self, socket: WebSocket) -> None:
-        """A browser observes a stream of any client."""
-        await socket.accept()
-        number = _number(socket)
-        if number is None:
-            await socket.close(1008, "no such stream")
-            return
+    async def put_line(self, request: Request) -> Response:
+        """Draw a line, or draw it anew."""
+        return await self._change(request, lambda name, fields: line_from_fields(name, fields))
 
-        async def pictures() -> AsyncIterator[Shown]:
-            async for seen in self._client.observe(number):
-                yield Shown(seen.encoded, result_view(seen.result))
+    async def remove_zone(self, request: Request) -> Response:
+        """Take a zone away."""
+        return await self._remove(request, Zone)
 
-        try:
-            await _show(socket, pictures())
-        except AgentError as error:
-            await _say_and_close(socket, error)
+    async def remove_line(self, request: Request) -> Response:
+        """Take a line away."""
+        return await self._remove(request, Line)
 
     @contextlib.asynccontextmanager
     async def running(self, _app: Starlette) -> AsyncIterator[None]:
-        """Streams the sources that were named; closes the connection in the end."""
-        queries = tuple(self._settings.queries)
-        tasks = []
-        for source in self._settings.sources:
-            stream = self._board.open(shown_location(source), queries)
-            tasks.append(asyncio.create_task(show_source(self._client, stream, source)))
+        """Streams the cameras, looks on at others; closes the connection in the end."""
+        writing = asyncio.create_task(self._log.write())
+        tasks = [asyncio.create_task(self._others.run())]
+        for name, camera in self._settings.cameras.items():
+            stream = self._board.open(
+                name,
+                tuple(query.name for query in camera.queries),
+                title=_title(camera.source),
+                settings=camera.events,
+            )
+            tasks.append(asyncio.create_task(self._run_camera(stream, camera)))
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self._log.close()
+            await writing
             await self._client.close()
 
-    async def _others(self) -> list[dict[str, Any]] | None:
-        """Streams at the front end; None: the service does not let streams be observed."""
+    async def _run_camera(self, stream: BoardStream, camera: CameraSettings) -> None:
         try:
-            return [open_stream_view(stream) for stream in await self._client.streams()]
-        except InvalidRequest:
-            return None
+            await show_camera(self._client, self._board, stream, camera)
+        finally:
+            self._board.end(stream)
 
-    async def _relay_browser(self, socket: WebSocket, shown: BoardStream) -> None:
-        frames = BrowserFrames()
-        streams: asyncio.Future[WatchStream] = asyncio.get_running_loop().create_future()
+    def _stream(self, request: Request) -> BoardStream | None:
+        number = number_from(request.path_params["number"])
+        return None if number is None else self._board.get(number)
 
-        async def hear(event: StreamEvent) -> None:
-            view = event_view(event)
-            if view is not None:
-                await socket.send_json(view)
+    async def _change(
+        self, request: Request, read: Callable[[str, object], Zone | Line]
+    ) -> Response:
+        stream = self._stream(request)
+        if stream is None:
+            return _no_stream()
+        try:
+            body = await self._body(request, _MAX_PLACE_BYTES, "the zone or line")
+            place = read(request.path_params["name"], _parsed(body))
+            await self._places.put(stream.name, place)
+        except AgentError as error:
+            return _failure(error)
+        return await self.places(request)
 
-        async def read() -> None:
-            stream = await streams
-            while (message := await socket.receive())["type"] != "websocket.disconnect":
-                if (encoded := message.get("bytes")) is not None:
-                    await frames.put(encoded)
-                elif text := (message.get("text") or "").strip():
-                    # One question replaces those there were.
-                    await stream.set_queries([text])
-                    shown.queries = (text,)
+    async def _remove(self, request: Request, kind: type[Zone] | type[Line]) -> Response:
+        stream = self._stream(request)
+        if stream is None:
+            return _no_stream()
+        try:
+            await self._places.remove(stream.name, kind, request.path_params["name"])
+        except AgentError as error:
+            return _failure(error)
+        return await self.places(request)
 
-        with contextlib.suppress(WebSocketDisconnect):
-            await _until_the_first_ends(
-                relay(self._client, shown, aiter(frames), opened=streams.set_result, heard=hear),
-                read(),
-            )
-
-    async def _body(self, request: Request) -> bytes:
-        """What was uploaded; reading stops where it is too much, or takes too long."""
-        limit, limit_s = self._settings.max_upload_bytes, self._settings.upload_s
-
-        async def read() -> bytes:
-            body = bytearray()
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limit:
-                    raise FrameTooLarge(
-                        f"the picture has more than {limit} bytes; send a smaller one"
-                    )
-            return bytes(body)
-
+    async def _picture(self, request: Request) -> bytes:
         whose = "" if request.client is None else request.client.host
+        return await self._uploads.run(
+            whose, self._body(request, self._settings.max_upload_bytes, "the picture")
+        )
+
+    async def _body(self, request: Request, limit: int, what: str) -> bytes:
+        """What was uploaded; reading stops where it is too much, or takes too long.
+
+        Raises:
+            FrameTooLarge: it is more than `limit` bytes.
+            InvalidRequest: it did not come in time.
+        """
+        body = bytearray()
         try:
-            async with asyncio.timeout(limit_s):
-                return await self._uploads.run(whose, read())
+            async with asyncio.timeout(self._settings.upload_s):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > limit:
+                        raise FrameTooLarge(
+                            f"{what} has more than {limit} bytes; send a smaller one"
+                        )
         except TimeoutError:
             raise InvalidRequest(
-                f"the picture did not come within {limit_s:g} s; send it at once"
+                f"{what} did not come within {self._settings.upload_s:g} s; send it at once"
             ) from None
+        return bytes(body)
 
 
 def build(client: aio.Client, settings: ConsoleSettings) -> Starlette:
-    """The web application; `client` is closed with it."""
+    """The web application; `client` is closed with it.
+
+    Raises:
+        SettingsError: a file of places or of events cannot be used.
+    """
     console = Console(client, settings)
+    sockets, stream = console.sockets, "/api/streams/{number}"
     return Starlette(
         routes=[
             Route("/", console.page),
             Route("/api/service", console.service),
             Route("/api/ask", console.ask, methods=["POST"]),
-            WebSocketRoute("/api/watch", console.watch),
-            WebSocketRoute("/api/streams/{number}/pictures", console.pictures),
-            WebSocketRoute("/api/others/{number}/pictures", console.others_pictures),
+            Route("/api/events", console.events),
+            Route(f"{stream}/places", console.places),
+            Route(f"{stream}/zones/{{name}}", console.put_zone, methods=["PUT"]),
+            Route(f"{stream}/lines/{{name}}", console.put_line, methods=["PUT"]),
+            Route(f"{stream}/zones/{{name}}", console.remove_zone, methods=["DELETE"]),
+            Route(f"{stream}/lines/{{name}}", console.remove_line, methods=["DELETE"]),
+            WebSocketRoute("/api/wall", sockets.wall),
+            WebSocketRoute("/api/watch", sockets.watch),
+            WebSocketRoute("/api/events/new", sockets.events),
+            WebSocketRoute(f"{stream}/pictures", sockets.pictures),
             Mount("/static", StaticFiles(directory=_STATIC)),
         ],
         middleware=[Middleware(Guard, key=settings.key, hosts=settings.hosts)],
         lifespan=console.running,
     )
-
-
-def _number(socket: WebSocket) -> int | None:
-    """The stream that a path names; None: no number that a stream could have."""
-    text = socket.path_params["number"]
-    is_number = len(text) <= _MAX_DIGITS and text.isascii() and text.isdigit()
-    return int(text) if is_number else None
 
 
 def _query(request: Request) -> Query:
@@ -275,46 +348,40 @@ def _query(request: Request) -> Query:
         raise InvalidRequest(f"there is no task {name!r}") from None
 
 
+def _whole(text: str) -> int:
+    number = number_from(text)
+    if number is None:
+        raise InvalidRequest(f"{text[:20]!r} is no number")
+    return number
+
+
+def _parsed(body: bytes) -> object:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise InvalidRequest("the body is no JSON") from None
+
+
+def _last_part(source: str) -> str:
+    """What a source may be called: the last name in it, without a password or an extension."""
+    shown = shown_location(source).split("?")[0].rstrip("/")
+    return Path(shown.rpartition("/")[2] or shown).stem
+
+
+def _title(source: str) -> str:
+    shown = shown_location(source)
+    return shown if "://" in shown else os.path.normpath(shown)
+
+
+def _no_stream() -> Response:
+    return JSONResponse({"error": "there is no such stream"}, 404)
+
+
 def _failure(error: AgentError) -> Response:
     otherwise = 502 if isinstance(error, ServiceError) else 500
+    if isinstance(error, EventsError):
+        otherwise = 422
+    elif isinstance(error, SettingsError):
+        otherwise = 507  # A file of this machine takes nothing.
     status = _HTTP_BY_CODE.get(error.code, otherwise)
     return JSONResponse({"error": str(error)}, status)
-
-
-async def _say_and_close(socket: WebSocket, error: AgentError) -> None:
-    with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-        await socket.send_json(
-            {"kind": "error", "code": type(error).__name__, "message": str(error)}
-        )
-        await socket.close(1011)
-
-
-async def _show(socket: WebSocket, pictures: AsyncIterator[Shown]) -> None:
-    """Send pictures until they end or the visitor goes; a slow visitor is sent fewer."""
-
-    async def send() -> None:
-        async for picture in pictures:
-            await socket.send_json(picture.result)
-            await socket.send_bytes(picture.encoded)
-
-    with contextlib.suppress(WebSocketDisconnect):
-        await _until_the_first_ends(send(), _until_gone(socket))
-        await socket.close()
-
-
-async def _until_gone(socket: WebSocket) -> None:
-    while (await socket.receive())["type"] != "websocket.disconnect":
-        pass
-
-
-async def _until_the_first_ends(*work: Any) -> None:
-    """Run side by side; when one ends the others are cancelled, and what it raised is raised."""
-    tasks = [asyncio.ensure_future(piece) for piece in work]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()

@@ -56,16 +56,16 @@ async def run_console(
         stop_with_parent: end with the process that started this one.
 
     Raises:
-        SettingsError: other machines would reach it in plain text, and that was not allowed; or
-            the port is taken.
+        SettingsError: other machines would reach it in plain text, and that was not allowed; the
+            port is taken; or a file of places or events cannot be used.
     """
     server.check_address()
     key = None if server.is_local else secrets.token_urlsafe(24)
     hosts = _LOOPBACK_NAMES | {server.host} if server.is_local else None
     settings = dataclasses.replace(settings, key=key, hosts=hosts)
     client = aio.Client(service.target, tls=service.tls, token=service.token)
-    running = uvicorn.Server(_uvicorn_config(client, server, settings))
     try:
+        running = uvicorn.Server(_uvicorn_config(client, server, settings))
         listening = _listen(server)
     except SettingsError:
         await client.close()

@@ -5,14 +5,15 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
+from groundstream.cameras.place_file import Places, places_text
 from groundstream.events import (
     KeyframeAnswer,
-    OpenStreamInfo,
     StreamError,
     StreamEvent,
     StreamStats,
 )
 from groundstream.types import Capabilities, Detection, FrameResult, QueryResult, ServiceStats
+from groundstream.zones import Line, Zone
 
 _FATES = ("received", "answered", "tracked_only", "superseded", "rejected", "failed")
 _TIMINGS = ("follow", "queue", "cache", "propose", "primary", "auxiliary", "language", "total")
@@ -109,13 +110,22 @@ def service_view(capabilities: Capabilities, stats: ServiceStats) -> dict[str, A
     }
 
 
-def open_stream_view(stream: OpenStreamInfo) -> dict[str, Any]:
-    """A stream of the front end, of any client."""
+def places_view(name: str, places: Places) -> dict[str, Any]:
+    """The zones and lines of a camera, and the YAML of a file of cameras that says the same."""
     return {
-        "number": stream.number,
-        "name": f"open for {stream.age_s:.0f} s",
-        "queries": list(stream.query_ids),
-        "books": books_view(stream.stats),
+        "zones": [_place(zone) for zone in places.zones],
+        "lines": [_place(line) for line in places.lines],
+        "yaml": places_text({name: places}),
+    }
+
+
+def _place(place: Zone | Line) -> dict[str, Any]:
+    return {
+        "name": place.name,
+        "points": [list(point) for point in place.points],
+        "unit": place.unit.name,
+        "dwell_s": place.dwell_s if isinstance(place, Zone) else None,
+        "queries": list(place.queries),
     }
 
 

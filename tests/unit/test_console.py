@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import io
 import socket
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -16,14 +16,16 @@ import uvicorn
 from PIL import Image
 
 from agent.server_settings import ServerSettings
-from deployments.console import connections, feeds
-from deployments.console.app import ConsoleSettings, build
-from deployments.console.board import Board
+from deployments.console import connections
+from deployments.console.app import ConsoleSettings, build, cameras_from_sources
+from deployments.console.board import Board, Origin
 from deployments.console.connections import PatientProtocol
+from deployments.console.event_log import EventLog
+from deployments.console.places import PlaceStore
 from deployments.console.server import ServiceAccess, run_console
 from deployments.console.views import books_view, service_view
 from groundstream import aio
-from groundstream.errors import Overloaded, SettingsError, SourceError
+from groundstream.errors import Overloaded, SettingsError
 from groundstream.events import StreamStats
 from groundstream.watch_stream import WatchStream
 from tests.in_process import frames, running_service
@@ -151,14 +153,14 @@ async def test_a_browsers_stream_and_somebody_who_looks_on() -> None:
             async for _picture in other:  # what was on its way; then it ends
                 pass
         assert other.closed
-        async with browser.get("/api/service") as reply:
-            assert (await reply.json())["streams"] == []
+        (ended,) = (await wall(browser))["streams"]
+        assert ended["state"] == "ENDED"
 
 
 async def test_a_source_of_the_machine_is_streamed(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(encoded_image(number))
-    settings = ConsoleSettings(sources=(str(tmp_path),), queries=("dog",))
+    settings = ConsoleSettings(cameras_from_sources([str(tmp_path)], ["dog"]))
     async with visiting(settings) as browser:
         other = await _socket(browser, "/api/streams/1/pictures")
         about = await asyncio.wait_for(other.receive_json(), 10)
@@ -175,16 +177,33 @@ async def test_streams_of_other_clients_where_the_service_allows_it() -> None:
         robot.watch(frames(*range(1, 200), every_s=0.05), ["dog"]) as stream,
     ):
         reading = asyncio.create_task(_read_all(stream))
-        async with browser.get("/api/service") as reply:
-            (listed,) = (await reply.json())["others"]
-        other = await _socket(browser, f"/api/others/{listed['number']}/pictures")
+        listed = (await wall(browser, until=lambda news: len(news["streams"]) == 1))["streams"][0]
+        assert (listed["origin"], listed["queries"]) == ("OTHER", ["dog"])
+        other = await _socket(browser, f"/api/streams/{listed['number']}/pictures")
         about = await asyncio.wait_for(other.receive_json(), 10)
         picture = await asyncio.wait_for(other.receive_bytes(), 10)
         assert picture == encoded_image(about["sequence"])
         await other.close()
-        missing = await _socket(browser, "/api/others/99/pictures")
-        assert "no open stream 99" in (await missing.receive_json())["message"]
         reading.cancel()
+
+
+async def test_a_stream_of_this_console_is_on_the_wall_once(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(encoded_image(number))
+    settings = ConsoleSettings(cameras_from_sources([str(tmp_path)], ["dog"]))
+    async with (
+        running_service(settings=OBSERVED) as service,
+        running_console(service.target, settings) as url,
+        aiohttp.ClientSession(url) as browser,
+        aio.Client(service.target) as robot,
+    ):
+        await wall(browser, until=lambda news: news["streams"][0]["state"] == "LIVE")
+        assert len(await robot.streams()) == 1
+        async with robot.watch(frames(*range(1, 200), every_s=0.05), ["cat"]) as stream:
+            reading = asyncio.create_task(_read_all(stream))
+            news = await wall(browser, until=lambda news: len(news["streams"]) > 1)
+            assert [one["queries"] for one in news["streams"]] == [["dog"], ["cat"]]
+            reading.cancel()
 
 
 async def test_other_pages_cannot_use_a_visitors_browser() -> None:
@@ -239,12 +258,13 @@ async def test_no_plain_page_for_other_machines() -> None:
 
 
 async def test_no_more_streams_than_allowed() -> None:
-    board = Board(max_streams=1)
+    board = Board(max_streams=1, log=EventLog(), places=PlaceStore({}))
     first = board.open("camera", ("dog",))
     with pytest.raises(Overloaded, match="1 streams open"):
-        board.open("camera", ("dog",))
-    board.close(first)
-    assert board.open("camera", ("dog",)).number == 2
+        board.open("other", ("dog",))
+    board.end(first)
+    second = board.open("camera", ("dog",), origin=Origin.BROWSER)
+    assert [stream.number for stream in board.streams()] == [second.number] == [2]
 
 
 def test_books_add_up_on_the_page_too() -> None:
@@ -264,6 +284,23 @@ def test_third_party_files_are_small_and_come_with_their_licences() -> None:
     code = [size for name, size in files.items() if name.endswith((".mjs", ".css"))]
     assert sum(code) < 100_000
     assert {"htm.LICENSE", "pico.LICENSE", "preact.LICENSE"} < set(files)
+
+
+async def wall(
+    browser: aiohttp.ClientSession,
+    *,
+    until: Callable[[dict[str, Any]], bool] = lambda _news: True,
+) -> dict[str, Any]:
+    """What the wall shows as soon as `until` is true of it, with its pictures as `images`."""
+    socket = await _socket(browser, "/api/wall")
+    async with asyncio.timeout(15):
+        while True:
+            await socket.send_str("next")
+            news: dict[str, Any] = await socket.receive_json()
+            news["images"] = [await socket.receive_bytes() for _ in news["pictures"]]
+            if until(news):
+                await socket.close()
+                return news
 
 
 async def _socket(browser: aiohttp.ClientSession, path: str) -> aiohttp.ClientWebSocketResponse:
@@ -296,7 +333,9 @@ async def test_a_port_that_is_taken_is_told_before_the_address() -> None:
 
 async def test_no_password_of_a_camera_is_shown(caplog: pytest.LogCaptureFixture) -> None:
     camera = "rtsp://user:secret@127.0.0.1:1/stream"
-    async with visiting(ConsoleSettings(sources=(camera,), queries=("dog",))) as browser:
+    settings = ConsoleSettings(cameras_from_sources([camera], ["dog"]))
+    assert list(settings.cameras) == ["stream"]
+    async with visiting(settings) as browser:
         async with asyncio.timeout(20.0):
             while "trying again" not in caplog.text:
                 await asyncio.sleep(0.05)
@@ -317,44 +356,15 @@ async def test_an_origin_that_is_no_address_is_somebody_elses(origin: str) -> No
     assert status in (400, 403)
 
 
-@pytest.mark.parametrize("path", ["/api/streams/{}/pictures", "/api/others/{}/pictures"])
 @pytest.mark.parametrize("number", ["9" * 5000, "9" * 30, "-1", "x", "\u0663"])
-async def test_a_number_that_no_stream_has(path: str, number: str) -> None:
+async def test_a_number_that_no_stream_has(number: str) -> None:
     async with visiting() as browser:
-        origin = str(browser._base_url).rstrip("/")
-        headers = {"origin": origin}
-        async with browser.ws_connect(path.format(number), headers=headers) as socket:
-            closed = await socket.receive()
+        async with browser.get(f"/api/streams/{number}/places") as reply:
+            assert reply.status == 404
+        socket = await _socket(browser, f"/api/streams/{number}/pictures")
+        closed = await socket.receive()
         assert closed.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
         assert socket.close_code == 1008
-
-
-async def test_what_was_wrong_is_forgotten_when_the_stream_is_open_again() -> None:
-    async with running_service() as service, aio.Client(service.target) as client:
-        shown = Board(max_streams=1).open("camera", ("dog",))
-        shown.error = "UNAVAILABLE: Connection refused"
-        await feeds.relay(client, shown, frames(1, 2))
-        assert shown.error == ""
-
-
-async def test_a_source_that_takes_long_to_open_holds_nobody_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def opens_slowly(*_arguments: object, **_options: object) -> None:
-        time.sleep(0.5)
-        raise SourceError("nobody is there")
-
-    monkeypatch.setattr(feeds, "open_source", opens_slowly)
-    shown = Board(max_streams=1).open("camera", ("dog",))
-    async with aio.Client("127.0.0.1:1") as client:
-        showing = asyncio.create_task(feeds.show_source(client, shown, "rtsp://camera/"))
-        began_s = time.monotonic()
-        await asyncio.sleep(0.01)
-        assert time.monotonic() - began_s < 0.3
-        async with asyncio.timeout(10):
-            while not shown.error:
-                await asyncio.sleep(0.01)
-        showing.cancel()
 
 
 async def test_unfinished_requests_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:

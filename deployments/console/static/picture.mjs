@@ -29,8 +29,8 @@ export function inWords(result) {
 }
 
 /**
- * Dashed boxes were followed from an earlier frame, solid ones seen by the model in this one.
- * Boxes are in pixels of `result.width` x `result.height`.
+ * Dashed boxes were followed from an earlier frame, solid ones seen by the model in this one. A label stands where it
+ * covers no other; one that has no room is left out. Boxes are in pixels of `result.width` x `result.height`.
  */
 export function clear(canvas) {
   canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
@@ -45,18 +45,35 @@ export function draw(canvas, bitmap, result) {
   pen.lineWidth = Math.max(2, size * SIZES.line);
   pen.font = `600 ${Math.max(12, size * SIZES.font)}px system-ui, sans-serif`;
   pen.textBaseline = "bottom";
-  const height = Math.max(12, size * SIZES.font) * 1.2;
-  for (const detection of detectionsOf(result)) {
-    const [x1, y1, x2, y2] = detection.box;
-    pen.strokeStyle = `hsl(${hue(detection.label)} 85% 45%)`;
-    pen.setLineDash(detection.source === "TRACKED" ? [3 * pen.lineWidth, 2 * pen.lineWidth] : []);
+  const found = detectionsOf(result).toSorted((a, b) => b.confidence - a.confidence);
+  for (const { box: [x1, y1, x2, y2], label, source } of found) {
+    pen.strokeStyle = `hsl(${hue(label)} 85% 45%)`;
+    pen.setLineDash(source === "TRACKED" ? [3 * pen.lineWidth, 2 * pen.lineWidth] : []);
     pen.strokeRect(x1, y1, x2 - x1, y2 - y1);
-    const text = nameOf(detection);
-    const bottom = Math.max(height, y1);
-    const left = Math.min(x1, canvas.width - pen.measureText(text).width - 6);
-    pen.fillStyle = `hsl(${hue(detection.label)} 85% 22%)`;
-    pen.fillRect(left, bottom - height, pen.measureText(text).width + 6, height);
-    pen.fillStyle = "white";
-    pen.fillText(text, left + 3, bottom - 1);
   }
+  const plates = [];
+  for (const detection of found) {
+    const plate = roomFor(pen, detection, canvas, plates);
+    if (!plate) continue;
+    plates.push(plate);
+    pen.fillStyle = `hsl(${hue(detection.label)} 85% 22%)`;
+    pen.fillRect(plate.left, plate.top, plate.right - plate.left, plate.bottom - plate.top);
+    pen.fillStyle = "white";
+    pen.fillText(nameOf(detection), plate.left + 3, plate.bottom - 1);
+  }
+}
+
+/** Where a detection's label covers no other: above its box, in it or below; null: nowhere. */
+function roomFor(pen, detection, canvas, plates) {
+  const [x1, y1, , y2] = detection.box;
+  const height = parseFloat(pen.font.match(/([\d.]+)px/)[1]) * 1.2;
+  const width = pen.measureText(nameOf(detection)).width + 6;
+  const left = Math.max(0, Math.min(x1, canvas.width - width));
+  for (const bottom of [y1, y1 + height, y2 + height]) {
+    const plate = { left, right: left + width, top: bottom - height, bottom };
+    const isInside = plate.top >= 0 && plate.bottom <= canvas.height;
+    const covers = (other) => plate.left < other.right && other.left < plate.right && plate.top < other.bottom && other.top < plate.bottom;
+    if (isInside && !plates.some(covers)) return plate;
+  }
+  return null;
 }

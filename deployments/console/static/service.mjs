@@ -1,6 +1,7 @@
 // The console's API as the page uses it. Knows no page.
 
-const POLL_MS = 1000;
+const POLL_MS = 2000;
+const RETRY_MS = 2000;
 const MAX_UNANSWERED = 2;
 const CAMERA = { video: { facingMode: "environment", width: { ideal: 640 } }, audio: false };
 const JPEG_QUALITY = 0.8;
@@ -11,18 +12,34 @@ function socketTo(path) {
   return socket;
 }
 
-/** Calls `tell` with what there is every second, or with {error}; returns a function that stops. */
+/** A socket that is opened again when it breaks; `begin(socket)` sets it up. Returns a function that stops. */
+function kept(path, begin, broken) {
+  let socket, timer, stopped = false;
+  function open() {
+    socket = socketTo(path);
+    socket.onclose = () => { broken(); if (!stopped) timer = setTimeout(open, RETRY_MS); };
+    begin(socket);
+  }
+  open();
+  return () => { stopped = true; clearTimeout(timer); socket.onclose = null; socket.close(); };
+}
+
+/** What a request says. Throws an Error with a message that says what to do. */
+async function call(path, options) {
+  let response;
+  try { response = await fetch(path, options); } catch { throw new Error("the console does not answer; is it still running?"); }
+  const isJson = response.headers.get("content-type")?.includes("json");
+  const body = isJson ? await response.json() : { error: await response.text() };
+  if (!response.ok) throw new Error(body.error);
+  return body;
+}
+
+/** Calls `tell` with the service's figures every two seconds, or with {error}; returns a function that stops. */
 export function poll(tell) {
   let timer, stopped = false;
   async function once() {
     let news;
-    try {
-      const response = await fetch("/api/service");
-      news = response.headers.get("content-type")?.includes("json")
-        ? await response.json() : { error: await response.text() };
-    } catch {
-      news = { error: "the console does not answer; is it still running?" };
-    }
+    try { news = await call("/api/service"); } catch (error) { news = { error: error.message }; }
     if (stopped) return;
     tell(news);
     timer = setTimeout(once, document.hidden ? 5 * POLL_MS : POLL_MS);
@@ -31,37 +48,87 @@ export function poll(tell) {
   return () => { stopped = true; clearTimeout(timer); };
 }
 
-/** One question about one picture. Throws an Error with a message that says what to do. */
-export async function ask(picture, query, task) {
-  const response = await fetch(`/api/ask?${new URLSearchParams({ query, task })}`, {
-    method: "POST", body: picture, headers: { "content-type": picture.type || "application/octet-stream" },
-  });
-  const body = await response.json();
-  if (!response.ok) throw new Error(body.error);
-  return body;
+/**
+ * All streams and their pictures: `tell(news, pictures)` with {number, picture} for each that is new; `tell(null)` when the
+ * console is away. Pictures are asked for when the last ones have been drawn, so that a slow page gets fewer.
+ */
+export function watchWall(tell) {
+  return kept("/api/wall", (socket) => {
+    let news, blobs = [];
+    async function finish() {
+      const seen = performance.now();
+      const about = news, came = blobs;
+      const pictures = await Promise.all(about.pictures.map(async (result, i) => ({ number: result.number, picture: await pictureOf(came[i], result, seen) })));
+      for (const stream of about.streams) stream.seen = seen;
+      tell(about, pictures.filter(({ picture }) => picture));
+      if (document.hidden) await new Promise((next) => setTimeout(next, POLL_MS));
+      if (socket.readyState === WebSocket.OPEN) socket.send("next");
+    }
+    socket.onopen = () => socket.send("next");
+    socket.onmessage = ({ data }) => {
+      if (typeof data === "string") { news = JSON.parse(data); blobs = []; } else blobs.push(data);
+      if (blobs.length === news.pictures.length) finish();
+    };
+  }, () => tell(null));
 }
 
-/** Looks on at a stream (`where`: "streams" of this console, or "others"); `tell(bitmap, result)` for every picture; returns a function that stops. */
-export function lookOn({ where, number }, tell, over) {
-  const socket = socketTo(`/api/${where}/${number}/pictures`);
+/** Looks on at a stream; `tell(picture)` for every one there is time for; returns a function that stops. */
+export function lookOn(number, tell) {
+  const socket = socketTo(`/api/streams/${number}/pictures`);
   let result, busy = false, stopped = false;
   socket.onmessage = async ({ data }) => {
     if (typeof data === "string") { result = JSON.parse(data); return; }
     if (busy) return;
     busy = true;
-    const about = result;
-    try {
-      const bitmap = await createImageBitmap(data);
-      if (!stopped) tell(bitmap, about);
-    } finally { busy = false; }
+    const picture = await pictureOf(data, result, performance.now());
+    busy = false;
+    if (!stopped && picture) tell(picture);
   };
-  socket.onclose = over;
-  return () => { stopped = true; socket.onclose = null; socket.close(); };
+  return () => { stopped = true; socket.close(); };
+}
+
+/** A picture as the pages keep it; null: the browser cannot read it. */
+async function pictureOf(blob, result, seen) {
+  try { return { bitmap: await createImageBitmap(blob), blob, result, seen, ageMs: result.age_ms ?? 0 }; } catch { return null; }
+}
+
+/** One question about one picture (a blob or file): the picture and what was said about it. */
+export async function ask(blob, query, task) {
+  const seen = performance.now();
+  const result = await call(`/api/ask?${new URLSearchParams({ query, task })}`, {
+    method: "POST", body: blob, headers: { "content-type": blob.type || "application/octet-stream" },
+  });
+  const picture = await pictureOf(blob, result, seen);
+  if (!picture) throw new Error("this browser cannot show the picture");
+  return picture;
+}
+
+export const listEvents = (params) => call(`/api/events?${new URLSearchParams(params)}`);
+
+/** `tell(events)` as they come, `opened()` whenever it begins anew; returns a function that stops. */
+export function hearEvents(opened, tell) {
+  return kept("/api/events/new", (socket) => {
+    socket.onopen = opened;
+    socket.onmessage = ({ data }) => tell(JSON.parse(data).events);
+  }, () => {});
+}
+
+export const listPlaces = (number) => call(`/api/streams/${number}/places`);
+
+/** `kind` is "zones" or "lines". */
+export function putPlace(number, kind, place) {
+  return call(`/api/streams/${number}/${kind}/${encodeURIComponent(place.name)}`, {
+    method: "PUT", body: JSON.stringify(place), headers: { "content-type": "application/json" },
+  });
+}
+
+export function removePlace(number, kind, name) {
+  return call(`/api/streams/${number}/${kind}/${encodeURIComponent(name)}`, { method: "DELETE" });
 }
 
 /** The camera of this device as a stream of its own. */
 export class CameraStream {
-  /** `tell(bitmap, result)` for every answered picture; `fail(message)` for what goes wrong. */
+  /** `tell(picture)` for every answered one; `fail(message)` for what goes wrong, null when it has stopped. */
   constructor(tell, fail) {
     this.tell = tell;
     this.fail = fail;
@@ -97,23 +164,23 @@ export class CameraStream {
       if (!this.media || this.waiting.length >= MAX_UNANSWERED) continue;
       const canvas = new OffscreenCanvas(this.video.videoWidth, this.video.videoHeight);
       canvas.getContext("2d").drawImage(this.video, 0, 0);
-      const picture = await canvas.convertToBlob({ type: "image/jpeg", quality: JPEG_QUALITY });
+      const blob = await canvas.convertToBlob({ type: "image/jpeg", quality: JPEG_QUALITY });
       if (!this.media) return;
       this.sequence = (this.sequence ?? 0) + 1;
-      this.waiting.push({ sequence: this.sequence, bitmap: canvas.transferToImageBitmap(), since: Date.now() });
-      this.socket.send(picture);
+      this.waiting.push({ sequence: this.sequence, blob, bitmap: canvas.transferToImageBitmap(), seen: performance.now() });
+      this.socket.send(blob);
     }
   }
 
   #hear(event) {
     if (event.kind === "error") this.fail(event.message);
-    const longAgo = Date.now() - 2000; // superseded or refused: nothing will be said about it
+    const longAgo = performance.now() - 2000; // superseded or refused: nothing will be said about it
     if (event.kind === "result") {
       const about = this.waiting.find((frame) => frame.sequence === event.sequence);
       this.waiting = this.waiting.filter((frame) => frame.sequence > event.sequence);
-      if (about) this.tell(about.bitmap, event);
+      if (about) this.tell({ ...about, result: event, ageMs: 0 });
     } else {
-      this.waiting = this.waiting.filter((frame) => frame.since > longAgo);
+      this.waiting = this.waiting.filter((frame) => frame.seen > longAgo);
     }
   }
 }
