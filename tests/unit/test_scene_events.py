@@ -333,6 +333,37 @@ def test_who_appears_inside_enters_and_who_leaves_from_inside_leaves_the_zone() 
     ]  # fmt: skip
 
 
+def test_a_zone_that_comes_later_is_entered_by_what_is_there() -> None:
+    detector = EventDetector(settings=AT_ONCE)
+    stream = frames([{1: (50.0, 50.0)}] * 10)
+    assert kinds(detector.update_all(stream[:4])) == ["APPEARED"]
+    detector.change_places([LEFT_HALF], [])
+    assert kinds(detector.update_all(stream[4:7])) == ["ZONE_ENTERED"]
+    detector.change_places([LEFT_HALF], [UPWARDS])  # The zone is the same: its stays go on.
+    assert kinds(detector.update_all(stream[7:8])) == []
+    moved = Zone("left", ((0.6, 0.0), (1.0, 0.0), (1.0, 1.0), (0.6, 1.0)))
+    detector.change_places([moved], [UPWARDS])
+    assert kinds(detector.update_all(stream[8:])) == []
+    later = frames([{1: (80.0, 50.0)}, {1: (150.0, 50.0)}, {}, {}], first=10)
+    assert kinds(detector.update_all(later)) == [
+        "ZONE_ENTERED", "LINE_CROSSED", "ZONE_LEFT", "LEFT", "ANSWER_CHANGED",
+    ]  # fmt: skip
+
+
+def test_a_zone_that_is_gone_is_counted_no_more() -> None:
+    detector = EventDetector([LEFT_HALF], settings=dataclasses.replace(AT_ONCE, zone_counts=True))
+    stream = frames([{1: (50.0, 50.0)}] * 6)
+    told = detector.update_all(stream[:3])
+    assert [(event.place, event.count) for event in told if event.count] == [("left", 1)]
+    detector.change_places([], [])
+    assert detector.update_all(stream[3:5]) == []
+    detector.change_places([LEFT_HALF], [])
+    told = detector.update_all(stream[5:])
+    assert [(event.count_before, event.count) for event in told if event.count] == [(0, 1)]
+    with pytest.raises(EventsError, match="one name"):
+        detector.change_places([LEFT_HALF, LEFT_HALF], [])
+
+
 def test_a_thing_cut_off_by_the_picture_is_inside_a_zone_that_reaches_its_border() -> None:
     detector = EventDetector([LEFT_HALF], settings=AT_ONCE)
     assert kinds(detector.update_all(frames([{1: (50.0, HEIGHT)}]))) == ["APPEARED", "ZONE_ENTERED"]
