@@ -64,7 +64,10 @@ function Console() {
   useEffect(() => {
     document.title = `${name || MENU.find(([path]) => path === page)?.[1] || "Cameras"} · Groundstream`;
     // Who reads by ear or goes by keyboard begins with the new page; the first one begins at its top.
-    if (!isFirst.current) document.getElementById("title")?.focus();
+    if (!isFirst.current) {
+      document.getElementById("title")?.focus({ preventScroll: true });
+      scrollTo(0, 0);
+    }
     isFirst.current = false;
   }, [page, name]);
   const { service, error } = news;
@@ -78,7 +81,7 @@ function Console() {
   return html`<a class="skip" href="#title" onClick=${(event) => { event.preventDefault(); document.getElementById("title")?.focus(); }}>Skip to the page</a>
     <header class="top"><strong class="brand">Groundstream</strong>
       <nav aria-label="Pages">${MENU.map(([path, words]) => html`<a href="#/${path}"
-        aria-current=${path === page ? "page" : null}>${words}</a>`)}</nav>
+        aria-current=${path === page ? "page" : page === "camera" && !path ? "true" : null}>${words}</a>`)}</nav>
       <p role="status" class=${error ? "bad" : ""}>${error ?? (service ? `${service.model}, version ${service.version}` : "connecting …")}</p></header>
     <main>${shown()}</main>`;
 }

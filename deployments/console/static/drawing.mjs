@@ -150,7 +150,8 @@ export function Overlay({ saved, draft, setDraft, size: [width, height] }) {
   const text = (points) => scaled(points).map((point) => point.join(",")).join(" ");
   const others = (kind) => saved[kind].filter((place) => !(draft && draft.kind === kind && draft.old === place.name));
   const label = ({ name, points }) => {
-    const [x, y] = middle(scaled(points));
+    // A line has its arrow in the middle.
+    const [x, y] = points.length > 2 ? middle(scaled(points)) : scaled(points)[0];
     return html`<text x=${x} y=${y} font-size=${14 * px} text-anchor="middle">${name}</text>`;
   };
   const cross = draft && scaled([draft.cross])[0];

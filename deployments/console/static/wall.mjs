@@ -10,6 +10,7 @@ const ORIGINS = { BROWSER: "a browser's camera", OTHER: "another client" };
 export function Wall({ wall, events }) {
   const now = useNow();
   const { streams, pictures, away, numLeftOut, othersAllowed } = wall;
+  const latest = events.list.filter((record) => record.event.kind !== "COUNT_CHANGED").slice(0, 8);
   return html`<section aria-labelledby="title"><h1 id="title" tabindex="-1">Cameras</h1>
     ${streams.length === 0 && html`<p>${away ? "The console does not answer." : "There are no streams yet."} Start
       <code>groundstream console --cameras FILE</code>, stream to the service, or <a href="#/ask">show it your own camera</a>.</p>`}
@@ -17,8 +18,8 @@ export function Wall({ wall, events }) {
       picture=${pictures.get(stream.number)} now=${now} away=${away} />`)}</ul>
     ${numLeftOut > 0 && html`<p class="muted">${numLeftOut} more streams are open at the service than this console shows.</p>`}
     ${!othersAllowed && html`<p class="muted">The service shows nobody the streams of other clients (<code>server.observe</code>).</p>`}
-    <h2>Latest events</h2><${EventList} events=${events.list.slice(0, 8)} empty="Nothing has happened yet." />
-    <p><a href="#/events">All events of the last day</a></p></section>`;
+    <h2>Latest events</h2><${EventList} events=${latest} empty="Nothing has happened yet." />
+    <p><a href="#/events">All events of the last day, counts among them</a></p></section>`;
 }
 
 function Tile({ stream, picture, now, away }) {
