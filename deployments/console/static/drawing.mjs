@@ -95,8 +95,8 @@ export function Overlay({ saved, draft, setDraft, size: [width, height] }) {
     return within([(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height]);
   };
   // Several events may come between two renderings, so each goes by the draft that the last one left.
-  const move = (index, point) => setDraft((now) => ({ ...now, points: now.points.with(index, within(point)) }));
-  const add = (point) => setDraft((now) => added(now, point));
+  const change = (next) => setDraft((now) => now && { ...now, ...next(now) });
+  const add = (point) => change((now) => added(now, point));
   function down(event) {
     if (!draft || !event.isPrimary || event.button > 0) return;
     event.preventDefault();
@@ -111,10 +111,10 @@ export function Overlay({ saved, draft, setDraft, size: [width, height] }) {
     const to = at(event);
     doing.isDrag ||= distance(doing.from, to) > DRAG;
     if (!doing.isDrag) return;
-    if (doing.corner != null) move(doing.corner, to);
+    if (doing.corner != null) change(({ points }) => ({ points: points.with(doing.corner, to) }));
     else if (!doing.before.points.length) {
       const points = draft.kind === "zones" ? rectangle(doing.from, to) : [doing.from, to];
-      setDraft((now) => ({ ...now, points, isClosed: true }));
+      change(() => ({ points, isClosed: true }));
     }
   }
   function up(event) {
@@ -123,7 +123,7 @@ export function Overlay({ saved, draft, setDraft, size: [width, height] }) {
     hand.current = null;
     if (doing.isDrag) return;
     if (doing.corner == null) add(at(event));
-    else if (doing.corner === 0) add(draft.points[0]);
+    else if (doing.corner === 0) change(({ points }) => ({ isClosed: points.length >= 3 }));
   }
   function cancel() {
     if (hand.current) setDraft(hand.current.before);
@@ -135,13 +135,12 @@ export function Overlay({ saved, draft, setDraft, size: [width, height] }) {
     const step = STEP[event.key];
     const by = event.shiftKey ? FINE : COARSE;
     if (step) {
-      const [x, y] = corner == null ? draft.cross : draft.points[corner];
-      const to = within([x + by * step[0], y + by * step[1]]);
-      if (corner == null) setDraft((now) => ({ ...now, cross: to })); else move(Number(corner), to);
-    } else if ((event.key === "Enter" || event.key === " ") && corner == null) add(draft.cross);
-    else if (event.key === "Delete" && corner != null && draft.points.length > least(draft.kind)) {
-      setDraft((now) => ({ ...now, points: now.points.toSpliced(Number(corner), 1) }));
-    } else if (event.key === "Backspace" && corner == null) setDraft((now) => ({ ...now, points: now.points.slice(0, -1), isClosed: false }));
+      const moved = ([x, y]) => within([x + by * step[0], y + by * step[1]]);
+      change(({ cross, points }) => (corner == null ? { cross: moved(cross) } : { points: points.with(corner, moved(points[corner])) }));
+    } else if ((event.key === "Enter" || event.key === " ") && corner == null) change((now) => added(now, now.cross));
+    else if (event.key === "Delete" && corner != null) {
+      change(({ kind, points }) => (points.length > least(kind) ? { points: points.toSpliced(corner, 1) } : {}));
+    } else if (event.key === "Backspace" && corner == null) change(({ points }) => ({ points: points.slice(0, -1), isClosed: false }));
     else if (event.key === "Escape") setDraft(null);
     else return;
     event.preventDefault();
