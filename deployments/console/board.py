@@ -129,6 +129,7 @@ class BoardStream:
     _latest: Shown | None = None
     _shown: LatestValue[Shown] = field(default_factory=LatestValue)
     _error_s: float = 0.0
+    _last_shown: int = -1
 
     @property
     def state(self) -> StreamState:
@@ -149,6 +150,9 @@ class BoardStream:
 
     def begin(self, places: Places) -> None:
         """Numbers of frames and tracks begin anew; events of two sessions share no id."""
+        self._last_shown = -1
+        self._pending.clear()
+        self._taken_s.clear()
         self._detector = EventDetector(
             places.zones,
             places.lines,
@@ -179,7 +183,9 @@ class BoardStream:
             case FrameResult():
                 encoded = self._pending.pop(event.sequence)
                 taken_s = self._taken_s.pop(event.sequence, time.monotonic())
-                if encoded is not None:
+                # A result that comes late is no reason to show what was there before.
+                if encoded is not None and event.sequence > self._last_shown:
+                    self._last_shown = event.sequence
                     self._show(Shown(encoded, event, taken_s))
                 if event.timings.language_ms:
                     self._count(event)

@@ -20,6 +20,7 @@ from groundstream.cameras.place_file import Places
 from groundstream.errors import SettingsError
 from groundstream.events import Observed
 from groundstream.scene_events import EventKind, SceneEvent
+from groundstream.types import OutgoingFrame
 from groundstream.zones import Unit, Zone
 from tests.moving_pictures import MovingPicture
 from tests.pictures import encoded_image
@@ -197,6 +198,25 @@ async def test_a_zone_in_pixels_that_does_not_fit_is_an_error_of_its_stream_alon
         stream.note_observed(observed(0))
     assert "outside a picture of 200x100" in gate.error
     assert (gate.state, yard.state, yard.error) == (StreamState.LIVE, StreamState.LIVE, "")
+
+
+async def test_boxes_are_shown_on_the_picture_they_were_found_in_and_never_an_older_one() -> None:
+    board = Board(max_streams=4, log=EventLog(), places=PlaceStore({}))
+    stream = board.open("gate", ("person",))
+    taken_ns = time.time_ns() - 2_000_000_000
+    for sequence in range(4):
+        stream.note_sent(OutgoingFrame(b"%d" % sequence, sequence, capture_time_ns=taken_ns))
+    shown = []
+    for sequence in (0, 2, 1, 3):
+        stream.note_event(a_result(sequence, an_answer({7: (50.0, 80.0)})))
+        assert stream.latest is not None
+        shown.append((stream.latest.encoded, stream.latest.result.sequence))
+    assert shown == [(b"0", 0), (b"2", 2), (b"2", 2), (b"3", 3)]
+    assert 2000 <= stream.summary()["age_ms"] < 4000  # since it was taken, not since it came
+    stream.begin(Places())
+    stream.note_sent(OutgoingFrame(b"new", 0))
+    stream.note_event(a_result(0))
+    assert stream.latest.encoded == b"new"
 
 
 async def test_a_picture_says_how_old_it_is_and_when_it_is_none_of_now(
