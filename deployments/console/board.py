@@ -27,6 +27,7 @@ from groundstream.events import (
     OpenStreamInfo,
     StreamError,
     StreamEvent,
+    StreamOpened,
     StreamStats,
 )
 from groundstream.types import FrameResult, OutgoingFrame, QueryResult
@@ -194,6 +195,8 @@ class BoardStream:
                 self._count(event.result)
             case StreamStats():
                 self.books = books_view(event)
+            case StreamOpened():
+                self.error, self.is_lost = "", False  # What kept it from being open is over.
             case StreamError():
                 self.say(f"{event.code}: {event.message}")
         self._detect(event)

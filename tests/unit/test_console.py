@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import uvicorn
 from PIL import Image
 
 from agent.server_settings import ServerSettings
-from deployments.console import connections
+from deployments.console import connections, feeds
 from deployments.console.app import ConsoleSettings, build, cameras_from_sources
 from deployments.console.board import Board, Origin
 from deployments.console.connections import PatientProtocol
@@ -25,8 +26,10 @@ from deployments.console.places import PlaceStore
 from deployments.console.server import ServiceAccess, run_console
 from deployments.console.views import books_view, service_view
 from groundstream import aio
-from groundstream.errors import Overloaded, SettingsError
+from groundstream.cameras.settings import CameraSettings
+from groundstream.errors import Overloaded, SettingsError, SourceError
 from groundstream.events import StreamStats
+from groundstream.types import Query
 from groundstream.watch_stream import WatchStream
 from tests.in_process import frames, running_service
 from tests.pictures import encoded_image
@@ -258,7 +261,7 @@ async def test_no_plain_page_for_other_machines() -> None:
 
 
 async def test_no_more_streams_than_allowed() -> None:
-    board = Board(max_streams=1, log=EventLog(), places=PlaceStore({}))
+    board = an_empty_board()
     first = board.open("camera", ("dog",))
     with pytest.raises(Overloaded, match="1 streams open"):
         board.open("other", ("dog",))
@@ -365,6 +368,41 @@ async def test_a_number_that_no_stream_has(number: str) -> None:
         closed = await socket.receive()
         assert closed.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
         assert socket.close_code == 1008
+
+
+async def test_what_was_wrong_is_forgotten_when_the_stream_is_open_again() -> None:
+    async with running_service() as service, aio.Client(service.target) as client:
+        board = an_empty_board()
+        shown = board.open("camera", ("dog",))
+        shown.say("UNAVAILABLE: Connection refused", is_lost=True)
+        await feeds.relay(client, board, shown, frames(1, 2), ("dog",))
+        assert (shown.error, shown.is_lost) == ("", False)
+
+
+async def test_a_source_that_takes_long_to_open_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def opens_slowly(*_arguments: object, **_options: object) -> None:
+        time.sleep(0.5)
+        raise SourceError("nobody is there")
+
+    monkeypatch.setattr(feeds, "open_source", opens_slowly)
+    board = an_empty_board()
+    shown = board.open("camera", ("dog",))
+    camera = CameraSettings("camera", "rtsp://camera/", (Query("dog"),))
+    async with aio.Client("127.0.0.1:1") as client:
+        showing = asyncio.create_task(feeds.show_camera(client, board, shown, camera))
+        began_s = time.monotonic()
+        await asyncio.sleep(0.01)
+        assert time.monotonic() - began_s < 0.3
+        async with asyncio.timeout(10):
+            while not shown.error:
+                await asyncio.sleep(0.01)
+        showing.cancel()
+
+
+def an_empty_board() -> Board:
+    return Board(max_streams=1, log=EventLog(), places=PlaceStore({}))
 
 
 async def test_unfinished_requests_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -355,6 +355,24 @@ async def test_a_question_without_a_picture_is_told_what_is_missing() -> None:
         assert "Choose a picture" in await visit.page.get_by_role("alert").inner_text()
 
 
+async def test_no_old_answer_stands_beside_an_error(photo: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    async with opened_page() as visit:
+        page = visit.page
+        await visit.go("ask")
+        await page.get_by_label("Picture file", exact=True).set_input_files(photo)
+        await page.get_by_label("Question", exact=True).fill("dog")
+        await page.keyboard.press("Enter")
+        await page.get_by_text("Found dog.").wait_for()
+        await page.get_by_label("Picture file", exact=True).set_input_files(broken)
+        await page.get_by_role("button", name="Ask", exact=True).click()
+        await page.get_by_role("alert").wait_for()
+        assert await page.get_by_text("Found dog.").count() == 0
+        assert await page.get_by_role("img").count() == 0
+        visit.errors.clear()  # The browser notes every answer that is a refusal.
+
+
 async def test_the_camera_of_the_device_is_watched_and_stopped() -> None:
     async with opened_page(permissions=["camera"]) as visit:
         page = visit.page

@@ -17,13 +17,14 @@ export function Asking({ id, find, instead, children, buttons, words = "Ask" }) 
   const [busy, setBusy] = useState(false);
   const [answer, setAnswer] = useState(null);
   const [failure, setFailure] = useState("");
+  const fail = (message) => { setAnswer(null); setFailure(message); }; // No old answer stands beside an error.
   async function submit(event) {
     event.preventDefault();
     setFailure("");
     if (instead) { instead(query); return; }
     setBusy(true);
     setAnswer(null);
-    try { setAnswer({ picture: await ask(await find(), query, task), at: new Date() }); } catch (error) { setFailure(error.message); }
+    try { setAnswer({ picture: await ask(await find(), query, task), at: new Date() }); } catch (error) { fail(error.message); }
     setBusy(false);
   }
   return html`<form onSubmit=${submit} aria-labelledby=${id}>
@@ -32,7 +33,7 @@ export function Asking({ id, find, instead, children, buttons, words = "Ask" }) 
     <label>Kind of question<select name="task" value=${task} disabled=${Boolean(instead)} onChange=${(event) => setTask(event.target.value)}>
       ${TASKS.map(([name, label]) => html`<option value=${name}>${label}</option>`)}</select></label>
     ${children}
-    <div class="bar"><button type="submit" aria-busy=${busy} disabled=${busy}>${words}</button>${buttons?.(query, setFailure)}</div>
+    <div class="bar"><button type="submit" aria-busy=${busy} disabled=${busy}>${words}</button>${buttons?.(query, fail)}</div>
   </form>
   ${failure && html`<p class="bad" role="alert">${failure}</p>`}
   <p class="answer" role="status">${answer ? sentence(answer.picture.result) || "There is no answer." : busy ? "Looking …" : ""}</p>

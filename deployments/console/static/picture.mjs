@@ -32,10 +32,6 @@ export function inWords(result) {
  * Dashed boxes were followed from an earlier frame, solid ones seen by the model in this one. A label stands where it
  * covers no other; one that has no room is left out. Boxes are in pixels of `result.width` x `result.height`.
  */
-export function clear(canvas) {
-  canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
-}
-
 export function draw(canvas, bitmap, result) {
   canvas.width = result?.width ?? bitmap.width;
   canvas.height = result?.height ?? bitmap.height;
