@@ -21,6 +21,7 @@ function useAddress() {
   useEffect(() => {
     const change = () => setHere(address());
     addEventListener("hashchange", change);
+    change(); // It may have changed before anybody listened.
     return () => removeEventListener("hashchange", change);
   }, []);
   return here;
