@@ -19,7 +19,7 @@ from agent.detections import FloatArray, Proposals, box_iou, select_proposals
 from agent.evaluation.asking import Picture, ask_all
 from agent.evaluation.average_precision import only_images, resampled_precision
 from agent.evaluation.coco_folder import CocoFolder, CocoImage
-from agent.evaluation.detection import AskedLabels, DetectionCounts
+from agent.evaluation.detection import LEAST_RANKED, AskedLabels, DetectionCounts, arguable_names
 from agent.evaluation.tally import Estimate
 from agent.frame import load_frame
 from agent.pipeline import Pipeline
@@ -46,15 +46,25 @@ class Source:
     boxes: BoxSource | None = None
 
 
-def box_sources(pipeline: Pipeline) -> dict[str, Source]:
-    """Every source that needs no other network, by name."""
+def box_sources(pipeline: Pipeline, *, own: BoxSource | None = None) -> dict[str, Source]:
+    """Every source that needs no other network, by name.
+
+    Args:
+        pipeline: who is asked.
+        own: boxes of the pipeline's own network, to be sent as a client's: without their scores.
+    """
     sources = {
         "own network": Source(pipeline),
+        **({} if own is None else {"own network, boxes alone": Source(pipeline, own)}),
         "true boxes": Source(pipeline, lambda image: image.xyxy),
     }
     for amount in JITTERS:
         sources[f"true boxes, edges off by {amount:.0%}"] = Source(pipeline, jittered(amount))
-    return {**sources, "closed contours": Source(pipeline, closed_contours)}
+    return {
+        **sources,
+        "four boxes a thing, off by 20%": Source(pipeline, repeated),
+        "closed contours": Source(pipeline, closed_contours),
+    }
 
 
 def jittered(amount: float) -> BoxSource:
@@ -65,6 +75,14 @@ def jittered(amount: float) -> BoxSource:
         return jitter_boxes(image.xyxy, amount, image.width, image.height, rng)
 
     return boxes
+
+
+def repeated(image: CocoImage) -> FloatArray:
+    """Four boxes around each thing, edges off by a fifth: as a detector of queries gives, which
+    suppresses nothing."""
+    rng = np.random.default_rng((29, image.image_id))
+    boxes = [jitter_boxes(image.xyxy, 0.2, image.width, image.height, rng) for _ in range(4)]
+    return np.concatenate(boxes)[:MAX_REGIONS]
 
 
 def closed_contours(image: CocoImage) -> FloatArray:
@@ -108,14 +126,19 @@ async def measure_source(
     what the model makes of them."""
     images = {str(image.image_id): image for image in data.images}
     rng = np.random.default_rng(0)
-    asked = {name: AskedLabels.draw(image, data, rng) for name, image in images.items()}
+    asked = {
+        name: AskedLabels.draw(image, data, rng, arguable=arguable_names(image, data))
+        for name, image in images.items()
+    }
     known = {} if source.boxes is None else {n: source.boxes(i) for n, i in images.items()}
+    tasks = {name: one.tasks(data, least_confidence=LEAST_RANKED) for name, one in asked.items()}
     pictures = [
-        Picture(name, image.path, tuple(asked[name].tasks(data)), known.get(name))
+        Picture(name, image.path, tuple(tasks[name]), known.get(name))
         for name, image in images.items()
         if name not in known or len(known[name])
     ]
-    counts, answered = DetectionCounts(), set()
+    counts, answered = DetectionCounts(names=data.categories), set()
+    counts.least_confidence = source.pipeline.rules.least_confidence
     async for picture, grounding in ask_all(source.pipeline, pictures, title=title):
         answered.add(picture.name)
         counts.add(images[picture.name], asked[picture.name], grounding.answers)
