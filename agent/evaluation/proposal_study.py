@@ -32,6 +32,9 @@ _BLURS_PX = (3, 7)
 _THRESHOLDS = (20, 40, 80, 140)
 _GAPS_PX = (2, 4, 7)
 _LEAST_SIDE_PX = 10.0
+_CONTOURS_LONG_PX = 640
+"""Contours are sought in pictures of at most this side."""
+_MOST_CONTOURS = 2000
 _AGREEING_IOU = 0.8
 _SUPPRESSION_IOU = 0.6
 
@@ -92,6 +95,9 @@ def closed_contours(image: CocoImage) -> FloatArray:
     more of these settings give nearly alike is the better one. No learned parameter.
     """
     rgb = load_frame(image.path).rgb()
+    scale = min(1.0, _CONTOURS_LONG_PX / max(rgb.shape[:2]))
+    if scale < 1.0:
+        rgb = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     found = [
         cv2.boundingRect(contour)
         for blur_px, threshold, gap_px in itertools.product(_BLURS_PX, _THRESHOLDS, _GAPS_PX)
@@ -100,7 +106,10 @@ def closed_contours(image: CocoImage) -> FloatArray:
     boxes = np.array(found, dtype=np.float32).reshape(-1, 4)
     boxes = boxes[(boxes[:, 2:] >= _LEAST_SIDE_PX).all(axis=1)]
     boxes[:, 2:] += boxes[:, :2]
-    agreeing = (box_iou(boxes, boxes) > _AGREEING_IOU).sum(axis=1) / max(len(boxes), 1)
+    # Row by row: the edges of a large photograph close around tens of thousands of boxes.
+    rows = [(box_iou(box[None], boxes) > _AGREEING_IOU).sum() for box in boxes]
+    best = np.argsort(-np.array(rows), kind="stable")[:_MOST_CONTOURS]
+    agreeing, boxes = np.array(rows)[best] / max(len(boxes), 1), boxes[best] / scale
     kept = select_proposals(
         boxes, agreeing.astype(np.float32), width=image.width, height=image.height,
         score_threshold=0.0, nms_iou=_SUPPRESSION_IOU, max_boxes=MAX_REGIONS,
