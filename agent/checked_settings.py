@@ -13,9 +13,11 @@ import functools
 import json
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import pydantic.dataclasses
+import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from groundstream.errors import SettingsError
@@ -76,6 +78,26 @@ def from_mapping(cls: type[T], values: object, where: str = "settings") -> T:
         raise SettingsError(
             f"{where} holds a value that is neither text nor number: {error}"
         ) from (error)
+
+
+def with_changes(usual: T, path: Path) -> T:
+    """A checked dataclass with what a YAML file says in place of its values, also of nested ones.
+
+    Raises:
+        SettingsError: the file cannot be read, or has an unknown key or an impossible value.
+    """
+    known = dataclasses.asdict(usual)  # type: ignore[call-overload]
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path} cannot be read as YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path} must be a mapping")
+    merged = {
+        key: {**known[key], **value} if isinstance(value, dict) and key in known else value
+        for key, value in values.items()
+    }
+    return from_mapping(type(usual), known | merged, str(path))
 
 
 def json_schema(cls: type[Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ loss is the network's.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from agent.detections import FloatArray
 from agent.evaluation.coco_folder import CocoFolder, CocoImage
 from agent.evaluation.composed_sets import ComposedSet
-from agent.evaluation.detection import AskedLabels, DetectionCounts
+from agent.evaluation.detection import AskedLabels, DetectionCounts, arguable_names
 from agent.evaluation.tally import Estimate
 from agent.frame import Frame, load_frame
 from agent.pipeline import Grounding, Pipeline
@@ -30,6 +31,7 @@ NUMBERS = (10, 30, 60, 100, 150, 200, 300)
 _SIDE_PX = 896
 _OBJECT_PX = (20.0, 90.0)
 _MOST_LABELS = 8
+_LEAST_PX = 8.0
 
 
 @dataclass(frozen=True)
@@ -62,20 +64,53 @@ async def measure_clutter(pipeline: Pipeline, proposer: Proposer, data: CocoFold
     `proposal_recall` is the share of all objects that some box the model saw overlaps by half;
     `boxes` how many it saw.
     """
+    return await _measured(pipeline, data, lambda frame, image: _sources(proposer, frame, image))
+
+
+async def measure_distractors(
+    pipeline: Pipeline, proposer: Proposer, data: CocoFolder
+) -> dict[str, dict[str, Estimate]]:
+    """Photographs with their own boxes among so many at random that there are `NUMBERS`."""
+
+    def sources(frame: Frame, image: CocoImage) -> dict[str, FloatArray]:
+        proposed = proposer.propose([frame])[0].xyxy
+        return {str(n): _among_random(proposed, n, image) for n in NUMBERS}
+
+    return (await _measured(pipeline, data, sources)).figures
+
+
+def _among_random(proposed: FloatArray, number: int, image: CocoImage) -> FloatArray:
+    """The best boxes, and any of the picture where they are fewer, in no order."""
+    rng = np.random.default_rng((31, image.image_id))
+    size = np.array([image.width, image.height] * 2)
+    corners = rng.uniform(0, 1, (2 * max(NUMBERS), 2, 2))
+    corners.sort(axis=1)
+    any_boxes = (corners.reshape(-1, 4) * size).astype(np.float32)
+    any_boxes = any_boxes[(any_boxes[:, 2:] - any_boxes[:, :2] >= _LEAST_PX).all(axis=1)]
+    boxes = np.concatenate([proposed[:number], any_boxes])[:number]
+    return boxes[rng.permutation(len(boxes))]
+
+
+async def _measured(
+    pipeline: Pipeline,
+    data: CocoFolder,
+    sources: Callable[[Frame, CocoImage], dict[str, FloatArray]],
+) -> Clutter:
     counts: dict[str, DetectionCounts] = {}
     rng = np.random.default_rng(0)
     for image in data.images:
-        asked = AskedLabels.draw(image, data, rng, most=_MOST_LABELS)
+        arguable = arguable_names(image, data)
+        asked = AskedLabels.draw(image, data, rng, most=_MOST_LABELS, arguable=arguable)
         frame = load_frame(image.path)
         # Up to 100 boxes, paging changes nothing: asked once, not answered from the cache.
         done: dict[bytes, tuple[Grounding, float]] = {}
-        for name, boxes in _sources(proposer, frame, image).items():
+        for name, boxes in sources(frame, image).items():
             if boxes.tobytes() not in done:
                 started = time.perf_counter()
                 answered = await pipeline.ground(frame, asked.tasks(data), boxes=boxes)
                 done[boxes.tobytes()] = (answered, time.perf_counter() - started)
             grounding, seconds = done[boxes.tobytes()]
-            counted = counts.setdefault(name, DetectionCounts())
+            counted = counts.setdefault(name, DetectionCounts(names=data.categories))
             counted.add(image, asked, grounding.answers)
             counted.add_proposals(image, grounding.proposals)
             counted.tally.add(str(image.image_id), "seconds", seconds)

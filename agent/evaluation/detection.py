@@ -35,7 +35,7 @@ from agent.pipeline import Pipeline
 from agent.prompts import MAX_REGIONS, Task
 
 _IOU = 0.5
-_LEAST_RANKED = 0.01
+LEAST_RANKED = 0.01
 """Boxes with less confidence change no average precision."""
 _RECALLED = ((0.5, 10), (0.5, 30), (0.5, 100), (0.7, 10), (0.7, 30), (0.7, 100))
 """Overlap and number of best proposals."""
@@ -231,7 +231,7 @@ async def evaluate_detection(
         asked = AskedLabels.draw(image, data, rng, every_label=every_label, arguable=arguable)
         frame = load_frame(image.path)
         started = time.perf_counter()
-        tasks = asked.tasks(data, least_confidence=_LEAST_RANKED)
+        tasks = asked.tasks(data, least_confidence=LEAST_RANKED)
         grounding = await pipeline.ground(frame, tasks)
         seconds += time.perf_counter() - started
         counts.add(image, asked, grounding.answers)

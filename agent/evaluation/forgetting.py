@@ -38,10 +38,12 @@ class Knowledge:
     choices: tuple[tuple[str, tuple[str, ...]], ...]
     """A beginning and its endings, the right one first."""
     questions: tuple[str, ...]
+    yes_no: tuple[tuple[str, bool], ...] = ()
+    """Questions and whether the answer is yes."""
 
     @classmethod
     def read(cls, path: Path = KNOWLEDGE) -> Knowledge:
-        """A YAML file with `text`, `choices` and `questions`.
+        """A YAML file with `text`, `choices` and `questions`, and with `yes_no` or without.
 
         Raises:
             SettingsError: it cannot be read so.
@@ -49,7 +51,8 @@ class Knowledge:
         try:
             raw = yaml.safe_load(path.read_text(encoding="utf-8"))
             choices = tuple((str(start), tuple(map(str, ends))) for start, ends in raw["choices"])
-            return cls(str(raw["text"]), choices, tuple(map(str, raw["questions"])))
+            yes_no = tuple((str(text), bool(right)) for text, right in raw.get("yes_no", ()))
+            return cls(str(raw["text"]), choices, tuple(map(str, raw["questions"])), yes_no)
         except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise SettingsError(
                 f"{path} is no YAML with text, choices and questions ({error})"
@@ -64,6 +67,8 @@ class Memory:
     """Of the text, per token."""
     choices_right: float
     """Share of the choices."""
+    yes_no_right: float
+    """Share of the questions with yes or no, the likelier of the two words counted."""
     answers: tuple[str, ...]
     """To the questions."""
 
@@ -108,13 +113,18 @@ def _memory(model: VLMFO1, tokenizer: PromptTokenizer, asked: Knowledge) -> Memo
         min(range(len(ends)), key=lambda k: _surprise(language, tokenizer, start, ends[k])) == 0
         for start, ends in asked.choices
     ]
+    told = [
+        _surprise(language, tokenizer, start, " Yes") < _surprise(language, tokenizer, start, " No")
+        for start in (f"Question: {text}\nAnswer:" for text, _ in asked.yes_no)
+    ]
+    known = sum(said is is_yes for said, (_, is_yes) in zip(told, asked.yes_no, strict=True))
     stage = LanguageStage(model, tokenizer)
     answers = tuple(
         stage.answer(None, replace(Task.chat(question), max_new_tokens=_ANSWER_TOKENS)).text
         for question in asked.questions
     )
     stage.close()
-    return Memory(float(perplexity), sum(right) / len(right), answers)
+    return Memory(float(perplexity), sum(right) / len(right), known / max(1, len(told)), answers)
 
 
 def _surprise(language: LanguageModel, tokenizer: PromptTokenizer, start: str, end: str) -> float:

@@ -13,13 +13,15 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from agent.detections import FloatArray
-from agent.evaluation.detection import match_count
+from agent.evaluation.coco_folder import CocoFolder
+from agent.evaluation.detection import AskedLabels, arguable_names, match_count
 from agent.features import FrameFeatures
-from agent.frame import Frame, frame_from_rgb
+from agent.frame import Frame, frame_from_rgb, load_frame
 from agent.model_directory import find_model
 from agent.parsing import Answer
 from agent.pipeline import Pipeline
@@ -183,6 +185,35 @@ class SceneQuestions:
         return int(rng.choice(others))
 
 
+class PhotographQuestions:
+    """A search for every name of every picture of a COCO folder, and for as many that are absent.
+
+    Numbers of `SceneQuestions`, on pictures that were taken.
+    """
+
+    def __init__(self, data: CocoFolder) -> None:
+        rng = np.random.default_rng(0)
+        self._name_of = data.name_of
+        self._asked = [
+            (image, category)
+            for image in data.images
+            for category in AskedLabels.draw(
+                image, data, rng, arguable=arguable_names(image, data)
+            ).categories
+        ]
+        self._frame = functools.lru_cache(maxsize=1)(load_frame)
+
+    def __len__(self) -> int:
+        return len(self._asked)
+
+    def question(self, number: int) -> SceneQuestion:
+        """One question."""
+        image, category = self._asked[number]
+        label, truth = self._name_of(category), image.xyxy[np.array(image.category) == category]
+        frame, region = self._frame(image.path), image.xyxy[:1]
+        return SceneQuestion(frame, Task.detect(label), None, region, truth, label)
+
+
 def coarse(pipeline: Pipeline) -> Way:
     """The reduced frame alone."""
     return zoomed(pipeline, Zoom(ZoomPolicy.OFF))
@@ -242,8 +273,15 @@ class Whole:
         self._scout_s, self._encode_s = scouted_s - started_s, time.perf_counter() - scouted_s
 
 
+class Questions(Protocol):
+    """Questions by number; the same number is the same question."""
+
+    def question(self, number: int) -> SceneQuestion:
+        """One question."""
+
+
 async def compare_ways(
-    questions: SceneQuestions, ways: dict[str, Way], scores: dict[str, WayScores], *, num: int
+    questions: Questions, ways: dict[str, Way], scores: dict[str, WayScores], *, num: int
 ) -> AsyncIterator[int]:
     """Every question answered every way, in turn; how many after each question.
 
@@ -264,15 +302,23 @@ async def compare_ways(
 
 def with_image_limit(model: str, max_long_side: int, folder: Path) -> Path:
     """The model's folder anew, its towers seeing images up to this long side, in pixels."""
-    source = find_model(model).path
-    target = folder / f"{source.name}-{max_long_side}"
-    target.mkdir(parents=True)
-    for path in _entries(source):
-        (target / path.name).symlink_to(path.resolve())
-    config = json.loads((source / "config.json").read_text())
+    target, config = linked_model(find_model(model).path, folder, suffix=str(max_long_side))
     config.setdefault("groundstream", {})["max_long_side"] = max_long_side
     (target / "config.json").write_text(json.dumps(config))
     return target
+
+
+def linked_model(
+    source: Path, folder: Path, *, suffix: str = "changed"
+) -> tuple[Path, dict[str, Any]]:
+    """A model's folder of links to its files, to change some, and its configuration."""
+    target = folder / f"{source.name}-{suffix}"
+    target.mkdir(parents=True)
+    for path in _entries(source):
+        (target / path.name).symlink_to(path.resolve())
+    written = (source / "config.json").read_text()
+    (target / "config.json").write_text(written)
+    return target, json.loads(written)
 
 
 def _entries(source: Path) -> Iterator[Path]:

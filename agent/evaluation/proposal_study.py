@@ -19,7 +19,7 @@ from agent.detections import FloatArray, Proposals, box_iou, select_proposals
 from agent.evaluation.asking import Picture, ask_all
 from agent.evaluation.average_precision import only_images, resampled_precision
 from agent.evaluation.coco_folder import CocoFolder, CocoImage
-from agent.evaluation.detection import AskedLabels, DetectionCounts
+from agent.evaluation.detection import LEAST_RANKED, AskedLabels, DetectionCounts, arguable_names
 from agent.evaluation.tally import Estimate
 from agent.frame import load_frame
 from agent.pipeline import Pipeline
@@ -32,6 +32,9 @@ _BLURS_PX = (3, 7)
 _THRESHOLDS = (20, 40, 80, 140)
 _GAPS_PX = (2, 4, 7)
 _LEAST_SIDE_PX = 10.0
+_CONTOURS_LONG_PX = 640
+"""Contours are sought in pictures of at most this side."""
+_MOST_CONTOURS = 2000
 _AGREEING_IOU = 0.8
 _SUPPRESSION_IOU = 0.6
 
@@ -46,15 +49,25 @@ class Source:
     boxes: BoxSource | None = None
 
 
-def box_sources(pipeline: Pipeline) -> dict[str, Source]:
-    """Every source that needs no other network, by name."""
+def box_sources(pipeline: Pipeline, *, own: BoxSource | None = None) -> dict[str, Source]:
+    """Every source that needs no other network, by name.
+
+    Args:
+        pipeline: who is asked.
+        own: boxes of the pipeline's own network, to be sent as a client's: without their scores.
+    """
     sources = {
         "own network": Source(pipeline),
+        **({} if own is None else {"own network, boxes alone": Source(pipeline, own)}),
         "true boxes": Source(pipeline, lambda image: image.xyxy),
     }
     for amount in JITTERS:
         sources[f"true boxes, edges off by {amount:.0%}"] = Source(pipeline, jittered(amount))
-    return {**sources, "closed contours": Source(pipeline, closed_contours)}
+    return {
+        **sources,
+        "four boxes a thing, off by 20%": Source(pipeline, repeated),
+        "closed contours": Source(pipeline, closed_contours),
+    }
 
 
 def jittered(amount: float) -> BoxSource:
@@ -67,6 +80,14 @@ def jittered(amount: float) -> BoxSource:
     return boxes
 
 
+def repeated(image: CocoImage) -> FloatArray:
+    """Four boxes around each thing, edges off by a fifth: as a detector of queries gives, which
+    suppresses nothing."""
+    rng = np.random.default_rng((29, image.image_id))
+    boxes = [jitter_boxes(image.xyxy, 0.2, image.width, image.height, rng) for _ in range(4)]
+    return np.concatenate(boxes)[:MAX_REGIONS]
+
+
 def closed_contours(image: CocoImage) -> FloatArray:
     """Boxes around closed contours of edges, those that most edge detectors agree on first.
 
@@ -74,6 +95,9 @@ def closed_contours(image: CocoImage) -> FloatArray:
     more of these settings give nearly alike is the better one. No learned parameter.
     """
     rgb = load_frame(image.path).rgb()
+    scale = min(1.0, _CONTOURS_LONG_PX / max(rgb.shape[:2]))
+    if scale < 1.0:
+        rgb = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     found = [
         cv2.boundingRect(contour)
         for blur_px, threshold, gap_px in itertools.product(_BLURS_PX, _THRESHOLDS, _GAPS_PX)
@@ -82,7 +106,10 @@ def closed_contours(image: CocoImage) -> FloatArray:
     boxes = np.array(found, dtype=np.float32).reshape(-1, 4)
     boxes = boxes[(boxes[:, 2:] >= _LEAST_SIDE_PX).all(axis=1)]
     boxes[:, 2:] += boxes[:, :2]
-    agreeing = (box_iou(boxes, boxes) > _AGREEING_IOU).sum(axis=1) / max(len(boxes), 1)
+    # Row by row: the edges of a large photograph close around tens of thousands of boxes.
+    rows = [(box_iou(box[None], boxes) > _AGREEING_IOU).sum() for box in boxes]
+    best = np.argsort(-np.array(rows), kind="stable")[:_MOST_CONTOURS]
+    agreeing, boxes = np.array(rows)[best] / max(len(boxes), 1), boxes[best] / scale
     kept = select_proposals(
         boxes, agreeing.astype(np.float32), width=image.width, height=image.height,
         score_threshold=0.0, nms_iou=_SUPPRESSION_IOU, max_boxes=MAX_REGIONS,
@@ -108,14 +135,19 @@ async def measure_source(
     what the model makes of them."""
     images = {str(image.image_id): image for image in data.images}
     rng = np.random.default_rng(0)
-    asked = {name: AskedLabels.draw(image, data, rng) for name, image in images.items()}
+    asked = {
+        name: AskedLabels.draw(image, data, rng, arguable=arguable_names(image, data))
+        for name, image in images.items()
+    }
     known = {} if source.boxes is None else {n: source.boxes(i) for n, i in images.items()}
+    tasks = {name: one.tasks(data, least_confidence=LEAST_RANKED) for name, one in asked.items()}
     pictures = [
-        Picture(name, image.path, tuple(asked[name].tasks(data)), known.get(name))
+        Picture(name, image.path, tuple(tasks[name]), known.get(name))
         for name, image in images.items()
         if name not in known or len(known[name])
     ]
-    counts, answered = DetectionCounts(), set()
+    counts, answered = DetectionCounts(names=data.categories), set()
+    counts.least_confidence = source.pipeline.rules.least_confidence
     async for picture, grounding in ask_all(source.pipeline, pictures, title=title):
         answered.add(picture.name)
         counts.add(images[picture.name], asked[picture.name], grounding.answers)

@@ -26,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from agent.checked_settings import checked, with_changes
 from agent.model.configuration import pocket_config
 from agent.model.low_rank import adapter_state, load_adapter
 from agent.model.smollm2 import smollm2_config
@@ -43,6 +44,7 @@ from groundstream.errors import SettingsError
 _LEAST_TEXT_TOKENS = 24
 
 
+@checked
 @dataclass(frozen=True)
 class PointingRecipe:
     """The numbers of a run."""
@@ -72,7 +74,20 @@ class PointingRecipe:
     token_rate: float = 3e-4
     text_tokens: int = 96
     text_weight: float = 1.0
+    absent: bool = True
+    """Also ask for what is not there; without, an ablation."""
+    printed: bool = False
+    """Answers are corners in words in place of region tokens: an ablation."""
     seed: int = 0
+
+    @classmethod
+    def read(cls, path: Path) -> PointingRecipe:
+        """The usual numbers, with what a YAML file says in their place.
+
+        Raises:
+            SettingsError: the file cannot be read, or has an unknown key or an impossible value.
+        """
+        return with_changes(cls(), path)
 
     def continued(self) -> PointingRecipe:
         """Of a run that starts with a model that points already."""
@@ -91,7 +106,7 @@ class PointingRecipe:
 
     def rate(self, step: int) -> float:
         """What all learning rates are multiplied by: a short rise, then down to nothing."""
-        left = (self.steps - step) / (self.steps - self.pointing_steps)
+        left = (self.steps - step) / max(1, self.steps - self.pointing_steps)
         return min(1.0, (step + 1) / 30) * min(1.0, max(0.03, left))
 
 
@@ -199,7 +214,7 @@ def train(
     rates = [float(group["lr"]) for group in groups]  # type: ignore[arg-type]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
     first = _restored(model, optimiser, output / "state.pt", start)
-    writer = SceneWriter(PromptTokenizer(model.tokenizer))
+    writer = SceneWriter(PromptTokenizer(model.tokenizer), printed=recipe.printed)
     lesson = Lesson(model, writer, words_weight=recipe.words_weight)
     seed = recipe.seed + 1000 * first + 1_000_000 * workers.rank
     maker = SceneMaker(words, head, seed + 1)
@@ -232,7 +247,7 @@ def train(
                 scene = maker.scene(count)
             plan = draw_lesson(
                 scene, writer, questions, dice, recipe.labels_per_scene[part],
-                alone=early,
+                alone=early, absent=recipe.absent,
             )  # fmt: skip
             loss, answered = lesson.loss(plan)
             (loss / recipe.scenes_per_step).backward()
@@ -260,7 +275,8 @@ def train(
             tally.clear()
         if (step + 1) % 50 == 0 or over or step + 1 == recipe.steps:
             _save(model, optimiser, step + 1, recipe, output)
-        if (step + 1) % 200 == 0 or over or step + 1 == recipe.steps:
+        is_measured = (step + 1) % 200 == 0 or over or step + 1 == recipe.steps
+        if is_measured and not recipe.printed:
             figures = evaluate(model, head, scenes=8, seed=99)
             _log(output, {"step": step + 1, "eval": figures})
         if over:

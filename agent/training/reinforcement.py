@@ -22,10 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 
-from agent.checked_settings import checked, from_mapping
+from agent.checked_settings import checked, with_changes
 from agent.model.checkpoint import load_model, save_language
 from agent.model.language_model import LanguageModel, SlotType
 from agent.model.vlm_fo1 import VLMFO1
@@ -52,7 +51,6 @@ from agent.training.zoom_scenes import (
     save_sheets,
     verified,
 )
-from groundstream.errors import SettingsError
 
 logger = logging.getLogger(__name__)
 PARTS = ("region", "box", "accuracy", "format")
@@ -156,20 +154,8 @@ def load_settings(path: Path | None) -> ReinforcementSettings:
     Raises:
         SettingsError: the file cannot be read, or has an unknown key or an impossible value.
     """
-    usual = dataclasses.asdict(ReinforcementSettings())
-    if path is None:
-        return ReinforcementSettings()
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise SettingsError(f"{path} cannot be read as YAML ({error})") from error
-    if not isinstance(values, dict):
-        raise SettingsError(f"{path} must be a mapping")
-    merged = {
-        key: {**usual[key], **value} if isinstance(value, dict) and key in usual else value
-        for key, value in values.items()
-    }
-    return from_mapping(ReinforcementSettings, usual | merged, str(path))
+    usual = ReinforcementSettings()
+    return usual if path is None else with_changes(usual, path)
 
 
 def run(

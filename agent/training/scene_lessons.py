@@ -47,7 +47,10 @@ class LessonPlan:
 class SceneWriter:
     """Scenes and questions to packed sequences, in the words of the service."""
 
-    def __init__(self, tokenizer: PromptTokenizer) -> None:
+    def __init__(self, tokenizer: PromptTokenizer, *, printed: bool = False) -> None:
+        """`printed`: answers are corners in words in place of region tokens."""
+        self._tokenizer = tokenizer
+        self._printed = printed
         self._builder = SequenceBuilder(tokenizer, LLAMA)
         self._turn = tokenizer.encode(self._builder.answer_opening)
         self.regions = [tokenizer.region(index) for index in range(MAX_REGIONS)]
@@ -64,16 +67,31 @@ class SceneWriter:
         chances: list[Array | None] = [None]
         for kind, one in asked:
             kinds.append(kind)
-            branches.append(self._asked(one) if isinstance(one, Asked) else self._told(one))
+            if isinstance(one, Told):
+                branches.append(self._told(one))
+            else:
+                branches.append(self._corners(scene, one) if self._printed else self._asked(one))
             chances.append(one.chances if isinstance(one, Asked) else None)
         return LessonPlan(
             scene, trunk, pack(trunk.ids.tolist(), branches), tuple(kinds), tuple(chances)
         )
 
+    def opened(self, label: str) -> list[int]:
+        """What follows the turn's end: an answer that is open where the list of `label` begins."""
+        return self._builder.opened_list(label, start=0).ids.tolist()[len(self._turn) :]
+
+    def _corners(self, scene: Scene, asked: Asked) -> Branch:
+        """The label is given, and the corners of what is meant are written behind it."""
+        given = self.opened(asked.label)
+        corners = "".join(printed_box(scene.regions[region].box) for region in asked.regions)
+        answer = [*self._tokenizer.encode(corners), self.close]
+        return Branch(
+            given + answer, [False] * len(given) + [True] * len(answer), stem=0, free=True
+        )
+
     def _asked(self, asked: Asked) -> Branch:
         """The label is given; which regions are meant is read where the list would begin."""
-        opened = self._builder.opened_list(asked.label, start=0).ids.tolist()
-        given = opened[len(self._turn) :]
+        given = self.opened(asked.label)
         return Branch([*given, self.close], [False] * len(given) + [True], stem=0)
 
     def in_words(self, asked: Asked) -> Told:
@@ -87,6 +105,11 @@ class SceneWriter:
         given = self._builder.question(told.question, start=0).ids.tolist()
         answer = self._builder.answer(told.answer, start=0).ids.tolist()
         return Branch(given + answer, [False] * len(given) + [True] * len(answer), free=True)
+
+
+def printed_box(box: Array) -> str:
+    """Corners of a box in 0..1, in thousandths of the picture."""
+    return str([round(1000 * float(value)) for value in box])
 
 
 def scene_tensors(scene: Scene) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -109,7 +132,7 @@ class Lesson:
         self._model = model
         self._writer = writer
 
-    def _embeddings(self, plan: LessonPlan) -> Tensor:
+    def embeddings(self, plan: LessonPlan) -> Tensor:
         """(length, hidden) with every slot filled."""
         coco, primary, boxes, cells = scene_tensors(plan.scene)
         embedded, connector = self._model.embed(plan.tree.ids), self._model.connector
@@ -124,7 +147,7 @@ class Lesson:
     def loss(self, plan: LessonPlan) -> tuple[Tensor, list[tuple[str, bool]]]:
         """Mean loss, and of each question its kind and whether the whole answer is right."""
         tree = plan.tree
-        hidden = self._model.read(self._embeddings(plan), tree.positions, tree.mask)
+        hidden = self._model.read(self.embeddings(plan), tree.positions, tree.mask)
         hidden = hidden[tree.rows].float()
         rows = self._model.new_rows()
         losses = hidden.new_zeros(len(tree.rows))
@@ -151,7 +174,7 @@ class Lesson:
             for number, kind in enumerate(plan.kinds)
             if kind != _TURN
         ]
-        return (losses * weights).sum() / weights.sum(), answered
+        return (losses * weights).sum() / weights.sum().clamp(min=1e-6), answered
 
 
 def draw_lesson(
@@ -162,14 +185,24 @@ def draw_lesson(
     labels: int,
     *,
     alone: bool = False,
+    absent: bool = True,
 ) -> LessonPlan:
-    """A scene with as many labels and some of every other question; `alone`: labels only."""
+    """A scene with as many labels and some of every other question.
+
+    Args:
+        scene, writer, questions, dice: what is drawn from.
+        labels: how many.
+        alone: labels only.
+        absent: also such as are not there; without, a scene of nothing has no labels.
+    """
     cells = dice.random() < (0.2 if alone else 0.6)
-    asked = questions.labels(scene, labels)
+    asked = questions.labels(scene, labels if absent else 2 * labels)
+    if not absent:
+        asked = [one for one in asked if one.regions][:labels]
     found: list[tuple[str, Asked | Told]] = [
         ("label" if one.regions else "absent", one) for one in asked
     ]
-    if not alone:
+    if not alone and asked:
         found += _other_questions(scene, writer, questions, dice, asked[0])
     return writer.plan(scene, found, cells=cells)
 

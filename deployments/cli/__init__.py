@@ -78,6 +78,8 @@ def build_app() -> typer.Typer:
                 "suite": benchmarks.suite,
                 "proposals": benchmarks.proposals,
                 "clutter": benchmarks.clutter,
+                "evidence": benchmarks.evidence,
+                "answers": benchmarks.answers,
             },
         ),
         "model": _group(

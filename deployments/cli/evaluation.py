@@ -14,10 +14,12 @@ from agent.zoom_policy import Zoom, ZoomPolicy
 from deployments.cli.options import (
     DEFAULT_ARTWORK,
     USUAL_MODEL,
+    AnnotationsOption,
     ArtworkOption,
     JsonOption,
     ModelChoice,
     ModelOption,
+    PhotographsOption,
     Protocol,
     ProtocolOption,
     takes_model,
@@ -123,6 +125,7 @@ def forgetting(
     rows: dict[str, dict[str, object]] = {
         "perplexity": {k: round(m.perplexity, 3) for k, m in found.items()},
         "choices right": {k: round(m.choices_right, 3) for k, m in found.items()},
+        "yes or no right": {k: round(m.yes_no_right, 3) for k, m in found.items()},
     }
     for number, question in enumerate(asked.questions):
         rows[question] = {k: m.answers[number] for k, m in found.items()}
@@ -202,6 +205,8 @@ def _print_ways(scores: dict[str, TrackingScores], title: str, *, as_json: bool)
 def high_resolution(
     artwork: ArtworkOption = DEFAULT_ARTWORK,
     num: Annotated[int, typer.Option(help="Questions.", min=1)] = 500,
+    images: PhotographsOption = None,
+    annotations: AnnotationsOption = None,
     sums: Annotated[
         Path | None, typer.Option(help="Kept here; a run that was interrupted goes on from them.")
     ] = None,
@@ -213,14 +218,25 @@ def high_resolution(
     chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:
-    """Composed 2048x1536 questions: reduced frame, zoom and full resolution side by side."""
+    """Composed 2048x1536 questions: reduced frame, zoom and full resolution side by side.
+
+    Of a folder's own pictures every name is asked, and as many that are absent.
+    """
     import tempfile
 
     from rich.console import Console
     from rich.table import Table
 
     from agent.evaluation import high_resolution_scenes as scenes
+    from agent.evaluation.coco_folder import load_coco
     from agent.training.zoom_scenes import SIZE
+
+    questions: scenes.Questions
+    if images is not None and annotations is not None:
+        taken = scenes.PhotographQuestions(load_coco(images, annotations))
+        questions, most = taken, min(num, len(taken))
+    else:
+        questions, most = scenes.SceneQuestions(artwork), num
 
     async def run(folder: Path) -> dict[str, scenes.WayScores]:
         kept = folder / "sums.json" if sums is None else sums
@@ -230,10 +246,10 @@ def high_resolution(
         if full:
             raised = scenes.with_image_limit(chosen.ready.model, max(SIZE), folder)
             ways["full resolution"] = scenes.Whole(chosen.pipeline(model=str(raised)))
-        questions, scores = scenes.SceneQuestions(artwork), scenes.read_sums(kept, ways)
-        async for done in scenes.compare_ways(questions, ways, scores, num=num):
+        scores = scenes.read_sums(kept, ways)
+        async for done in scenes.compare_ways(questions, ways, scores, num=most):
             scenes.write_sums(kept, scores)
-            typer.echo(f"\r{done} of {num}", err=True, nl=done == num)
+            typer.echo(f"\r{done} of {most}", err=True, nl=done == most)
         return scores
 
     with tempfile.TemporaryDirectory() as folder:
@@ -242,7 +258,7 @@ def high_resolution(
         typer.echo(json.dumps({name: value.as_dict() for name, value in scores.items()}))
         return
     columns, rows = scenes.table_rows(scores)
-    table = Table("figure", *columns, title=f"{num} questions, {chosen.name}")
+    table = Table("figure", *columns, title=f"{most} questions, {chosen.name}")
     for row in rows:
         table.add_row(*row)
     Console().print(table)

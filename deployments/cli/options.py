@@ -221,6 +221,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Last line: one JSON ob
 MarkdownOption = Annotated[bool, typer.Option("--markdown", help="The table as Markdown.")]
 ArtworkOption = Annotated[Path, typer.Option(help="Rendered artwork.")]
 CacheOption = Annotated[Path, typer.Option(help="Where composed sets and results are kept.")]
+PhotographsOption = Annotated[
+    Path | None, typer.Option(help="Folder of pictures in place of composed ones.")
+]
+AnnotationsOption = Annotated[Path | None, typer.Option(help="Their COCO annotation file.")]
 NumOption = Annotated[int, typer.Option(help="Pictures of each set.", min=1)]
 
 DEFAULT_ARTWORK = Path(".artwork")

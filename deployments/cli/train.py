@@ -74,6 +74,9 @@ def pointing(
     own_answers: Annotated[
         Path | None, typer.Option(help="Written by `train own-answers`; asked beside scenes too.")
     ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML with what differs from the usual numbers.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     minutes: Annotated[float, typer.Option(help="Stop then; another run goes on.")] = float("inf"),
     workers: Workers = 1,
@@ -86,9 +89,11 @@ def pointing(
     from agent.training.pointing import PointingRecipe, run
     from deployments.cli.ray_train import launch
 
-    recipe = PointingRecipe() if steps is None else replace(PointingRecipe(), steps=steps)
+    chosen = PointingRecipe() if recipe is None else PointingRecipe.read(recipe)
+    if steps is not None:
+        chosen = replace(chosen, steps=steps)
     work = partial(
-        run, recipe, head.resolve(), directory.resolve(), wordnet=wordnet and wordnet.resolve(),
+        run, chosen, head.resolve(), directory.resolve(), wordnet=wordnet and wordnet.resolve(),
         texts=[folder.resolve() for folder in texts or ()], start=start and start.resolve(),
         evidence=evidence and evidence.resolve(), own_answers=own_answers and own_answers.resolve(),
         minutes=minutes, threads=threads,
