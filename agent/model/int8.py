@@ -13,6 +13,7 @@ from torch import Tensor, nn
 _STEPS = 127
 _LEAST_WEIGHTS = 1 << 15
 """A smaller layer saves nothing that anybody would notice."""
+_ROWS_AT_ONCE = 64
 _FEW_ROWS = 24
 """Up to so many rows PyTorch's own product of bfloat16 with int8 is faster than making the weights
 bfloat16 first (`python -m benchmarks.int8`)."""
@@ -20,9 +21,16 @@ bfloat16 first (`python -m benchmarks.int8`)."""
 
 def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(out, in) weights as int8 and the (out,) float32 scales that they are to be multiplied by."""
-    wide = weight.float()
-    scale = (wide.abs().amax(dim=1) / _STEPS).clamp_min(torch.finfo(torch.float32).tiny)
-    return (wide / scale[:, None]).round().clamp(-_STEPS, _STEPS).to(torch.int8), scale
+    steps = torch.empty_like(weight, dtype=torch.int8)
+    scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
+    # A few rows at a time: whole float32 copies, freed between what is kept, leave holes that a
+    # process of a model's size holds on to.
+    for start in range(0, len(weight), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        wide = weight[rows].float()
+        scale[rows] = (wide.abs().amax(dim=1) / _STEPS).clamp_min(torch.finfo(torch.float32).tiny)
+        steps[rows] = (wide / scale[rows, None]).round().clamp(-_STEPS, _STEPS).to(torch.int8)
+    return steps, scale
 
 
 class Int8Linear(nn.Module):
