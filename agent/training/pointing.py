@@ -249,6 +249,8 @@ def train(
                 scene, writer, questions, dice, recipe.labels_per_scene[part],
                 alone=early, absent=recipe.absent,
             )  # fmt: skip
+            if not len(plan.tree.rows):
+                continue  # Without absent labels, nothing can be asked about a scene of nothing.
             loss, answered = lesson.loss(plan)
             (loss / recipe.scenes_per_step).backward()
             tally["loss"].append(float(loss.detach()))
