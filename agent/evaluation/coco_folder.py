@@ -102,6 +102,17 @@ def load_coco(images: Path, annotations: Path, *, limit: int | None = None) -> C
     return CocoFolder(found, categories, raw, {first - k: name for k, name in enumerate(extra)})
 
 
+def open_coco(images: Path, annotations: Path, *, limit: int | None = None) -> CocoFolder:
+    """The same, every picture looked at: for those who load a model next.
+
+    Raises:
+        SourceError: see `load_coco` and `check_pictures`.
+    """
+    data = load_coco(images, annotations, limit=limit)
+    check_pictures(data)
+    return data
+
+
 def check_pictures(data: CocoFolder) -> None:
     """Open every picture once, so that a long run does not end at a broken one.
 

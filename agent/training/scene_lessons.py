@@ -174,7 +174,7 @@ class Lesson:
             for number, kind in enumerate(plan.kinds)
             if kind != _TURN
         ]
-        return (losses * weights).sum() / weights.sum().clamp(min=1e-6), answered
+        return (losses * weights).sum() / weights.sum(), answered
 
 
 def draw_lesson(

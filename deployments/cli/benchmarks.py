@@ -331,15 +331,13 @@ def proposals(
 
 def _photographs(images: Path | None, annotations: Path | None, num: int) -> CocoFolder | None:
     """The first pictures of a COCO folder, if one is given."""
-    from agent.evaluation.coco_folder import check_pictures, load_coco
+    from agent.evaluation.coco_folder import open_coco
 
     if (images is None) != (annotations is None):
         raise typer.BadParameter("give --images and --annotations, or neither")
     if images is None or annotations is None:
         return None
-    data = load_coco(images, annotations, limit=num)
-    check_pictures(data)
-    return data
+    return open_coco(images, annotations, limit=num)
 
 
 @takes_model
@@ -354,13 +352,12 @@ def evidence(
     """Experiment: what is read from the detector alone, the classifier alone, and both."""
     import tempfile
 
-    from agent.evaluation.coco_folder import check_pictures, load_coco
+    from agent.evaluation.coco_folder import open_coco
     from agent.evaluation.detection import evaluate_detection
     from agent.evaluation.evidence_study import PARTS, with_silent
     from agent.evaluation.tally import Estimate
 
-    data = load_coco(images, annotations, limit=limit)
-    check_pictures(data)
+    data = open_coco(images, annotations, limit=limit)
     model, rows = find_model(chosen.ready.model).path, {}
     for name, silent in PARTS.items():
         with tempfile.TemporaryDirectory() as folder:

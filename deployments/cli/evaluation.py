@@ -49,11 +49,10 @@ def detection(
     from rich.console import Console
     from rich.table import Table
 
-    from agent.evaluation.coco_folder import check_pictures, load_coco
+    from agent.evaluation.coco_folder import open_coco
     from agent.evaluation.detection import as_dict, evaluate_detection
 
-    data = load_coco(images, annotations, limit=limit)
-    check_pictures(data)
+    data = open_coco(images, annotations, limit=limit)
     if protocol.is_published(chosen):
         from agent.evaluation.published import evaluate_published_detection
         from agent.evaluation.report import print_figures
@@ -95,12 +94,11 @@ def words(
     as_json: JsonOption = False,
 ) -> None:
     """Ask for the same things in other words, and for many at once: are the answers the same?"""
-    from agent.evaluation.coco_folder import check_pictures, load_coco
+    from agent.evaluation.coco_folder import open_coco
     from agent.evaluation.report import print_figures
     from agent.evaluation.words import evaluate_words, num_present_ways, questions
 
-    data = load_coco(images, annotations, limit=limit)
-    check_pictures(data)
+    data = open_coco(images, annotations, limit=limit)
     asked = questions(data, labels=labels, seed=seed)
     number = num_present_ways(asked)
     if number < _LEAST_SPELLINGS:
@@ -228,12 +226,12 @@ def high_resolution(
     from rich.table import Table
 
     from agent.evaluation import high_resolution_scenes as scenes
-    from agent.evaluation.coco_folder import load_coco
+    from agent.evaluation.coco_folder import open_coco
     from agent.training.zoom_scenes import SIZE
 
     questions: scenes.Questions
     if images is not None and annotations is not None:
-        taken = scenes.PhotographQuestions(load_coco(images, annotations))
+        taken = scenes.PhotographQuestions(open_coco(images, annotations))
         questions, most = taken, min(num, len(taken))
     else:
         questions, most = scenes.SceneQuestions(artwork), num

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deployments.streams.buffers import Change
 from groundstream.cameras.delivery import SinkAway
 from groundstream.cameras.outbox import Waiting
 from groundstream.cameras.records import event_record
@@ -80,7 +81,7 @@ class EventLog:
         self._by_id: dict[str, LoggedEvent] = {}
         self._num_kept = 0
         self._last = 0
-        self._changed = asyncio.Event()
+        self._change = Change()
         self._file: JsonLines | None = None
         self._unwritten: deque[Waiting] = deque()
         self._has_unwritten = asyncio.Event()
@@ -108,9 +109,7 @@ class EventLog:
                     self._unwritten.popleft()
                     self.num_unwritten += 1
                 self._has_unwritten.set()
-            # An event of its own for every change: who waits on the old one is woken once.
-            self._changed.set()
-            self._changed = asyncio.Event()
+            self._change.happened()
 
     def newest(
         self, most: int, *, before: int | None = None, camera: str = "", kind: str = ""
@@ -137,7 +136,6 @@ class EventLog:
         """What is told from here on, as it comes; what one is too slow for comes in one piece."""
         seen = self._last
         while True:
-            changed = self._changed
             if self._last > seen:
                 news = sorted(
                     (event for queue in self._cameras.values() for event in _since(queue, seen)),
@@ -146,7 +144,7 @@ class EventLog:
                 seen = self._last
                 yield news
             else:
-                await changed.wait()
+                await self._change.wait()
 
     async def write(self) -> None:
         """Add what is told to the file, until closed; a disk that takes nothing is tried again."""

@@ -12,18 +12,34 @@ _MAX_PICTURES = 64
 _MAX_BYTES = 33_554_432
 
 
+class Change:
+    """Something that happens again and again; whoever waits is woken once, by the next time."""
+
+    def __init__(self) -> None:
+        self._next = asyncio.Event()
+
+    def happened(self) -> None:
+        """Wake all who wait now."""
+        self._next.set()
+        self._next = asyncio.Event()
+
+    async def wait(self) -> None:
+        """Until it happens the next time."""
+        await self._next.wait()
+
+
 class LatestValue(Generic[T]):
     """One value, replaced by every newer one; each reader sees what it has time for."""
 
     def __init__(self) -> None:
         self._value: T | None = None
-        self._changed = asyncio.Event()
+        self._change = Change()
         self._is_over = False
 
     def put(self, value: T) -> None:
         """A newer one."""
         self._value = value
-        self._wake()
+        self._change.happened()
 
     def forget(self) -> None:
         """Readers who come now wait for the next."""
@@ -32,23 +48,17 @@ class LatestValue(Generic[T]):
     def close(self) -> None:
         """No more will come; readers end."""
         self._is_over = True
-        self._wake()
+        self._change.happened()
 
     async def values(self) -> AsyncGenerator[T, None]:
         """What there is and every newer one that is still the latest when asked for."""
         last = None
         while not self._is_over:
-            changed = self._changed
             if self._value is not None and self._value is not last:
                 last = self._value
                 yield last
             else:
-                await changed.wait()
-
-    def _wake(self) -> None:
-        # An event of its own for every change: a reader that waits on the old one is woken once.
-        self._changed.set()
-        self._changed = asyncio.Event()
+                await self._change.wait()
 
 
 class PictureBuffer:
