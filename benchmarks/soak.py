@@ -50,8 +50,10 @@ _REDIS_EVERY_S = 25.0
 _REDIS_AWAY_S = 3.0
 _KILL_EVERY_S = 30.0
 _JUDGED_FROM_S = 600.0
-_CACHE_BYTES = 32_000_000
-"""Of prefixes, and of features in memory. Full within minutes: a cache that fills is no leak."""
+_PREFIX_BYTES = 32_000_000
+_FEATURE_BYTES = 8_000_000
+"""Bounds of the language replica's caches: small, so that both are full within minutes. A cache
+that fills is no leak."""
 _WARM_UP_S = 60.0
 """Of a process's own life."""
 _MOST_GROWTH = 1.0
@@ -241,9 +243,9 @@ class Soak:
         args["cache"] |= {
             "url": f"redis://127.0.0.1:{self._redis_port}",
             "max_retry_after_s": 1.0,
-            "memory_bytes": _CACHE_BYTES,
+            "memory_bytes": _FEATURE_BYTES,
         }
-        args.setdefault("engine", {})["prefix_bytes"] = _CACHE_BYTES
+        args.setdefault("engine", {})["prefix_bytes"] = _PREFIX_BYTES
         args["observe"]["metrics_port"] = free_port()
         args["stream"]["stats_interval_s"] = 1.0
         path = self._folder / "serve_config.yaml"
