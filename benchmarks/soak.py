@@ -6,9 +6,10 @@
 Clients of all kinds (benchmarks/soak_clients.py) come and go while Redis is restarted and, in the
 first third, replicas are killed. Afterwards: every stream's books closed, nothing is left open or
 in flight, no log holds an unhandled exception, and what the service's processes hold grew by less
-than 1 MB a minute. What counts is the least that each held in every minute: messages of 17 MB come
-and go. A process's first five minutes, in which its caches and its allocator fill, do not count,
-and less than ten minutes after that are not judged. Ends in one JSON line.
+than 1 MB a minute. What counts is the least that each held in the earlier and in the later half of
+what is judged: messages of 17 MB come and go. A process's first five minutes, in which its caches
+and its allocator fill, do not count, and less than ten minutes after that are not judged. Ends in
+one JSON line.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import yaml
 from rich.console import Console
@@ -98,14 +98,20 @@ class Growth:
         }
 
     def slopes(self, since_s: float) -> dict[str, tuple[float, float]]:
-        """MB a minute of each process after its warm-up, and over how many seconds."""
+        """MB a minute of each process after its warm-up, and over how many seconds.
+
+        The least of the later half over the least of the earlier half: what comes back is not lost.
+        """
         found = {}
         for pid, series in self.series.items():
             least = least_of_each_minute(series, max(since_s, series[0][0] + _WARM_UP_S))
-            if len(least) >= 4:
-                times, sizes = np.array(least).T
-                slope = 60.0 * float(np.polyfit(times - times[0], sizes, 1)[0])
-                found[f"{self.names[pid]} {pid}"] = (slope, float(times[-1] - times[0]))
+            if half := len(least) // 2:
+                sizes = [size for _, size in least]
+                grown = min(sizes[-half:]) - min(sizes[:half])
+                between_s = least[-half][0] - least[0][0]
+                found[f"{self.names[pid]} {pid}"] = (
+                    60.0 * grown / between_s, least[-1][0] - least[0][0]
+                )  # fmt: skip
         return found
 
 
