@@ -152,8 +152,8 @@ class MetricsPage:
         whose = str(peer[0]) if peer else ""
         with contextlib.suppress(OSError, TimeoutError, Overloaded, asyncio.IncompleteReadError):
             try:
-                async with asyncio.timeout(_READ_S):
-                    await self._readers.run(whose, self._answer(reader, writer))
+                async with asyncio.timeout(_READ_S), self._readers.taken((whose,)):
+                    await self._answer(reader, writer)
             except (asyncio.LimitOverrunError, UnicodeDecodeError):
                 pass
             finally:
