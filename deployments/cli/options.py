@@ -14,6 +14,7 @@ import typer
 
 from agent.devices import checked_device
 from agent.model_directory import DEFAULT_MODEL, display_name
+from agent.zoom_policy import ZoomPolicy
 
 if TYPE_CHECKING:
     from agent.chosen_model import ChosenModel
@@ -214,6 +215,13 @@ class Protocol(StrEnum):
 ProtocolOption = Annotated[
     Protocol,
     typer.Option(help="Words and scores: those of VLM-FO1's authors, or this project's own."),
+]
+PolicyOption = Annotated[
+    ZoomPolicy,
+    typer.Option("--zoom", help="Look again at a part of the picture.", case_sensitive=False),
+]
+TokensOption = Annotated[
+    int | None, typer.Option("--zoom-tokens", help="Vision tokens of second looks.", min=1)
 ]
 ImagesOption = Annotated[Path, typer.Option(help="Folder of the pictures.")]
 LimitOption = Annotated[int | None, typer.Option(help="Only the first pictures.", min=1)]
