@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from agent.settings import ServiceSettings, VideoSettings
+from deployments.streams.video_decoding import DecodingThreads
 from groundstream import aio
 from groundstream.conversions import format_to_message, packet_to_message
 from groundstream.events import StreamError, StreamStats
@@ -128,17 +129,16 @@ async def spoken(
 
 
 @contextlib.contextmanager
-def held_decoding(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def held_decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No packet is decoded before this ends."""
     released = asyncio.Event()
-    threads = service.agent.decoding
-    decode = threads.run
+    decode = DecodingThreads.run
 
-    async def run(tenant: str, work: Callable[[], object]) -> object:
+    async def run(threads: DecodingThreads, work: Callable[[], object]) -> object:
         await released.wait()
-        return await decode(tenant, work)
+        return await decode(threads, work)
 
-    monkeypatch.setattr(threads, "run", run)
+    monkeypatch.setattr(DecodingThreads, "run", run)
     yield
     released.set()
 

@@ -141,7 +141,7 @@ async def test_packets_that_came_while_paused_are_superseded_however_late_they_a
     service: Service, plain: list[OutgoingPacket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with spoken(service) as wire:
-        with held_decoding(service, monkeypatch):
+        with held_decoding(monkeypatch):
             await wire.start(plain[0])
             await wire.call.write(pb.WatchRequest(pause=pb.Pause()))
             for packet in plain[:5]:
@@ -163,7 +163,7 @@ async def test_behind_a_key_frame_supersedes_those_before_it(
     for priority, results in ((FramePriority.NORMAL, [0, 30]), (FramePriority.HIGH, None)):
         async with spoken(service, StreamPolicy()) as wire:
             before = service.metrics.totals().frames_received
-            with held_decoding(service, monkeypatch):
+            with held_decoding(monkeypatch):
                 await wire.start(plain[0])
                 for number, packet in enumerate(plain[:31], 1):
                     high = packet.sequence == 20
@@ -185,7 +185,7 @@ async def test_too_many_packets_that_wait_are_refused(
 ) -> None:
     packets = packets_of(write_clip(tmp_path / "a.mp4", 100, every=90))
     async with spoken(service) as wire:
-        with held_decoding(service, monkeypatch):
+        with held_decoding(monkeypatch):
             await wire.start(packets[0])
             for number, packet in enumerate(packets[:75], 1):
                 await wire.send(packet, number)
