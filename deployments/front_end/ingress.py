@@ -367,7 +367,6 @@ class Ingress:
     def _observed(self, model: str, access: Access) -> Sources:
         return Sources(
             metrics=self._metrics,
-            cache=lambda: self._metrics.cache,
             strain=lambda: self._agent.scheduler.keyframes.strain,
             num_unauthenticated=lambda: access.num_refused,
             is_ready=lambda: self._is_ready,

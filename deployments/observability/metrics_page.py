@@ -46,7 +46,6 @@ class Sources:
     """Where a front end's numbers come from."""
 
     metrics: ServiceMetrics
-    cache: Callable[[], CacheStats]
     strain: Callable[[], float]
     """0..1, see `deployments.streams.scheduler`."""
     num_unauthenticated: Callable[[], int]
@@ -75,7 +74,7 @@ class FrontEndCollector(Collector):
         yield from self._frames()
         yield from _stages(tuple(sources.metrics.meters))
         yield from _writing(sources.metrics.meters.writing)
-        yield from _cache(sources.cache())
+        yield from _cache(sources.metrics.cache)
 
     def _frames(self) -> Iterator[Metric]:
         totals = dataclasses.asdict(self._sources.metrics.totals())
