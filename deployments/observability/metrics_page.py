@@ -201,38 +201,27 @@ def _http(status: str, kind: str, body: bytes) -> bytes:
 
 
 def _stages(meters: Sequence[StageMeter]) -> Iterator[Metric]:
-    def by_stage(kind: Any, name: str, text: str, value: Callable[[StageMeter], float]) -> Any:
-        family = kind(_PREFIX + name, text, labels=["stage"])
+    numbers: tuple[tuple[type[Any], str, str, Callable[[StageMeter], float]], ...] = (
+        (CounterMetricFamily, "calls", "Calls answered", lambda m: m.counts.num_done),
+        (CounterMetricFamily, "refused", "Calls refused as hopeless or for a full queue",
+         lambda m: m.counts.num_refused),
+        (CounterMetricFamily, "call_seconds", "Waited for answers, with the way there and back",
+         lambda m: m.counts.call_s),
+        (GaugeMetricFamily, "in_flight", "Calls under way", lambda m: m.counts.in_flight),
+        (GaugeMetricFamily, "expected_seconds", "What one more call would take",
+         StageMeter.expected_s),
+        (GaugeMetricFamily, "replicas", "Replicas that answered in the last minute",
+         lambda m: len(m.replicas())),
+        (GaugeMetricFamily, "rss_bytes", "Resident memory of the largest replica",
+         lambda m: max((memory.rss_bytes for memory in m.replicas()), default=0)),
+        (GaugeMetricFamily, "device_bytes", "Device memory of the largest replica",
+         lambda m: max((memory.device_bytes for memory in m.replicas()), default=0)),
+    )  # fmt: skip
+    for kind, name, text, number in numbers:
+        family = kind(f"{_PREFIX}stage_{name}", text, labels=["stage"])
         for meter in meters:
-            family.add_metric([meter.name], value(meter))
-        return family
-
-    counter, gauge = CounterMetricFamily, GaugeMetricFamily
-    yield by_stage(counter, "stage_calls", "Calls answered", lambda m: m.counts.num_done)
-    yield by_stage(
-        counter, "stage_refused", "Calls refused as hopeless or for a full queue",
-        lambda m: m.counts.num_refused,
-    )  # fmt: skip
-    yield by_stage(
-        counter, "stage_call_seconds", "Waited for answers, with the way there and back",
-        lambda m: m.counts.call_s,
-    )  # fmt: skip
-    yield by_stage(gauge, "stage_in_flight", "Calls under way", lambda m: m.counts.in_flight)
-    yield by_stage(
-        gauge, "stage_expected_seconds", "What one more call would take", StageMeter.expected_s
-    )
-    yield by_stage(
-        gauge, "stage_replicas", "Replicas that answered in the last minute",
-        lambda m: len(m.replicas()),
-    )  # fmt: skip
-    yield by_stage(
-        gauge, "stage_rss_bytes", "Resident memory of the largest replica",
-        lambda m: max((memory.rss_bytes for memory in m.replicas()), default=0),
-    )  # fmt: skip
-    yield by_stage(
-        gauge, "stage_device_bytes", "Device memory of the largest replica",
-        lambda m: max((memory.device_bytes for memory in m.replicas()), default=0),
-    )  # fmt: skip
+            family.add_metric([meter.name], number(meter))
+        yield family
     spreads: tuple[tuple[str, str, Callable[[StageMeter], Histogram]], ...] = (
         ("queue_seconds", "In the line before the stage", lambda m: m.queue_times),
         ("compute_seconds", "Computing", lambda m: m.compute_times),
