@@ -138,24 +138,21 @@ def _options(
     """Options that belong to no command."""
 
 
-class _Command(TyperCommand):
-    """A command whose help shows no type beside flags, which take no value."""
+class _PlainFlags:
+    """Help shows no type beside flags, which take no value."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """See the base class."""
-        return _without_type_of_flags(super().get_params(ctx))
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False) and param.metavar is None:
+                param.metavar = ""
+        return params
 
 
-class _Group(TyperGroup):
-    """As `_Command`."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """See the base class."""
-        return _without_type_of_flags(super().get_params(ctx))
+class _Command(_PlainFlags, TyperCommand):
+    """A command."""
 
 
-def _without_type_of_flags(params: list[Any]) -> list[Any]:
-    for param in params:
-        if getattr(param, "is_flag", False) and param.metavar is None:
-            param.metavar = ""
-    return params
+class _Group(_PlainFlags, TyperGroup):
+    """A group of commands."""
