@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from agent.frame import Frame, FrameLimits, frame_from_rgb
 from agent.settings import VideoSettings
+from agent.tenant_share import most_of_one
 from agent.video_packets import VideoShape, check_slices, read_packet
 from groundstream.enums import VideoCodec
 from groundstream.errors import (
@@ -90,12 +91,12 @@ class DecodedFrame:
 class DecoderMemory:
     """What the decoders of all streams may hold, given out before it is used.
 
-    One owner gets at most three quarters of it, so that the next finds some.
+    One owner gets at most its share of it, see `agent.tenant_share.most_of_one`.
     """
 
     def __init__(self, num_bytes: int) -> None:
         self._left = num_bytes
-        self._most_each = num_bytes * 3 // 4
+        self._most_each = most_of_one(num_bytes)
         self._taken: Counter[str] = Counter()
         self._lock = threading.Lock()
 

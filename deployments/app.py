@@ -20,7 +20,6 @@ from agent.model_directory import has_auxiliary_encoder
 from agent.settings import DeploymentSettings, ServiceSettings, with_environment
 from deployments.front_end.ingress import Ingress
 from deployments.stages.language import Language
-from deployments.stages.requests import revision_of
 from deployments.stages.vision import AuxiliaryEncoder, PrimaryEncoder, Proposal
 from groundstream.errors import SettingsError
 
@@ -49,40 +48,25 @@ def bind(settings: ServiceSettings, deployments: Sequence[DeploymentSettings]) -
         plain: Any = serve.deployment(cls)
         return plain.options(**options.pop(cls.__name__, {}))
 
-    def stage(cls: type[Any], name: str, **options: object) -> Any:
-        return deployment(cls).bind(
-            getattr(settings.stages, name),
-            settings.model,
-            settings.device,
-            getattr(settings.num_threads, name),
-            model_revision=revision_of(settings),
-            hang_s=settings.stream.stage_hang_s,
-            log_format=settings.observe.log_format,
-            **options,
-        )
-
     # One that the model does not have needs no numbers.
     auxiliary = has_auxiliary_encoder(settings.model)
     if not auxiliary:
         options.pop(AuxiliaryEncoder.__name__, None)
-    batches = {"max_batch_frames": settings.max_batch_frames}
     weights = {"dtype": settings.dtype}
-    encoder = {**batches, **weights, "compiled": settings.compiled}
+    encoder = {**weights, "compiled": settings.compiled}
     # Fakes and stages that know nothing of it are not told.
     published = {"as_published": True} if settings.as_published else {}
 
-    proposal = stage(Proposal, "proposal", network=settings.proposal_network, **batches,
-                     **published)  # fmt: skip
+    proposal = deployment(Proposal).bind(settings, network=settings.proposal_network, **published)
     language = (
         deployment(Language)
         .options(request_router_config=RequestRouterConfig(request_router_class=_BY_FRAME))
         .bind(
-            settings.stages.language,
             settings,
             proposal=proposal,
-            primary_encoder=stage(PrimaryEncoder, "primary_encoder", **encoder, **published),
+            primary_encoder=deployment(PrimaryEncoder).bind(settings, **encoder, **published),
             auxiliary_encoder=(
-                stage(AuxiliaryEncoder, "auxiliary_encoder", **encoder) if auxiliary else None
+                deployment(AuxiliaryEncoder).bind(settings, **encoder) if auxiliary else None
             ),
             engine=settings.engine,
             **weights,

@@ -11,6 +11,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from agent.tenant_share import most_of_one
 from groundstream.errors import Overloaded
 
 
@@ -28,11 +29,10 @@ class FairQueue:
 
         Args:
             num_at_once: places.
-            most_each: of one owner's at most; None: three quarters of all places, so that some are
-                left for the next owner where those that are taken free up slowly.
+            most_each: of one owner's at most; None: see `agent.tenant_share.most_of_one`.
         """
         self._num_at_once = num_at_once
-        self._most_each = max(1, num_at_once * 3 // 4) if most_each is None else most_each
+        self._most_each = most_of_one(num_at_once) if most_each is None else most_each
         self._under_way: Counter[str] = Counter()
         self._lines: OrderedDict[str, deque[_Waiting]] = OrderedDict()
 

@@ -17,7 +17,7 @@ PARTS = {
     "values": "frame detections features frame_summary errors checked_settings settings "
     "server_settings stage_settings urgency prompts answer_rules model_directory hub chosen_model "
     "model_identity base_package interrupts started_tasks written_text devices clock "
-    "picture_cost video_packets video_decoder",
+    "picture_cost tenant_share video_packets video_decoder",
     "pipeline": "pipeline paging parsing carried_answers single_flight stages",
     "region cache": "region_cache feature_codec redis_connection",
     "quotas": "quotas",

@@ -16,7 +16,7 @@ from deployments.observability.metrics import ServiceMetrics
 from deployments.stages.language import Language
 from deployments.stages.remote_pipeline import RemotePipeline
 from deployments.stages.requests import revision_of
-from deployments.stages.vision import AuxiliaryEncoder, PrimaryEncoder, Proposal
+from deployments.stages.vision import AuxiliaryEncoder, PrimaryEncoder, Proposal, StageReplica
 
 _FAKES = "tests.fakes"
 
@@ -152,24 +152,23 @@ def remote_pipeline(
     models = models or [revision] * 4
     settings = dataclasses.replace(
         settings,
-        stages=StageFactories(language=f"{_FAKES}:FakeLanguage"),
+        stages=StageFactories(
+            proposer, primary_encoder, f"{_FAKES}:FakeAuxiliaryEncoder", f"{_FAKES}:FakeLanguage"
+        ),
         stream=dataclasses.replace(settings.stream, overlap_stages=overlap),
     )
 
-    def handle(kind: type[Any], factory: str, model: str) -> Handle:
-        return Handle(kind(factory, "", "cpu", 1, model_revision=model))
+    def handle(kind: type[StageReplica], model: str) -> Handle:
+        replica = kind(settings)
+        replica._model_revision = model
+        return Handle(replica)
 
     vision = [
-        handle(Proposal, proposer, models[0]),
-        handle(PrimaryEncoder, primary_encoder, models[1]),
-        handle(AuxiliaryEncoder, f"{_FAKES}:FakeAuxiliaryEncoder", models[2])
-        if has_auxiliary_encoder
-        else None,
+        handle(Proposal, models[0]),
+        handle(PrimaryEncoder, models[1]),
+        handle(AuxiliaryEncoder, models[2]) if has_auxiliary_encoder else None,
     ]
-    languages = [
-        Language(settings.stages.language, settings, *vision)  # type: ignore[arg-type]
-        for _ in range(num_languages)
-    ]
+    languages = [Language(settings, *vision) for _ in range(num_languages)]  # type: ignore[arg-type]
     for language in languages:
         language._model_revision = models[3]
     return ServiceHere(metrics, vision, Handle(*languages), revision)

@@ -17,8 +17,8 @@ from agent.region_cache import MemoryRegionCache
 from agent.settings import ServerSettings, ServiceSettings, StreamSettings
 from agent.streaming.session_store import MemorySessionStore, SessionStore
 from deployments.front_end.access import open_access
-from deployments.front_end.ingress import VisionAgent
 from deployments.front_end.server import drain_server, open_server
+from deployments.front_end.vision_agent import VisionAgent
 from deployments.observability.metrics import ServiceMetrics
 from deployments.observability.tracing import Tracing
 from deployments.wire.message_bounds import Counts

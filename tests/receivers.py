@@ -11,20 +11,11 @@ import socket
 import socketserver
 import struct
 import threading
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Record = dict[str, Any]
-
-
-def until(condition: Callable[[], object], limit_s: float = 30.0) -> None:
-    """Wait for something that another thread or process does."""
-    deadline_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
 
 
 def free_port() -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from agent.detections import FloatArray
 from agent.evaluation.coco_folder import CocoFolder, CocoImage
 from agent.evaluation.composed_sets import ComposedSet
-from agent.evaluation.detection import AskedLabels, DetectionCounts, arguable_names
+from agent.evaluation.detection import AskedLabels, DetectionCounts
 from agent.evaluation.tally import Estimate
 from agent.frame import Frame, load_frame
 from agent.pipeline import Grounding, Pipeline
@@ -99,8 +99,7 @@ async def _measured(
     counts: dict[str, DetectionCounts] = {}
     rng = np.random.default_rng(0)
     for image in data.images:
-        arguable = arguable_names(image, data)
-        asked = AskedLabels.draw(image, data, rng, most=_MOST_LABELS, arguable=arguable)
+        asked = AskedLabels.draw(image, data, rng, most=_MOST_LABELS)
         frame = load_frame(image.path)
         # Up to 100 boxes, paging changes nothing: asked once, not answered from the cache.
         done: dict[bytes, tuple[Grounding, float]] = {}

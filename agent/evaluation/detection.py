@@ -105,20 +105,21 @@ class AskedLabels:
         *,
         every_label: bool = False,
         most: int | None = None,
-        arguable: frozenset[str] = frozenset(),
+        arguable: bool = False,
     ) -> AskedLabels:
         """What is there (at most `most`, at random) and as much, or all, that is not.
 
-        Absent names come from the image's own list where it has one. From the file's other names
-        those that are `arguable`, because something there may rightly be called so, are not drawn.
+        Absent names come from the image's own list where it has one. Of the file's other names
+        those by which something there may rightly be called are drawn only if `arguable` says so.
         """
         present = sorted(set(image.category))
         pool = sorted(set(data.categories) - set(present))
         if image.absent and not every_label:
             pool = sorted(data.numbers_of(image.absent))
         elif not every_label:
+            names = frozenset() if arguable else arguable_names(image, data)
             pool = [category for category in pool if category not in image.crowds]
-            pool = [category for category in pool if data.categories[category] not in arguable]
+            pool = [category for category in pool if data.categories[category] not in names]
         if most is not None and len(present) > most:
             present = sorted(rng.choice(present, size=most, replace=False).tolist())
         num_absent = len(pool) if every_label else min(len(present), len(pool))
@@ -227,8 +228,7 @@ async def evaluate_detection(
     counts.least_confidence = pipeline.rules.least_confidence
     rng = np.random.default_rng(seed)
     for image in data.images:
-        arguable = frozenset() if every_label else arguable_names(image, data)
-        asked = AskedLabels.draw(image, data, rng, every_label=every_label, arguable=arguable)
+        asked = AskedLabels.draw(image, data, rng, every_label=every_label)
         frame = load_frame(image.path)
         started = time.perf_counter()
         tasks = asked.tasks(data, least_confidence=LEAST_RANKED)

@@ -19,7 +19,7 @@ import numpy as np
 
 from agent.detections import FloatArray
 from agent.evaluation.coco_folder import CocoFolder
-from agent.evaluation.detection import AskedLabels, arguable_names, match_count
+from agent.evaluation.detection import AskedLabels, match_count
 from agent.features import FrameFeatures
 from agent.frame import Frame, frame_from_rgb, load_frame
 from agent.model_directory import find_model
@@ -197,9 +197,7 @@ class PhotographQuestions:
         self._asked = [
             (image, category)
             for image in data.images
-            for category in AskedLabels.draw(
-                image, data, rng, arguable=arguable_names(image, data)
-            ).categories
+            for category in AskedLabels.draw(image, data, rng).categories
         ]
         self._frame = functools.lru_cache(maxsize=1)(load_frame)
 

@@ -19,7 +19,7 @@ from agent.detections import FloatArray, Proposals, box_iou, select_proposals
 from agent.evaluation.asking import Picture, ask_all
 from agent.evaluation.average_precision import only_images, resampled_precision
 from agent.evaluation.coco_folder import CocoFolder, CocoImage
-from agent.evaluation.detection import LEAST_RANKED, AskedLabels, DetectionCounts, arguable_names
+from agent.evaluation.detection import LEAST_RANKED, AskedLabels, DetectionCounts
 from agent.evaluation.tally import Estimate
 from agent.frame import load_frame
 from agent.pipeline import Pipeline
@@ -135,10 +135,7 @@ async def measure_source(
     what the model makes of them."""
     images = {str(image.image_id): image for image in data.images}
     rng = np.random.default_rng(0)
-    asked = {
-        name: AskedLabels.draw(image, data, rng, arguable=arguable_names(image, data))
-        for name, image in images.items()
-    }
+    asked = {name: AskedLabels.draw(image, data, rng) for name, image in images.items()}
     known = {} if source.boxes is None else {n: source.boxes(i) for n, i in images.items()}
     tasks = {name: one.tasks(data, least_confidence=LEAST_RANKED) for name, one in asked.items()}
     pictures = [

@@ -109,7 +109,8 @@ class Questions:
             list(names), sorted(data.categories.values()), settings.num_yes_no, rng
         )
         return cls(
-            AskedLabels.draw(image, data, rng),
+            # What it asked before stays comparable.
+            AskedLabels.draw(image, data, rng, arguable=True),
             tuple(referring),
             tuple((name, len(places[name])) for name in counted),
             tuple((turn.question, turn.answer == "yes") for turn in turns),

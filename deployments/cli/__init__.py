@@ -21,12 +21,10 @@ if TYPE_CHECKING:
 def build_app() -> typer.Typer:
     """All commands under one name."""
     from deployments.cli import (
-        ask,
         benchmarks,
-        cameras,
         client,
-        console,
         evaluation,
+        experiments,
         ground,
         model,
         service,
@@ -37,11 +35,11 @@ def build_app() -> typer.Typer:
         "Find named things in pictures and video streams.",
         {
             "ground": ground.ground,
-            "ask": ask.ask,
+            "ask": ground.ask,
             "watch": client.watch,
-            "cameras": cameras.cameras,
+            "cameras": client.cameras,
             "serve": service.serve,
-            "console": console.console,
+            "console": client.console,
             "health": client.health,
             "doctor": service.doctor,
             "key": service.key,
@@ -59,9 +57,9 @@ def build_app() -> typer.Typer:
                 "tracking": evaluation.tracking,
                 "video": evaluation.video,
                 "high-resolution": evaluation.high_resolution,
-                "vstar": ask.vstar,
-                "hrbench": ask.hrbench,
-                "mme-realworld": ask.mme_realworld,
+                "vstar": benchmarks.vstar,
+                "hrbench": benchmarks.hrbench,
+                "mme-realworld": benchmarks.mme_realworld,
                 "odinw": benchmarks.odinw,
                 "ovdeval": benchmarks.ovdeval,
                 "refcoco": benchmarks.refcoco,
@@ -74,12 +72,12 @@ def build_app() -> typer.Typer:
                 "mmbench": benchmarks.multiple_choice,
                 "mmstar": benchmarks.multiple_choice,
                 "pope": benchmarks.pope,
-                "compose": benchmarks.compose,
-                "suite": benchmarks.suite,
-                "proposals": benchmarks.proposals,
-                "clutter": benchmarks.clutter,
-                "evidence": benchmarks.evidence,
-                "answers": benchmarks.answers,
+                "compose": evaluation.compose,
+                "suite": evaluation.suite,
+                "proposals": experiments.proposals,
+                "clutter": experiments.clutter,
+                "evidence": experiments.evidence,
+                "answers": experiments.answers,
             },
         ),
         "model": _group(
@@ -140,24 +138,21 @@ def _options(
     """Options that belong to no command."""
 
 
-class _Command(TyperCommand):
-    """A command whose help shows no type beside flags, which take no value."""
+class _PlainFlags:
+    """Help shows no type beside flags, which take no value."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """See the base class."""
-        return _without_type_of_flags(super().get_params(ctx))
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False) and param.metavar is None:
+                param.metavar = ""
+        return params
 
 
-class _Group(TyperGroup):
-    """As `_Command`."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """See the base class."""
-        return _without_type_of_flags(super().get_params(ctx))
+class _Command(_PlainFlags, TyperCommand):
+    """A command."""
 
 
-def _without_type_of_flags(params: list[Any]) -> list[Any]:
-    for param in params:
-        if getattr(param, "is_flag", False) and param.metavar is None:
-            param.metavar = ""
-    return params
+class _Group(_PlainFlags, TyperGroup):
+    """A group of commands."""

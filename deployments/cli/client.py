@@ -1,4 +1,4 @@
-"""Commands that talk to a running service: watch, health."""
+"""Commands that talk to a running service: watch, cameras, console, health."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import asyncio
 import contextlib
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deployments.cli.options import (
+    StopWithParentOption,
     TlsCaOption,
     TlsCertificateOption,
     TlsKeyOption,
     TokenFileOption,
 )
 from groundstream.types import DEFAULT_TARGET
+
+if TYPE_CHECKING:
+    from groundstream.channel import TlsOptions
 
 
 def watch(
@@ -107,7 +111,7 @@ def watch(
     from deployments.local.event_file import EventFile
     from deployments.local.watch import watch_source
     from groundstream import aio
-    from groundstream.channel import TlsOptions, find_token
+    from groundstream.channel import find_token
     from groundstream.event_detector import EventDetector
     from groundstream.locations import shown_location
     from groundstream.types import AnswerMode, StreamPolicy
@@ -121,10 +125,7 @@ def watch(
 
     mode = AnswerMode.GROUND if every_frame else AnswerMode.FOLLOW
     policy = StreamPolicy(mode=mode, max_age_ms=max_age_ms)
-    tls = None
-    if tls_ca is not None or tls_certificate is not None:
-        tls = TlsOptions(tls_ca, tls_certificate, tls_key)
-    token = find_token(token_file)
+    tls, token = _tls(tls_ca, tls_certificate, tls_key), find_token(token_file)
 
     async def run(event_file: EventFile | None) -> None:
         async with aio.Client(target, tls=tls, token=token) as client:
@@ -151,6 +152,95 @@ def watch(
         asyncio.run(run(event_file))
 
 
+def cameras(
+    file: Annotated[
+        Path,
+        typer.Argument(help="Says which cameras, what to look for and whom to tell (.yaml)."),
+    ],
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say what is wrong with the file.")
+    ] = False,
+) -> None:
+    """Watch many cameras and tell others what happens; docs/cameras.md describes the file.
+
+    Goes on until it is stopped, or until all sources have ended. The file is read again when it
+    changes. Exit status 2: the file, or something that it names, cannot be used.
+    """
+    from groundstream.cameras.command import check_cameras, run_cameras
+
+    if check:
+        typer.echo(check_cameras(file))
+    else:
+        run_cameras(file)
+
+
+def console(
+    target: Annotated[
+        str, typer.Option(help="The service, host:port; start one with `groundstream serve`.")
+    ] = DEFAULT_TARGET,
+    host: Annotated[str, typer.Option(help="Address to show the page on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Its port.", min=1, max=65535)] = 8080,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Stream this camera or video while it runs; may be said again."),
+    ] = None,
+    query: Annotated[
+        list[str] | None, typer.Option(help="What to look for in it; may be said again.")
+    ] = None,
+    cameras: Annotated[
+        Path | None,
+        typer.Option(help="Stream the cameras of this file (docs/cameras.md), zones and all."),
+    ] = None,
+    zones: Annotated[
+        Path | None,
+        typer.Option(help="Keep zones and lines in this file (.yaml); else while it runs."),
+    ] = None,
+    events: Annotated[
+        Path | None,
+        typer.Option(help="Also add events to this file, one JSON object a line."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option(help="Show the page to other machines without encryption.")
+    ] = False,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="Encrypt the page, with this certificate chain (PEM).")
+    ] = None,
+    tls_key: TlsKeyOption = None,
+    service_ca: Annotated[
+        Path | None,
+        typer.Option(help="Talk TLS to the service, trusting this authority (PEM)."),
+    ] = None,
+    service_certificate: TlsCertificateOption = None,
+    service_key: TlsKeyOption = None,
+    token_file: TokenFileOption = None,
+    stop_with_parent: StopWithParentOption = False,
+) -> None:
+    """Show a page in the browser: a wall of cameras, their zones and events, a box to ask in."""
+    from agent.server_settings import ServerSettings, TlsSettings
+    from deployments.console.app import ConsoleSettings, cameras_from_sources
+    from deployments.console.server import ServiceAccess, run_console
+    from groundstream.cameras.schema import read_cameras
+    from groundstream.channel import find_token
+
+    if source and not query:
+        raise typer.BadParameter("say what to look for in --source with --query")
+    named = {} if cameras is None else read_cameras(cameras)
+    given = cameras_from_sources(source or (), query or (), taken=named)
+    tls = _tls(service_ca, service_certificate, service_key)
+    own_tls = TlsSettings(
+        *(None if path is None else str(path) for path in (tls_certificate, tls_key))
+    )
+    asyncio.run(
+        run_console(
+            ServiceAccess(target, tls, find_token(token_file)),
+            ServerSettings(host=host, port=port, insecure=insecure, tls=own_tls),
+            ConsoleSettings({**named, **given}, zones, events),
+            report=typer.echo,
+            stop_with_parent=stop_with_parent,
+        )
+    )
+
+
 def health(
     target: Annotated[str, typer.Argument(help="The service, host:port.")] = DEFAULT_TARGET,
     name: Annotated[str, typer.Option(help="'' (ready), 'live', or the name of a model.")] = "",
@@ -173,12 +263,23 @@ def health(
     tls_key: TlsKeyOption = None,
 ) -> None:
     """Ask a service how it is; exit status 0 when it serves, 1 otherwise."""
-    from groundstream.channel import TlsOptions
     from groundstream.health import health_of
 
-    tls = None
-    if tls_ca is not None or tls_certificate is not None:
-        tls = TlsOptions(tls_ca, tls_certificate, tls_key, tls_server_name)
+    tls = _tls(tls_ca, tls_certificate, tls_key, tls_server_name)
     found = asyncio.run(health_of(target, name, tls=tls, timeout_s=timeout_s))
     typer.echo(found.words)
     raise typer.Exit(0 if found.is_serving else 1)
+
+
+def _tls(
+    authority: Path | None,
+    certificate: Path | None,
+    key: Path | None,
+    server_name: str | None = None,
+) -> TlsOptions | None:
+    """How to encrypt; None: not at all, for neither an authority nor a certificate is given."""
+    from groundstream.channel import TlsOptions
+
+    if authority is None and certificate is None:
+        return None
+    return TlsOptions(authority, certificate, key, server_name)

@@ -1,4 +1,4 @@
-"""The command line's own measurements: `groundstream eval ...`; public benchmarks are beside it."""
+"""`groundstream eval`: this project's own measurements; public benchmarks are beside it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent.model_directory import DEFAULT_MODEL
+from agent.evaluation.report import plain, print_columns, print_figures
+from agent.model_directory import DEFAULT_MODEL, find_model
 from agent.zoom_policy import Zoom, ZoomPolicy
 from deployments.cli.options import (
     DEFAULT_ARTWORK,
+    DEFAULT_CACHE,
     USUAL_MODEL,
     AnnotationsOption,
     ArtworkOption,
+    CacheOption,
     JsonOption,
+    MarkdownOption,
     ModelChoice,
     ModelOption,
+    NumOption,
     PhotographsOption,
     Protocol,
     ProtocolOption,
@@ -26,7 +31,9 @@ from deployments.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from agent.evaluation.tally import Estimate
     from agent.evaluation.tracking import TrackingScores
+
 
 _LEAST_SPELLINGS = 200
 
@@ -55,7 +62,6 @@ def detection(
     data = open_coco(images, annotations, limit=limit)
     if protocol.is_published(chosen):
         from agent.evaluation.published import evaluate_published_detection
-        from agent.evaluation.report import print_figures
 
         figures = asyncio.run(
             evaluate_published_detection(chosen.pipeline(), data, num_resamples=resamples)
@@ -95,7 +101,6 @@ def words(
 ) -> None:
     """Ask for the same things in other words, and for many at once: are the answers the same?"""
     from agent.evaluation.coco_folder import open_coco
-    from agent.evaluation.report import print_figures
     from agent.evaluation.words import evaluate_words, num_present_ways, questions
 
     data = open_coco(images, annotations, limit=limit)
@@ -116,7 +121,6 @@ def forgetting(
 ) -> None:
     """What the language model knew before it learned to point, and what it knows now."""
     from agent.evaluation.forgetting import Knowledge, compare
-    from agent.evaluation.report import print_columns
 
     asked = Knowledge.read() if knowledge is None else Knowledge.read(knowledge)
     found = compare(model, asked)
@@ -260,3 +264,56 @@ def high_resolution(
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+
+
+def compose(
+    out: Annotated[Path, typer.Option(help="A folder with COCO files gets the other formats.")],
+    num: NumOption = 40,
+    name: Annotated[str, typer.Option(help="drawn, twemoji or other.")] = "drawn",
+    artwork: ArtworkOption = DEFAULT_ARTWORK,
+) -> None:
+    """Compose an evaluation set and write it in every benchmark's format."""
+    from agent.evaluation.composed_sets import evaluation_sets
+    from agent.evaluation.scene_formats import write_formats
+
+    chosen = {one.name: one for one in evaluation_sets()}.get(name)
+    if chosen is None:
+        raise typer.BadParameter("--name is drawn, twemoji or other")
+    data = chosen.load(out, artwork, num)
+    typer.echo(f"pictures: {data.images[0].path.parent}")
+    for benchmark, folder in write_formats(data, chosen.folder(out, num)).items():
+        typer.echo(f"{benchmark}: {folder}")
+
+
+@takes_model
+def suite(
+    num: NumOption = 500,
+    artwork: ArtworkOption = DEFAULT_ARTWORK,
+    cache: CacheOption = DEFAULT_CACHE,
+    chosen: ModelChoice = USUAL_MODEL,
+    as_json: JsonOption = False,
+    markdown: MarkdownOption = False,
+) -> None:
+    """Every ability on seen artwork, unseen artwork and novel classes; goes on where it was."""
+    from agent.evaluation.composed_sets import evaluation_sets
+    from agent.evaluation.suite import FIGURES, SUITE_VERSION, Suite
+
+    ready = chosen.ready
+    digest = find_model(ready.model, proposal_network=ready.proposal_network).digest[:12]
+    sets = [(one, one.load(cache, artwork, num)) for one in evaluation_sets()]
+    proposer = chosen.proposer(score_threshold=0.0)
+    suite = Suite(chosen.pipeline(), lambda frame: proposer.propose([frame])[0])
+    columns: dict[str, dict[str, Estimate]] = {}
+    for one, data in sets:
+        results = one.folder(cache, num) / f"suite{SUITE_VERSION}-{digest}.jsonl"
+        columns[one.name] = asyncio.run(suite.measure(data, results, title=one.name))
+    rows = {title: {name: found.get(key) for name, found in columns.items()}
+            for key, title in FIGURES.items()}  # fmt: skip
+    summary = cache / f"suite{SUITE_VERSION}-{num}-{digest}.json"
+    summary.write_text(json.dumps(plain(columns)) + "\n", encoding="utf-8")
+    print_columns(
+        f"{chosen.name}, {num} scenes of each, 95 % intervals",
+        rows,
+        as_json=as_json,
+        markdown=markdown,
+    )

@@ -1,4 +1,4 @@
-"""The command that answers questions about pictures in its own process: ground."""
+"""Commands that answer questions about pictures in their own process: ground, ask."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,13 +15,21 @@ from rich.markup import escape
 
 from agent.prompts import Task, TaskKind
 from agent.zoom_policy import Zoom, ZoomPolicy
-from deployments.cli.options import USUAL_MODEL, ModelChoice, takes_model
+from deployments.cli.options import (
+    USUAL_MODEL,
+    JsonOption,
+    ModelChoice,
+    PolicyOption,
+    TokensOption,
+    takes_model,
+)
 from groundstream.errors import InvalidQuery
 
 if TYPE_CHECKING:
     from agent.grounded_output import GroundedOutput
     from agent.pipeline import Pipeline
     from agent.revisions import Revision
+    from agent.zoom import Zoomer
     from groundstream.video.sources import VideoSource
 
 
@@ -183,3 +192,61 @@ def _print_table(index: int, revision: Revision) -> None:
             corners = " ".join(f"{value:.0f}" for value in box)
             table.add_row(asked, escape(label), corners, f"{score:.2f}")
     Console().print(table)
+
+
+@takes_model
+def ask(
+    picture: Annotated[Path, typer.Argument(help="An image.")],
+    question: Annotated[str, typer.Argument(help="In words.")],
+    zoom: PolicyOption = ZoomPolicy.ALWAYS,
+    zoom_tokens: TokensOption = None,
+    chosen: ModelChoice = USUAL_MODEL,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask one question about one picture, in this process."""
+    from agent.frame import load_frame
+    from agent.prompts import Task
+
+    frame, task = load_frame(picture), Task.chat(question)
+    zoomer, longest = zoomer_of(chosen)
+    task = replace(task, max_new_tokens=longest)
+
+    async def answered() -> None:
+        async for revision in zoomer.look(frame, [task], Zoom(zoom, zoom_tokens)):
+            (answer,) = revision.grounding.answers
+            if as_json and revision.final:
+                said = {
+                    "reply": answer.reply,
+                    "thought": answer.thought,
+                    "text": answer.text,
+                    "crops": [crop.box for crop in revision.crops],
+                    "vision_tokens": revision.vision_tokens,
+                    "seconds": round(revision.grounding.timings.total_s, 4),
+                }
+                typer.echo(json.dumps(said))
+            elif revision.final:
+                typer.echo(answer.reply)
+            elif answer.thought:
+                typer.echo(answer.thought, err=True)
+
+    asyncio.run(answered())
+
+
+def zoomer_of(chosen: ModelChoice) -> tuple[Zoomer, int]:
+    """Whom a model's user asks in words, and how long an answer may be in tokens.
+
+    ERGO, and any stock Qwen2.5-VL, looks twice as published; other models look at regions again.
+    """
+    from agent.ergo import ErgoZoom, stock_folder
+    from agent.ergo_protocol import NEW_TOKENS
+    from agent.model_directory import longest_answer
+
+    folder = stock_folder(chosen.model)
+    if folder is None:
+        from agent.zoom import RegionZoom
+
+        pipeline = chosen.pipeline()
+        return RegionZoom(pipeline), chosen.max_new_tokens or longest_answer(chosen.ready.model)
+    typer.echo(f"loading {chosen.name} on {chosen.place} ...", err=True)
+    loaded = ErgoZoom.from_pretrained(folder, dtype=chosen.dtype or "auto", device=chosen.place)
+    return loaded, chosen.max_new_tokens or NEW_TOKENS

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -14,9 +15,11 @@ import typer
 
 from agent.devices import checked_device
 from agent.model_directory import DEFAULT_MODEL, display_name
+from agent.zoom_policy import ZoomPolicy
 
 if TYPE_CHECKING:
     from agent.chosen_model import ChosenModel
+    from agent.evaluation.tally import Tally
     from agent.pipeline import Pipeline
     from agent.proposer import Proposer
 
@@ -150,25 +153,53 @@ class ModelChoice:
 
 USUAL_MODEL = ModelChoice()
 
+LimitOption = Annotated[int | None, typer.Option(help="Only the first pictures.", min=1)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")]
+
+
+@dataclass(frozen=True)
+class BenchmarkRun(ModelChoice):
+    """How a benchmark is run."""
+
+    limit: int | None = None
+    as_json: bool = False
+
+    def show(self, title: str, measuring: Coroutine[Any, Any, Tally | dict[str, float]]) -> None:
+        """Measure, and print the figures."""
+        from agent.evaluation.report import print_figures
+
+        found = asyncio.run(measuring)
+        figures = found if isinstance(found, dict) else found.estimates()
+        print_figures(title, figures, as_json=self.as_json)
+
+
+USUAL_RUN = BenchmarkRun()
+_OPTIONS: dict[type[ModelChoice], dict[str, Any]] = {
+    ModelChoice: MODEL_OPTIONS,
+    BenchmarkRun: {"limit": LimitOption, **MODEL_OPTIONS, "as_json": JsonOption},
+}
+
 
 def takes_model(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with `MODEL_OPTIONS` in place of its parameter `chosen`, a `ModelChoice`."""
+    """The command with options in place of its one parameter that is a `ModelChoice`, or more."""
     hints = get_type_hints(command, include_extras=True)
-    shown = inspect.signature(command)
-    parameters = []
-    for parameter in shown.parameters.values():
-        if parameter.name != "chosen":
-            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+    parameters, chosen, kind = [], "", ModelChoice
+    for parameter in inspect.signature(command).parameters.values():
+        hint = hints[parameter.name]
+        if hint not in _OPTIONS:
+            parameters.append(parameter.replace(annotation=hint))
             continue
-        parameters += [
-            inspect.Parameter(name, parameter.kind, default=None, annotation=annotation)
-            for name, annotation in MODEL_OPTIONS.items()
-        ]
+        chosen, kind = parameter.name, hint
+        for name, annotation in _OPTIONS[kind].items():
+            default = getattr(parameter.default, name)
+            parameters.append(
+                inspect.Parameter(name, parameter.kind, default=default, annotation=annotation)
+            )
 
     @functools.wraps(command)
     def with_options(**arguments: Any) -> None:
-        choice = ModelChoice(**{name: arguments.pop(name) for name in MODEL_OPTIONS})
-        command(**arguments, chosen=choice)
+        choice = kind(**{name: arguments.pop(name) for name in _OPTIONS[kind]})
+        command(**arguments, **{chosen: choice})
 
     with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     with_options.__annotations__ = {one.name: one.annotation for one in parameters}
@@ -215,9 +246,14 @@ ProtocolOption = Annotated[
     Protocol,
     typer.Option(help="Words and scores: those of VLM-FO1's authors, or this project's own."),
 ]
+PolicyOption = Annotated[
+    ZoomPolicy,
+    typer.Option("--zoom", help="Look again at a part of the picture.", case_sensitive=False),
+]
+TokensOption = Annotated[
+    int | None, typer.Option("--zoom-tokens", help="Vision tokens of second looks.", min=1)
+]
 ImagesOption = Annotated[Path, typer.Option(help="Folder of the pictures.")]
-LimitOption = Annotated[int | None, typer.Option(help="Only the first pictures.", min=1)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")]
 MarkdownOption = Annotated[bool, typer.Option("--markdown", help="The table as Markdown.")]
 ArtworkOption = Annotated[Path, typer.Option(help="Rendered artwork.")]
 CacheOption = Annotated[Path, typer.Option(help="Where composed sets and results are kept.")]

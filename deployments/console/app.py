@@ -282,9 +282,8 @@ class Console:
 
     async def _picture(self, request: Request) -> bytes:
         whose = "" if request.client is None else request.client.host
-        return await self._uploads.run(
-            whose, self._body(request, self._settings.max_upload_bytes, "the picture")
-        )
+        async with self._uploads.taken((whose,)):
+            return await self._body(request, self._settings.max_upload_bytes, "the picture")
 
     async def _body(self, request: Request, limit: int, what: str) -> bytes:
         """What was uploaded; reading stops where it is too much, or takes too long.

@@ -231,8 +231,9 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 limit = asyncio.timeout(_left_s(caller) if handler.response_streaming else None)
                 try:
                     async with limit:
-                        first = self._waiting.run(context.peer(), self._first(context))
-                        call = self._open(context, reader, await first)
+                        async with self._waiting.taken((context.peer(),)):
+                            first = await self._first(context)
+                        call = self._open(context, reader, first)
                         async with self._callers.taken(_owner(caller, context), call.silence_s):
                             with calling(caller):
                                 await _answer(handler, call)
@@ -248,12 +249,11 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _health(self, handler: Any, reader: _MessageReader, limit: EvictingLimit) -> Any:
         async def serve(_messages: Any, context: Any) -> None:
-            async def whole() -> None:
-                await _answer(handler, self._open(context, reader, await self._first(context)))
-
             with serving_request(context.invocation_metadata() or ()):
                 try:
-                    await limit.run(context.peer(), whole())
+                    async with limit.taken((context.peer(),)):
+                        first = await self._first(context)
+                        await _answer(handler, self._open(context, reader, first))
                 except AgentError as error:
                     await end_with_status(context, failure_of(error))
 

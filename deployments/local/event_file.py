@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from types import TracebackType
 from typing import TextIO
 
 from groundstream.errors import SettingsError
@@ -36,12 +35,7 @@ class EventFile(contextlib.AbstractContextManager["EventFile"]):
         except OSError as error:
             raise SettingsError(f"events cannot be written to {path}: {error.strerror}") from None
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         with self._file:
             self._write(self._detector.flush())
 

@@ -29,6 +29,19 @@ def _is_member(pid: int, session: int) -> bool:
         return False
 
 
+def replica_name(process: psutil.Process) -> str | None:
+    """The deployment of which a process is a replica; None: of none.
+
+    Raises:
+        psutil.Error: the process is gone, or not ours to see.
+    """
+    title: str = next(iter(process.cmdline()), "")
+    # ray::ServeReplica:<application>:<deployment>, and perhaps .<what it does just now>.
+    if not title.startswith("ray::ServeReplica:"):
+        return None
+    return title.rpartition(":")[2].partition(".")[0]
+
+
 def kill(session: int, *, timeout_s: float = 10.0) -> None:
     """Kill all processes of a session, also those born meanwhile; not the caller."""
     deadline_s = time.monotonic() + timeout_s

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -33,12 +34,7 @@ from deployments.app import APPLICATION_NAME, bind
 from deployments.front_end.ingress import Ingress
 from deployments.local import process_session
 from deployments.local.embedded_cache import EmbeddedCache
-from deployments.local.start_progress import (
-    Effort,
-    StartProgress,
-    effort_of,
-    weights_in_memory,
-)
+from deployments.local.start_progress import StartProgress, effort_of, weights_in_memory
 from groundstream.errors import AgentError, StageUnavailable
 
 _logger = logging.getLogger(__name__)
@@ -98,7 +94,7 @@ def start(
     if cache is not None:
         cache.start()
     progress = StartProgress(
-        _effort,
+        functools.partial(effort_of, os.getsid(0)),
         patience_s=settings.local_cluster.start_timeout_s,
         report=report,
         weight_bytes=weights_in_memory(settings),
@@ -252,10 +248,6 @@ def _wait_until_serving(progress: StartProgress, *, patience_s: float) -> None:
         f"the service did not become ready in time{why}; start it with --logs FOLDER and read the "
         "replicas' logs there"
     )
-
-
-def _effort() -> Effort:
-    return effort_of(os.getsid(0))
 
 
 def ray_folder(folder: Path) -> Path:

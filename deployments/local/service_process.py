@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import psutil
 
 from agent.interrupts import uninterruptible
+from deployments.local.process_session import replica_name
 from groundstream.errors import StageUnavailable
 
 _STOP_S = 40.0
@@ -81,8 +82,8 @@ class ServiceProcess:
         found = {}
         for process in self._tree():
             with contextlib.suppress(psutil.Error):
-                if _is_replica(process):
-                    found[process.pid] = (_short_name(process), process)
+                if (name := replica_name(process)) is not None:
+                    found[process.pid] = (name, process)
         return found
 
     def rss_by_process(self) -> dict[str, float]:
@@ -121,7 +122,7 @@ class ServiceProcess:
         found: dict[str, float] = {}
         for process in self._tree():
             with contextlib.suppress(psutil.Error):
-                name = _short_name(process)
+                name = replica_name(process) or str(process.name())
                 found[name] = found.get(name, 0.0) + value(process)
         return found
 
@@ -133,17 +134,6 @@ class ServiceProcess:
             return [top, *top.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
-
-
-def _short_name(process: psutil.Process) -> str:
-    """`Language` for a replica of that name, the program's name for others."""
-    title = next(iter(process.cmdline()), "")
-    # ray::ServeReplica:<application>:<deployment>, and perhaps .<what it does just now>.
-    return title.split(":")[-1].split(".")[0] if _is_replica(process) else str(process.name())
-
-
-def _is_replica(process: psutil.Process) -> bool:
-    return str(next(iter(process.cmdline()), "")).startswith("ray::ServeReplica")
 
 
 _given_ports: set[int] = set()

@@ -19,10 +19,9 @@ import psutil
 from agent.model_directory import find_model
 from agent.model_needs import model_needs
 from agent.settings import ServiceSettings
-from deployments.local.process_session import members
+from deployments.local.process_session import members, replica_name
 from groundstream.errors import AgentError
 
-_REPLICA = "ServeReplica:"
 _LOOK_S = 2.0
 _REPORT_S = 10.0
 _BUSY_SHARE = 0.05
@@ -52,14 +51,11 @@ def effort_of(session: int) -> Effort:
     """Of the replicas among the processes of a session."""
     processor_s, memory = 0.0, []
     for pid in members(session):
-        with contextlib.suppress(psutil.Error, IndexError):
+        with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
-            title = process.cmdline()[0]
-            if _REPLICA in title:
+            if (name := replica_name(process)) is not None:
                 times = process.cpu_times()
                 processor_s += times.user + times.system
-                # Behind a point stands the method that Ray is running.
-                name = title.rpartition(":")[2].partition(".")[0]
                 memory.append((name, int(process.memory_info().rss)))
     return Effort(processor_s, tuple(sorted(memory)))
 

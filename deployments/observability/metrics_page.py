@@ -46,7 +46,6 @@ class Sources:
     """Where a front end's numbers come from."""
 
     metrics: ServiceMetrics
-    cache: Callable[[], CacheStats]
     strain: Callable[[], float]
     """0..1, see `deployments.streams.scheduler`."""
     num_unauthenticated: Callable[[], int]
@@ -75,7 +74,7 @@ class FrontEndCollector(Collector):
         yield from self._frames()
         yield from _stages(tuple(sources.metrics.meters))
         yield from _writing(sources.metrics.meters.writing)
-        yield from _cache(sources.cache())
+        yield from _cache(sources.metrics.cache)
 
     def _frames(self) -> Iterator[Metric]:
         totals = dataclasses.asdict(self._sources.metrics.totals())
@@ -152,8 +151,8 @@ class MetricsPage:
         whose = str(peer[0]) if peer else ""
         with contextlib.suppress(OSError, TimeoutError, Overloaded, asyncio.IncompleteReadError):
             try:
-                async with asyncio.timeout(_READ_S):
-                    await self._readers.run(whose, self._answer(reader, writer))
+                async with asyncio.timeout(_READ_S), self._readers.taken((whose,)):
+                    await self._answer(reader, writer)
             except (asyncio.LimitOverrunError, UnicodeDecodeError):
                 pass
             finally:
@@ -202,38 +201,27 @@ def _http(status: str, kind: str, body: bytes) -> bytes:
 
 
 def _stages(meters: Sequence[StageMeter]) -> Iterator[Metric]:
-    def by_stage(kind: Any, name: str, text: str, value: Callable[[StageMeter], float]) -> Any:
-        family = kind(_PREFIX + name, text, labels=["stage"])
+    numbers: tuple[tuple[type[Any], str, str, Callable[[StageMeter], float]], ...] = (
+        (CounterMetricFamily, "calls", "Calls answered", lambda m: m.counts.num_done),
+        (CounterMetricFamily, "refused", "Calls refused as hopeless or for a full queue",
+         lambda m: m.counts.num_refused),
+        (CounterMetricFamily, "call_seconds", "Waited for answers, with the way there and back",
+         lambda m: m.counts.call_s),
+        (GaugeMetricFamily, "in_flight", "Calls under way", lambda m: m.counts.in_flight),
+        (GaugeMetricFamily, "expected_seconds", "What one more call would take",
+         StageMeter.expected_s),
+        (GaugeMetricFamily, "replicas", "Replicas that answered in the last minute",
+         lambda m: len(m.replicas())),
+        (GaugeMetricFamily, "rss_bytes", "Resident memory of the largest replica",
+         lambda m: max((memory.rss_bytes for memory in m.replicas()), default=0)),
+        (GaugeMetricFamily, "device_bytes", "Device memory of the largest replica",
+         lambda m: max((memory.device_bytes for memory in m.replicas()), default=0)),
+    )  # fmt: skip
+    for kind, name, text, number in numbers:
+        family = kind(f"{_PREFIX}stage_{name}", text, labels=["stage"])
         for meter in meters:
-            family.add_metric([meter.name], value(meter))
-        return family
-
-    counter, gauge = CounterMetricFamily, GaugeMetricFamily
-    yield by_stage(counter, "stage_calls", "Calls answered", lambda m: m.counts.num_done)
-    yield by_stage(
-        counter, "stage_refused", "Calls refused as hopeless or for a full queue",
-        lambda m: m.counts.num_refused,
-    )  # fmt: skip
-    yield by_stage(
-        counter, "stage_call_seconds", "Waited for answers, with the way there and back",
-        lambda m: m.counts.call_s,
-    )  # fmt: skip
-    yield by_stage(gauge, "stage_in_flight", "Calls under way", lambda m: m.counts.in_flight)
-    yield by_stage(
-        gauge, "stage_expected_seconds", "What one more call would take", StageMeter.expected_s
-    )
-    yield by_stage(
-        gauge, "stage_replicas", "Replicas that answered in the last minute",
-        lambda m: len(m.replicas()),
-    )  # fmt: skip
-    yield by_stage(
-        gauge, "stage_rss_bytes", "Resident memory of the largest replica",
-        lambda m: max((memory.rss_bytes for memory in m.replicas()), default=0),
-    )  # fmt: skip
-    yield by_stage(
-        gauge, "stage_device_bytes", "Device memory of the largest replica",
-        lambda m: max((memory.device_bytes for memory in m.replicas()), default=0),
-    )  # fmt: skip
+            family.add_metric([meter.name], number(meter))
+        yield family
     spreads: tuple[tuple[str, str, Callable[[StageMeter], Histogram]], ...] = (
         ("queue_seconds", "In the line before the stage", lambda m: m.queue_times),
         ("compute_seconds", "Computing", lambda m: m.compute_times),

@@ -37,25 +37,17 @@ from groundstream.errors import AgentError
 class Language(StageReplica):
     """One `agent.generation.LanguageStage`, whose engine answers concurrent calls together."""
 
+    stage_name = "language"
+
     def __init__(
         self,
-        factory: str,
         settings: ServiceSettings,
         proposal: DeploymentHandle[Any],
         primary_encoder: DeploymentHandle[Any],
         auxiliary_encoder: DeploymentHandle[Any] | None,
         **options: Any,
     ) -> None:
-        super().__init__(
-            factory,
-            settings.model,
-            settings.device,
-            settings.num_threads.language,
-            model_revision=revision_of(settings),
-            hang_s=settings.stream.stage_hang_s,
-            log_format=settings.observe.log_format,
-            **options,
-        )
+        super().__init__(settings, **options)
         auxiliary = None if auxiliary_encoder is None else StageCalls(auxiliary_encoder)
         self.meters = StageMeters()
         if auxiliary is None:

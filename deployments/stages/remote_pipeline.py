@@ -8,9 +8,9 @@ for the tracker and for scouting, are asked of the proposal stage itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import dataclasses
-import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any
@@ -28,8 +28,8 @@ from deployments.observability.metrics import ServiceMetrics
 from deployments.observability.request_context import request_id
 from deployments.observability.stage_meter import Served, StageMeter, WorkDone
 from deployments.observability.tracing import stage_spans
-from deployments.stages.calls import StageCalls, StageFull
-from deployments.stages.remote_stages import full, too_late
+from deployments.stages.calls import StageCalls
+from deployments.stages.patience import each_in_time, in_time
 from deployments.stages.requests import FrameCall, FrameReply, Wanted
 
 _NUMBERS_BYTES = 4096
@@ -121,38 +121,23 @@ class RemotePipeline:
     ) -> AsyncIterator[str | Grounding]:
         """See `Pipeline.ask`."""
         started_s, meter = time.perf_counter(), self._metrics.meters.language
-        call, waited_s = self._call(frame, (task,), boxes), 0.0
-        began_ns = time.time_ns()
+        call, began_ns = self._call(frame, (task,), boxes), time.time_ns()
         pieces = self._language.stream(
             "ask", call, session=self._session(call), num_bytes=_size(call)
         )
-        try:
-            while True:
-                asked_s = time.monotonic()
-                silence_s = meter.silence_s(self._limits, self._timeout_s)
-                left_s = min(self._limits.left_s, silence_s - waited_s)
-                # Time that the reader takes between two pieces is its own.
-                async with asyncio.timeout(left_s):
-                    piece = await anext(pieces)
-                waited_s += time.monotonic() - asked_s
-                if isinstance(piece, str):
-                    yield piece
-                    continue
-                self._book(piece, began_ns)
-                grounding = _grounding(piece)
-                timings = dataclasses.replace(
-                    grounding.timings, total_s=time.perf_counter() - started_s
-                )
-                yield dataclasses.replace(grounding, timings=timings)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise too_late(meter, self._limits, silence_s) from None
-        except StageFull:
-            meter.refused()
-            raise full(meter) from None
-        finally:
-            await pieces.aclose()  # type: ignore[attr-defined]
+        limits, timeout_s = self._limits, self._timeout_s
+        async with contextlib.aclosing(pieces):  # type: ignore[type-var]
+            with in_time(meter, limits, timeout_s):
+                async for piece in each_in_time(pieces, meter, limits, timeout_s):
+                    if isinstance(piece, str):
+                        yield piece
+                        continue
+                    self._book(piece, began_ns)
+                    grounding = _grounding(piece)
+                    timings = dataclasses.replace(
+                        grounding.timings, total_s=time.perf_counter() - started_s
+                    )
+                    yield dataclasses.replace(grounding, timings=timings)
 
     async def propose(self, frame: Frame) -> Proposals:
         """The boxes of a frame and nothing else; raises as `Pipeline.propose`."""
@@ -185,8 +170,7 @@ class RemotePipeline:
         )
 
     def _wanted(self) -> Wanted:
-        left_s = None if math.isinf(self._limits.left_s) else self._limits.left_s
-        return Wanted(left_s, self._limits.urgency, self._model, self._tenant)
+        return Wanted.within(self._limits, self._model, self._tenant)
 
     def _session(self, call: FrameCall) -> str:
         """Questions about one picture share its prefix and its features."""
@@ -213,17 +197,9 @@ class RemotePipeline:
 
     async def _in_time(self, meter: StageMeter, measured: StageMeter, call: Awaitable[Any]) -> Any:
         """What a call of a stage returns; `measured` knows how long calls like it take."""
-        limits = self._limits
-        silence_s = measured.silence_s(limits, self._timeout_s)
-        try:
+        with in_time(meter, self._limits, self._timeout_s, measured=measured) as silence_s:
             async with asyncio.timeout(silence_s):
                 return await call
-        except TimeoutError:
-            measured.fell_silent(limits, silence_s)
-            raise too_late(meter, limits, silence_s) from None
-        except StageFull:
-            meter.refused()
-            raise full(meter) from None
 
     def _book(self, reply: FrameReply, began_ns: int) -> None:
         self._metrics.note(reply.work)

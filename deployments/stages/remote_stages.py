@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass, replace
@@ -27,13 +26,11 @@ from agent.started_tasks import started
 from agent.urgency import CurrentLimits, Limits
 from deployments.observability.stage_meter import Served, StageMeter, StageMeters, WorkDone, Written
 from deployments.stages.calls import StageCalls, StageFull
+from deployments.stages.patience import each_in_time, in_time
 from deployments.stages.requests import Wanted
 from groundstream.errors import Overloaded, StageUnavailable
 
 T = TypeVar("T")
-
-_CLOCK_S = 0.001
-"""A time limit may end this much early."""
 
 
 class Writer(Protocol):
@@ -252,8 +249,8 @@ class RemoteStages:
         meter = self._meters.language
         self._check(meter)
         pieces = self._writer.write_aloud(features, self._patient(task))
-        with self._on(meter, "answer", self._limits.now()) as served:
-            async for piece in self._each(meter, pieces):
+        with self._on(meter, "answer", self._limits.now()) as (served, _):
+            async for piece in each_in_time(pieces, meter, self._limits, self._timeout_s):
                 if isinstance(piece, str):
                     yield piece
                 else:
@@ -268,9 +265,7 @@ class RemoteStages:
             raise
 
     def _wanted(self) -> Wanted:
-        limits = self._limits.now()
-        left_s = None if math.isinf(limits.left_s) else limits.left_s
-        return Wanted(left_s, limits.urgency, self._model, self._tenant)
+        return Wanted.within(self._limits.now(), self._model, self._tenant)
 
     def _patient(self, task: Task) -> Task:
         return replace(task, patience_s=self._limits.now().patience_s)
@@ -325,8 +320,8 @@ class RemoteStages:
             limits = self._limits.now()
             try:
                 call = begin()
-                with self._on(meter, method, limits) as served:
-                    async with asyncio.timeout(meter.silence_s(limits, self._timeout_s)):
+                with self._on(meter, method, limits) as (served, silence_s):
+                    async with asyncio.timeout(silence_s):
                         done = await call
                     value = done.value
                     written = Written.of(value) if isinstance(value, Generation) else None
@@ -336,69 +331,23 @@ class RemoteStages:
                 if self._limits.now().deadline_s <= limits.deadline_s:
                     raise
 
-    async def _each(self, meter: StageMeter, pieces: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """What a call yields, as it comes.
-
-        Time that the reader takes between two pieces is its own: it counts to the deadline, but
-        not as the stage's. No time limit is open then, which would cancel the reader.
-        """
-        waited_s = 0.0
-        while True:
-            asked_s = time.monotonic()
-            try:
-                limits = self._limits.now()
-                left_s = min(limits.left_s, meter.silence_s(limits, self._timeout_s) - waited_s)
-                if left_s < 0.0:
-                    raise TimeoutError  # Though the next piece may be there already.
-                async with asyncio.timeout(left_s):
-                    piece = await anext(pieces)
-            except StopAsyncIteration:
-                return
-            waited_s += time.monotonic() - asked_s
-            yield piece
-
     @contextlib.contextmanager
     def _on(
         self, meter: StageMeter, method: str, limits: Limits
-    ) -> Iterator[Callable[[Served[Any], Written | None], None]]:
-        """Measures the call, and says which stage was late where time is up inside."""
-        try:
-            with self._work.entry(meter, method) as note, meter.call() as served:
+    ) -> Iterator[tuple[Callable[[Served[Any], Written | None], None], float]]:
+        """Measures the call; gives what to call with its result, and see `in_time`."""
+        with in_time(meter, limits, self._timeout_s) as silence_s:
+            try:
+                with self._work.entry(meter, method) as note, meter.call() as served:
 
-                def done(result: Served[Any], written: Written | None) -> None:
-                    served(result)
-                    note(result, written)
+                    def done(result: Served[Any], written: Written | None) -> None:
+                        served(result)
+                        note(result, written)
 
-                yield done
-        except TimeoutError:
-            silence_s = meter.silence_s(limits, self._timeout_s)
-            meter.fell_silent(limits, silence_s)
-            raise too_late(meter, limits, silence_s) from None
-        except StageFull:
-            meter.refused()
-            self._work.refused(meter)
-            raise full(meter) from None
-
-
-def too_late(meter: StageMeter, limits: Limits, timeout_s: float) -> Overloaded | StageUnavailable:
-    """What to say where a stage has not answered when time is up."""
-    if limits.left_s <= _CLOCK_S:
-        return Overloaded(
-            f"the {meter.name} stage was not done before the deadline; allow more time, "
-            "send less or try again later",
-            retry_after_s=meter.expected_s(),
-        )
-    return StageUnavailable(
-        f"the {meter.name} stage did not answer within {timeout_s:g} s; try again later"
-    )
-
-
-def full(meter: StageMeter) -> Overloaded:
-    """What to say where too many calls wait for a stage."""
-    return Overloaded(
-        f"the {meter.name} stage's queue is full; send less or try again later",
-        retry_after_s=meter.expected_s(),
-    )
+                    yield done, silence_s
+            except StageFull:
+                self._work.refused(meter)
+                raise
 
 
 async def _settled(proposals: PendingProposals) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,12 @@ class Wanted:
     """As `revision_of` names the model and the calls of whoever asks."""
     tenant: str = ""
     """Whose work it is; tenants take turns, and share nothing."""
+
+    @classmethod
+    def within(cls, limits: Limits, model: str, tenant: str) -> Wanted:
+        """For a call with these limits; `model`, `tenant`: see the fields."""
+        left_s = None if math.isinf(limits.left_s) else limits.left_s
+        return cls(left_s, limits.urgency, model, tenant)
 
     @property
     def limits(self) -> Limits:

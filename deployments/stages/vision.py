@@ -12,13 +12,14 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from ray.exceptions import RayError
 
 from agent.batching import batch_limit
 from agent.detections import FloatArray, Proposals
 from agent.frame import Frame
+from agent.settings import ServiceSettings
 from deployments.observability.logs import configure_logs
 from deployments.observability.stage_meter import Served
 from deployments.process_resources import (
@@ -29,7 +30,7 @@ from deployments.process_resources import (
     out_of_memory_as_overloaded,
 )
 from deployments.stages.queue import StageQueue
-from deployments.stages.requests import Refused, Wanted
+from deployments.stages.requests import Refused, Wanted, revision_of
 from groundstream.errors import AgentError, SettingsError, StageUnavailable
 
 T = TypeVar("T")
@@ -65,29 +66,25 @@ def load_factory(path: str) -> Any:
 class StageReplica:
     """Holds the stage and the queue before it."""
 
-    def __init__(
-        self,
-        factory: str,
-        model: str,
-        device: str,
-        num_threads: int,
-        max_batch_frames: int | None = None,
-        model_revision: str = "",
-        hang_s: float = 120.0,
-        log_format: str = "text",
-        **options: object,
-    ) -> None:
-        configure_logs(log_format)
+    stage_name: ClassVar[str]
+    """What the settings call the stage."""
+
+    def __init__(self, settings: ServiceSettings, **options: object) -> None:
+        """Load the stage; `options`: more for its `from_pretrained`."""
+        configure_logs(settings.observe.log_format)
         bound_kernel_caches()
-        self.stage: Any = load_factory(factory).from_pretrained(
-            model, device=device, num_threads=num_threads, **options
+        self.stage: Any = load_factory(getattr(settings.stages, self.stage_name)).from_pretrained(
+            settings.model,
+            device=settings.device,
+            num_threads=getattr(settings.num_threads, self.stage_name),
+            **options,
         )
-        self.max_batch_frames = batch_limit(device, max_batch_frames)
+        self.max_batch_frames = batch_limit(settings.device, settings.max_batch_frames)
         self.queue = StageQueue()
         self._memory = MemoryReader()
         self._trimmer = MemoryTrimmer()
-        self._model_revision = model_revision
-        self._hang_s = hang_s
+        self._model_revision = revision_of(settings)
+        self._hang_s = settings.stream.stage_hang_s
         freeze_startup_objects()
 
     def check_health(self) -> None:
@@ -122,6 +119,8 @@ class StageReplica:
 
 class Proposal(StageReplica):
     """One `agent.proposer.Proposer`: where might objects be, and what might they be?"""
+
+    stage_name = "proposal"
 
     @refusing
     async def propose(self, frame: Frame, wanted: Wanted) -> Served[Proposals]:
@@ -190,9 +189,13 @@ class _Encoder(StageReplica):
 class PrimaryEncoder(_Encoder):
     """One `agent.encoders.PrimaryEncoderStage`; `encode` returns `PrimaryFeatures`."""
 
+    stage_name = "primary_encoder"
+
 
 class AuxiliaryEncoder(_Encoder):
     """One `agent.encoders.AuxiliaryEncoderStage`; `encode` returns `AuxiliaryFeatures`."""
+
+    stage_name = "auxiliary_encoder"
 
 
 async def _arrived(boxes: Proposals | list[Any]) -> Proposals:

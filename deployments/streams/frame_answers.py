@@ -1,8 +1,8 @@
 """How the frames of one stream are answered, by the mode that its client chose.
 
-In FOLLOW mode every frame is answered at once from what is known (`fast_path`), and key frames go
-through the model one at a time meanwhile (`slow_path`). In GROUND mode the model answers each frame
-that is taken (`ground_mode`).
+In FOLLOW mode every frame is answered at once from what is known, and key frames go through the
+model one at a time meanwhile (`follow_mode`). In GROUND mode the model answers each frame that is
+taken (`ground_mode`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from agent.streaming.policy import AnswerMode
 from agent.streaming.session import Session, Work
 from agent.streaming.snapshot import SnapshotWriter
 from deployments.observability.metrics import Activity
-from deployments.streams.fast_path import FastPath
+from deployments.streams.follow_mode import FastPath, SlowPath
 from deployments.streams.frame_grounding import FrameGrounding
 from deployments.streams.frame_tracking import ArrivedFrame, FrameTracking
 from deployments.streams.ground_mode import GroundMode
 from deployments.streams.responses import ResponseWriter, ResultWriter
 from deployments.streams.scheduler import StreamScheduler, StreamTurn
-from deployments.streams.slow_path import SlowPath
 from groundstream.errors import InvalidFrame
 
 

@@ -7,6 +7,7 @@ up to the next key frame. Decides nothing about which pictures are answered.
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import itertools
 import logging
@@ -67,6 +68,7 @@ class DecodingThreads:
         self.memory = DecoderMemory(settings.memory_bytes)
         self._settings = settings
         self._limits = limits
+        self._tenant = ""
         # Not of lower priority, as tracking is: a frame may do without that, but a packet that is
         # decoded late makes all after it late.
         count = settings.decoders_at_once
@@ -74,11 +76,13 @@ class DecodingThreads:
         # No thread is kept free for another tenant: whoever comes waits for a packet or two.
         self._turns = FairQueue(count, most_each=count)
 
-    def for_tenant(self, tenant: str) -> TenantDecoding:
-        """What a tenant's streams decode with."""
-        return TenantDecoding(self, tenant)
+    def for_tenant(self, tenant: str) -> DecodingThreads:
+        """The same threads and memory, for a tenant's streams."""
+        bound = copy.copy(self)
+        bound._tenant = tenant
+        return bound
 
-    def decoder(self, tenant: str, codec: VideoCodec, parameter_sets: bytes) -> VideoDecoder:
+    def decoder(self, codec: VideoCodec, parameter_sets: bytes) -> VideoDecoder:
         """A new one.
 
         Raises:
@@ -90,7 +94,7 @@ class DecodingThreads:
             settings=self._settings,
             limits=self._limits,
             memory=self.memory,
-            owner=tenant,
+            owner=self._tenant,
         )
 
     def check_enabled(self) -> None:
@@ -102,34 +106,14 @@ class DecodingThreads:
         if not self._settings.enabled:
             raise InvalidRequest("this service takes pictures only; see stream.video.enabled")
 
-    async def run(self, tenant: str, work: Callable[[], T]) -> T:
+    async def run(self, work: Callable[[], T]) -> T:
         """Do the work in one of the threads, when it is the tenant's turn."""
-        async with self._turns.turn(tenant):
+        async with self._turns.turn(self._tenant):
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def close(self) -> None:
         """Free the threads."""
         self._threads.shutdown(wait=False)
-
-
-@dataclass(frozen=True)
-class TenantDecoding:
-    """One tenant's part of the decoding threads."""
-
-    threads: DecodingThreads
-    tenant: str
-
-    def decoder(self, codec: VideoCodec, parameter_sets: bytes) -> VideoDecoder:
-        """See `DecodingThreads.decoder`."""
-        return self.threads.decoder(self.tenant, codec, parameter_sets)
-
-    def check_enabled(self) -> None:
-        """See `DecodingThreads.check_enabled`."""
-        self.threads.check_enabled()
-
-    async def run(self, work: Callable[[], T]) -> T:
-        """Do the work in one of the threads, when it is this tenant's turn."""
-        return await self.threads.run(self.tenant, work)
 
 
 @dataclass(frozen=True)
@@ -158,7 +142,7 @@ class StreamVideo:
     def __init__(
         self,
         session: Session[Any],
-        threads: TenantDecoding,
+        threads: DecodingThreads,
         quota: TenantQuota,
         responses: ResponseWriter,
         on_picture: Callable[[ReceivedFrame], Awaitable[None]],

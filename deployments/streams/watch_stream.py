@@ -27,7 +27,7 @@ from deployments.streams.frame_tracking import ArrivedFrame
 from deployments.streams.observers import ObservedCall
 from deployments.streams.responses import ResponseWriter
 from deployments.streams.scheduler import StreamScheduler
-from deployments.streams.video_decoding import StreamVideo, TenantDecoding
+from deployments.streams.video_decoding import DecodingThreads, StreamVideo
 from deployments.wire import messages, stream_messages
 from deployments.wire.frame_reading import receive_frame
 from deployments.wire.message_bounds import RefusedMessage
@@ -47,7 +47,7 @@ class WatchStream:
         draining: asyncio.Event,
         store: SessionStore,
         scheduler: StreamScheduler,
-        decoding: TenantDecoding,
+        decoding: DecodingThreads,
         quota: TenantQuota,
         failures: Counter[str],
     ) -> None:

@@ -283,16 +283,6 @@ def answer_to_message(query: StandingQuery, answer: Answer, proposals: Proposals
     )
 
 
-def answers_to_messages(
-    queries: Sequence[StandingQuery], grounding: Grounding
-) -> list[pb.QueryResult]:
-    """All answers of a single call."""
-    return [
-        answer_to_message(query, answer, grounding.proposals)
-        for query, answer in zip(queries, grounding.answers, strict=True)
-    ]
-
-
 def box_to_message(box: Sequence[float]) -> pb.Box:
     x1, y1, x2, y2 = box
     return pb.Box(x1=x1, y1=y1, x2=x2, y2=y2)

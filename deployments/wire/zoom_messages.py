@@ -47,13 +47,17 @@ def revision_to_message(
     answered_time_ns: int,
 ) -> pb.FrameResult:
     """A single call's answers as they stand."""
-    answers = messages.answers_to_messages(queries, revision.grounding)
+    grounding = revision.grounding
+    answers = [
+        messages.answer_to_message(query, answer, grounding.proposals)
+        for query, answer in zip(queries, grounding.answers, strict=True)
+    ]
     for answer, origins in zip(answers, revision.origins, strict=True):
         for detection, origin in zip(answer.detections, origins, strict=True):
             if origin is not None:
                 _put_origin(detection, origin, revision.crops[origin.crop])
     result = messages.result_to_message(
-        received, answers, revision.grounding, epoch=0, answered_time_ns=answered_time_ns
+        received, answers, grounding, epoch=0, answered_time_ns=answered_time_ns
     )
     result.revision.CopyFrom(
         pb.Revision(

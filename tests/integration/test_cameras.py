@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,16 +25,10 @@ from tests.camera_runs import (
     write_light,
 )
 from tests.receivers import Broker, Record, WebReceiver, free_port
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 EVENTS = {"appear_s": 0.2, "leave_s": 0.5}
-
-
-async def eventually(condition: Callable[[], object], limit_s: float = 120.0) -> None:
-    """Wait for something that another task, thread or process does."""
-    async with asyncio.timeout(limit_s):
-        while not condition():
-            await asyncio.sleep(0.05)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +30,7 @@ from groundstream.video.playback import play
 from groundstream.video.sources import Reopen, SourcePacket, VideoFile, open_source
 from tests.clips import GREY_STEP, turn_clip, write_clip
 from tests.in_process import running_service
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 LONG = pytest.mark.skipif("SOURCES" not in os.environ, reason="takes a minute; SOURCES=1")
@@ -93,13 +94,6 @@ class Reader:
 
     def count(self, kind: type) -> int:
         return sum(isinstance(event, kind) for event in self.events)
-
-
-def until(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
-    deadline_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

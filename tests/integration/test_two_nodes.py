@@ -33,6 +33,7 @@ from tests.integration.conftest import write_fake_config
 from tests.namespaces import Machine, NamespacesUnavailable, two_machines
 from tests.remote_stream import RemoteStream
 from tests.stream_records import Asked, Finished, StreamRecord
+from tests.waiting import until
 
 _GCS_PORT, _DASHBOARD_PORT, _REDIS_PORT, _PORT = 6379, 8265, 6380, 50051
 _DEPLOYMENTS = {"Ingress", "Proposal", "PrimaryEncoder", "AuxiliaryEncoder", "Language"}
@@ -93,7 +94,7 @@ def nodes(empty_model: Path) -> Iterator[Nodes]:
         config = write_cluster_config(empty_model, folder, first)
         dashboard = f"http://127.0.0.1:{_DASHBOARD_PORT}"
         ray_commands.deploy(config, dashboard, start.environment, prefix=first.command())
-        wait_until(lambda: replicas(first) == replicas(second) == _DEPLOYMENTS, _READY_S)
+        until(lambda: replicas(first) == replicas(second) == _DEPLOYMENTS, _READY_S, pause_s=0.5)
         yield Nodes(first, second, start_second)
 
 
@@ -148,13 +149,6 @@ def replicas(machine: Machine) -> set[str]:
     return found
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.5)
-
-
 @pytest.mark.parametrize("goes", [Machine.kill, Machine.unplug])
 async def test_streams_outlive_a_node(nodes: Nodes, goes: Callable[[Machine], None]) -> None:
     first, second = nodes.first, nodes.second
@@ -187,7 +181,7 @@ async def test_a_node_that_comes_back_serves_again(nodes: Nodes) -> None:
         second.kill()
         started_s = time.monotonic()
         nodes.start_second()
-        await asyncio.to_thread(wait_until, lambda: replicas(second) == _DEPLOYMENTS, _READY_S)
+        await asyncio.to_thread(until, lambda: replicas(second) == _DEPLOYMENTS, _READY_S)
         back_s, back_ns = time.monotonic(), time.time_ns()
         async with RemoteStream(first, there) as anew:
             both = [staying, anew]

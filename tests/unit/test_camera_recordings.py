@@ -24,7 +24,8 @@ from groundstream.scene_events import EventKind, SceneEvent
 from groundstream.types import OutgoingFrame
 from groundstream.video.pictures import encode_jpeg
 from groundstream.video.sources import open_source
-from tests.receivers import Record, until
+from tests.receivers import Record
+from tests.waiting import until
 
 _NS = 1_000_000_000
 START_NS = 1_795_900_000 * _NS

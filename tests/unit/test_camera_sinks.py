@@ -29,7 +29,8 @@ from groundstream.cameras.signatures import (
 from groundstream.cameras.sinks import JsonLines, open_sink
 from groundstream.cameras.webhook import Webhook
 from groundstream.errors import SettingsError
-from tests.receivers import Broker, WebReceiver, free_port, until
+from tests.receivers import Broker, WebReceiver, free_port
+from tests.waiting import until
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,8 @@ from groundstream.cameras.telling import Telling
 from groundstream.errors import SettingsError
 from groundstream.scene_events import EventKind, SceneEvent
 from tests.camera_runs import lines
-from tests.receivers import Record, free_port, until
+from tests.receivers import Record, free_port
+from tests.waiting import until
 
 
 def event(number: int, kind: EventKind) -> Record:

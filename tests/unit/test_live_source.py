@@ -6,7 +6,7 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -25,6 +25,7 @@ from groundstream.events import (
 from groundstream.video.clock import SteadyClock
 from groundstream.video.live import LiveSource, Reopen
 from groundstream.video.pictures import RGBArray
+from tests.waiting import until
 
 QUICK = Reopen(first_pause_s=0.01, max_pause_s=0.05, silence_s=20.0)
 
@@ -100,14 +101,6 @@ class Camera:
 
     def told(self, kind: type) -> list[SourceEvent]:
         return [event for event in self.events if isinstance(event, kind)]
-
-
-def until(condition: Callable[[], bool], limit_s: float = 10.0) -> None:
-    """Wait."""
-    deadline_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
 
 
 def readers() -> int:

@@ -30,7 +30,6 @@ OBSERVABILITY = Path(__file__).parents[2] / "deployments" / "observability"
 def sources(metrics: ServiceMetrics) -> Sources:
     return Sources(
         metrics=metrics,
-        cache=lambda: CacheStats(hits=3, misses=1, read_bytes=5000),
         strain=lambda: 0.25,
         num_unauthenticated=lambda: 2,
         is_ready=lambda: True,
@@ -45,6 +44,7 @@ def busy_metrics() -> ServiceMetrics:
     metrics.count_call(Outcome.ANSWERED)
     metrics.count_call(Outcome.FAILED)
     metrics.failures["INTERNAL"] += 1
+    metrics.cache += CacheStats(hits=3, misses=1, read_bytes=5000)
     for number in range(3):
         with metrics.meters.language.call() as served:
             memory = ProcessMemory(f"host:{number}", 100 + number, 7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import time
 
@@ -15,6 +16,8 @@ from agent.encoders import AuxiliaryEncoderStage, PrimaryEncoderStage
 from agent.frame import read_frame
 from agent.model.vlm_fo1 import VLMFO1
 from agent.model.watched_layers import watch
+from agent.settings import ServiceSettings
+from agent.stage_settings import StageFactories
 from agent.urgency import Limits
 from deployments.stages.queue import StageQueue
 from deployments.stages.vision import Proposal
@@ -97,7 +100,9 @@ async def test_a_stage_that_goes_on_layer_by_layer_is_well_and_one_that_stands_s
             progress.layer_done()
         may_end.wait(10)
 
-    replica = Proposal("tests.fakes:FakeProposer", "", "cpu", 1, hang_s=_HANG_S)
+    usual = ServiceSettings(stages=StageFactories(proposal="tests.fakes:FakeProposer"))
+    stream = dataclasses.replace(usual.stream, stage_hang_s=_HANG_S)
+    replica = Proposal(dataclasses.replace(usual, stream=stream))
     assert isinstance(replica.stage, FakeProposer)
     replica.queue = queue
     running = asyncio.create_task(queue.run(queue.ticket(Limits()), compute, 12))

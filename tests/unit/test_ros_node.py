@@ -6,7 +6,6 @@ import asyncio
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +33,7 @@ from tests.fault_proxy import fault_proxy
 from tests.in_process import running_service
 from tests.pictures import encoded_image
 from tests.unit.test_exporters import CAT, DOG, result
+from tests.waiting import eventually
 
 PACKAGE = Path(__file__).parents[2] / "ros2" / "groundstream_ros"
 ELEMENTS = {
@@ -50,14 +50,6 @@ def image(encoded: bytes = b"bytes", kind: str = "jpeg", sec: int = 1_700_000_00
     message.format = kind
     message.data = np.frombuffer(encoded, np.uint8)
     return message
-
-
-async def until(holds: Callable[[], object]) -> None:
-    async def poll() -> None:
-        while not holds():
-            await asyncio.sleep(0.02)
-
-    await asyncio.wait_for(poll(), WAIT_S)
 
 
 # ---- messages ----
@@ -160,11 +152,11 @@ async def test_boxes_come_back_with_the_headers_of_their_pictures() -> None:
         bridge = Bridge(declared(target=service.target, queries=["dog"]), published.append)
         running = asyncio.create_task(bridge.run())
         bridge.take_image(image(kind="h264"))
-        await until(lambda: not bridge.books.trouble)
+        await eventually(lambda: not bridge.books.trouble)
         for number in range(5):
             bridge.take_image(image(encoded_image(number), sec=1_700_000_000 + number))
-            await until(lambda n=number: bridge.books.published > n)
-        await until(lambda: published[-1]["detections"])
+            await eventually(lambda n=number: bridge.books.published > n)
+        await eventually(lambda: published[-1]["detections"])
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     assert [one["header"]["stamp"]["sec"] for one in published[:5]] == [
@@ -180,14 +172,14 @@ async def test_queries_change_and_refused_ones_leave_the_old_ones() -> None:
         bridge = Bridge(declared(target=service.target, queries=["dog"]), lambda _: None)
         running = asyncio.create_task(bridge.run())
         bridge.take_queries("cat, bird")
-        await until(lambda: bridge._queries == ["cat", "bird"])
+        await eventually(lambda: bridge._queries == ["cat", "bird"])
         bridge.take_queries("x" * 2001)
-        await until(lambda: bridge.books.refusal)
+        await eventually(lambda: bridge.books.refusal)
         # Else the client would ask for the refused ones again after a break.
-        await until(lambda: bridge._wanted == ["cat", "bird"])
+        await eventually(lambda: bridge._wanted == ["cat", "bird"])
         assert bridge._queries == ["cat", "bird"]
         bridge.take_queries("dog")
-        await until(lambda: bridge._queries == ["dog"])
+        await eventually(lambda: bridge._queries == ["dog"])
         assert not bridge.books.refusal
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -209,18 +201,18 @@ async def test_it_waits_for_a_service_and_survives_a_broken_connection() -> None
         )
         running = asyncio.create_task(bridge.run())
         bridge.take_queries("cat")  # While there is no service.
-        await until(lambda: "waiting for a service" in bridge.books.trouble)
+        await eventually(lambda: "waiting for a service" in bridge.books.trouble)
         proxy.flow()
-        await until(lambda: bridge._queries == ["cat"])
+        await eventually(lambda: bridge._queries == ["cat"])
         bridge.take_image(image(encoded_image(1)))
-        await until(lambda: bridge.books.published == 1)
+        await eventually(lambda: bridge.books.published == 1)
         proxy.cut(refuse=True)
-        await until(lambda: bridge.books.reconnects)
+        await eventually(lambda: bridge.books.reconnects)
         assert "no connection for" in bridge.books.trouble
         proxy.flow()
-        await until(lambda: not bridge.books.trouble)
+        await eventually(lambda: not bridge.books.trouble)
         bridge.take_image(image(encoded_image(2)))
-        await until(lambda: bridge.books.published == 2)
+        await eventually(lambda: bridge.books.published == 2)
         assert bridge._queries == ["cat"]
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -234,7 +226,7 @@ async def test_the_node_publishes_what_ros_can_write(monkeypatch: pytest.MonkeyP
         ros = Ros({"target": service.target, "queries": ["dog"], "frame_id": "roof"})
         node = install(ros, monkeypatch)
         running = asyncio.create_task(asyncio.to_thread(node.main))
-        await until(lambda: "image" in ros.subscriptions)
+        await eventually(lambda: "image" in ros.subscriptions)
         ros.subscriptions["queries"](SimpleNamespace(data="dog, cat"))
         detections = ros.publishers["detections"].messages
         for number in range(200):
@@ -246,7 +238,7 @@ async def test_the_node_publishes_what_ros_can_write(monkeypatch: pytest.MonkeyP
         assert found.header.frame_id == "roof"
         assert found.header.stamp.sec == 1_700_000_001
         assert found.detections[0].results[0].hypothesis.class_id == "dog"
-        await until(lambda: ros.publishers["/diagnostics"].messages[-1].status[0].level == 0)
+        await eventually(lambda: ros.publishers["/diagnostics"].messages[-1].status[0].level == 0)
         ros.shutdown()
         await asyncio.wait_for(running, WAIT_S)
     assert ros.is_destroyed

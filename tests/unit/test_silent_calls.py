@@ -26,6 +26,7 @@ from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
 from tests.fakes import FakeStages
 from tests.in_process import SETTINGS, Service, running_service
 from tests.pictures import encoded_image
+from tests.waiting import eventually
 
 SILENT_S = 0.4
 PLACES = 6
@@ -88,12 +89,6 @@ def ended(calls: list[Any]) -> list[int]:
     return [number for number, call in enumerate(calls) if call.done()]
 
 
-async def until(happened: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not happened():
-            await asyncio.sleep(0.01)
-
-
 async def test_silent_streams_lock_nobody_out() -> None:
     async with (
         running_service(settings=FEW) as service,
@@ -107,7 +102,7 @@ async def test_silent_streams_lock_nobody_out() -> None:
         await calls[0].write(ACK)  # The next one has been silent for longest from here on.
         await asyncio.sleep(1.2 * SILENT_S)
         await ground(good)
-        await until(lambda: ended(calls))
+        await eventually(lambda: ended(calls))
         assert ended(calls) == [1]
         assert await why_it_ended(calls[1]) == (grpc.StatusCode.ABORTED, "STREAM_IDLE")
         assert "resume" in await calls[1].details()
@@ -135,7 +130,7 @@ async def test_many_connections_with_a_silent_stream_each_lock_nobody_out() -> N
             calls += await silent_streams(await stack.enter_async_context(stub(service)), 1)
         await asyncio.sleep(1.2 * SILENT_S)
         await ground(good)
-        await until(lambda: ended(calls))
+        await eventually(lambda: ended(calls))
         assert ended(calls) == [0]
 
 
@@ -156,13 +151,13 @@ async def test_a_stream_whose_frame_is_answered_is_not_silent() -> None:
             await call.write(pb.WatchRequest(frame=frame))
             read_on(call)
             calls.append(call)
-        await until(lambda: service.metrics.totals().frames_received == PLACES)
+        await eventually(lambda: service.metrics.totals().frames_received == PLACES)
         await asyncio.sleep(1.5 * SILENT_S)
         with pytest.raises(grpc.aio.AioRpcError):
             await ground(good)
         assert ended(calls) == []
         service.stages.released.set()
-        await until(lambda: service.metrics.totals().frames_in_flight == 0)
+        await eventually(lambda: service.metrics.totals().frames_in_flight == 0)
         with pytest.raises(grpc.aio.AioRpcError):
             await ground(good)  # They were told something a moment ago.
         await asyncio.sleep(1.2 * SILENT_S)
@@ -197,7 +192,7 @@ async def test_who_looks_on_where_nothing_happens_is_silent() -> None:
         await asyncio.sleep(1.2 * SILENT_S)
         await seen.write(ACK)
         await ground(good)
-        await until(lambda: ended(calls))
+        await eventually(lambda: ended(calls))
         assert not seen.done()
         (number,) = ended(calls)
         assert await why_it_ended(calls[number]) == (grpc.StatusCode.ABORTED, "STREAM_IDLE")
@@ -354,7 +349,7 @@ async def test_a_call_that_nobody_reads_ends(
         stub(service, *NARROW) as agent,
     ):
         call = await begin(agent)
-        await until(lambda: service.metrics.failures["STREAM_IDLE"])
+        await eventually(lambda: service.metrics.failures["STREAM_IDLE"])
         if begin is unread_observe:
             call.sending.cancel()  # The stream that was looked on at goes on.
             assert service.metrics.num_open_streams == 1

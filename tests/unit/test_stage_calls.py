@@ -10,8 +10,10 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from agent.frame import read_frame
+from agent.settings import ServiceSettings
+from agent.stage_settings import StageFactories
 from deployments.stages.calls import StageCalls, StageFull
-from deployments.stages.requests import Refused, Wanted
+from deployments.stages.requests import Refused, Wanted, revision_of
 from deployments.stages.vision import AuxiliaryEncoder, refusing
 from groundstream.errors import InvalidFrame, Overloaded, StageUnavailable
 from tests.handles import Handle
@@ -142,9 +144,13 @@ async def test_pieces_come_as_they_are_written_and_not_twice() -> None:
 
 
 async def test_an_encoder_whose_boxes_are_lost_says_so_by_type() -> None:
-    encoder = AuxiliaryEncoder("tests.fakes:FakeAuxiliaryEncoder", "", "cpu", 1)
+    fakes = StageFactories(auxiliary_encoder="tests.fakes:FakeAuxiliaryEncoder")
+    settings = ServiceSettings(stages=fakes)
+    encoder = AuxiliaryEncoder(settings)
     lost: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     lost.set_exception(ActorDiedError())
-    refused = await encoder.encode(read_frame(encoded_image()), Wanted(), [lost])
+    refused = await encoder.encode(
+        read_frame(encoded_image()), Wanted(model=revision_of(settings)), [lost]
+    )
     assert isinstance(refused, Refused)
     assert isinstance(refused.error, StageUnavailable)

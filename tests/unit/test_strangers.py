@@ -21,6 +21,7 @@ from deployments.admission import EvictingLimit
 from deployments.front_end import interceptor, server
 from deployments.front_end.api_keys import add_api_key
 from deployments.observability.logs import configure_logs
+from groundstream.errors import Overloaded
 from groundstream.protos import vision_agent_pb2 as pb
 from groundstream.protos import vision_agent_pb2_grpc as pb_grpc
 from tests.in_process import SETTINGS, Service, running_service
@@ -258,15 +259,16 @@ def call_by_hand(target: str, authorization: bytes) -> bytes:
 async def test_a_room_puts_out_the_oldest_of_whoever_crowds_it() -> None:
     room, ended = EvictingLimit(3, "calls"), []
 
-    async def stay(name: str) -> None:
+    async def stay(whose: str, name: str) -> None:
         try:
-            await asyncio.sleep(60)
-        finally:
+            async with room.taken((whose,)):
+                await asyncio.sleep(60)
+        except Overloaded:
             ended.append(name)
 
     calls = []
     for whose, name in (("a", "a1"), ("b", "b1"), ("b", "b2"), ("c", "c1"), ("d", "d1")):
-        calls.append(asyncio.create_task(room.run(whose, stay(name))))
+        calls.append(asyncio.create_task(stay(whose, name)))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     await asyncio.sleep(0.01)
