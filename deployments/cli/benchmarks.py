@@ -260,7 +260,7 @@ def suite(
     as_json: JsonOption = False,
     markdown: MarkdownOption = False,
 ) -> None:
-    """Every ability on drawings of everyday things in two styles and of other things."""
+    """Every ability on seen artwork, unseen artwork and novel classes; goes on where it was."""
     from agent.evaluation.composed_sets import evaluation_sets
     from agent.evaluation.suite import FIGURES, SUITE_VERSION, Suite
 
