@@ -4,11 +4,12 @@
     python -m benchmarks.soak --minutes 3
 
 Clients of all kinds (benchmarks/soak_clients.py) come and go while Redis is restarted and, in the
-first half, replicas are killed. Afterwards: every stream's books closed, nothing is left open or in
-flight, no log holds an unhandled exception, and what the service's processes hold grew by less
-than 1 MB a minute. What counts is the least that each held in every minute: messages of 17 MB come
-and go. That is judged in the second half, once it lasts ten minutes; before, memory that
-allocators keep says more than what is lost. Ends in one JSON line.
+first third, replicas are killed. Afterwards: every stream's books closed, nothing is left open or
+in flight, no log holds an unhandled exception, and what the service's processes hold grew by less
+than 1 MB a minute. What counts is the least that each held in the earlier and in the later half of
+what is judged: messages of 17 MB come and go. A process's first five minutes, in which its caches
+and its allocator fill, do not count, and less than ten minutes after that are not judged. Ends in
+one JSON line.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import yaml
 from rich.console import Console
@@ -54,8 +54,9 @@ _PREFIX_BYTES = 32_000_000
 _FEATURE_BYTES = 8_000_000
 """Bounds of the language replica's caches: small, so that both are full within minutes. A cache
 that fills is no leak."""
-_WARM_UP_S = 60.0
+_WARM_UP_S = 300.0
 """Of a process's own life."""
+_SHARE_WITH_KILLS = 1 / 3
 _MOST_GROWTH = 1.0
 """MB a minute."""
 _LEADER = "deployments.local.ray_cluster"
@@ -88,15 +89,29 @@ class Growth:
     names: dict[int, str] = field(default_factory=dict)
     series: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
 
+    def by_minute(self, since_s: float) -> dict[str, list[int]]:
+        """The least that each process held in every minute, MB."""
+        return {
+            f"{self.names[pid]} {pid}": [round(size) for _, size in least]
+            for pid, series in self.series.items()
+            if len(least := least_of_each_minute(series, since_s)) >= 4
+        }
+
     def slopes(self, since_s: float) -> dict[str, tuple[float, float]]:
-        """MB a minute of each process after its warm-up, and over how many seconds."""
+        """MB a minute of each process after its warm-up, and over how many seconds.
+
+        The least of the later half over the least of the earlier half: what comes back is not lost.
+        """
         found = {}
         for pid, series in self.series.items():
             least = least_of_each_minute(series, max(since_s, series[0][0] + _WARM_UP_S))
-            if len(least) >= 4:
-                times, sizes = np.array(least).T
-                slope = 60.0 * float(np.polyfit(times - times[0], sizes, 1)[0])
-                found[f"{self.names[pid]} {pid}"] = (slope, float(times[-1] - times[0]))
+            if half := len(least) // 2:
+                sizes = [size for _, size in least]
+                grown = min(sizes[-half:]) - min(sizes[:half])
+                between_s = least[-half][0] - least[0][0]
+                found[f"{self.names[pid]} {pid}"] = (
+                    60.0 * grown / between_s, least[-1][0] - least[0][0]
+                )  # fmt: skip
         return found
 
 
@@ -123,7 +138,8 @@ class Soak:
         self._dice = random.Random(seed)
         self._folder = folder
         self._redis_port = free_port()
-        self.half_time_s = 0.0
+        self.calm_from_s = 0.0
+        """When the last replica was killed, at the latest."""
 
     async def run(self, base: Path) -> None:
         """Start, soak, stop, read the logs."""
@@ -146,7 +162,7 @@ class Soak:
     async def _soak(self, around: Surroundings, service: ServiceProcess, redis: _Redis) -> None:
         started_s = time.monotonic()
         until_s = started_s + self.duration_s
-        self.half_time_s = started_s + self.duration_s / 2
+        self.calm_from_s = started_s + self.duration_s * _SHARE_WITH_KILLS
         background = [
             asyncio.create_task(work)
             for work in (
@@ -185,10 +201,10 @@ class Soak:
             self.chaos.redis_restarts += 1
 
     async def _kill_replicas(self, service: ServiceProcess) -> None:
-        """In the first half, so that the second has processes that live long enough to judge."""
+        """Early, so that processes live long enough afterwards to be judged."""
         while True:
             await asyncio.sleep(min(_KILL_EVERY_S, self.duration_s / 6))
-            if time.monotonic() > self.half_time_s:
+            if time.monotonic() > self.calm_from_s:
                 return
             replicas = await asyncio.to_thread(service.replicas)
             if not replicas:
@@ -333,7 +349,7 @@ def _last_raised(lines: list[str], number: int) -> tuple[str, int]:
 
 def report(soak: Soak, console: Console) -> bool:
     """Print a table and the JSON line; whether all is well."""
-    slopes = soak.growth.slopes(soak.half_time_s)
+    slopes = soak.growth.slopes(soak.calm_from_s)
     grown = sum(slope for slope, _ in slopes.values())
     judged_s = max((seconds for _, seconds in slopes.values()), default=0.0)
     is_judged = judged_s >= _JUDGED_FROM_S
@@ -365,6 +381,7 @@ def report(soak: Soak, console: Console) -> bool:
         "errors": dict(soak.seen.errors),
         "redis_restarts": soak.chaos.redis_restarts,
         "kills": soak.chaos.kills,
+        "mb_by_minute": soak.growth.by_minute(soak.calm_from_s),
         "mb_per_min": round(grown, 3),
         "mb_per_min_judged": is_judged,
         "frames": _frames(soak.stats),

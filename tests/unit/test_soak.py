@@ -54,9 +54,9 @@ def test_growth_is_told_from_messages_that_come_and_go(leak: float) -> None:
     """MB a minute, under large messages that are there for a while, a third of the time."""
     rng = np.random.default_rng(0)
     growth = Growth(names={7: "Ingress"})
-    starting = [(float(at), 100.0 + 5.0 * at) for at in range(0, 60, 5)]
+    starting = [(float(at), 100.0 + at) for at in range(0, 300, 5)]
     growth.series[7] = starting + [
-        (60.0 + at, 400.0 + leak * at / 60.0 + 80.0 * float(rng.random() < 0.33))
+        (300.0 + at, 400.0 + leak * at / 60.0 + 80.0 * float(rng.random() < 0.33))
         for at in range(0, 900, 5)
     ]
     ((name, (slope, seconds)),) = growth.slopes(0.0).items()
@@ -68,3 +68,4 @@ def test_growth_is_told_from_messages_that_come_and_go(leak: float) -> None:
 def test_a_process_that_lived_too_short_is_not_judged() -> None:
     growth = Growth(names={7: "Ingress"}, series={7: [(float(at), 100.0) for at in range(200)]})
     assert growth.slopes(0.0) == {}
+    assert growth.by_minute(0.0) == {"Ingress 7": [100, 100, 100, 100]}
