@@ -102,10 +102,8 @@ manifests: $(READY)  ## Render the Kubernetes manifest (committed)
 	$(BIN)/python -m deployments.cluster.render
 
 bench: $(READY)  ## Measure; each benchmark ends in one JSON line
-	$(BIN)/python -m benchmarks.reference_path
 	$(BIN)/python -m benchmarks.same_frame --rounds 3
 	$(BIN)/python -m benchmarks.alternatives
-	$(BIN)/python -m benchmarks.stream
 	$(BIN)/python -m benchmarks.cache
 	$(BIN)/python -m benchmarks.shape_3b --smoke  # without the option on a GPU
 	$(BIN)/python -m benchmarks.follow_stream moving

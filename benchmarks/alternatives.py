@@ -48,7 +48,7 @@ from agent.processor import IMAGENET_MEAN, IMAGENET_STD
 from agent.prompts import Task
 from agent.region_cache import MemoryRegionCache
 from agent.stages import LocalStages
-from benchmarks.reference_path import LABELS
+from benchmarks.same_frame import LABELS
 from groundstream.video.sources import open_source
 
 _VIDEO = Path(__file__).parents[1] / "demo" / "scene.mp4"

@@ -50,7 +50,7 @@ from agent.stages import LocalStages
 from agent.tokenizer import PromptTokenizer, train_tokenizer
 from agent.training.mixture import corpus
 from benchmarks.device_floor import Rates, measured_rates, seconds, work_of
-from benchmarks.reference_path import LABELS, plain_ids
+from benchmarks.same_frame import LABELS
 
 _SMOKE = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -71,6 +71,35 @@ _TOKENS_PER_PRINTED_BOX = 32
 """{"bbox_2d": [123, 456, 789, 1011], "label": "person"}, and a comma: Qwen2.5 writes every digit
 as a token of its own (14 here), and brackets, quotes, names and commas as about 18 more."""
 _GIB = 2**30
+
+
+@torch.inference_mode()
+def _plain_ids(language: LanguageStage, features: FrameFeatures, task: Task) -> list[int]:
+    """The whole prompt at once, then greedy decoding token by token, as published."""
+    model, builder = language._language, language._builder
+    grid = language._model.config.token_grid(features.grid)
+    prefix = builder.prefix(grid, len(features.proposals))
+    question = builder.question(task.text, start=prefix.next_position)
+    embeddings = torch.cat(
+        [
+            language._input(part, shown).embedded(model)
+            for part, shown in ((prefix, features), (question, None))
+        ]
+    )[None]
+    device = embeddings.device
+    positions = torch.cat([prefix.positions, question.positions], dim=1)[:, None].to(device)
+    cache, position = DynamicCache(), question.next_position
+    ids: list[int] = []
+    while len(ids) < task.max_new_tokens:
+        hidden = model(embeddings, positions, cache=cache)
+        token = int(model.logits(hidden[0, -1]).argmax())
+        if token == builder.end_of_turn:
+            break
+        ids.append(token)
+        embeddings = model.embed(torch.tensor([[token]], device=device))
+        positions = torch.full((3, 1, 1), position, device=device)
+        position += 1
+    return ids
 
 
 @dataclass(frozen=True)
@@ -311,7 +340,7 @@ class Measurement:
     async def _reference(self, tasks: list[Task], times: dict[str, list[float]]) -> list[list[int]]:
         """Every question as if it were the first."""
         started = time.perf_counter()
-        answers = [plain_ids(self.language, await self.features(), task)[0] for task in tasks]
+        answers = [_plain_ids(self.language, await self.features(), task) for task in tasks]
         times.setdefault("reference", []).append(time.perf_counter() - started)
         return answers
 
@@ -326,7 +355,7 @@ class Measurement:
             features = FrameFeatures(
                 *self.shape.frame_size, Proposals(), tokens, seen.geometry.grid, nothing, nothing
             )
-            plain_ids(self.language, features, self.task(label, num_tokens=num_tokens))
+            _plain_ids(self.language, features, self.task(label, num_tokens=num_tokens))
         times.setdefault("printed digits", []).append(time.perf_counter() - started)
 
     def decoding_rows(self, features: FrameFeatures) -> list[dict[str, object]]:

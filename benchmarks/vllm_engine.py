@@ -30,7 +30,7 @@ from agent.model_directory import DEFAULT_MODEL
 from agent.prompts import Task
 from agent.stage_settings import EngineSettings
 from agent.stages import local_pipeline
-from benchmarks.reference_path import LABELS
+from benchmarks.same_frame import LABELS
 from groundstream.video.sources import open_source
 
 _VIDEO = Path(__file__).parents[1] / "demo" / "scene.mp4"

@@ -279,22 +279,12 @@ def match_count(boxes: FloatArray, scores: FloatArray, truth: FloatArray) -> int
     return matched
 
 
-async def count_names(
+async def count_called(
     tally: Tally, pipeline: Pipeline, image: CocoImage, data: CocoFolder, *, most: int | None = None
 ) -> None:
-    """Give the true boxes, ask what each (of the first `most`) is, count `region_top1`: the
-    category's name, word for word."""
+    """Give the true boxes, ask what each (of the first `most`) is, count `region_top1` (name,
+    synonym or wider word), `region_top1_narrow` (no wider word) and `region_top1_exact`."""
     for index, said in await _called(pipeline, image, most):
-        right = same_words(said, data.categories[image.category[index]])
-        tally.add(str(image.image_id), "region_top1", right)
-
-
-async def count_called(
-    tally: Tally, pipeline: Pipeline, image: CocoImage, data: CocoFolder
-) -> None:
-    """Give the true boxes, ask what each is, count `region_top1` (name, synonym or wider word),
-    `region_top1_narrow` (no wider word) and `region_top1_exact`."""
-    for index, said in await _called(pipeline, image, None):
         name, also = data.categories[image.category[index]], image.also_of(index)
         narrow = {name, *synonyms(name), *(word for word in also if not is_wider(word))}
         for figure, right in (

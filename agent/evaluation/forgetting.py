@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from agent.generation import LanguageStage
 from agent.model.bases import find_base
 from agent.model.checkpoint import load_model
+from agent.model.configuration import VLMFO1Config
 from agent.model.language_model import LanguageModel
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.model_directory import find_model
@@ -74,7 +74,7 @@ class Memory:
 
 
 def compare(model: str, knowledge: Knowledge | None = None) -> dict[str, Memory]:
-    """`before`, the model's base, and `after`, the model itself, in float32.
+    """`before`, the base as its authors published it, and `after`, the model, in float32.
 
     Raises:
         SettingsError: the model stands on no base.
@@ -89,18 +89,31 @@ def compare(model: str, knowledge: Knowledge | None = None) -> dict[str, Memory]
     tokenizer = model_tokenizer(directory, loaded.config)
     after = _memory(loaded, tokenizer, asked)
     base = find_base(loaded.config.base, directory)
-    _restore(loaded.language_model, base.weights(torch.float32, lambda name: True))
+    loaded.language_model = _Base(loaded.config, base.weights(torch.float32, lambda name: True))
     return {"before": _memory(loaded, tokenizer, asked), "after": after}
 
 
-def _restore(language: LanguageModel, weights: dict[str, Tensor]) -> None:
-    """Put the base's weights back; rows of tokens that it does not have stay."""
-    state: dict[str, Any] = language.state_dict()
-    for name, value in weights.items():
-        held = state.get(name.removeprefix("language_model."))
-        if held is not None:
-            held[: len(value)] = value.to(held.dtype)
-    language.load_state_dict(state)
+class _Base(LanguageModel):
+    """The base as it was published, in the model's vocabulary: it gives new tokens no chance."""
+
+    def __init__(self, config: VLMFO1Config, weights: dict[str, Tensor]) -> None:
+        """
+        Args:
+            config: of the model that stands on the base.
+            weights: the base's own, by our parameter names.
+        """
+        super().__init__(config.text, tie_word_embeddings=config.tie_word_embeddings)
+        for name, held in self.state_dict().items():
+            value = weights[f"language_model.{name}"]
+            held[: len(value)] = value
+        self._num_known = len(weights["language_model.model.embed_tokens.weight"])
+        self.eval()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., hidden) to (..., vocabulary), minus infinity for tokens that the base lacks."""
+        logits = super().logits(hidden)
+        logits[..., self._num_known :] = -torch.inf
+        return logits
 
 
 def _memory(model: VLMFO1, tokenizer: PromptTokenizer, asked: Knowledge) -> Memory:

@@ -21,7 +21,7 @@ from agent.evaluation.average_precision import only_images, resampled_precision
 from agent.evaluation.coco_folder import CocoFolder, CocoImage
 from agent.evaluation.cocotext import evaluate_cocotext, load_cocotext
 from agent.evaluation.counting import count_answer
-from agent.evaluation.detection import AskedLabels, DetectionCounts, count_names
+from agent.evaluation.detection import AskedLabels, DetectionCounts, count_called
 from agent.evaluation.pope import is_right
 from agent.evaluation.refcoco import is_hit
 from agent.evaluation.scene_formats import write_cocotext
@@ -32,8 +32,9 @@ from agent.prompts import MAX_REGIONS, Task
 from agent.training.mixture import yes_no_turns
 from agent.training.referring import refer_to
 
-SUITE_VERSION = 2
-"""Part of every result file's name: raise it whenever other questions are asked."""
+SUITE_VERSION = 3
+"""Part of every result file's name: raise it whenever other questions are asked, or counted
+otherwise."""
 
 FIGURES = {
     "proposal_recall": "proposal recall at 100, IoU 0.5",
@@ -41,6 +42,7 @@ FIGURES = {
     "AP": "COCO mAP",
     "AP50": "COCO AP50",
     "region_top1": "region top-1, true boxes given",
+    "region_top1_exact": "region top-1, word for word",
     "referring": "referring accuracy, one of several alike",
     "counting": "counting accuracy",
     "ocr": "OCR exact match",
@@ -200,7 +202,7 @@ class Suite:
         counts = asked.count(image, grounding, self.propose(load_frame(image.path)))
         if len(image.xyxy):
             most = self.settings.most_regions
-            await count_names(counts.tally, self.pipeline, image, data, most=most)
+            await count_called(counts.tally, self.pipeline, image, data, most=most)
         name = str(image.image_id)
         return {
             "image": name,

@@ -207,8 +207,8 @@ async def test_the_suite_from_the_truth_and_resumed(tmp_path, data):
     pipeline = Truthful(data)
     first = await Suite(pipeline, all_but_last(data)).ask(data, results, title="")
     figures = summarise(first, data, num_resamples=3)
-    perfect = {"shown_recall", "AP", "AP50", "region_top1", "referring", "counting", "yes_no",
-               "counting_several", "recall", "precision", "f1"}  # fmt: skip
+    perfect = {"shown_recall", "AP", "AP50", "region_top1", "region_top1_exact", "referring",
+               "counting", "yes_no", "counting_several", "recall", "precision", "f1"}  # fmt: skip
     assert {name: round(figures[name].value, 6) for name in perfect} == dict.fromkeys(perfect, 1.0)
     assert figures["false_positives"].value == figures["counting_error"].value == 0.0
     # All but the last object of each picture: recall is of what the network found, not of what

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from agent.evaluation.forgetting import Knowledge, compare
+from agent.model.smollm2 import load_smollm2, smollm2_tokenizer
 from groundstream.errors import SettingsError
 from tests.unit.pocket_folder import pocket_weights, write_pocket_folder
 
@@ -18,15 +21,33 @@ SHORT = Knowledge(
 def test_nothing_added_is_nothing_forgotten_and_noise_forgets(tmp_path):
     for strength, name in ((0.0, "same"), (3.0, "noisy")):
         (tmp_path / name).mkdir()
-        write_pocket_folder(tmp_path / name, strength=strength)
+        state = write_pocket_folder(tmp_path / name, strength=strength)
         pocket_weights(tmp_path / name)
+        state["new_tokens.weight"] *= 0  # so that new tokens take next to nothing from words
+        save_file(state, tmp_path / name / "language.safetensors")
     same = compare(str(tmp_path / "same"), SHORT)
-    assert same["after"].perplexity == pytest.approx(same["before"].perplexity, rel=1e-4)
+    assert same["after"].perplexity == pytest.approx(same["before"].perplexity, rel=2e-3)
     assert same["before"].choices_right == 1.0
     assert "Paris" in same["before"].answers[0]
     noisy = compare(str(tmp_path / "noisy"), SHORT)
     assert noisy["before"].perplexity == pytest.approx(same["before"].perplexity, rel=1e-4)
     assert noisy["after"].perplexity > 2 * noisy["before"].perplexity
+
+
+def test_before_is_the_base_alone_whatever_the_new_tokens_are_worth(tmp_path):
+    state = write_pocket_folder(tmp_path)
+    pocket_weights(tmp_path)
+    # As after a training without text: new tokens take the probability that words had.
+    state["new_tokens.weight"] *= 100
+    save_file(state, tmp_path / "language.safetensors")
+    found = compare(str(tmp_path), SHORT)
+    ids = torch.tensor(smollm2_tokenizer().encode(SHORT.text).ids)
+    with torch.inference_mode():
+        logits = load_smollm2()(ids[None]).logits[0, :-1]
+    published = torch.nn.functional.cross_entropy(logits, ids[1:]).exp()
+    assert found["before"].perplexity == pytest.approx(float(published), rel=1e-4)
+    assert "Paris" in found["before"].answers[0]
+    assert found["after"].perplexity > 2 * found["before"].perplexity
 
 
 def test_the_shipped_questions_are_readable():

@@ -44,14 +44,14 @@ async def test_stages_of_one_model_work_together(overlap: bool) -> None:
 
 
 def test_whatever_changes_features_is_another_model() -> None:
-    nano = ServiceSettings()
+    usual = ServiceSettings()
     others = [
         ServiceSettings(model="/models/larger"),
         ServiceSettings(proposal_network="none"),
         ServiceSettings(proposal_network="/models/boxes"),
     ]
-    assert len({settings.model_revision for settings in [nano, *others]}) == 1 + len(others)
-    assert ServiceSettings(device="cuda", tenant="acme").model_revision == nano.model_revision
+    assert len({settings.model_revision for settings in [usual, *others]}) == 1 + len(others)
+    assert ServiceSettings(device="cuda", tenant="acme").model_revision == usual.model_revision
 
 
 def test_whatever_changes_calls_is_another_revision(monkeypatch: pytest.MonkeyPatch) -> None:
