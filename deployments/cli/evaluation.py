@@ -294,7 +294,7 @@ def suite(
     as_json: JsonOption = False,
     markdown: MarkdownOption = False,
 ) -> None:
-    """Every ability on seen artwork, unseen artwork and novel classes; goes on where it was."""
+    """Every ability, on scenes of drawings; goes on where it was."""
     from agent.evaluation.composed_sets import evaluation_sets
     from agent.evaluation.suite import FIGURES, SUITE_VERSION, Suite
 
