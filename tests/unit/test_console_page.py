@@ -138,6 +138,16 @@ async def test_the_wall_shows_a_camera_once_with_what_it_sees_now(
         assert width == 320  # as it was sent, not the empty canvas
 
 
+async def test_boxes_that_were_followed_for_long_are_said_to_be_so() -> None:
+    async with opened_page() as visit:
+        said = await visit.page.evaluate(
+            """import("/static/parts.mjs").then(({ trailing }) => [[], [300], [300, 3400]].map(
+                (ages) => ages.map((age_ms) => ({ age_ms })),
+            ).map((detections) => trailing({ answers: [{ detections }] })))"""
+        )
+    assert said == ["", "", "boxes followed for 3.4 s"]
+
+
 async def test_a_picture_whose_stream_has_ended_is_marked_as_old(
     settings: ConsoleSettings,
 ) -> None:
