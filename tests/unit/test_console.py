@@ -41,13 +41,13 @@ VENDOR = Path(__file__).parents[2] / "deployments" / "console" / "static" / "ven
 
 @contextlib.asynccontextmanager
 async def running_console(
-    target: str, settings: ConsoleSettings | None = None
+    target: str, settings: ConsoleSettings | None = None, *, port: int = 0
 ) -> AsyncIterator[str]:
-    """A console of a service; its address."""
+    """A console of a service; its address. At port 0: anywhere."""
     settings = settings or ConsoleSettings(hosts=PORT_HOSTS)
     config = uvicorn.Config(
         build(aio.Client(target), settings),
-        port=0,
+        port=port,
         http=PatientProtocol,
         ws="websockets-sansio",
         log_level="warning",

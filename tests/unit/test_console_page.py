@@ -180,6 +180,23 @@ async def test_nothing_looks_live_when_the_console_is_gone(settings: ConsoleSett
 # ---- zones and lines ----
 
 
+async def test_a_camera_is_live_again_when_the_console_is_back(settings: ConsoleSettings) -> None:
+    async with opened_page(settings) as visit, running_service() as service:
+        await visit.go("camera/gate")
+        await visit.picture()
+        await visit.console.aclose()
+        await visit.page.locator(".state.away").wait_for()
+        port = int(visit.url.rpartition(":")[2])
+        async with running_console(service.target, settings, port=port):
+            await visit.picture()
+            await visit.page.get_by_text("Picture of 0.").wait_for()
+            await visit.page.get_by_role("textbox", name="Question").fill("dog")
+            await visit.page.get_by_role("button", name="Ask", exact=True).click()
+            await visit.page.get_by_text("The picture that was asked about, at").wait_for()
+        await visit.page.locator(".state.away").wait_for()
+        visit.errors.clear()  # The browser tells of connections that are refused.
+
+
 async def test_a_zone_is_drawn_with_the_mouse(settings: ConsoleSettings) -> None:
     async with opened_page(settings, viewport={"width": 1280, "height": 900}) as visit:
         await visit.go("camera/gate")
