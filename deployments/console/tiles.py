@@ -11,7 +11,9 @@ from PIL import Image
 from groundstream.video.pictures import FORMATS, UNREADABLE, upright
 
 TILE_PX = 480
-"""Longer side: a tile is 320 to 650 pixels of a page wide."""
+"""Longer side at most: a tile is 320 to 650 pixels of a page wide."""
+_ENOUGH_PX = 360
+"""What a JPEG gives by itself, and has so much, is not scaled further."""
 _QUALITY = 75
 _ONE_AT_A_TIME = ThreadPoolExecutor(1, thread_name_prefix="tiles")
 """However many look on, tiles take one core."""
@@ -28,11 +30,11 @@ def tile_of(encoded: bytes) -> asyncio.Future[bytes]:
 def _scaled(encoded: bytes) -> bytes:
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            factor = TILE_PX / max(image.size)
-            if factor >= 1.0:
+            longest = max(image.size)
+            if longest <= TILE_PX:
                 return encoded
-            width, height = (max(1, round(side * factor)) for side in image.size)
-            # A JPEG can be decoded to a half, a quarter or an eighth, in a part of the time.
+            # A JPEG can be decoded to a half, a quarter or an eighth, in a quarter of the time.
+            width, height = (max(1, side * _ENOUGH_PX // longest) for side in image.size)
             image.draft("RGB", (width, height))
             tile = upright(image).convert("RGB")
             tile.thumbnail((TILE_PX, TILE_PX))

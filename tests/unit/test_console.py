@@ -186,7 +186,7 @@ async def test_the_wall_is_sent_tiles_and_a_camera_in_full_size(tmp_path: Path) 
     (tile,) = news["images"]
     # Boxes are in pixels of the picture, not of the tile.
     assert [news["pictures"][0][side] for side in ("width", "height")] == [1600, 1200]
-    assert (size_of(tile), size_of(full)) == ((480, 360), (1600, 1200))
+    assert (size_of(tile), size_of(full)) == ((400, 300), (1600, 1200))
     assert len(tile) < len(full) / 8
 
 
@@ -200,7 +200,9 @@ async def test_a_tile_is_scaled_once_and_kept_upright() -> None:
     shown = Shown(out.getvalue(), result, time.monotonic())
     first, second = await asyncio.gather(shown.tile(), shown.tile())
     assert first is second
-    assert size_of(first) == (360, 480)
+    assert size_of(first) == (300, 400)
+    large = picture((1600, 1200))
+    assert size_of(await Shown(large, result, 0.0).tile()) == (480, 360)
     for small in (picture(), b"no picture at all"):
         assert await Shown(small, result, 0.0).tile() is small
 
