@@ -292,7 +292,7 @@ class Follower:
         status = last.status
         if boxes and status in _DEFINITE:
             status = AnswerStatus.OK
-        elif not boxes and status is AnswerStatus.OK and self._is_about_boxes(query):
+        elif not boxes and status is AnswerStatus.OK and query.task.kind.searches:
             # It was there; nothing says where it is now.
             status = AnswerStatus.UNSURE
         return QueryAnswer(query, status, Source.TRACKED, last.text, boxes, last.evidence)
@@ -309,9 +309,6 @@ class Follower:
             return box.xyxy
         shift = ahead_s * (box.velocity[:2] + self._drift)
         return np.asarray(box.xyxy + np.tile(shift, 2), dtype=np.float32)
-
-    def _is_about_boxes(self, query: StandingQuery) -> bool:
-        return query.task.region is None
 
     def _change(self) -> float:
         """Share of the picture that differs from the last key frame and that no track covers."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from agent.detections import FloatArray, box_area, clip_boxes
+from agent.detections import FloatArray, box_area, box_iou, clip_boxes
 from agent.settings import TrackerSettings
 from agent.streaming.answers import Claim
 from agent.streaming.association import best_pairs, likeness, place_affinity
@@ -30,6 +30,8 @@ _OTHER_QUERY_PENALTY = 0.3
 _LEAST_AFFINITY = 0.15
 _SAME_BOX_AFFINITY = 0.7
 """A box that overlaps this much is the same object, whatever it was called before."""
+_HIDDEN_IOU = 0.5
+"""Two boxes of one query that overlap by more may be one thing."""
 _APPEARANCE_MEMORY = 0.7
 _MEAN_MEMORY = 0.9
 _LEAST_VISIBLE = 0.25
@@ -123,15 +125,23 @@ class Tracker:
         return {track.id: track.box.xyxy for track in self._live.values()}
 
     def seen(self, query: StandingQuery) -> list[tuple[Track, Claim]]:
-        """The objects that answer exactly this query and can be seen now."""
+        """The objects that answer exactly this query and can be seen now.
+
+        What the query's newest answer passed over is not there where it named something else: it
+        is hidden, or the same thing. It stays known, and is seen again when the two part.
+        """
         earliest_s = self._now_s - self._settings.show_coasting_s
-        return [
+        found = [
             (track, claim)
             for track in self._live.values()
             if (claim := track.claims.get(query.id)) is not None
             and claim.query == query
             and track.supported_s >= earliest_s
         ]
+        boxes = _stack([track.box.xyxy for track, _ in found])
+        told = np.array([claim.evidence.sequence for _, claim in found])
+        is_behind = (box_iou(boxes, boxes) > _HIDDEN_IOU) & (told[:, None] < told)
+        return [pair for pair, behind in zip(found, is_behind, strict=True) if not behind.any()]
 
     def uncertainty(self) -> float:
         """How unsure the least sure object is of its place, in box sizes."""

@@ -6,6 +6,7 @@ ended stays for a while, with its last picture, and says that it has ended. Know
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from typing import Any
 
 from deployments.console.event_log import EventLog
 from deployments.console.places import PlaceStore
+from deployments.console.tiles import tile_of
 from deployments.console.views import books_view
 from deployments.streams.buffers import LatestValue, PictureBuffer
 from groundstream.cameras.place_file import Places
@@ -82,7 +84,7 @@ class DraftFigures:
         self.num_prefix_tokens_reused += answer.num_prefix_tokens_reused
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Shown:
     """A picture and what was said about it."""
 
@@ -91,11 +93,19 @@ class Shown:
     result: FrameResult
     taken_s: float
     """When the picture was taken, or came here where that is not known; monotonic clock."""
+    _tile: asyncio.Future[bytes] | None = None
 
     @property
     def age_ms(self) -> float:
         """How old the picture is now."""
         return max(0.0, time.monotonic() - self.taken_s) * 1e3
+
+    async def tile(self) -> bytes:
+        """The picture in the size of the wall's tiles, scaled once for all who look at the wall."""
+        if self._tile is None:
+            self._tile = tile_of(self.encoded)
+        # Who goes away while it is scaled takes it from nobody else.
+        return await asyncio.shield(self._tile)
 
 
 @dataclass
@@ -130,7 +140,6 @@ class BoardStream:
     _latest: Shown | None = None
     _shown: LatestValue[Shown] = field(default_factory=LatestValue)
     _error_s: float = 0.0
-    _last_shown: int = -1
 
     @property
     def state(self) -> StreamState:
@@ -151,7 +160,6 @@ class BoardStream:
 
     def begin(self, places: Places) -> None:
         """Numbers of frames and tracks begin anew; events of two sessions share no id."""
-        self._last_shown = -1
         self._pending.clear()
         self._taken_s.clear()
         self._detector = EventDetector(
@@ -182,11 +190,10 @@ class BoardStream:
         """The service said something about this console's own stream."""
         match event:
             case FrameResult():
-                encoded = self._pending.pop(event.sequence)
+                encoded = self._pending.take(event.sequence)
                 taken_s = self._taken_s.pop(event.sequence, time.monotonic())
-                # A result that comes late is no reason to show what was there before.
-                if encoded is not None and event.sequence > self._last_shown:
-                    self._last_shown = event.sequence
+                # A late result finds no picture: what was there before is not shown again.
+                if encoded is not None:
                     self._show(Shown(encoded, event, taken_s))
                 if event.timings.language_ms:
                     self._count(event)

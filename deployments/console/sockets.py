@@ -1,17 +1,21 @@
 """The console's WebSockets: the wall, one stream's pictures, a browser's own stream, events.
 
-    /api/wall               every stream: a page asks, the answer is JSON and the pictures it names
-    /api/streams/N/pictures one stream: its result as JSON, then the picture, for as long as it runs
+    /api/wall               every stream: JSON, then the pictures it names, in the size of tiles
+    /api/streams/N/pictures one stream: a result as JSON, then its picture, for as long as it runs
     /api/watch?query=       a browser's own stream: pictures in, what the service says out as JSON
     /api/events/new         events as they come
 
-Each is one visitor's; what it is too slow for is left out.
+Each is one visitor's; what it is too slow for is left out. Whoever looks at pictures asks, with any
+text, for each answer when the last one has come: pictures that wait on a slow line would be old
+when they are seen. An answer says for how many milliseconds the question for it waited here, so
+that the page knows how long the line took.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -39,15 +43,14 @@ class Sockets:
         self._others = others
 
     async def wall(self, socket: WebSocket) -> None:
-        """Answers every text with all streams, and with the pictures that are new to the page.
-
-        The page asks again when it has drawn them, so that a slow one is sent fewer.
-        """
+        """Every answer has all streams, and the pictures that are new to the page."""
         await socket.accept()
-        sent: dict[int, Shown] = {}
-        with contextlib.suppress(WebSocketDisconnect):
+        asking = _Asking(socket)
+
+        async def send() -> None:
+            sent: dict[int, Shown] = {}
             while True:
-                await socket.receive_text()
+                asked_s = await asking.next()
                 streams = self._board.streams()
                 pictures = {
                     stream.number: stream.latest
@@ -55,8 +58,10 @@ class Sockets:
                     if stream.latest is not None and sent.get(stream.number) is not stream.latest
                 }
                 sent = {s.number: s.latest for s in streams if s.latest is not None}
+                tiles = await asyncio.gather(*(shown.tile() for shown in pictures.values()))
                 await socket.send_json(
                     {
+                        "waited_ms": _since_ms(asked_s),
                         "streams": [stream.summary() for stream in streams],
                         "others_allowed": self._others.is_allowed,
                         "num_left_out": self._others.num_left_out,
@@ -66,26 +71,37 @@ class Sockets:
                         ],
                     }
                 )
-                for shown in pictures.values():
-                    await socket.send_bytes(shown.encoded)
+                for tile in tiles:
+                    await socket.send_bytes(tile)
                 await asyncio.sleep(WALL_S)
 
+        with contextlib.suppress(WebSocketDisconnect):
+            await _until_the_first_ends(send(), asking.listen())
+
     async def pictures(self, socket: WebSocket) -> None:
-        """One stream until it ends: each time a result, then its picture."""
+        """One stream until it ends: each time a result, then its picture in full size."""
         await socket.accept()
         stream = self._stream(socket)
         if stream is None:
             await socket.close(1008, "no such stream")
             return
 
+        asking = _Asking(socket)
+
         async def send() -> None:
-            if stream.ended_s is not None and stream.latest is not None:
-                await _send_picture(socket, stream.latest)
-            async for shown in stream.pictures():
-                await _send_picture(socket, shown)
+            pictures, last = stream.pictures(), None
+            while True:
+                asked_s = await asking.next()
+                # One that has ended still shows its last.
+                shown = await anext(pictures, None) or stream.latest
+                if shown is None or shown is last:
+                    return
+                await socket.send_json({"waited_ms": _since_ms(asked_s), **_picture_view(shown)})
+                await socket.send_bytes(shown.encoded)
+                last = shown
 
         with contextlib.suppress(WebSocketDisconnect):
-            await _until_the_first_ends(send(), _until_gone(socket))
+            await _until_the_first_ends(send(), asking.listen())
             await socket.close()
 
     async def events(self, socket: WebSocket) -> None:
@@ -152,6 +168,24 @@ class Sockets:
         return None if number is None else self._board.get(number)
 
 
+class _Asking:
+    """A page that asks for answers one by one; what it asks meanwhile counts once."""
+
+    def __init__(self, socket: WebSocket) -> None:
+        self._socket = socket
+        self._asked_s: asyncio.Queue[float] = asyncio.Queue(maxsize=1)
+
+    async def listen(self) -> None:
+        """Take what it asks, until it is gone."""
+        while (await self._socket.receive())["type"] != "websocket.disconnect":
+            if self._asked_s.empty():
+                self._asked_s.put_nowait(time.monotonic())
+
+    async def next(self) -> float:
+        """Until it asks; when it did, monotonic clock."""
+        return await self._asked_s.get()
+
+
 def number_from(text: str) -> int | None:
     """The stream that a path names; None: no number that a stream could have."""
     is_number = len(text) <= _MAX_DIGITS and text.isascii() and text.isdigit()
@@ -162,9 +196,8 @@ def _picture_view(shown: Shown) -> dict[str, Any]:
     return {"age_ms": shown.age_ms, **result_view(shown.result)}
 
 
-async def _send_picture(socket: WebSocket, shown: Shown) -> None:
-    await socket.send_json(_picture_view(shown))
-    await socket.send_bytes(shown.encoded)
+def _since_ms(moment_s: float) -> float:
+    return (time.monotonic() - moment_s) * 1e3
 
 
 async def _say_and_close(socket: WebSocket, error: AgentError) -> None:

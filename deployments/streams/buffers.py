@@ -62,9 +62,9 @@ class LatestValue(Generic[T]):
 
 
 class PictureBuffer:
-    """Pictures by number, kept until something is said about them.
+    """Pictures in the order of their numbers, kept until something is said about them.
 
-    A frame that was dropped has no result, and its picture goes in time.
+    A frame that was dropped has no result; its picture goes with that of a later frame.
     """
 
     def __init__(self, *, max_bytes: int = _MAX_BYTES) -> None:
@@ -77,20 +77,23 @@ class PictureBuffer:
 
     def put(self, number: int, encoded: bytes) -> None:
         """Keep a picture; the oldest make room, but for this one."""
-        self.pop(number)
+        self._drop(number)
         self._pictures[number] = encoded
         self.num_bytes += len(encoded)
         while len(self) > 1 and (len(self) > _MAX_PICTURES or self.num_bytes > self._max_bytes):
-            self.pop(next(iter(self._pictures)))
+            self._drop(next(iter(self._pictures)))
 
-    def pop(self, number: int) -> bytes | None:
-        """Hand a picture over; None: it is not kept."""
-        encoded = self._pictures.pop(number, None)
-        if encoded is not None:
-            self.num_bytes -= len(encoded)
+    def take(self, number: int) -> bytes | None:
+        """Hand a picture over and drop those before it, which are old now; None: it is not kept."""
+        encoded = self._pictures.get(number)
+        while encoded is not None and number in self._pictures:
+            self._drop(next(iter(self._pictures)))
         return encoded
 
     def clear(self) -> None:
         """Drop them all."""
         self._pictures.clear()
         self.num_bytes = 0
+
+    def _drop(self, number: int) -> None:
+        self.num_bytes -= len(self._pictures.pop(number, b""))

@@ -85,7 +85,7 @@ class ObservedCall:
         self._latest.close()
 
     def _show(self, result: pb.FrameResult) -> None:
-        encoded = self._pending.pop(result.sequence)
+        encoded = self._pending.take(result.sequence)
         if encoded is not None:
             self._latest.put(pb.ObserveResponse(encoded_image=encoded, result=result))
 

@@ -61,8 +61,13 @@ def test_kept_pictures_are_bounded_in_bytes_and_in_number() -> None:
     for number in range(10):
         kept.put(number, bytes(30))
     assert (len(kept), kept.num_bytes) == (3, 90)
-    assert kept.pop(6) is None
-    assert kept.pop(9) == bytes(30)
+    assert kept.take(6) is None
+    assert len(kept) == 3
+    # Those before it will not be asked for.
+    assert kept.take(8) == bytes(30)
+    assert (len(kept), kept.num_bytes) == (1, 30)
+    assert kept.take(9) == bytes(30)
+    assert (len(kept), kept.num_bytes) == (0, 0)
     kept.put(10, bytes(1000))
     assert (len(kept), kept.num_bytes) == (1, 1000)
     for number in range(11, 200):

@@ -19,7 +19,7 @@ from PIL import Image
 from agent.server_settings import ServerSettings
 from deployments.console import connections, feeds
 from deployments.console.app import ConsoleSettings, build, cameras_from_sources
-from deployments.console.board import Board, Origin
+from deployments.console.board import Board, Origin, Shown
 from deployments.console.connections import PatientProtocol
 from deployments.console.event_log import EventLog
 from deployments.console.places import PlaceStore
@@ -41,13 +41,13 @@ VENDOR = Path(__file__).parents[2] / "deployments" / "console" / "static" / "ven
 
 @contextlib.asynccontextmanager
 async def running_console(
-    target: str, settings: ConsoleSettings | None = None
+    target: str, settings: ConsoleSettings | None = None, *, port: int = 0
 ) -> AsyncIterator[str]:
-    """A console of a service; its address."""
+    """A console of a service; its address. At port 0: anywhere."""
     settings = settings or ConsoleSettings(hosts=PORT_HOSTS)
     config = uvicorn.Config(
         build(aio.Client(target), settings),
-        port=0,
+        port=port,
         http=PatientProtocol,
         ws="websockets-sansio",
         log_level="warning",
@@ -80,6 +80,10 @@ def picture(size: tuple[int, int] = (64, 48)) -> bytes:
     out = io.BytesIO()
     Image.new("RGB", size, (200, 30, 30)).save(out, "PNG")
     return out.getvalue()
+
+
+def size_of(encoded: bytes) -> tuple[int, int]:
+    return Image.open(io.BytesIO(encoded)).size
 
 
 async def test_the_page_and_its_files_are_served_under_a_strict_policy() -> None:
@@ -143,9 +147,9 @@ async def test_a_browsers_stream_and_somebody_who_looks_on() -> None:
             streams = (await reply.json())["streams"]
         assert [stream["queries"] for stream in streams] == [["dog"]]
         other = await _socket(browser, f"/api/streams/{streams[0]['number']}/pictures")
-        about = await asyncio.wait_for(other.receive_json(), 10)
+        about, image = await _look(other)
         assert about["sequence"] == 1
-        assert await asyncio.wait_for(other.receive_bytes(), 10) == sent
+        assert image == sent
 
         await own.send_str("cat")
         await own.send_bytes(encoded_image(4))
@@ -153,8 +157,10 @@ async def test_a_browsers_stream_and_somebody_who_looks_on() -> None:
         assert answer["query"] == "cat"
         await own.close()
         async with asyncio.timeout(10):
-            async for _picture in other:  # what was on its way; then it ends
-                pass
+            for _ in range(2):  # the last picture, and that there is no more
+                await other.send_str("next")
+            async for _picture in other:
+                await other.send_str("next")
         assert other.closed
         (ended,) = (await wall(browser))["streams"]
         assert ended["state"] == "ENDED"
@@ -166,9 +172,39 @@ async def test_a_source_of_the_machine_is_streamed(tmp_path: Path) -> None:
     settings = ConsoleSettings(cameras_from_sources([str(tmp_path)], ["dog"]))
     async with visiting(settings) as browser:
         other = await _socket(browser, "/api/streams/1/pictures")
-        about = await asyncio.wait_for(other.receive_json(), 10)
+        about, _image = await _look(other)
         assert about["answers"][0]["query"] == "dog"
         await other.close()
+
+
+async def test_the_wall_is_sent_tiles_and_a_camera_in_full_size(tmp_path: Path) -> None:
+    Image.effect_noise((1600, 1200), 60).convert("RGB").save(tmp_path / "0.jpg", quality=90)
+    settings = ConsoleSettings(cameras_from_sources([str(tmp_path)], ["dog"]))
+    async with visiting(settings) as browser:
+        news = await wall(browser, until=lambda news: bool(news["pictures"]))
+        _about, full = await _look(await _socket(browser, "/api/streams/1/pictures"))
+    (tile,) = news["images"]
+    # Boxes are in pixels of the picture, not of the tile.
+    assert [news["pictures"][0][side] for side in ("width", "height")] == [1600, 1200]
+    assert (size_of(tile), size_of(full)) == ((400, 300), (1600, 1200))
+    assert len(tile) < len(full) / 8
+
+
+async def test_a_tile_is_scaled_once_and_kept_upright() -> None:
+    async with running_service() as service, aio.Client(service.target) as client:
+        result = await client.ground(picture(), ["dog"])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    out = io.BytesIO()
+    Image.new("RGB", (1600, 1200)).save(out, "JPEG", exif=exif)
+    shown = Shown(out.getvalue(), result, time.monotonic())
+    first, second = await asyncio.gather(shown.tile(), shown.tile())
+    assert first is second
+    assert size_of(first) == (300, 400)
+    large = picture((1600, 1200))
+    assert size_of(await Shown(large, result, 0.0).tile()) == (480, 360)
+    for small in (picture(), b"no picture at all"):
+        assert await Shown(small, result, 0.0).tile() is small
 
 
 async def test_streams_of_other_clients_where_the_service_allows_it() -> None:
@@ -183,9 +219,13 @@ async def test_streams_of_other_clients_where_the_service_allows_it() -> None:
         listed = (await wall(browser, until=lambda news: len(news["streams"]) == 1))["streams"][0]
         assert (listed["origin"], listed["queries"]) == ("OTHER", ["dog"])
         other = await _socket(browser, f"/api/streams/{listed['number']}/pictures")
-        about = await asyncio.wait_for(other.receive_json(), 10)
-        picture = await asyncio.wait_for(other.receive_bytes(), 10)
-        assert picture == encoded_image(about["sequence"])
+        about, image = await _look(other)
+        assert image == encoded_image(about["sequence"])
+        # A page that could not draw for a while is not sent what it has missed.
+        await asyncio.sleep(1.0)
+        later, _image = await _look(other)
+        assert later["sequence"] >= about["sequence"] + 10
+        assert later["age_ms"] < 500
         await other.close()
         reading.cancel()
 
@@ -309,6 +349,13 @@ async def wall(
 async def _socket(browser: aiohttp.ClientSession, path: str) -> aiohttp.ClientWebSocketResponse:
     origin = str(browser._base_url).rstrip("/")
     return await browser.ws_connect(path, headers={"origin": origin})
+
+
+async def _look(socket: aiohttp.ClientWebSocketResponse) -> tuple[dict[str, Any], bytes]:
+    """What a page is told when it asks for the next picture, and the picture."""
+    await socket.send_str("next")
+    async with asyncio.timeout(10):
+        return await socket.receive_json(), await socket.receive_bytes()
 
 
 async def _read_all(stream: WatchStream) -> None:

@@ -138,6 +138,16 @@ async def test_the_wall_shows_a_camera_once_with_what_it_sees_now(
         assert width == 320  # as it was sent, not the empty canvas
 
 
+async def test_boxes_that_were_followed_for_long_are_said_to_be_so() -> None:
+    async with opened_page() as visit:
+        said = await visit.page.evaluate(
+            """import("/static/parts.mjs").then(({ trailing }) => [[], [300], [300, 3400]].map(
+                (ages) => ages.map((age_ms) => ({ age_ms })),
+            ).map((detections) => trailing({ answers: [{ detections }] })))"""
+        )
+    assert said == ["", "", "boxes followed for 3.4 s"]
+
+
 async def test_a_picture_whose_stream_has_ended_is_marked_as_old(
     settings: ConsoleSettings,
 ) -> None:
@@ -168,6 +178,23 @@ async def test_nothing_looks_live_when_the_console_is_gone(settings: ConsoleSett
 
 
 # ---- zones and lines ----
+
+
+async def test_a_camera_is_live_again_when_the_console_is_back(settings: ConsoleSettings) -> None:
+    async with opened_page(settings) as visit, running_service() as service:
+        await visit.go("camera/gate")
+        await visit.picture()
+        await visit.console.aclose()
+        await visit.page.locator(".state.away").wait_for()
+        port = int(visit.url.rpartition(":")[2])
+        async with running_console(service.target, settings, port=port):
+            await visit.picture()
+            await visit.page.get_by_text("Picture of 0.").wait_for()
+            await visit.page.get_by_role("textbox", name="Question").fill("dog")
+            await visit.page.get_by_role("button", name="Ask", exact=True).click()
+            await visit.page.get_by_text("The picture that was asked about, at").wait_for()
+        await visit.page.locator(".state.away").wait_for()
+        visit.errors.clear()  # The browser tells of connections that are refused.
 
 
 async def test_a_zone_is_drawn_with_the_mouse(settings: ConsoleSettings) -> None:

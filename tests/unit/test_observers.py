@@ -13,7 +13,8 @@ from groundstream import aio
 from groundstream.errors import InvalidRequest
 from groundstream.events import KeyframeAnswer
 from groundstream.protos import vision_agent_pb2 as pb
-from tests.in_process import SETTINGS, conversation, running_service
+from groundstream.types import AnswerStatus, Query, Source, TaskKind
+from tests.in_process import FOLLOW, SETTINGS, conversation, running_service
 from tests.pictures import encoded_image
 
 OBSERVED = dataclasses.replace(SETTINGS, server=dataclasses.replace(SETTINGS.server, observe=True))
@@ -66,6 +67,29 @@ async def test_somebody_looks_on() -> None:
         async with asyncio.timeout(10):
             assert [late.result.sequence async for late in looking] in ([], [number])
         assert await other.streams() == []
+
+
+async def test_an_observer_is_told_the_words_of_a_free_question() -> None:
+    question = Query("say all is quiet", id="report", task=TaskKind.CHAT)
+    async with (
+        running_service(settings=OBSERVED) as service,
+        aio.Client(service.target) as owner,
+        aio.Client(service.target) as other,
+        conversation(owner, question, policy=FOLLOW) as talk,
+    ):
+        (listed,) = await other.streams()
+        looking = other.observe(listed.number)
+        async with asyncio.timeout(10):
+            answer, number = None, 0
+            while answer is None or answer.status is AnswerStatus.PENDING:
+                seeing = asyncio.create_task(anext(looking))
+                while not seeing.done():
+                    number += 1
+                    talk.send(number)
+                    await asyncio.sleep(0.02)
+                answer = (await seeing).result["report"]
+        assert answer.source is Source.TRACKED
+        assert (answer.status, answer.reply) == (AnswerStatus.OK, "all is quiet")
 
 
 async def test_nobody_looks_on_where_it_is_not_allowed() -> None:

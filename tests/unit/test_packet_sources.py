@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -147,3 +149,15 @@ async def test_what_has_no_packets_is_sent_as_pictures(tmp_path: Path) -> None:
     turned = [item async for item in play_packets(VideoFile(str(clip)), BOTH)]
     assert [item.sequence for item in turned] == [0, 1, 2]
     assert all(isinstance(item, OutgoingFrame) for item in turned)
+
+
+def test_pictures_that_were_read_do_not_wait_for_the_garbage_collector(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", 20)
+    gc.collect()
+    gc.disable()
+    try:
+        assert len([picture.rgb.shape for picture in VideoFile(str(path))]) == 20
+        kept = [one for one in gc.get_objects() if type(one) is av.VideoFrame]
+    finally:
+        gc.enable()
+    assert len(kept) < 3

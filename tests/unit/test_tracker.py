@@ -31,11 +31,11 @@ def looks(seed: int) -> FloatArray:
     return np.random.default_rng(seed).normal(size=16).astype(np.float32)
 
 
-def seen(x: float, y: float, *queries: StandingQuery, look: int = 0) -> Observation:
+def seen(x: float, y: float, *queries: StandingQuery, look: int = 0, frame: int = 0) -> Observation:
     """A thing of 60 x 60 pixels."""
     box = (x, y, x + 60, y + 60)
     claims = {
-        query.id: Claim(query, query.id, 0.9, 0, 0.8, box, Evidence(0, 0))
+        query.id: Claim(query, query.id, 0.9, 0, 0.8, box, Evidence(frame, 0))
         for query in queries or (DOG,)
     }
     return Observation(np.array(box, dtype=np.float32), looks(look), claims)
@@ -104,6 +104,20 @@ def test_a_thing_is_reported_briefly_and_known_longer_than_it_is_seen() -> None:
     assert scene.answer(seen(110, 100)) == [1]
     scene.go(5.0, None)
     assert scene.tracker.tracks == ()
+
+
+def test_what_an_answer_passed_over_is_not_shown_where_it_named_another_thing() -> None:
+    scene = Scene()
+    scene.answer(seen(100, 100), seen(160, 100, look=1))
+    grid = np.stack(np.meshgrid(np.arange(160, 220, 4), np.arange(100, 160, 4)), -1)
+    before = grid.reshape(-1, 2).astype(np.float32)
+    scene.go(0.1, Motion(before, before - np.array([45, 0], dtype=np.float32)))
+    # One answer named both: two things, however close.
+    assert scene.ids() == [1, 2]
+    assert scene.answer(seen(100, 100, frame=1)) == [1]
+    assert scene.ids() == [1]
+    assert scene.answer(seen(100, 100, frame=2), seen(140, 100, look=1, frame=2)) == [1, 2]
+    assert scene.ids() == [1, 2]
 
 
 def test_what_left_and_comes_back_elsewhere_is_known_by_its_looks() -> None:

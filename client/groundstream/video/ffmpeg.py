@@ -15,6 +15,7 @@ from types import TracebackType
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.sidedata.sidedata import SideDataContainer
 from av.video.reformatter import VideoReformatter
 
 from groundstream.enums import VideoCodec
@@ -192,7 +193,10 @@ class Connection:
 
 def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
     """Signs of the display matrix, (a, b, c, d); None: the picture is upright."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    # `frame.side_data` would be kept by the frame and refer to it: all pixels of every picture
+    # would wait for the garbage collector, to which they are two small objects.
+    side_data = SideDataContainer(frame)  # type: ignore[call-arg]  # PyAV's stubs lack it.
+    data = side_data.get("DISPLAYMATRIX")
     if data is None:
         return None
     try:

@@ -4,8 +4,10 @@ import { html, useEffect, useRef, useState } from "./vendor/htm-preact-3.1.1.mjs
 import { Asking } from "./asking.mjs";
 import { Overlay, Places, usePlaces } from "./drawing.mjs";
 import { EventList } from "./events.mjs";
-import { age, condition, Found, Picture, sentence, State, useNow } from "./parts.mjs";
+import { age, condition, Found, Picture, sentence, State, trailing, useNow } from "./parts.mjs";
 import { lookOn } from "./service.mjs";
+
+const LAG_MS = 1000; // so much newer, the wall's picture is shown
 
 /** When a picture was taken, on the page's clock. */
 const takenAt = ({ seen, ageMs }) => seen - ageMs;
@@ -19,18 +21,20 @@ export function CameraPage({ name, wall, events }) {
   const isOver = stream?.state === "ENDED";
   useEffect(() => {
     setLive(null);
-    if (number != null && !isOver && !wall.away) return lookOn(number, setLive);
-  }, [number, isOver, wall.away]);
+    if (number != null) return lookOn(number, setLive);
+  }, [number, isOver]); // One that has ended is looked at once more, for its last picture.
   const onWall = wall.pictures.get(number);
-  const picture = !live || (onWall && takenAt(onWall) > takenAt(live)) ? onWall : live;
+  // The wall's picture is a small one: it is there first, and where this one's socket stalls.
+  const picture = !live || (onWall && takenAt(onWall) > takenAt(live) + LAG_MS) ? onWall : live;
   const latest = useRef();
-  latest.current = picture;
+  latest.current = live && picture;
   const places = usePlaces(stream, picture?.result);
   if (!stream) {
     return html`<section><h1 id="title" tabindex="-1">${name}</h1><p>${wall.away ? "The console does not answer."
       : "There is no camera of this name now."} <a href="#/">All cameras</a></p></section>`;
   }
   const is = condition(stream, picture, now, wall.away);
+  const trails = trailing(picture?.result);
   const own = events.list.filter((record) => record.camera === name);
   function find() {
     if (latest.current) return latest.current.blob;
@@ -41,7 +45,7 @@ export function CameraPage({ name, wall, events }) {
     ${stream.error && html`<p class="bad" role="alert">${stream.error}</p>`}
     <div class="two"><div>
       <${Picture} picture=${picture} is=${is} label=${name}><${Overlay} ...${places.overlay} /><//>
-      <p class="muted">${picture ? `${sentence(picture.result)} Picture of ${age(is.ageMs)} ago.` : ""}</p>
+      <p class="muted">${picture ? `${sentence(picture.result)} Picture of ${age(is.ageMs)} ago${trails && `, ${trails}`}.` : ""}</p>
       <${Found} result=${picture?.result} />
       <${Places} places=${places} /></div>
     <div><h2 id="ask">Ask this camera</h2><${Asking} id="ask" find=${find} />

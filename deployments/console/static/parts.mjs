@@ -5,6 +5,8 @@ import { detectionsOf, draw, inWords, nameOf } from "./picture.mjs";
 
 /** A picture that is older than this is not what the camera sees now; `STALLED_S` of the console. */
 const STALE_MS = 5000;
+/** Boxes that were followed for longer may stand beside what they are about. */
+const TRAIL_MS = 2000;
 const STATUSES = { NOT_PRESENT: "not here.", UNSURE: "not sure.", PENDING: "looking …", EXPIRED: "too long ago to say." };
 const STATES = { WAITING: "no picture yet", LIVE: "live", STALLED: "no new picture", LOST: "lost, trying again", ENDED: "ended", AWAY: "console away" };
 
@@ -27,6 +29,12 @@ export function useNow() {
     return () => clearInterval(timer);
   }, []);
   return now;
+}
+
+/** What a person should know of boxes that may trail behind, because the model has not seen them for a while; else nothing. */
+export function trailing(result) {
+  const followedMs = Math.max(0, ...detectionsOf(result).map((detection) => detection.age_ms));
+  return followedMs > TRAIL_MS ? `boxes followed for ${age(followedMs)}` : "";
 }
 
 /** {state, words, isStale, ageMs} of a stream and the picture that is shown of it; `away`: the console does not answer. */

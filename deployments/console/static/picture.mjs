@@ -1,6 +1,7 @@
 // Draws a picture and the boxes that were found in it. Knows no page and no network.
 
 const SIZES = { line: 1 / 250, font: 1 / 32 };
+const SHARP = 2; // boxes and labels are drawn so many times finer than a small picture
 
 /** A colour of a label's own, the same in every frame. */
 function hue(label) {
@@ -22,7 +23,7 @@ export function detectionsOf(result) {
 /** In words, for those who do not see the canvas. */
 export function inWords(result) {
   const names = detectionsOf(result).map((detection) => detection.label);
-  if (!names.length) return "nothing found";
+  if (!names.length) return result?.answers.filter(({ status }) => status === "OK").map(({ reply }) => reply).find(Boolean) ?? "nothing found";
   const counts = new Map();
   for (const name of names) counts.set(name, (counts.get(name) ?? 0) + 1);
   return [...counts].map(([name, count]) => (count === 1 ? name : `${count} × ${name}`)).join(", ");
@@ -33,13 +34,16 @@ export function inWords(result) {
  * covers no other; one that has no room is left out. Boxes are in pixels of `result.width` x `result.height`.
  */
 export function draw(canvas, bitmap, result) {
-  canvas.width = result?.width ?? bitmap.width;
-  canvas.height = result?.height ?? bitmap.height;
+  const [width, height] = [result?.width ?? bitmap.width, result?.height ?? bitmap.height];
+  const scale = Math.min(1, SHARP * bitmap.width / width);
+  canvas.width = Math.round(scale * width);
+  canvas.height = Math.round(scale * height);
   const pen = canvas.getContext("2d");
-  pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  const size = Math.max(canvas.width, canvas.height);
-  pen.lineWidth = Math.max(2, size * SIZES.line);
-  pen.font = `600 ${Math.max(12, size * SIZES.font)}px system-ui, sans-serif`;
+  pen.scale(canvas.width / width, canvas.height / height);
+  pen.drawImage(bitmap, 0, 0, width, height);
+  const size = Math.max(width, height);
+  pen.lineWidth = Math.max(2 / scale, size * SIZES.line);
+  pen.font = `600 ${Math.max(12 / scale, size * SIZES.font)}px system-ui, sans-serif`;
   pen.textBaseline = "bottom";
   const found = detectionsOf(result).toSorted((a, b) => b.confidence - a.confidence);
   for (const { box: [x1, y1, x2, y2], label, source } of found) {
@@ -49,7 +53,7 @@ export function draw(canvas, bitmap, result) {
   }
   const plates = [];
   for (const detection of found) {
-    const plate = roomFor(pen, detection, canvas, plates);
+    const plate = roomFor(pen, detection, { width, height }, plates);
     if (!plate) continue;
     plates.push(plate);
     pen.fillStyle = `hsl(${hue(detection.label)} 85% 22%)`;
@@ -60,14 +64,14 @@ export function draw(canvas, bitmap, result) {
 }
 
 /** Where a detection's label covers no other: above its box, in it or below; null: nowhere. */
-function roomFor(pen, detection, canvas, plates) {
+function roomFor(pen, detection, size, plates) {
   const [x1, y1, , y2] = detection.box;
   const height = parseFloat(pen.font.match(/([\d.]+)px/)[1]) * 1.2;
   const width = pen.measureText(nameOf(detection)).width + 6;
-  const left = Math.max(0, Math.min(x1, canvas.width - width));
+  const left = Math.max(0, Math.min(x1, size.width - width));
   for (const bottom of [y1, y1 + height, y2 + height]) {
     const plate = { left, right: left + width, top: bottom - height, bottom };
-    const isInside = plate.top >= 0 && plate.bottom <= canvas.height;
+    const isInside = plate.top >= 0 && plate.bottom <= size.height;
     const covers = (other) => plate.left < other.right && other.left < plate.right && plate.top < other.bottom && other.top < plate.bottom;
     if (isInside && !plates.some(covers)) return plate;
   }

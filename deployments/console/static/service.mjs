@@ -2,6 +2,7 @@
 
 const POLL_MS = 2000;
 const RETRY_MS = 2000;
+const ALL_SAID = 1000; // how a stream that has ended is closed
 const MAX_UNANSWERED = 2;
 const CAMERA = { video: { facingMode: "environment", width: { ideal: 640 } }, audio: false };
 const JPEG_QUALITY = 0.8;
@@ -12,12 +13,12 @@ function socketTo(path) {
   return socket;
 }
 
-/** A socket that is opened again when it breaks; `begin(socket)` sets it up. Returns a function that stops. */
+/** A socket that is opened again when it breaks, but not when all has been said; `begin(socket)` sets it up. Returns a function that stops. */
 function kept(path, begin, broken) {
   let socket, timer, stopped = false;
   function open() {
     socket = socketTo(path);
-    socket.onclose = () => { broken(); if (!stopped) timer = setTimeout(open, RETRY_MS); };
+    socket.onclose = ({ code }) => { broken(); if (!stopped && code !== ALL_SAID) timer = setTimeout(open, RETRY_MS); };
     begin(socket);
   }
   open();
@@ -54,17 +55,18 @@ export function poll(tell) {
  */
 export function watchWall(tell) {
   return kept("/api/wall", (socket) => {
-    let news, blobs = [];
+    let asked, news, blobs = [];
+    const next = () => { asked = performance.now(); socket.send("next"); };
     async function finish() {
       const seen = performance.now();
-      const about = news, came = blobs;
-      const pictures = await Promise.all(about.pictures.map(async (result, i) => ({ number: result.number, picture: await pictureOf(came[i], result, seen) })));
+      const about = news, came = blobs, lineMs = seen - asked - about.waited_ms;
+      const pictures = await Promise.all(about.pictures.map(async (result, i) => ({ number: result.number, picture: await pictureOf(came[i], result, seen, lineMs) })));
       for (const stream of about.streams) stream.seen = seen;
       tell(about, pictures.filter(({ picture }) => picture));
       if (document.hidden) await new Promise((next) => setTimeout(next, POLL_MS));
-      if (socket.readyState === WebSocket.OPEN) socket.send("next");
+      if (socket.readyState === WebSocket.OPEN) next();
     }
-    socket.onopen = () => socket.send("next");
+    socket.onopen = next;
     socket.onmessage = ({ data }) => {
       if (typeof data === "string") { news = JSON.parse(data); blobs = []; } else blobs.push(data);
       if (blobs.length === news.pictures.length) finish();
@@ -72,24 +74,33 @@ export function watchWall(tell) {
   }, () => tell(null));
 }
 
-/** Looks on at a stream; `tell(picture)` for every one there is time for; returns a function that stops. */
+/**
+ * Looks on at a stream; `tell(picture)` for every one there is time for; returns a function that stops. Each is asked for when the
+ * last one has been drawn: what waits on a slow line is old when it comes.
+ */
 export function lookOn(number, tell) {
-  const socket = socketTo(`/api/streams/${number}/pictures`);
-  let result, busy = false, stopped = false;
-  socket.onmessage = async ({ data }) => {
-    if (typeof data === "string") { result = JSON.parse(data); return; }
-    if (busy) return;
-    busy = true;
-    const picture = await pictureOf(data, result, performance.now());
-    busy = false;
-    if (!stopped && picture) tell(picture);
-  };
-  return () => { stopped = true; socket.close(); };
+  let asked, result, stopped = false;
+  const stop = kept(`/api/streams/${number}/pictures`, (socket) => {
+    const next = () => { asked = performance.now(); socket.send("next"); };
+    socket.onopen = next;
+    socket.onmessage = async ({ data }) => {
+      if (typeof data === "string") { result = JSON.parse(data); return; }
+      const seen = performance.now();
+      const picture = await pictureOf(data, result, seen, seen - asked - result.waited_ms);
+      if (!stopped && picture) tell(picture);
+      if (document.hidden) await new Promise((again) => setTimeout(again, POLL_MS));
+      if (socket.readyState === WebSocket.OPEN) next();
+    };
+  }, () => {});
+  return () => { stopped = true; stop(); };
 }
 
-/** A picture as the pages keep it; null: the browser cannot read it. */
-async function pictureOf(blob, result, seen) {
-  try { return { bitmap: await createImageBitmap(blob), blob, result, seen, ageMs: result.age_ms ?? 0 }; } catch { return null; }
+/**
+ * A picture as the pages keep it; null: the browser cannot read it. `lineMs` is how long it was on its way, its question too:
+ * no picture is to look newer than it is.
+ */
+async function pictureOf(blob, result, seen, lineMs = 0) {
+  try { return { bitmap: await createImageBitmap(blob), blob, result, seen, ageMs: (result.age_ms ?? 0) + Math.max(0, lineMs) }; } catch { return null; }
 }
 
 /** One question about one picture (a blob or file): the picture and what was said about it. */

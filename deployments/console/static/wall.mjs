@@ -2,7 +2,7 @@
 
 import { html } from "./vendor/htm-preact-3.1.1.mjs";
 import { EventList } from "./events.mjs";
-import { age, condition, Picture, State, useNow } from "./parts.mjs";
+import { age, condition, Picture, State, trailing, useNow } from "./parts.mjs";
 import { inWords } from "./picture.mjs";
 
 const ORIGINS = { BROWSER: "a browser's camera", OTHER: "another client" };
@@ -24,10 +24,11 @@ export function Wall({ wall, events }) {
 
 function Tile({ stream, picture, now, away }) {
   const is = condition(stream, picture, now, away);
+  const trails = trailing(picture?.result);
   return html`<li><a class="tile" href="#/camera/${encodeURIComponent(stream.name)}">
     <${Picture} picture=${picture} is=${is} label=${stream.name} />
     <span class="caption"><strong>${stream.name}</strong> <${State} is=${is} />
       <small>${ORIGINS[stream.origin] ? `${ORIGINS[stream.origin]}, ` : ""}looks for ${stream.queries.join(", ") || "nothing"}</small>
-      <small>${picture ? (is.isStale ? `last seen ${age(is.ageMs)} ago: ` : "sees ") + inWords(picture.result) : ""}</small>
+      <small>${picture ? (is.isStale ? `last seen ${age(is.ageMs)} ago: ` : "sees ") + inWords(picture.result) : ""}${trails && ` (${trails})`}</small>
       ${stream.error && html`<small class="bad">${stream.error}</small>`}</span></a></li>`;
 }
