@@ -16,18 +16,8 @@ from groundstream import aio
 from groundstream.conversions import format_to_message, packet_to_message
 from groundstream.events import StreamError, StreamStats
 from groundstream.protos import vision_agent_pb2 as pb
-from groundstream.types import (
-    DropPolicy,
-    FrameResult,
-    OutgoingFrame,
-    OutgoingPacket,
-    StreamPolicy,
-)
-from tests.in_process import (
-    SETTINGS,
-    Service,
-    check_books,
-)
+from groundstream.types import DropPolicy, FrameResult, OutgoingFrame, OutgoingPacket, StreamPolicy
+from tests.in_process import SETTINGS, Service, check_books
 from tests.waiting import eventually
 
 LOSSLESS = StreamPolicy(drop=DropPolicy.LOSSLESS, window=64, ack_window=0)

@@ -7,14 +7,9 @@ from collections.abc import Iterable
 from groundstream.enums import AnswerStatus, Source
 from groundstream.event_detector import EventSettings
 from groundstream.events import KeyframeAnswer, StreamEvent, StreamOpened
-from groundstream.scene_events import (
-    SceneEvent,
-)
+from groundstream.scene_events import SceneEvent
 from groundstream.types import Detection, FrameResult, QueryResult, StageTimings, StreamPolicy
-from groundstream.zones import (
-    Line,
-    Zone,
-)
+from groundstream.zones import Line, Zone
 
 OK, ABSENT = AnswerStatus.OK, AnswerStatus.NOT_PRESENT
 WIDTH, HEIGHT, FPS = 200, 100, 10

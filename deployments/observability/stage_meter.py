@@ -201,10 +201,9 @@ class StageMeter:
             return limits.left_s
         return max(least_s, _MANY_TIMES * (self._service_s or 0.0))
 
-    def fell_silent(self, limits: Limits, after_s: float) -> None:
+    def fell_silent(self, after_s: float) -> None:
         """A call was given up after so long: on a slow machine the next one is given longer."""
-        if limits.left_s > 0.0:
-            self._service_s = max(self._service_s or 0.0, after_s)
+        self._service_s = max(self._service_s or 0.0, after_s)
 
     def attempt_s(self) -> float:
         """A call that is silent for so long may have been sent to a replica that is gone."""

@@ -43,13 +43,13 @@ def in_time(
     try:
         yield silence_s
     except TimeoutError:
-        measured.fell_silent(limits, silence_s)
         if limits.left_s <= _CLOCK_S:
             raise Overloaded(
                 f"the {meter.name} stage was not done before the deadline; allow more time, "
                 "send less or try again later",
                 retry_after_s=meter.expected_s(),
             ) from None
+        measured.fell_silent(silence_s)
         raise StageUnavailable(
             f"the {meter.name} stage did not answer within {silence_s:g} s; try again later"
         ) from None

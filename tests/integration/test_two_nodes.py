@@ -181,7 +181,9 @@ async def test_a_node_that_comes_back_serves_again(nodes: Nodes) -> None:
         second.kill()
         started_s = time.monotonic()
         nodes.start_second()
-        await asyncio.to_thread(until, lambda: replicas(second) == _DEPLOYMENTS, _READY_S)
+        await asyncio.to_thread(
+            until, lambda: replicas(second) == _DEPLOYMENTS, _READY_S, pause_s=0.5
+        )
         back_s, back_ns = time.monotonic(), time.time_ns()
         async with RemoteStream(first, there) as anew:
             both = [staying, anew]

@@ -14,12 +14,7 @@ from groundstream.enums import AnswerStatus
 from groundstream.errors import EventsError
 from groundstream.event_detector import EventDetector, EventSettings
 from groundstream.events import StreamEvent, StreamOpened
-from groundstream.scene_events import (
-    EventKind,
-    SceneEvent,
-    event_from_json,
-    event_to_json,
-)
+from groundstream.scene_events import EventKind, SceneEvent, event_from_json, event_to_json
 from groundstream.types import FrameResult
 from tests.told_events import (
     HEIGHT,

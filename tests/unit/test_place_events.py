@@ -10,18 +10,8 @@ import pytest
 
 from groundstream.errors import EventsError
 from groundstream.event_detector import EventDetector, EventSettings
-from groundstream.scene_events import (
-    EventKind,
-)
-from groundstream.zones import (
-    Anchor,
-    Direction,
-    Line,
-    Unit,
-    Zone,
-    line_from_text,
-    zone_from_text,
-)
+from groundstream.scene_events import EventKind
+from groundstream.zones import Anchor, Direction, Line, Unit, Zone, line_from_text, zone_from_text
 from tests.told_events import (
     ABSENT,
     AT_ONCE,

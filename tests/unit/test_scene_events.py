@@ -11,10 +11,7 @@ from groundstream.enums import AnswerStatus, Source
 from groundstream.errors import EventsError
 from groundstream.event_detector import EventDetector, EventSettings
 from groundstream.events import QueriesAck, StreamEvent
-from groundstream.scene_events import (
-    EventKind,
-    LostReason,
-)
+from groundstream.scene_events import EventKind, LostReason
 from groundstream.types import QueryResult
 from tests.told_events import (
     ABSENT,

@@ -16,24 +16,10 @@ from deployments.front_end.api_keys import add_api_key
 from deployments.streams import video_decoding
 from groundstream import aio
 from groundstream.protos import vision_agent_pb2 as pb
-from groundstream.types import (
-    FramePriority,
-    OutgoingPacket,
-    StreamPolicy,
-)
+from groundstream.types import FramePriority, OutgoingPacket, StreamPolicy
 from tests.clips import packets_of, write_clip
-from tests.in_process import (
-    SETTINGS,
-    Service,
-    running_service,
-)
-from tests.packet_streams import (
-    held_decoding,
-    sent,
-    settings_with,
-    spoken,
-    until_received,
-)
+from tests.in_process import SETTINGS, Service, running_service
+from tests.packet_streams import held_decoding, sent, settings_with, spoken, until_received
 from tests.waiting import eventually
 
 

@@ -14,23 +14,10 @@ from groundstream import aio
 from groundstream.conversions import packet_to_message
 from groundstream.events import KeyframeAnswer, StreamError
 from groundstream.protos import vision_agent_pb2 as pb
-from groundstream.types import (
-    FramePriority,
-    FrameResult,
-    OutgoingFrame,
-    OutgoingPacket,
-    VideoCodec,
-)
+from groundstream.types import FramePriority, FrameResult, OutgoingFrame, OutgoingPacket, VideoCodec
 from groundstream.watch_stream import Reconnect
 from tests.clips import packets_of, write_clip
-from tests.in_process import (
-    FOLLOW,
-    GROUND,
-    SETTINGS,
-    Service,
-    conversation,
-    running_service,
-)
+from tests.in_process import FOLLOW, GROUND, SETTINGS, Service, conversation, running_service
 from tests.packet_streams import (
     LOSSLESS,
     OLDEST,
