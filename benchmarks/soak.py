@@ -49,7 +49,8 @@ _SAMPLE_S = 5.0
 _REDIS_EVERY_S = 25.0
 _REDIS_AWAY_S = 3.0
 _KILL_EVERY_S = 30.0
-_JUDGED_FROM_S = 600.0
+_LEAST_MINUTES_JUDGED = 10
+"""A process's; one that lived for less is not judged."""
 _PREFIX_BYTES = 32_000_000
 _FEATURE_BYTES = 8_000_000
 """Bounds of the language replica's caches: small, so that both are full within minutes. A cache
@@ -105,7 +106,7 @@ class Growth:
         found = {}
         for pid, series in self.series.items():
             least = least_of_each_minute(series, max(since_s, series[0][0] + _WARM_UP_S))
-            if half := len(least) // 2:
+            if (half := len(least) // 2) >= _LEAST_MINUTES_JUDGED // 2:
                 sizes = [size for _, size in least]
                 grown = min(sizes[-half:]) - min(sizes[:half])
                 between_s = least[-half][0] - least[0][0]
@@ -351,8 +352,7 @@ def report(soak: Soak, console: Console) -> bool:
     """Print a table and the JSON line; whether all is well."""
     slopes = soak.growth.slopes(soak.calm_from_s)
     grown = sum(slope for slope, _ in slopes.values())
-    judged_s = max((seconds for _, seconds in slopes.values()), default=0.0)
-    is_judged = judged_s >= _JUDGED_FROM_S
+    is_judged = bool(slopes)
     wrong = [*soak.seen.wrong, *soak.wrong]
     if is_judged and grown > _MOST_GROWTH:
         wrong.append(f"memory grows by {grown:.2f} MB a minute")
