@@ -44,14 +44,15 @@ test: $(READY)  ## Unit and parity tests in two processes, then integration test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/parity tests/unit
 	$(BIN)/python -m pytest tests/integration
 
-test-long: $(READY)  ## What takes minutes: updates, wheels, hub, attacks, cameras, workers, a short soak
-	UPDATES=1 WHEEL=1 HUB=1 ATTACKS=1 SOURCES=1 TRAINING=1 SOAK_MINUTES=3 CAMERAS_MINUTES=2 \
+test-long: $(READY)  ## What takes minutes: updates, wheels, hub, attacks, cameras, workers, restarts, a short soak
+	UPDATES=1 WHEEL=1 HUB=1 ATTACKS=1 SOURCES=1 TRAINING=1 RESTARTS=1 SOAK_MINUTES=3 CAMERAS_MINUTES=2 \
 		$(BIN)/python -m pytest \
 		tests/integration/test_cluster_config.py tests/integration/test_wheel.py \
 		tests/integration/test_soak.py tests/integration/test_hub_service.py \
 		tests/integration/test_under_attack.py tests/integration/test_sources.py \
 		tests/integration/test_bare_client.py tests/integration/test_cameras.py \
-		tests/integration/test_cameras_long.py tests/integration/test_ray_train.py
+		tests/integration/test_cameras_long.py tests/integration/test_ray_train.py \
+		tests/integration/test_restarts.py
 
 vllm: $(VLLM_READY)  ## An environment with vLLM for CPUs, 3.5 GB
 

@@ -35,7 +35,7 @@ from deployments.front_end.ingress import Ingress
 from deployments.local import process_session
 from deployments.local.embedded_cache import EmbeddedCache
 from deployments.local.start_progress import StartProgress, effort_of, weights_in_memory
-from groundstream.errors import AgentError, StageUnavailable
+from groundstream.errors import AgentError, SettingsError, StageUnavailable
 
 _logger = logging.getLogger(__name__)
 _POLL_S = 0.05
@@ -79,7 +79,7 @@ def start(
         The cache, where it is an embedded one.
 
     Raises:
-        SettingsError: the numbers do not fit together.
+        SettingsError: the numbers do not fit together, or the folder's name is too long for Ray.
         StageUnavailable: a stage cannot start, or not in time.
     """
     settings = config.service
@@ -211,6 +211,11 @@ def _start_ray(
         except Exception as error:
             # Of no type of its own, after half a minute that cannot be set.
             _clear_ray_away()
+            if isinstance(error, OSError) and "AF_UNIX" in str(error):
+                raise SettingsError(
+                    f"{folder} has too long a name for Ray's sockets; set TMPDIR to a folder "
+                    "with a short one, such as /tmp"
+                ) from error
             left_s = deadline_s - time.monotonic()
             if left_s <= 0.0:
                 raise StageUnavailable(

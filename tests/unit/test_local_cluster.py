@@ -48,6 +48,22 @@ def test_ray_that_does_not_start_is_told_with_what_to_do(
     assert "trying for" in said[0]
 
 
+def test_a_folder_whose_name_is_too_long_for_sockets_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def init(**_options: object) -> NoReturn:
+        raise OSError("AF_UNIX path length cannot exceed 107 bytes: '...'")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(SettingsError, match="set TMPDIR"):
+        ray_cluster._start_ray(
+            ServiceSettings(model="pocket"),
+            tmp_path,
+            deadline_s=time.monotonic() + 60.0,
+            report=pytest.fail,
+        )
+
+
 def test_ray_is_started_again_while_there_is_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
