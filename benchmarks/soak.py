@@ -204,7 +204,7 @@ class Soak:
     async def _kill_replicas(self, service: ServiceProcess) -> None:
         """Early, so that processes live long enough afterwards to be judged."""
         while True:
-            await asyncio.sleep(min(_KILL_EVERY_S, self.duration_s / 6))
+            await asyncio.sleep(min(_KILL_EVERY_S, self.duration_s * _SHARE_WITH_KILLS / 3))
             if time.monotonic() > self.calm_from_s:
                 return
             replicas = await asyncio.to_thread(service.replicas)
