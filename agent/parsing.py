@@ -126,7 +126,7 @@ def join_pages(
         text=text,
         detections=detections,
         status=_status(task, generations, detections, sure=labelled and len(rows) == len(named)),
-        reply=words_of(text),
+        reply=_reply(text),
         thought=_tagged(_THINK, text),
         count=_count(task, generations, detections),
         num_proposals=len({int(box) for page, _ in pages for box in page.indices}),
@@ -166,8 +166,7 @@ def _tagged(pattern: re.Pattern[str], text: str) -> str:
     return found.group(1).strip() if found else ""
 
 
-def words_of(text: str) -> str:
-    """What a model wrote without its tags, thoughts and lists of boxes; see `Answer.reply`."""
+def _reply(text: str) -> str:
     answer = _tagged(_ANSWER, text)
     plain = _MARKUP.sub("", answer or _THINK.sub("", text))
     return " ".join(plain.split())

@@ -6,7 +6,7 @@ Values only; knows no wire and no tracker.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.streaming.session import Outcome, StandingQuery
 from groundstream.enums import AnswerStatus
@@ -82,6 +82,8 @@ class QueryAnswer:
     num_unknown_regions: int = 0
     num_prefix_tokens_reused: int = 0
     num_passes: int = 0
+    reply: str = ""
+    """The words of `text`; see `Answer.reply`."""
 
     def unless_older(self, max_age_s: float | None, now_ns: int) -> QueryAnswer:
         """The answer, or EXPIRED without a word when its evidence is too old.
@@ -97,10 +99,7 @@ class QueryAnswer:
         if len(fresh) == len(self.boxes):
             return self
         status = self.status if fresh else AnswerStatus.UNSURE
-        return QueryAnswer(
-            self.query, status, self.source, self.text, fresh, self.evidence,
-            self.num_unknown_regions, self.num_prefix_tokens_reused, self.num_passes,
-        )  # fmt: skip
+        return replace(self, status=status, boxes=fresh)
 
 
 def outcome_of(answers: Sequence[QueryAnswer], otherwise: Outcome) -> Outcome:

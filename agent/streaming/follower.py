@@ -56,6 +56,8 @@ class LastAnswer:
     status: AnswerStatus
     text: str
     evidence: Evidence
+    reply: str = ""
+    """The words of `text`."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,9 @@ class Follower:
             mean_appearance=appearance.mean(axis=0) if len(appearance) else None,
         )
         for query, answer in pairs:
-            self.last[query] = LastAnswer(answer.status, answer.text, keyframe.evidence)
+            self.last[query] = LastAnswer(
+                answer.status, answer.text, keyframe.evidence, answer.reply
+            )
         for query in refused:
             self.last.setdefault(query, LastAnswer(AnswerStatus.PENDING, "", keyframe.evidence))
         self.keep_only(standing)
@@ -295,7 +299,9 @@ class Follower:
         elif not boxes and status is AnswerStatus.OK and query.task.kind.searches:
             # It was there; nothing says where it is now.
             status = AnswerStatus.UNSURE
-        return QueryAnswer(query, status, Source.TRACKED, last.text, boxes, last.evidence)
+        return QueryAnswer(
+            query, status, Source.TRACKED, last.text, boxes, last.evidence, reply=last.reply
+        )
 
     def _scale_since(self, keyframe: Keyframe) -> FloatArray:
         """(4,) what takes a key frame's pixels to the newest frame's, if its size is another."""
@@ -396,6 +402,7 @@ def _grounded_answer(
         status=answer.status,
         source=Source.GROUNDED,
         text=answer.text,
+        reply=answer.reply,
         boxes=boxes,
         evidence=keyframe.evidence,
         num_unknown_regions=answer.num_unknown_regions,

@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from agent.parsing import words_of
 from agent.settings import StreamSettings
 from agent.streaming.answers import FollowedBox, QueryAnswer
 from agent.streaming.keyframe import KeyframeReason
@@ -85,7 +84,7 @@ def followed_to_message(answer: QueryAnswer, *, answered_ns: int) -> pb.QueryRes
         epoch=answer.query.epoch,
         status=STATUS[answer.status],
         text=answer.text,
-        reply=words_of(answer.text),
+        reply=answer.reply,
         detections=[_followed_box(box, answered_ns) for box in answer.boxes],
         num_unknown_regions=answer.num_unknown_regions,
         num_prefix_tokens_reused=answer.num_prefix_tokens_reused,
