@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import socket
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
+from deployments.local.service_process import free_port
 from groundstream.types import DEFAULT_TARGET
 
 _VIDEO = Path(__file__).parents[1] / "deployments" / "demo" / "data" / "pedestrians.mp4"
@@ -72,8 +72,7 @@ class Visitors:
 
 async def measure(target: str, *, num_cameras: int, num_visitors: int, seconds: float) -> None:
     """Run the console for so long."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "deployments.cli", "console", "--stop-with-parent"]
     command += ["--target", target, "--port", str(port), "--query", "person"]
     command += num_cameras * ["--source", str(_VIDEO)]

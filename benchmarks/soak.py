@@ -106,13 +106,13 @@ class Growth:
         found = {}
         for pid, series in self.series.items():
             least = least_of_each_minute(series, max(since_s, series[0][0] + _WARM_UP_S))
-            if (half := len(least) // 2) >= _LEAST_MINUTES_JUDGED // 2:
-                sizes = [size for _, size in least]
-                grown = min(sizes[-half:]) - min(sizes[:half])
-                between_s = least[-half][0] - least[0][0]
-                found[f"{self.names[pid]} {pid}"] = (
-                    60.0 * grown / between_s, least[-1][0] - least[0][0]
-                )  # fmt: skip
+            if len(least) < _LEAST_MINUTES_JUDGED:
+                continue
+            times, sizes = zip(*least, strict=True)
+            half = len(least) // 2
+            grown = min(sizes[-half:]) - min(sizes[:half])
+            slope = 60.0 * grown / (times[-half] - times[0])
+            found[f"{self.names[pid]} {pid}"] = (slope, times[-1] - times[0])
         return found
 
 
