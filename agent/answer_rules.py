@@ -21,7 +21,8 @@ class AnswerRules:
     """Boxes that are listed at all, where each is believed or not by itself
     (`agent.region_choice`): those below `least_confidence` make an empty answer UNSURE."""
     one_per_object: bool = False
-    """Of boxes of one label that overlap or hold one another only the surest is a detection."""
+    """Of boxes of one label that overlap only the surest is a detection, and those inside or around
+    a surer one are believed less (`agent.detections.claims`)."""
     objectness_power: float = 0.0
     """A detection's confidence is the model's times this power of the proposal network's: for
     models whose region tokens say what a box shows, and less well how much of it."""

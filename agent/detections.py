@@ -216,38 +216,48 @@ def box_iou(a: FloatArray, b: FloatArray) -> FloatArray:
 
 def non_maximum_suppression(xyxy: FloatArray, scores: FloatArray, *, iou: float) -> IntArray:
     """Indices of the boxes kept by greedy NMS, best score first (ties: lower index first)."""
-    return _best_of_alike(box_iou(xyxy, xyxy) > iou, scores)
+    order = np.argsort(-scores, kind="stable")
+    overlaps = (box_iou(xyxy, xyxy) > iou)[np.ix_(order, order)]
+    alive = np.ones(len(order), dtype=bool)
+    for rank in range(len(order)):
+        if alive[rank]:
+            alive[rank + 1 :] &= ~overlaps[rank, rank + 1 :]
+    return np.asarray(order[alive], dtype=np.int64)
 
 
-def surest_claims(
-    xyxy: FloatArray, scores: FloatArray, *, iou: float, containment: float
-) -> IntArray:
-    """Indices of boxes that do not claim what a better one claims already, best first.
+def claims(
+    xyxy: FloatArray, scores: FloatArray, *, iou: float, containment: float, held: float
+) -> FloatArray:
+    """Scores of boxes of one label once every object is claimed by its surest box.
+
+    A box that overlaps a surer one is another box of the same object and keeps nothing. One that
+    lies in a surer one, or around it, is mostly a part of that object or a group with it, and
+    sometimes an object behind it, so it keeps a share: a decay as in Soft-NMS (arXiv 1704.04503).
 
     Args:
         xyxy: (n, 4).
         scores: (n,); ties go to the lower index.
-        iou: two boxes that overlap more than this claim one object.
-        containment: so do two of which this share of the smaller lies in the other.
+        iou: overlap of two boxes of one object.
+        containment: share of the smaller box that lies in the larger one.
+        held: what a box keeps of its score, once, however many boxes it lies in or around.
+
+    Returns:
+        (n,) float32, 0 where nothing is claimed.
     """
-    alike = (box_iou(xyxy, xyxy) > iou) | (box_containment(xyxy, xyxy) > containment)
-    return _best_of_alike(alike, scores)
-
-
-def _best_of_alike(alike: BoolArray, scores: FloatArray) -> IntArray:
-    """Indices of those, best score first, that are not alike to a better one that is kept.
-
-    Args:
-        alike: (n, n) symmetric.
-        scores: (n,); ties go to the lower index.
-    """
-    order = np.argsort(-scores, kind="stable")
-    alike = alike[np.ix_(order, order)]
-    alive = np.ones(len(order), dtype=bool)
-    for rank in range(len(order)):
-        if alive[rank]:
-            alive[rank + 1 :] &= ~alike[rank, rank + 1 :]
-    return np.asarray(order[alive], dtype=np.int64)
+    overlaps = box_iou(xyxy, xyxy) > iou
+    nested = (box_containment(xyxy, xyxy) > containment) & ~overlaps
+    left = np.asarray(scores, dtype=np.float32).copy()
+    is_open, is_held = np.ones(len(left), dtype=bool), np.zeros(len(left), dtype=bool)
+    while is_open.any():
+        surest = int(np.where(is_open, left, -1.0).argmax())
+        is_open[surest] = False
+        others = is_open & overlaps[surest]
+        left[others] = 0.0
+        is_open &= ~others
+        newly_held = is_open & nested[surest] & ~is_held
+        left[newly_held] *= held
+        is_held |= newly_held
+    return left
 
 
 def box_containment(a: FloatArray, b: FloatArray) -> FloatArray:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from agent.answer_rules import AnswerRules
-from agent.detections import Detections, Proposals, surest_claims
+from agent.detections import Detections, Proposals, claims
 from agent.features import Generation
 from agent.paging import Page
 from agent.prompts import REGION_TOKEN, Task, TaskKind
@@ -24,8 +24,11 @@ _GROUND = re.compile(r"<ground>(.*?)</ground><objects>(.*?)</objects>")
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _MARKUP = re.compile(r"<objects>.*?</objects>|</?ground>|<region\d+>|</?(?:think|answer)>")
-_SAME_IOU, _SAME_CONTAINMENT = 0.5, 0.85
-"""Boxes of one label that share more than this are of one object."""
+_SAME_IOU = 0.5
+"""Boxes of one label that overlap more than this are of one object."""
+_NESTED, _HELD = 0.7, 0.6
+"""A box of which this share lies in a surer one of its label, or around it, keeps this share of its
+confidence (docs/decisions/embedded_model.md)."""
 _NUMBER = re.compile(r"(?<![0-9])[0-9]{1,6}(?![0-9])")
 """Nobody counts further; what is longer was written in error."""
 
@@ -109,9 +112,10 @@ def join_pages(
         rows = [(label, box, score * float(weights[box])) for label, box, score in rows]
     # A reference box stands on every page and may be found on several.
     named = {(label, box): (label, box, score) for label, box, score in rows}
-    rows = [row for row in named.values() if row[2] >= rules.detects_from(task)]
+    rows = list(named.values())
     if rules.one_per_object and task.kind.searches:
-        rows = _without_repeated_claims(rows, proposals)
+        rows = _claimed(rows, proposals)
+    rows = [row for row in rows if row[2] >= rules.detects_from(task)]
     indices = np.array([box for _, box, _ in rows], dtype=np.int64)
     detections = Detections(
         xyxy=proposals.xyxy[indices],
@@ -137,18 +141,19 @@ def join_pages(
     )
 
 
-def _without_repeated_claims(
+def _claimed(
     rows: list[tuple[str, int, float]], proposals: Proposals
 ) -> list[tuple[str, int, float]]:
-    """(label, box, confidence) rows in their order, one per object of each label."""
-    kept: set[int] = set()
+    """(label, box, confidence) rows in their order, what each claims of its label's objects."""
+    left = np.array([score for _, _, score in rows], dtype=np.float32)
     for label in {label for label, _, _ in rows}:
         own = [number for number, row in enumerate(rows) if row[0] == label]
         boxes = proposals.xyxy[[rows[number][1] for number in own]]
-        scores = np.array([rows[number][2] for number in own], dtype=np.float32)
-        best = surest_claims(boxes, scores, iou=_SAME_IOU, containment=_SAME_CONTAINMENT)
-        kept |= {own[index] for index in best}
-    return [row for number, row in enumerate(rows) if number in kept]
+        left[own] = claims(
+            boxes, left[own], iou=_SAME_IOU, containment=_NESTED, held=_HELD
+        )
+    claimed = zip(rows, left.tolist(), strict=True)
+    return [(label, box, score) for (label, box, _), score in claimed if score > 0]
 
 
 def _renumbered(text: str, page: Page) -> str:

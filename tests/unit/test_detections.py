@@ -11,6 +11,7 @@ from agent.detections import (
     Detections,
     Proposals,
     box_iou,
+    claims,
     non_maximum_suppression,
     validate_boxes,
 )
@@ -59,6 +60,32 @@ def test_suppression_keeps_the_best_and_no_overlaps(rows, limit):
     assert list(scores[kept]) == sorted(scores[kept], reverse=True)
     overlap = box_iou(boxes[kept], boxes[kept]) - np.eye(len(kept))
     assert (overlap <= limit + 1e-6).all()
+
+
+def test_an_object_is_claimed_by_its_surest_box():
+    boxes = np.array(
+        [[0, 0, 10, 10], [1, 0, 11, 10], [2, 2, 5, 5], [0, 0, 40, 40], [20, 0, 30, 10]], np.float32
+    )
+    scores = np.array([0.6, 0.9, 0.8, 0.5, 0.4], np.float32)
+    left = claims(boxes, scores, iou=0.5, containment=0.85, held=0.6)
+    # Box 1 overlaps box 0 and holds box 2. Box 3 is around both and pays for it once, and by then
+    # box 4, inside it, is the surer one.
+    np.testing.assert_allclose(left, [0, 0.9, 0.48, 0.3, 0.4])
+    assert scores[0] == np.float32(0.6), "what was given stays"
+    assert claims(boxes[:0], scores[:0], iou=0.5, containment=0.85, held=0.6).shape == (0,)
+
+
+@given(boxes_strategy, st.floats(0.1, 0.9), st.floats(0, 1))
+def test_claims_are_suppression_where_nested_boxes_keep_nothing(rows, limit, held):
+    array = np.array(rows, dtype=np.float32)
+    boxes = np.concatenate([array[:, :2], array[:, :2] + array[:, 2:]], axis=1)
+    scores = np.linspace(0.1, 1, len(boxes), dtype=np.float32)
+    left = claims(boxes, scores, iou=limit, containment=2.0, held=held)
+    kept = non_maximum_suppression(boxes, scores, iou=limit)
+    assert set(np.flatnonzero(left)) == set(kept)
+    nested = claims(boxes, scores, iou=limit, containment=0.5, held=held)
+    assert (nested <= scores).all()
+    assert nested.max() == scores.max()
 
 
 def test_lengths_must_agree():

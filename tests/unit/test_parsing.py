@@ -114,14 +114,18 @@ def test_an_object_is_claimed_once():
     assert every.detections.region.tolist() == [0, 1, 2, 3, 2]
     once = join_pages(TASK, [page], numbered, rules=AnswerRules(one_per_object=True))
     # Box 1 is surer than the box it overlaps and than the one it holds; a cat is no dog.
-    assert once.detections.region.tolist() == [1, 3, 2]
-    assert once.detections.label == ("dog", "dog", "cat")
+    assert once.detections.region.tolist() == [1, 2, 3, 2]
+    assert once.detections.label == ("dog", "dog", "dog", "cat")
+    assert once.detections.confidence.tolist() == pytest.approx([0.9, 0.6 * 0.8, 0.7, 0.8])
+    rules = AnswerRules(one_per_object=True, least_confidence=0.5)
+    sure = join_pages(TASK, [page], numbered, rules=rules)
+    assert sure.detections.region.tolist() == [1, 3, 2], "what is left of box 2 is no detection"
     doubtful = Proposals(boxes, np.array([0.81, 0.25, 0.81, 0.04, 0.01], np.float32))
     rules = AnswerRules(one_per_object=True, objectness_power=0.5)
     weighed = join_pages(TASK, [page], doubtful, rules=rules)
-    # 0.6 x 0.9 is more than 0.9 x 0.5, and than 0.8 x 0.9 nothing that overlaps is.
-    assert weighed.detections.region.tolist() == [2, 3, 2]
-    assert weighed.detections.confidence.tolist() == pytest.approx([0.72, 0.14, 0.72])
+    # 0.6 x 0.9 is more than 0.9 x 0.5, which overlaps it; it holds a box of 0.8 x 0.9.
+    assert weighed.detections.region.tolist() == [0, 2, 3, 2]
+    assert weighed.detections.confidence.tolist() == pytest.approx([0.324, 0.72, 0.14, 0.72])
 
 
 @pytest.mark.parametrize(
