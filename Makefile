@@ -52,7 +52,7 @@ test-long: $(READY)  ## What takes minutes: updates, wheels, hub, attacks, camer
 		tests/integration/test_under_attack.py tests/integration/test_sources.py \
 		tests/integration/test_bare_client.py tests/integration/test_cameras.py \
 		tests/integration/test_cameras_long.py tests/integration/test_ray_train.py \
-		tests/integration/test_restarts.py
+		tests/integration/test_restarts.py tests/integration/test_stage_faults.py
 
 vllm: $(VLLM_READY)  ## An environment with vLLM for CPUs, 3.5 GB
 

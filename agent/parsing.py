@@ -149,9 +149,7 @@ def _claimed(
     for label in {label for label, _, _ in rows}:
         own = [number for number, row in enumerate(rows) if row[0] == label]
         boxes = proposals.xyxy[[rows[number][1] for number in own]]
-        left[own] = claims(
-            boxes, left[own], iou=_SAME_IOU, containment=_NESTED, held=_HELD
-        )
+        left[own] = claims(boxes, left[own], iou=_SAME_IOU, containment=_NESTED, held=_HELD)
     claimed = zip(rows, left.tolist(), strict=True)
     return [(label, box, score) for (label, box, _), score in claimed if score > 0]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from agent.model.family import QWEN2_5_VL, LanguageFamily
 from agent.model.language_model import SlotType
+from agent.plain_nouns import plain_noun
 from agent.prompts import (
     GROUND_CLOSE,
     GROUND_OPEN,
@@ -123,8 +124,10 @@ class SequenceBuilder:
     def opened_list(self, label: str, *, start: int) -> TokenSequence:
         """The turn's end and an answer that is open where the first region of `label` stands."""
         words = self.family.prompt
-        before = "" if REGION_TOKEN.fullmatch(label) else words.before_label
-        opening = f"{GROUND_OPEN}{before}{label}{GROUND_CLOSE}{OBJECTS_OPEN}"
+        if not REGION_TOKEN.fullmatch(label):
+            asked = plain_noun(label) if words.plain_labels else label
+            label = words.before_label + asked
+        opening = f"{GROUND_OPEN}{label}{GROUND_CLOSE}{OBJECTS_OPEN}"
         ids = self.tokenizer.encode(self.answer_opening + opening)
         return self._sequence(SequenceDraft().text(ids), None, start=start)
 

@@ -24,7 +24,7 @@ PARTS = {
     "progress": "progress",
     "vision stages": "proposer encoders feature_tensors processor batching device_picture",
     "language stage": "generation generation_request engine engine_backends drafting grammar "
-    "prefix_cache sequence tokenizer model_tokenizer label_lists region_choice",
+    "prefix_cache sequence tokenizer model_tokenizer plain_nouns label_lists region_choice",
     "zoom": "crops zoom zoom_policy revisions ergo_protocol ergo",
     "reports": "inspection model_needs grounded_output",
 }

@@ -36,8 +36,8 @@ from agent.prompts import MAX_REGIONS, Task
 
 _IOU = 0.5
 LEAST_RANKED = 0.001
-"""Boxes with less confidence are not ranked. At 0.01 COCO's average precision, which takes 100 boxes
-an image, was 0.07 too low on photographs (docs/decisions/embedded_model.md)."""
+"""Boxes with less confidence are not ranked. COCO's average precision takes 100 boxes an image, and
+at 0.01 it was 0.07 too low on photographs (docs/decisions/embedded_model.md)."""
 _RECALLED = ((0.5, 10), (0.5, 30), (0.5, 100), (0.7, 10), (0.7, 30), (0.7, 100))
 """Overlap and number of best proposals."""
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from agent.evaluation.text_match import words_of
-from agent.training.spellings import plural
+from agent.plain_nouns import plural
 from agent.training.vocabulary import Thing, vocabulary
 
 _ARTICLES = frozenset({"a", "an", "the", "some", "one"})

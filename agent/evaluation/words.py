@@ -23,9 +23,9 @@ from agent.evaluation.tally import Estimate, Tally, interval, resampling_weights
 from agent.evaluation.text_match import words_of
 from agent.parsing import Answer, AnswerStatus
 from agent.pipeline import Pipeline
+from agent.plain_nouns import article, plural
 from agent.prompts import Task
 from agent.training.scene_questions import held_out
-from agent.training.spellings import article, plural
 
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "plural": plural,

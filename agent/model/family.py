@@ -48,6 +48,9 @@ class PromptFormat:
     bounds_answers: bool = False
     """Whether every answer in words is decoded within `agent.grammar.BoundedAnswerGrammar`: small
     models that learned new tokens late run on in them where they do not know what to say."""
+    plain_labels: bool = False
+    """Whether an opened answer asks for a label's plain noun (`agent.plain_nouns`), for models that
+    were taught by these alone."""
     before_label: str = ""
     """What stands in an answer between `<ground>` and the label: a space for models that know
     words by the space before them."""
@@ -177,6 +180,7 @@ LLAMA = LanguageFamily(
         marks_without_image=False,
         opens_lists=True,
         bounds_answers=True,
+        plain_labels=True,
         before_label=" ",
     ),
     RegionOrder("RSSR"),

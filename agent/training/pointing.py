@@ -58,13 +58,16 @@ class PointingRecipe:
     steps: int = 1500
     scenes_per_step: int = 2
     """Of each worker."""
-    labels_per_scene: tuple[int, int] = (16, 14)
+    labels_per_scene: tuple[int, int] = (16, 48)
     """While pointing is learned, and after."""
     most_regions: tuple[int, int] = (12, 24)
     doubt: tuple[float, float] = (0.4, 1.0)
     """The most of any scene, at the end of either part: 1 is that of photographs."""
-    picture_share: float = 0.5
+    picture_share: float = 0.7
     """Of the scenes after pointing is learned, where evidence of pictures is at hand."""
+    others_share: float = 0.35
+    """Of the scenes after pointing is learned that are asked other questions than labels as well:
+    these take half of the time of a scene, and labels are what most is asked for."""
     words_weight: float = 0.5
     """Weight of a token that is chosen among all, against one chosen among regions."""
     rank: int = 16
@@ -73,7 +76,7 @@ class PointingRecipe:
     offset_rate: float = 1e-2
     token_rate: float = 3e-4
     text_tokens: int = 96
-    text_weight: float = 1.0
+    text_weight: float = 2.0
     absent: bool = True
     """Also ask for what is not there; without, an ablation."""
     printed: bool = False
@@ -158,9 +161,8 @@ def evaluate(model: PointingModel, head: np.ndarray, *, scenes: int, seed: int) 
         for _ in range(scenes):
             scene = maker.scene(count)
             questions = (
-                ("seen", seen.labels(scene, 10, plain=True)),
-                ("spelled", seen.labels(scene, 6)),
-                ("unseen", unseen.labels(scene, 4, plain=True) if _askable(scene) else []),
+                ("seen", seen.labels(scene, 16)),
+                ("unseen", unseen.labels(scene, 4) if _askable(scene) else []),
             )
             asked = [
                 (kind if one.regions else f"{kind} absent", one)
@@ -247,7 +249,7 @@ def train(
                 scene = maker.scene(count)
             plan = draw_lesson(
                 scene, writer, questions, dice, recipe.labels_per_scene[part],
-                alone=early, absent=recipe.absent,
+                others=not early and dice.random() < recipe.others_share, absent=recipe.absent,
             )  # fmt: skip
             if not len(plan.tree.rows):
                 continue  # Without absent labels, nothing can be asked about a scene of nothing.

@@ -3,9 +3,9 @@
 An answer is what the evidence of the regions says (`Scene.chances`), so it can be told from what
 the model is shown.
 
-What is asked: one label in many spellings, words for kinds ("vehicle"), things that are absent,
-things by colour, size or place, a box's likes, a box's name, yes or no. A tenth of all words is
-never asked in training, to see whether names need to have been seen.
+What is asked: one label as a plain noun (`agent.plain_nouns`), words for kinds ("vehicle"), things
+that are absent, things by colour, size or place, a box's likes, a box's name, yes or no. A tenth of
+all words is never asked in training, to see whether names need to have been seen.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.model.appearance import COLOURS
+from agent.plain_nouns import article, plural
 from agent.prompts import Task
 from agent.training.beliefs import LEAST_SCORE
-from agent.training.spellings import article, plural, spelled
 from agent.training.symbolic_scenes import Array, Scene
 from agent.training.vocabulary import Thing, Vocabulary
 
@@ -34,7 +34,7 @@ class Asked:
     chances: Array
     """(regions,) how likely each is meant."""
     plain: str = ""
-    """The word behind the spelling."""
+    """The word for its kind: of "red car", "car"."""
 
     @property
     def regions(self) -> list[int]:
@@ -99,8 +99,8 @@ class Questioner:
             for word in thing.wider:
                 self._kin.setdefault(word, []).append(thing)
 
-    def labels(self, scene: Scene, count: int, *, plain: bool = False) -> list[Asked]:
-        """So many labels, about half of them absent; `plain` leaves the spelling alone."""
+    def labels(self, scene: Scene, count: int) -> list[Asked]:
+        """So many labels, about half of them absent."""
         dice = self._dice
         asked: list[Asked] = []
         # Mostly what is there; also what nearly is.
@@ -124,7 +124,7 @@ class Questioner:
                 word = dice.choice(self._all)
             if word is None or not self._may_ask(word):
                 continue
-            one = Asked(word if plain else spelled(word, dice), scene.chances(word), word)
+            one = Asked(word, scene.chances(word), word)
             if one.regions or not self._arguable(scene, word):
                 asked.append(one)
         return asked
@@ -201,7 +201,7 @@ class Questioner:
 
     def yes_or_no(self, scene: Scene) -> Told:
         """Is it there?"""
-        (asked,) = self.labels(scene, 1, plain=True)
+        (asked,) = self.labels(scene, 1)
         word = asked.plain
         question = self._dice.choice(
             (f"Is there {article(word)} {word} in this image?",

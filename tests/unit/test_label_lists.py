@@ -57,6 +57,13 @@ def test_labels_together_answer_as_labels_alone(stage, features):
     assert swapped.text == "".join(reversed(alone))
 
 
+def test_a_label_is_asked_as_its_plain_noun_and_answered_as_it_was_written(stage, features):
+    plain = stage.start(features, Task.detect("dog")).result(30)
+    written = stage.start(features, Task.detect("The Dogs.")).result(30)
+    assert written.probabilities == plain.probabilities
+    assert written.text == plain.text.replace("dog", "The Dogs.")
+
+
 def test_the_prefix_is_computed_once(stage):
     features = random_features(stage._model.config, "once", num_boxes=5)
     tokens = stage.engine.counts["tokens"]

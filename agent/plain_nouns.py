@@ -1,0 +1,103 @@
+"""The plain noun behind a label as people write it: "The Dogs." asks for what "dog" asks for.
+
+For models that were taught by plain nouns alone (`agent.model.family.PromptFormat.plain_labels`).
+English only, by rules and short tables; a word that the rules get wrong is still read, as a word
+that the model was not taught. Knows no tokens and no classes.
+"""
+
+from __future__ import annotations
+
+import re
+
+_PLURALS = {
+    "person": "people", "man": "men", "woman": "women", "child": "children", "mouse": "mice",
+    "goose": "geese", "ox": "oxen", "tooth": "teeth", "foot": "feet", "knife": "knives",
+    "wolf": "wolves", "shelf": "shelves", "leaf": "leaves", "calf": "calves", "loaf": "loaves",
+    "scarf": "scarves", "half": "halves", "hoof": "hooves", "thief": "thieves",
+    "something to sit on": "things to sit on", "axe": "axes", "mustache": "mustaches",
+    "moustache": "moustaches", "lens": "lenses", "gas": "gases", "menu": "menus", "emu": "emus",
+    "quiz": "quizzes", "tomato": "tomatoes", "potato": "potatoes", "buffalo": "buffaloes",
+    "taxi": "taxis", "kiwi": "kiwis", "bikini": "bikinis", "corgi": "corgis",
+    "zucchini": "zucchinis", "tv": "tvs", "wine glass": "wine glasses",
+    "beer glass": "beer glasses",
+}  # fmt: skip
+_SINGULARS = {many: one for one, many in _PLURALS.items()}
+_SAME = frozenset({
+    "sheep", "fish", "deer", "aircraft", "watercraft", "food", "furniture", "clothing", "luggage",
+    "cutlery", "jewelry", "footwear", "headwear", "tableware", "electronics", "equipment",
+    "scissors", "skis", "jeans", "sunglasses", "glasses", "shears", "cattle", "broccoli", "pants",
+    "shorts", "pajamas", "pyjamas", "binoculars", "headphones", "goggles", "trousers", "tights",
+    "longlegs", "news", "series", "species", "canvas", "atlas", "rhinoceros", "triceratops",
+    "overalls", "clothes", "stairs", "pliers", "tongs", "tweezers",
+})  # fmt: skip
+"""Plural and singular in one, and words in -s that have no singular."""
+_IN_IE = frozenset({
+    "cookie", "movie", "hoodie", "brownie", "smoothie", "selfie", "zombie", "collie", "birdie",
+    "bowtie", "bow-tie", "necktie", "magpie", "potpie", "kelpie", "rotisserie",
+})  # fmt: skip
+"""Whose plural's -ies is no -y."""
+_IN_OES = frozenset({"mangoes", "heroes", "volcanoes", "mosquitoes", "tornadoes"})
+_KEEP_S = ("ss", "us", "is")
+_HEADS_END = re.compile(
+    r" (?:on|in|of|with|without|at|by|near|to|from|behind|under|over|next|for|that|who|which)\b"
+)
+_DETERMINERS = re.compile(r"^(?:(?:an?|the|all|any|some|every|each|this|that|these|those) )+")
+
+
+def plain_noun(label: str) -> str:
+    """The label without article, capitals, final punctuation and plural.
+
+    Of a longer phrase the noun that it is about loses its plural: "people on bikes" becomes
+    "person on bikes".
+    """
+    written = " ".join(label.split()).casefold()
+    words = written.rstrip(" .?!,;:") or written
+    phrase = _DETERMINERS.sub("", words) or words
+    if phrase in _SINGULARS:
+        return _SINGULARS[phrase]
+    found = _HEADS_END.search(phrase)
+    end = found.start() if found else len(phrase)
+    before, space, noun = phrase[:end].rpartition(" ")
+    return f"{before}{space}{_singular(noun)}{phrase[end:]}"
+
+
+def plural(noun: str) -> str:
+    """The plural of an English noun phrase, by its last word."""
+    if noun in _PLURALS:
+        return _PLURALS[noun]
+    head, space, last = noun.rpartition(" ")
+    return f"{head}{space}{_plural(last)}"
+
+
+def article(noun: str) -> str:
+    """ "a" or "an"."""
+    return "an" if noun[:1].lower() in "aeiou" and not noun.startswith(("uni", "eu")) else "a"
+
+
+def _plural(word: str) -> str:
+    if word in _SAME:
+        return word
+    if word in _PLURALS:
+        return _PLURALS[word]
+    if word.endswith(("s", "x", "z", "ch", "sh")):
+        return f"{word}es"
+    if word.endswith("y") and word[-2:-1] not in "aeiou":
+        return f"{word[:-1]}ies"
+    return f"{word}s"
+
+
+def _singular(word: str) -> str:
+    """The singular of one word in lower case."""
+    if word in _SINGULARS:
+        return _SINGULARS[word]
+    if len(word) < 4 or word in _SAME or word in _PLURALS:
+        return word
+    if not word.endswith("s") or word.endswith(_KEEP_S):
+        return word
+    if word.endswith("ies"):
+        return word[:-1] if len(word) == 4 or word[:-1] in _IN_IE else f"{word[:-3]}y"
+    if word.endswith(("ches", "shes", "xes", "sses", "zzes")):
+        return word[:-2]
+    if word.endswith("uses") and not word.endswith(("ouses", "fuses")):
+        return word[:-2]
+    return word[:-2] if word in _IN_OES else word[:-1]
