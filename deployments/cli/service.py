@@ -189,8 +189,15 @@ def demo(
     output: Annotated[
         Path, typer.Option(help="Folder for the annotated video and picture.")
     ] = Path(),
+    config: Annotated[
+        Path | None,
+        typer.Option(help="The service's settings.", show_default="serve_config.yaml"),
+    ] = None,
+    videos: Annotated[
+        Path | None, typer.Option(help="Folder of videos and labels in place of the shipped ones.")
+    ] = None,
 ) -> None:
     """Start the service, stream the shipped videos through it, and show what it answered."""
-    from deployments.demo.run import run_demo
+    from deployments.demo.run import VIDEOS, run_demo
 
-    raise typer.Exit(run_demo(output=output))
+    raise typer.Exit(run_demo(videos or VIDEOS, output, config))

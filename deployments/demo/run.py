@@ -7,12 +7,9 @@ picture. Leaves no process behind, however it ends. Knows the service only throu
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import dataclasses
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from importlib.util import find_spec
@@ -342,27 +339,15 @@ def _questions_table(report: Report) -> Table:
     return table
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m deployments.demo.run", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=VIDEOS, help="where the videos are")
-    parser.add_argument("--output", type=Path, default=Path(), help="where what it writes goes")
-    parser.add_argument("--config", type=Path, help="serve config file for the service")
-    options = parser.parse_args(arguments)
-    extra = ["--config", str(options.config)] if options.config else []
-    return run_demo(options.folder, options.output, extra)
-
-
-def run_demo(
-    folder: Path = VIDEOS, output: Path = Path(), service_arguments: Sequence[str] = ()
-) -> int:
+def run_demo(folder: Path = VIDEOS, output: Path = Path(), config: Path | None = None) -> int:
     """Start a service, run the demo against it, stop the service; returns the exit status.
 
     Args:
         folder: where the videos and their labels are.
         output: an existing folder for `annotated.mp4` and `annotated.png`.
-        service_arguments: more options of `groundstream serve`.
+        config: settings of the service; None: the usual ones.
     """
+    extra = [] if config is None else ["--config", str(config)]
     console = Console()
     if not console.is_terminal:
         # A log has no width of its own, and folded columns cannot be read.
@@ -372,7 +357,7 @@ def run_demo(
             raise AgentError(f"{output} is no folder; make it, or name another with --output")
         for name in (_FIRST, _SECOND):
             find_video(folder, name)  # What is missing is said before the service starts.
-        with interruptible(), ServiceProcess(service_arguments) as service:
+        with interruptible(), ServiceProcess(extra) as service:
             report = asyncio.run(run(service, folder, output, console))
     except AgentError as error:
         console.print(f"[red]the demo failed:[/red] {error}")
@@ -382,7 +367,3 @@ def run_demo(
         return 130
     show(report, output, console)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -49,8 +49,9 @@ def test_the_demo_runs_and_leaves_nothing_behind(empty_model: Path, tmp_path: Pa
         [
             sys.executable,
             "-m",
-            "deployments.demo.run",
-            "--folder",
+            "deployments.cli",
+            "demo",
+            "--videos",
             tmp_path,
             "--output",
             tmp_path,
