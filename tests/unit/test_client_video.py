@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -25,6 +26,7 @@ from groundstream.types import (
 )
 from groundstream.video.annotated_video import AnnotatedVideo
 from groundstream.video.drawing import LabelledBox, draw_boxes, label_colour
+from groundstream.video.ffmpeg import Connection
 from groundstream.video.playback import play
 from groundstream.video.sources import ImageFolder, Reopen, VideoFile, open_source
 from tests.pictures import encoded_image
@@ -61,6 +63,44 @@ def test_a_video_file_gives_pictures_with_their_times(video: Path) -> None:
     assert [picture.pts_s for picture in pictures] == pytest.approx([n / 20 for n in range(10)])
     assert pictures[0].rgb.shape == (64, 96, 3)
     assert len(list(source)) == 10  # A file can be read again.
+
+
+def test_no_picture_of_a_camera_waits_for_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "no_delay.mp4"
+    with av.open(path, "w") as written:
+        stream = written.add_stream("libx264", rate=20, options={"tune": "zerolatency"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for _ in range(12):
+            written.mux(stream.encode(av.VideoFrame.from_ndarray(BLACK, format="rgb24")))
+        written.mux(stream.encode())
+
+    def num_read_for(num_pictures: int, *, tolerant: bool) -> int:
+        with Connection(str(path), tolerant=tolerant) as connection:
+            reading = _Counted(connection._opened)
+            connection._opened = reading  # type: ignore[assignment]
+            pictures = connection.pictures()
+            for _ in range(num_pictures):
+                next(pictures)
+            return reading.num_packets
+
+    assert num_read_for(3, tolerant=True) == 3
+    assert num_read_for(3, tolerant=False) > 3, "a file's pictures are decoded side by side"
+
+
+class _Counted:
+    """A container that counts the packets that are taken from it."""
+
+    def __init__(self, container: av.container.InputContainer) -> None:
+        self._container = container
+        self.num_packets = 0
+
+    def demux(self) -> Iterator[av.Packet]:
+        for packet in self._container.demux():
+            self.num_packets += 1
+            yield packet
+
+    def close(self) -> None:
+        self._container.close()
 
 
 def test_a_folder_gives_its_images_in_name_order(tmp_path: Path) -> None:
