@@ -84,6 +84,8 @@ class QueryAnswer:
     num_passes: int = 0
     reply: str = ""
     """The words of `text`; see `Answer.reply`."""
+    thought: str = ""
+    count: int | None = None
 
     def unless_older(self, max_age_s: float | None, now_ns: int) -> QueryAnswer:
         """The answer, or EXPIRED without a word when its evidence is too old.

@@ -58,6 +58,8 @@ class LastAnswer:
     evidence: Evidence
     reply: str = ""
     """The words of `text`."""
+    thought: str = ""
+    count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -263,8 +265,9 @@ class Follower:
         )
         for query, answer in pairs:
             self.last[query] = LastAnswer(
-                answer.status, answer.text, keyframe.evidence, answer.reply
-            )
+                answer.status, answer.text, keyframe.evidence,
+                answer.reply, answer.thought, answer.count,
+            )  # fmt: skip
         for query in refused:
             self.last.setdefault(query, LastAnswer(AnswerStatus.PENDING, "", keyframe.evidence))
         self.keep_only(standing)
@@ -300,8 +303,9 @@ class Follower:
             # It was there; nothing says where it is now.
             status = AnswerStatus.UNSURE
         return QueryAnswer(
-            query, status, Source.TRACKED, last.text, boxes, last.evidence, reply=last.reply
-        )
+            query, status, Source.TRACKED, last.text, boxes, last.evidence,
+            reply=last.reply, thought=last.thought, count=last.count,
+        )  # fmt: skip
 
     def _scale_since(self, keyframe: Keyframe) -> FloatArray:
         """(4,) what takes a key frame's pixels to the newest frame's, if its size is another."""
@@ -403,6 +407,8 @@ def _grounded_answer(
         source=Source.GROUNDED,
         text=answer.text,
         reply=answer.reply,
+        thought=answer.thought,
+        count=answer.count,
         boxes=boxes,
         evidence=keyframe.evidence,
         num_unknown_regions=answer.num_unknown_regions,

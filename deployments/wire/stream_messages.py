@@ -85,6 +85,8 @@ def followed_to_message(answer: QueryAnswer, *, answered_ns: int) -> pb.QueryRes
         status=STATUS[answer.status],
         text=answer.text,
         reply=answer.reply,
+        thought=answer.thought,
+        count=answer.count,
         detections=[_followed_box(box, answered_ns) for box in answer.boxes],
         num_unknown_regions=answer.num_unknown_regions,
         num_prefix_tokens_reused=answer.num_prefix_tokens_reused,
