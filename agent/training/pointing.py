@@ -1,7 +1,7 @@
 """Teaching a pretrained language model to point, on symbolic scenes, without forgetting.
 
 Stage 1 trains the connector and the new tokens with the language model frozen; stage 2 also
-trains low-rank changes of its attention. Every step reads some scenes with many questions each
+trains low-rank changes of its linear layers. Every step reads some scenes with many questions each
 (`agent.training.branches`) and, so that nothing is forgotten, some text on which the model is to
 say what it said before training (knowledge distillation against itself). Resumable: the state of
 a run is one file.
@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from tokenizers import Tokenizer
+from torch import nn
 
 from agent.checked_settings import checked, with_changes
 from agent.model.configuration import pocket_config
@@ -33,15 +34,17 @@ from agent.model.smollm2 import smollm2_config
 from agent.tokenizer import PromptTokenizer
 from agent.training.own_answers import read as read_answers
 from agent.training.picture_evidence import ClassExchange, EvidenceBank
-from agent.training.pointing_model import NEW_TOKENS, NUM_KNOWN, PointingModel
-from agent.training.scene_lessons import Lesson, SceneWriter, draw_lesson
+from agent.training.pointing_model import NEW_TOKENS, PointingModel
+from agent.training.rehearsal import Rehearsal, plain_texts
+from agent.training.scene_lessons import Lesson, LessonPlan, SceneWriter, draw_lesson
 from agent.training.scene_questions import Questioner, Told, held_out
 from agent.training.symbolic_scenes import Scene, SceneMaker
 from agent.training.vocabulary import vocabulary
 from agent.training.workers import Workers
 from groundstream.errors import SettingsError
 
-_LEAST_TEXT_TOKENS = 24
+_FULL_SHARE = 0.3
+"""Of the scenes after pointing is learned that are as large as they may be."""
 
 
 @checked
@@ -113,41 +116,6 @@ class PointingRecipe:
         return min(1.0, (step + 1) / 30) * min(1.0, max(0.03, left))
 
 
-class Rehearsal:
-    """Text on which the model is to stay what it was."""
-
-    def __init__(
-        self, model: PointingModel, texts: list[list[str]], length: int, seed: int
-    ) -> None:
-        """`texts`: several sources, of which each step takes any as likely as another."""
-        self._model = model
-        self._length = length
-        self._dice = random.Random(seed)
-        self._sources = [
-            found for source in texts if (found := [ids for t in source if (ids := self._long(t))])
-        ]
-
-    def _long(self, text: str) -> list[int]:
-        """Its ids, or none if it is too short to say anything or speaks in the new tokens."""
-        ids: list[int] = self._model.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids if len(ids) >= _LEAST_TEXT_TOKENS and max(ids) < NUM_KNOWN else []
-
-    def loss(self) -> Tensor:
-        """Mean divergence from the untouched model on a piece of text."""
-        ids = self._dice.choice(self._dice.choice(self._sources))
-        start = self._dice.randrange(max(1, len(ids) - self._length))
-        piece = torch.tensor(ids[start : start + self._length])
-        positions, embedded = torch.arange(len(piece)), self._model.known[piece]
-        with torch.no_grad():
-            self._model.set_adapted(False)
-            before = self._model.read(embedded, positions, None).float() @ self._model.known.T
-            self._model.set_adapted(True)
-        after = self._model.read(embedded, positions, None).float() @ self._model.known.T
-        return nn.functional.kl_div(
-            after.log_softmax(-1), before.log_softmax(-1), reduction="batchmean", log_target=True
-        )
-
-
 @torch.no_grad()
 def evaluate(model: PointingModel, head: np.ndarray, *, scenes: int, seed: int) -> dict[str, float]:
     """Whole answers right (teacher forcing: every choice of an answer right), by size and words."""
@@ -179,112 +147,157 @@ def _askable(scene: Scene) -> bool:
     return any(held_out(word) for thing in scene.likeliest for word in thing.words)
 
 
-def train(
-    recipe: PointingRecipe,
-    head: np.ndarray,
-    texts: list[list[str]],
-    output: Path,
-    *,
-    minutes: float,
-    start: Path | None = None,
-    bank: EvidenceBank | None = None,
-    conversation: Sequence[Told] = (),
-) -> None:
-    """Run, or go on with, the training whose state lies in `output`.
+class Lessons:
+    """Draws the scenes of a run, with their questions."""
 
-    With `start` a new run begins with what that model's folder has learned, and with scenes of
-    full size and doubt.
+    def __init__(
+        self,
+        recipe: PointingRecipe,
+        head: np.ndarray,
+        tokenizer: Tokenizer,
+        *,
+        seed: int,
+        bank: EvidenceBank | None,
+        conversation: Sequence[Told],
+    ) -> None:
+        words = vocabulary()
+        self.writer = SceneWriter(PromptTokenizer(tokenizer), printed=recipe.printed)
+        self._recipe = recipe
+        self._maker = SceneMaker(words, head, seed + 1)
+        self._questions = Questioner(words, seed + 2, conversation=conversation)
+        self._dice, self._chance = random.Random(seed + 3), np.random.default_rng(seed + 4)
+        self._exchange = ClassExchange(words, self._chance)
+        self._bank = bank
 
-    Several workers see different scenes and step together.
-    """
-    workers = Workers.current()
-    if start is not None:
-        recipe = recipe.continued()
-    output.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(recipe.seed)
-    model = PointingModel(recipe.rank)
-    words = vocabulary()
-    model.name_tables(words)
-    groups = [
-        {"params": [p for layer in model.adapted for p in (layer.lora_a, layer.lora_b)],
-         "lr": recipe.adapter_rate},
-        {"params": list(model.connector.parameters()), "lr": recipe.connector_rate},
-        {"params": [model.token_offset], "lr": recipe.offset_rate},
-        {"params": [model.token_delta], "lr": recipe.token_rate},
-    ]  # fmt: skip
-    trained = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
-    rates = [float(group["lr"]) for group in groups]  # type: ignore[arg-type]
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
-    first = _restored(model, optimiser, output / "state.pt", start)
-    writer = SceneWriter(PromptTokenizer(model.tokenizer), printed=recipe.printed)
-    lesson = Lesson(model, writer, words_weight=recipe.words_weight)
-    seed = recipe.seed + 1000 * first + 1_000_000 * workers.rank
-    maker = SceneMaker(words, head, seed + 1)
-    questions = Questioner(words, seed + 2, conversation=conversation)
-    dice, chance = random.Random(seed + 3), np.random.default_rng(seed + 4)
-    exchange = ClassExchange(words, chance)
-    rehearsal = Rehearsal(model, texts, recipe.text_tokens, seed)
-    deadline = time.monotonic() + 60 * minutes
-    tally: dict[str, list[float]] = defaultdict(list)
-    started = time.monotonic()
-    for step in range(first, recipe.steps):
-        aligning = step < recipe.align_steps
-        for layer in model.adapted:
-            layer.lora_a.requires_grad_(not aligning)
-            layer.lora_b.requires_grad_(not aligning)
-        early = step < recipe.pointing_steps
-        part = 0 if early else 1
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * recipe.rate(step)
+    def draw(self, step: int) -> LessonPlan | None:
+        """One of a step; none where nothing can be asked: of a scene of nothing, without absent
+        labels."""
+        recipe, dice = self._recipe, self._dice
+        is_early = step < recipe.pointing_steps
+        plan = draw_lesson(
+            self._scene(step, is_early), self.writer, self._questions, dice,
+            recipe.labels_per_scene[0 if is_early else 1],
+            others=not is_early and dice.random() < recipe.others_share, absent=recipe.absent,
+        )  # fmt: skip
+        return plan if len(plan.tree.rows) else None
+
+    def _scene(self, step: int, is_early: bool) -> Scene:
+        recipe, dice = self._recipe, self._dice
         most_regions, most_doubt = recipe.sizes(step)
-        for _ in range(recipe.scenes_per_step):
-            maker.doubt = dice.uniform(0.5 * most_doubt, most_doubt)
-            # Full pages are what photographs mostly give, and small ones are learned faster.
-            is_full = not early and dice.random() < 0.3
-            count = most_regions if is_full else dice.randint(1, most_regions)
-            if bank is not None and not early and dice.random() < recipe.picture_share:
-                regions = bank.draw(count, chance)
-                scene = maker.of(exchange.exchange(regions) if dice.random() < 0.5 else regions)
-            else:
-                scene = maker.scene(count)
-            plan = draw_lesson(
-                scene, writer, questions, dice, recipe.labels_per_scene[part],
-                others=not early and dice.random() < recipe.others_share, absent=recipe.absent,
-            )  # fmt: skip
-            if not len(plan.tree.rows):
-                continue  # Without absent labels, nothing can be asked about a scene of nothing.
-            loss, answered = lesson.loss(plan)
-            (loss / recipe.scenes_per_step).backward()
-            tally["loss"].append(float(loss.detach()))
-            for kind, right in answered:
-                tally[kind].append(float(right))
-        if not aligning and recipe.text_weight and (step % 2 == 0 or not early):
-            kept = rehearsal.loss()
-            (recipe.text_weight * kept).backward()
-            tally["text"].append(float(kept.detach()))
-        workers.average_gradients(trained)
-        norm = nn.utils.clip_grad_norm_(trained, 1.0)
-        tally["norm"].append(float(norm))
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        over = workers.agreed(time.monotonic() > deadline)
-        if not workers.leads:
+        self._maker.doubt = dice.uniform(0.5 * most_doubt, most_doubt)
+        # Full pages are what photographs mostly give, and small ones are learned faster.
+        is_full = not is_early and dice.random() < _FULL_SHARE
+        count = most_regions if is_full else dice.randint(1, most_regions)
+        if is_early or self._bank is None or dice.random() >= recipe.picture_share:
+            return self._maker.scene(count)
+        regions = self._bank.draw(count, self._chance)
+        return self._maker.of(self._exchange.exchange(regions) if dice.random() < 0.5 else regions)
+
+
+class PointingRun:
+    """A run whose state lies in a folder: goes on from there, or begins."""
+
+    def __init__(
+        self,
+        recipe: PointingRecipe,
+        head: np.ndarray,
+        texts: list[list[str]],
+        output: Path,
+        *,
+        start: Path | None = None,
+        bank: EvidenceBank | None = None,
+        conversation: Sequence[Told] = (),
+    ) -> None:
+        """
+        Args:
+            recipe: every number.
+            head: (1000, width) weights of the ImageNet classifier's last layer.
+            texts: sources of text to rehearse.
+            output: folder of the state.
+            start: a new run begins with what that model's folder has learned, and with scenes of
+                full size and doubt.
+            bank: evidence of pictures.
+            conversation: questions that have nothing to do with a scene.
+        """
+        output.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(recipe.seed)
+        self._recipe = recipe if start is None else recipe.continued()
+        self._head, self._output, self._workers = head, output, Workers.current()
+        self._model = PointingModel(recipe.rank)
+        self._model.name_tables(vocabulary())
+        self._groups = [
+            {"params": [p for layer in self._model.adapted for p in (layer.lora_a, layer.lora_b)],
+             "lr": recipe.adapter_rate},
+            {"params": list(self._model.connector.parameters()), "lr": recipe.connector_rate},
+            {"params": [self._model.token_offset], "lr": recipe.offset_rate},
+            {"params": [self._model.token_delta], "lr": recipe.token_rate},
+        ]  # fmt: skip
+        self._trained = [p for group in self._groups for p in group["params"]]  # type: ignore[attr-defined]
+        self._rates = [float(group["lr"]) for group in self._groups]  # type: ignore[arg-type]
+        self._optimiser = torch.optim.AdamW(self._groups, betas=(0.9, 0.98), weight_decay=0.0)
+        self.step = _restored(self._model, self._optimiser, output / "state.pt", start)
+        seed = recipe.seed + 1000 * self.step + 1_000_000 * self._workers.rank
+        self._lessons = Lessons(
+            self._recipe, head, self._model.tokenizer, seed=seed, bank=bank,
+            conversation=conversation,
+        )  # fmt: skip
+        self._lesson = Lesson(self._model, self._lessons.writer, words_weight=recipe.words_weight)
+        self._rehearsal = Rehearsal(self._model, texts, recipe.text_tokens, seed)
+        self._tally: dict[str, list[float]] = defaultdict(list)
+
+    def train(self, *, minutes: float) -> None:
+        """Step until the recipe's end, or for so long; several workers see different scenes and
+        step together."""
+        started = time.monotonic()
+        while self.step < self._recipe.steps:
+            self._take_step()
+            self.step += 1
+            over = self._workers.agreed(time.monotonic() - started > 60 * minutes)
+            if self._workers.leads:
+                self._report(round(time.monotonic() - started), over)
             if over:
                 return
-            continue
-        if (step + 1) % 20 == 0 or over:
-            means = {k: round(float(np.mean(v)), 3) for k, v in sorted(tally.items())}
-            line = {"step": step + 1, "seconds": round(time.monotonic() - started), **means}
-            _log(output, line)
-            tally.clear()
-        if (step + 1) % 50 == 0 or over or step + 1 == recipe.steps:
-            _save(model, optimiser, step + 1, recipe, output)
-        is_measured = (step + 1) % 200 == 0 or over or step + 1 == recipe.steps
-        if is_measured and not recipe.printed:
-            figures = evaluate(model, head, scenes=8, seed=99)
-            _log(output, {"step": step + 1, "eval": figures})
-        if over:
-            return
+
+    def _take_step(self) -> None:
+        recipe, step = self._recipe, self.step
+        is_aligning = step < recipe.align_steps
+        for layer in self._model.adapted:
+            layer.lora_a.requires_grad_(not is_aligning)
+            layer.lora_b.requires_grad_(not is_aligning)
+        for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
+            group["lr"] = rate * recipe.rate(step)
+        for _ in range(recipe.scenes_per_step):
+            plan = self._lessons.draw(step)
+            if plan is None:
+                continue
+            loss, answered = self._lesson.loss(plan)
+            (loss / recipe.scenes_per_step).backward()
+            self._tally["loss"].append(float(loss.detach()))
+            for kind, right in answered:
+                self._tally[kind].append(float(right))
+        is_early = step < recipe.pointing_steps
+        if not is_aligning and recipe.text_weight and (step % 2 == 0 or not is_early):
+            kept = self._rehearsal.loss()
+            (recipe.text_weight * kept).backward()
+            self._tally["text"].append(float(kept.detach()))
+        self._workers.average_gradients(self._trained)
+        norm = nn.utils.clip_grad_norm_(self._trained, 1.0)
+        self._tally["norm"].append(float(norm))
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+
+    def _report(self, seconds: int, over: bool) -> None:
+        """Log, save and measure after a step, each now and then and at the end."""
+        is_last = over or self.step == self._recipe.steps
+        if self.step % 20 == 0 or is_last:
+            means = {k: round(float(np.mean(v)), 3) for k, v in sorted(self._tally.items())}
+            _log(self._output, {"step": self.step, "seconds": seconds, **means})
+            self._tally.clear()
+        if self.step % 50 == 0 or is_last:
+            _save(self._model, self._optimiser, self.step, self._recipe, self._output)
+        if (self.step % 200 == 0 or is_last) and not self._recipe.printed:
+            figures = evaluate(self._model, self._head, scenes=8, seed=99)
+            _log(self._output, {"step": self.step, "eval": figures})
 
 
 def _log(output: Path, line: Mapping[str, object]) -> None:
@@ -340,19 +353,6 @@ def classifier_head(path: Path) -> np.ndarray:
         return np.asarray(stored.get_tensor(name).float().numpy())
 
 
-def plain_texts(wordnet: Path | None, folders: list[Path]) -> list[list[str]]:
-    """English that training did not write: WordNet's definitions, and folders of text files."""
-    sources: list[list[str]] = []
-    if wordnet is not None:
-        lines = wordnet.read_text(encoding="latin-1").splitlines()
-        glosses = [line.partition(" | ")[2].strip() for line in lines if " | " in line]
-        sources.append([". ".join(glosses[k : k + 6]) for k in range(0, len(glosses), 6)])
-    for folder in folders:
-        files = sorted(folder.glob("**/*.txt"))
-        sources.append([path.read_text(errors="replace") for path in files])
-    return sources
-
-
 def export(run: Path, folder: Path) -> None:
     """What a run has learned as the embedded model's folder holds it: configuration and float16.
 
@@ -380,7 +380,7 @@ def run(
     minutes: float = math.inf,
     threads: int = 1,
 ) -> None:
-    """Train with what lies in files; see `train`.
+    """Train with what lies in files; see `PointingRun`.
 
     Args:
         recipe: every number.
@@ -403,13 +403,12 @@ def run(
         raise SettingsError(
             "there is no text to rehearse: give --wordnet, --texts or --own-answers"
         )
-    train(
+    PointingRun(
         recipe,
         classifier_head(head),
         rehearsed,
         output,
-        minutes=minutes,
         start=start,
         bank=None if evidence is None else EvidenceBank.read(evidence),
         conversation=[Told(*pair) for pair in (read_answers(own_answers) if own_answers else ())],
-    )
+    ).train(minutes=minutes)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from agent.training.pointing import PointingRecipe, train
+from agent.training.pointing import PointingRecipe, PointingRun
 from agent.training.workers import Workers
 from deployments.cli.ray_train import launch
 
@@ -31,7 +31,8 @@ def learn(directory: Path) -> None:
     own = directory / f"worker {Workers.current().rank}"
     # Measuring takes minutes.
     with patch("agent.training.pointing.evaluate", return_value={}):
-        train(recipe, head, [["a text that is not forgotten " * 20]], own, minutes=60)
+        texts = [["a text that is not forgotten " * 20]]
+        PointingRun(recipe, head, texts, own).train(minutes=60)
 
 
 @pytest.mark.slow
