@@ -1,4 +1,4 @@
-"""Low-rank adaptation (LoRA, arXiv 2106.09685) of a frozen language model's linear layers.
+"""Low-rank adaptation (LoRA, arXiv 2106.09685) of a frozen language model's attention.
 
 In training a `LowRankLinear` stands in each adapted layer's place; a trained adapter is a few
 small matrices by name, which `merge` adds to the weights. Knows no tokens and no data.
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _DOWN, _UP = "lora_a", "lora_b"
 
 
@@ -38,7 +38,7 @@ class LowRankLinear(nn.Module):
 
 
 def adapt(model: nn.Module, *, rank: int = 16, scale: float = 2.0) -> list[LowRankLinear]:
-    """Put a low-rank change into every projection of `model`, which is frozen."""
+    """Put a low-rank change into every attention projection of `model`, which is frozen."""
     model.requires_grad_(False)
     adapted = []
     for module in list(model.modules()):
@@ -64,10 +64,8 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_adapter(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Go on training an adapter that `adapter_state` gave; layers that it lacks begin anew."""
+    """Go on training an adapter that `adapter_state` gave."""
     for name, layer in _adapted(model):
-        if f"{name}.{_DOWN}" not in state:
-            continue
         layer.lora_a.data.copy_(state[f"{name}.{_DOWN}"])
         layer.lora_b.data.copy_(state[f"{name}.{_UP}"] / layer.scale)
 

@@ -37,13 +37,13 @@ class NameMixture(nn.Module):
         strength of a belief must be a direction and not a length."""
         self.appearance = nn.Linear(NUM_APPEARANCE, hidden_size, bias=False)
         self.place = nn.Linear(NUM_PLACE, hidden_size)
-        self.coco_power = nn.Parameter(torch.tensor(1.0))
-        """The detector's scores are raised to this."""
-        self.imagenet_discount = nn.Parameter(torch.tensor(0.8))
+        self.coco_power = nn.Parameter(torch.tensor(1.2))
+        """The detector is too sure of things outside its classes: its scores are raised to this."""
+        self.imagenet_discount = nn.Parameter(torch.tensor(0.6))
         """How far a sure detector outweighs the classifier."""
         self.imagenet_share = nn.Parameter(torch.ones(NUM_IMAGENET))
-        """How much each of the classifier's classes counts: less where the detector knows the
-        thing, or the person who wears it, and can speak for itself."""
+        """How much each of the classifier's classes counts: less where the detector knows the thing
+        too and can speak for itself."""
         self.steepness = nn.Parameter(torch.tensor(1.65))
         self.threshold = nn.Parameter(torch.tensor(-1.5))
         """Where objectness lets half of the classifier's belief count, as a logit: the detector's

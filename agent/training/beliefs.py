@@ -16,12 +16,10 @@ from agent.training.vocabulary import Thing, Vocabulary
 
 Array = NDArray[np.float32]
 
-LEAST_SCORE = 0.28
+LEAST_SCORE = 0.22
 """A word is said of regions with at least this score; chosen on photographs (docs/decisions)."""
 _SHARE_WITHIN_COCO = 0.3
-"""Of the classifier's belief in a class that the detector knows as well, or in what people wear:
-the classifier has no person, and calls one a gown."""
-_WORN = frozenset({"clothing", "footwear", "headwear"})
+"""Of the classifier's belief in a class that the detector knows as well."""
 
 
 class NameBeliefs:
@@ -75,5 +73,5 @@ class NameBeliefs:
 
 def imagenet_shares(words: Vocabulary) -> torch.Tensor:
     """(1000,) how much each of the classifier's classes counts beside the detector's."""
-    known = [thing.coco is not None or bool(_WORN & thing.words) for thing in words.imagenet]
-    return torch.where(torch.tensor(known), _SHARE_WITHIN_COCO, 1.0)
+    inside = torch.tensor([thing.coco is not None for thing in words.imagenet])
+    return torch.where(inside, _SHARE_WITHIN_COCO, 1.0)

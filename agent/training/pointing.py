@@ -1,7 +1,7 @@
 """Teaching a pretrained language model to point, on symbolic scenes, without forgetting.
 
 Stage 1 trains the connector and the new tokens with the language model frozen; stage 2 also
-trains low-rank changes of its linear layers. Every step reads some scenes with many questions each
+trains low-rank changes of its attention. Every step reads some scenes with many questions each
 (`agent.training.branches`) and, so that nothing is forgotten, some text on which the model is to
 say what it said before training (knowledge distillation against itself). Resumable: the state of
 a run is one file.
@@ -61,16 +61,13 @@ class PointingRecipe:
     steps: int = 1500
     scenes_per_step: int = 2
     """Of each worker."""
-    labels_per_scene: tuple[int, int] = (16, 48)
+    labels_per_scene: tuple[int, int] = (16, 14)
     """While pointing is learned, and after."""
     most_regions: tuple[int, int] = (12, 24)
     doubt: tuple[float, float] = (0.4, 1.0)
     """The most of any scene, at the end of either part: 1 is that of photographs."""
-    picture_share: float = 0.7
+    picture_share: float = 0.5
     """Of the scenes after pointing is learned, where evidence of pictures is at hand."""
-    others_share: float = 0.35
-    """Of the scenes after pointing is learned that are asked other questions than labels as well:
-    these take half of the time of a scene, and labels are what most is asked for."""
     words_weight: float = 0.5
     """Weight of a token that is chosen among all, against one chosen among regions."""
     rank: int = 16
@@ -79,7 +76,7 @@ class PointingRecipe:
     offset_rate: float = 1e-2
     token_rate: float = 3e-4
     text_tokens: int = 96
-    text_weight: float = 2.0
+    text_weight: float = 1.0
     absent: bool = True
     """Also ask for what is not there; without, an ablation."""
     printed: bool = False
@@ -177,7 +174,7 @@ class Lessons:
         plan = draw_lesson(
             self._scene(step, is_early), self.writer, self._questions, dice,
             recipe.labels_per_scene[0 if is_early else 1],
-            others=not is_early and dice.random() < recipe.others_share, absent=recipe.absent,
+            alone=is_early, absent=recipe.absent,
         )  # fmt: skip
         return plan if len(plan.tree.rows) else None
 

@@ -29,8 +29,6 @@ _NAMED = 5
 """Regions of a scene that are to be named."""
 _CELLS = (5, 5)
 """Rows and columns of a scene's image tokens."""
-_WITH_CELLS = 0.7
-"""Share of scenes that have them, as nearly all pictures do."""
 
 
 @dataclass(frozen=True)
@@ -186,25 +184,25 @@ def draw_lesson(
     dice: random.Random,
     labels: int,
     *,
-    others: bool = True,
+    alone: bool = False,
     absent: bool = True,
 ) -> LessonPlan:
-    """A scene with as many labels, and some of every other question.
+    """A scene with as many labels and some of every other question.
 
     Args:
         scene, writer, questions, dice: what is drawn from.
         labels: how many.
-        others: ask other questions as well.
+        alone: labels only.
         absent: also such as are not there; without, a scene of nothing has no labels.
     """
-    cells = dice.random() < _WITH_CELLS
+    cells = dice.random() < (0.2 if alone else 0.6)
     asked = questions.labels(scene, labels if absent else 2 * labels)
     if not absent:
         asked = [one for one in asked if one.regions][:labels]
     found: list[tuple[str, Asked | Told]] = [
         ("label" if one.regions else "absent", one) for one in asked
     ]
-    if others and asked:
+    if not alone and asked:
         found += _other_questions(scene, writer, questions, dice, asked[0])
     return writer.plan(scene, found, cells=cells)
 

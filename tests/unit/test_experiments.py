@@ -79,7 +79,7 @@ def test_without_rejection_every_label_is_there(tokenizer: Tokenizer, head: np.n
     maker, questions, dice = SceneMaker(words, head, 1), Questioner(words, 2), random.Random(3)
     maker.doubt, kinds = 0.2, []
     for _ in range(8):
-        plan = draw_lesson(maker.scene(5), writer, questions, dice, 6, others=False, absent=False)
+        plan = draw_lesson(maker.scene(5), writer, questions, dice, 6, alone=True, absent=False)
         kinds += plan.kinds
     assert "label" in kinds
     assert "absent" not in kinds
