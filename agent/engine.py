@@ -8,6 +8,7 @@ neither frames nor text: ids, embeddings and positions only.
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections import Counter
@@ -40,6 +41,8 @@ from agent.stage_settings import EngineSettings
 from groundstream.errors import Overloaded
 
 _PRIVATE = "private "
+_EXIT_S = 5.0
+"""How long a process that ends waits for the step under way: PyTorch aborts in the middle of one."""
 
 
 @dataclass
@@ -167,16 +170,22 @@ class Engine:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
                 self._thread.start()
+                atexit.register(self.close, timeout_s=_EXIT_S)
             self._work.notify()
         return run.future
 
-    def close(self) -> None:
-        """Answer nothing more; what is under way is cancelled."""
+    def close(self, timeout_s: float | None = None) -> None:
+        """Answer nothing more; what is under way is cancelled.
+
+        Args:
+            timeout_s: how long to wait for the end of the step under way; None: until it has ended.
+        """
+        atexit.unregister(self.close)
         with self._work:
             self._closed = True
             self._work.notify()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(timeout_s)
         for run in [*self._inbox, *self._waiting, *self._running]:
             run.future.cancel()
 

@@ -7,13 +7,17 @@ boxes or about the whole image asks one. Knows no tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from agent.detections import IntArray
 from agent.prompts import MAX_REGIONS, Task
 from groundstream.errors import InvalidQuery
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,3 +62,17 @@ def pages_for(task: Task, num_proposals: int, *, size: int = MAX_REGIONS) -> tup
         Page(np.array([*mentioned, *others[start : start + step]], dtype=np.int64))
         for start in starts
     )
+
+
+def in_groups(items: Sequence[T], size_of: Callable[[T], int], most: int) -> list[list[T]]:
+    """Items in order, in groups whose sizes add up to at most `most`; what is larger is alone."""
+    groups: list[list[T]] = []
+    total = 0
+    for item in items:
+        size = size_of(item)
+        if not groups or total + size > most:
+            groups.append([])
+            total = 0
+        groups[-1].append(item)
+        total += size
+    return groups

@@ -31,7 +31,7 @@ from agent.features import (
 )
 from agent.frame import Frame
 from agent.frame_summary import FrameSummary, summary_of
-from agent.paging import Page, pages_for
+from agent.paging import Page, in_groups, pages_for
 from agent.parsing import Answer, join_pages, parse_answer
 from agent.prompts import Task
 from agent.region_cache import RegionCache, feature_key
@@ -40,6 +40,8 @@ from agent.started_tasks import started
 from agent.urgency import Limits, SharedLimits, Urgency
 from groundstream.errors import InvalidQuery, Overloaded
 
+_MOST_PROMPTS = 256
+"""Of one call at a time: half of what may wait at the language stage (`EngineSettings`)."""
 _GRACE_S = 0.05
 """The stage that is late says so itself, if it can."""
 
@@ -240,7 +242,11 @@ class Pipeline:
             except InvalidQuery as error:
                 return error
 
-        ended = await asyncio.gather(*(tried(task) for task in tasks))
+        ended: list[Answer | InvalidQuery] = []
+        for group in in_groups(
+            tasks, lambda task: self._num_prompts(task, features), _MOST_PROMPTS
+        ):
+            ended += await asyncio.gather(*(tried(task) for task in group))
         refused = {
             n: str(error) for n, error in enumerate(ended) if isinstance(error, InvalidQuery)
         }
@@ -251,9 +257,14 @@ class Pipeline:
     async def _answer(self, features: FrameFeatures, task: Task) -> Answer:
         """One question, asked on as many pages of boxes as it needs."""
         pages = self._pages(task, features)
-        generations = await asyncio.gather(
-            *(self._stages.answer(features.select(page.indices), page.task(task)) for page in pages)
-        )
+        generations: list[Generation] = []
+        for group in in_groups(pages, lambda _: max(1, len(task.labels)), _MOST_PROMPTS):
+            generations += await asyncio.gather(
+                *(
+                    self._stages.answer(features.select(page.indices), page.task(task))
+                    for page in group
+                )
+            )
         return self._joined(task, list(zip(pages, generations, strict=True)), features)
 
     def _check_regions(self, tasks: Sequence[Task], features: FrameFeatures) -> None:
@@ -270,6 +281,13 @@ class Pipeline:
                 reasons[number] = str(error)
         if reasons:
             raise QueriesRefused(reasons)
+
+    def _num_prompts(self, task: Task, features: FrameFeatures) -> int:
+        """Prompts of the language model that a question takes, at most."""
+        try:
+            return len(self._pages(task, features)) * max(1, len(task.labels))
+        except InvalidQuery:  # It is refused where it is asked.
+            return 1
 
     def _pages(self, task: Task, features: FrameFeatures) -> tuple[Page, ...]:
         return pages_for(task, len(features.proposals), size=self.rules.regions_per_page)

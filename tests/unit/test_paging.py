@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from agent.detections import Proposals
 from agent.features import FrameFeatures, Generation
-from agent.paging import pages_for
+from agent.paging import in_groups, pages_for
 from agent.parsing import AnswerStatus, join_pages
 from agent.prompts import Task
 from groundstream.errors import InvalidQuery
@@ -42,6 +44,15 @@ def test_a_reference_stands_on_every_page(count, data):
     for page in pages:
         assert len(page) <= 100
         assert page.indices[page.task(task).region] == region
+
+
+@given(st.lists(st.integers(0, 12)), st.integers(1, 20))
+def test_groups_keep_the_order_and_the_limit(sizes, most):
+    groups = in_groups(sizes, lambda size: size, most)
+    assert [size for group in groups for size in group] == sizes
+    assert all(sum(group) <= most or len(group) == 1 for group in groups)
+    for before, after in itertools.pairwise(groups):
+        assert sum(before) + after[0] > most, "no group is ended early"
 
 
 def test_questions_about_one_box_take_one_page_that_holds_it():

@@ -184,3 +184,27 @@ async def test_a_search_sees_every_page_and_a_question_the_first(model, stages, 
     shown.clear()
     await paged.ground(frame, [replace(Task.chat("what?"), max_new_tokens=2)], boxes=boxes)
     assert shown == [4]
+
+
+async def test_a_call_of_many_questions_waits_for_its_own(model, stages, picture, monkeypatch):
+    under_way, most = 0, 0
+    answer = stages.answer
+
+    async def noted(features, task):
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            return await answer(features, task)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(stages, "answer", noted)
+    monkeypatch.setattr("agent.pipeline._MOST_PROMPTS", 6)
+    cache = MemoryRegionCache(budget_bytes=1 << 24)
+    paged = Pipeline(stages, cache, model_digest="many", rules=AnswerRules(regions_per_page=2))
+    boxes = np.array([[x, 0, x + 5, 8] for x in range(0, 49, 7)], np.float32)
+    asked = [replace(Task.detect(name), max_new_tokens=2) for name in ("dog", "cat", "ox", "owl")]
+    grounding = await paged.ground(picture, asked, boxes=boxes)
+    assert [answer.num_proposals for answer in grounding.answers] == [7] * 4
+    assert most == 4, "four pages of one question; two questions would be eight"
