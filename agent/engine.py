@@ -42,7 +42,7 @@ from groundstream.errors import Overloaded
 
 _PRIVATE = "private "
 _EXIT_S = 5.0
-"""How long a process that ends waits for the step under way: PyTorch aborts in the middle of one."""
+"""How long a process that ends waits for the step under way: PyTorch aborts within one."""
 
 
 @dataclass
