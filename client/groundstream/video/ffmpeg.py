@@ -101,8 +101,8 @@ class Connection:
             self._opened.close()
             raise SourceError(f"{self._shown()} has no video stream")
         self._stream = self._opened.streams.video[0]
-        # A thread for each picture keeps as many pictures back as there are threads: half a second
-        # on a large machine, which a file can wait for and a camera cannot.
+        # A thread for each picture keeps back as many pictures as there are threads: a file can
+        # wait for them, and a camera cannot.
         self._stream.thread_type = "SLICE" if tolerant else "AUTO"
         self._stream.codec_context.thread_count = _LIVE_THREADS if tolerant else _FILE_THREADS
         rate = self._stream.average_rate
