@@ -215,38 +215,42 @@ class Pipeline:
             features, cache_hit = await self.features(
                 frame, boxes=boxes, timings=timings, continued=continued
             )
-        self._check_regions(tasks, features)
+        pages = self._all_pages(tasks, features)
         language_started = time.perf_counter()
         places = expected if expected is not None else [None] * len(tasks)
         guided = [
             _guided(task, where, features.proposals)
             for task, where in zip(tasks, places, strict=True)
         ]
-        answering = self._all_answers(features, guided)
+        answering = self._all_answers(features, guided, pages)
         seen, answers = await asyncio.gather(asyncio.to_thread(summary_of, features), answering)
         finished = time.perf_counter()
         timings.language_s = finished - language_started
         timings.total_s = finished - started_s
         return Grounding(tuple(answers), features.proposals, cache_hit, timings, seen)
 
-    async def _all_answers(self, features: FrameFeatures, tasks: Sequence[Task]) -> list[Answer]:
-        """The answers to all questions.
+    async def _all_answers(
+        self, features: FrameFeatures, tasks: Sequence[Task], pages: Sequence[tuple[Page, ...]]
+    ) -> list[Answer]:
+        """The answers to all questions, each on its pages.
 
         Raises:
             QueriesRefused: some cannot be asked; the others have been answered by then.
         """
 
-        async def tried(task: Task) -> Answer | InvalidQuery:
+        async def tried(asked: tuple[Task, tuple[Page, ...]]) -> Answer | InvalidQuery:
             try:
-                return await self._answer(features, task)
+                return await self._answer(features, *asked)
             except InvalidQuery as error:
                 return error
 
         ended: list[Answer | InvalidQuery] = []
         for group in in_groups(
-            tasks, lambda task: self._num_prompts(task, features), _MOST_PROMPTS
+            list(zip(tasks, pages, strict=True)),
+            lambda asked: _prompts_a_page(asked[0]) * len(asked[1]),
+            _MOST_PROMPTS,
         ):
-            ended += await asyncio.gather(*(tried(task) for task in group))
+            ended += await asyncio.gather(*(tried(asked) for asked in group))
         refused = {
             n: str(error) for n, error in enumerate(ended) if isinstance(error, InvalidQuery)
         }
@@ -254,11 +258,10 @@ class Pipeline:
             raise QueriesRefused(refused)
         return [answer for answer in ended if isinstance(answer, Answer)]
 
-    async def _answer(self, features: FrameFeatures, task: Task) -> Answer:
-        """One question, asked on as many pages of boxes as it needs."""
-        pages = self._pages(task, features)
+    async def _answer(self, features: FrameFeatures, task: Task, pages: tuple[Page, ...]) -> Answer:
+        """One question, asked on its pages of boxes."""
         generations: list[Generation] = []
-        for group in in_groups(pages, lambda _: max(1, len(task.labels)), _MOST_PROMPTS):
+        for group in in_groups(pages, lambda _: _prompts_a_page(task), _MOST_PROMPTS):
             generations += await asyncio.gather(
                 *(
                     self._stages.answer(features.select(page.indices), page.task(task))
@@ -267,27 +270,22 @@ class Pipeline:
             )
         return self._joined(task, list(zip(pages, generations, strict=True)), features)
 
-    def _check_regions(self, tasks: Sequence[Task], features: FrameFeatures) -> None:
-        """Refuse questions about boxes that do not exist before any is asked.
+    def _all_pages(self, tasks: Sequence[Task], features: FrameFeatures) -> list[tuple[Page, ...]]:
+        """The pages of each question; those about boxes that do not exist are refused before any is
+        asked.
 
         Raises:
             QueriesRefused: there are some.
         """
-        reasons = {}
+        pages, reasons = [], {}
         for number, task in enumerate(tasks):
             try:
-                self._pages(task, features)
+                pages.append(self._pages(task, features))
             except InvalidQuery as error:
                 reasons[number] = str(error)
         if reasons:
             raise QueriesRefused(reasons)
-
-    def _num_prompts(self, task: Task, features: FrameFeatures) -> int:
-        """Prompts of the language model that a question takes, at most."""
-        try:
-            return len(self._pages(task, features)) * max(1, len(task.labels))
-        except InvalidQuery:  # It is refused where it is asked.
-            return 1
+        return pages
 
     def _pages(self, task: Task, features: FrameFeatures) -> tuple[Page, ...]:
         return pages_for(task, len(features.proposals), size=self.rules.regions_per_page)
@@ -323,7 +321,7 @@ class Pipeline:
         language_started = time.perf_counter()
         pages = self._pages(task, features)
         if len(pages) > 1:
-            answer = await self._answer(features, task)
+            answer = await self._answer(features, task, pages)
             yield answer.text
         else:
             (page,) = pages
@@ -443,6 +441,11 @@ class Pipeline:
             seen_px=primary.seen_px,
             key=key,
         )
+
+
+def _prompts_a_page(task: Task) -> int:
+    """Prompts of the language model that a question takes for each page, at most."""
+    return max(1, len(task.labels))
 
 
 def _guided(task: Task, expected: FloatArray | None, proposals: Proposals) -> Task:

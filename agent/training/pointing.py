@@ -96,9 +96,13 @@ class PointingRecipe:
         """Of a run that starts with a model that points already."""
         return replace(self, align_steps=0, pointing_steps=0, growing_steps=0)
 
+    def is_early(self, step: int) -> bool:
+        """Whether pointing is still being learned, on small scenes."""
+        return step < self.pointing_steps
+
     def sizes(self, step: int) -> tuple[int, float]:
         """The most regions and the most doubt of a step's scenes."""
-        if step < self.pointing_steps:
+        if self.is_early(step):
             return self.most_regions[0], self.doubt[0] * step / self.pointing_steps
         grown = 1.0
         if self.growing_steps:
@@ -170,7 +174,7 @@ class Lessons:
         """One of a step; none where nothing can be asked: of a scene of nothing, without absent
         labels."""
         recipe, dice = self._recipe, self._dice
-        is_early = step < recipe.pointing_steps
+        is_early = recipe.is_early(step)
         plan = draw_lesson(
             self._scene(step, is_early), self.writer, self._questions, dice,
             recipe.labels_per_scene[0 if is_early else 1],
@@ -272,7 +276,7 @@ class PointingRun:
             self._tally["loss"].append(float(loss.detach()))
             for kind, right in answered:
                 self._tally[kind].append(float(right))
-        is_early = step < recipe.pointing_steps
+        is_early = recipe.is_early(step)
         if not is_aligning and recipe.text_weight and (step % 2 == 0 or not is_early):
             kept = self._rehearsal.loss()
             (recipe.text_weight * kept).backward()

@@ -47,13 +47,13 @@ def test_iou_by_hand():
 
 corner = st.floats(0, 90, width=32)
 side = st.floats(1, 30, width=32)
-boxes_strategy = st.lists(st.tuples(corner, corner, side, side), min_size=1, max_size=20)
+boxes_strategy = st.lists(st.tuples(corner, corner, side, side), min_size=1, max_size=20).map(
+    lambda rows: np.array([(x, y, x + w, y + h) for x, y, w, h in rows], dtype=np.float32)
+)
 
 
 @given(boxes_strategy, st.floats(0.1, 0.9))
-def test_suppression_keeps_the_best_and_no_overlaps(rows, limit):
-    array = np.array(rows, dtype=np.float32)
-    boxes = np.concatenate([array[:, :2], array[:, :2] + array[:, 2:]], axis=1)
+def test_suppression_keeps_the_best_and_no_overlaps(boxes, limit):
     scores = np.linspace(0, 1, len(boxes), dtype=np.float32)
     kept = non_maximum_suppression(boxes, scores, iou=limit)
     assert kept[0] == len(boxes) - 1
@@ -76,9 +76,7 @@ def test_an_object_is_claimed_by_its_surest_box():
 
 
 @given(boxes_strategy, st.floats(0.1, 0.9), st.floats(0, 1))
-def test_claims_are_suppression_where_nested_boxes_keep_nothing(rows, limit, held):
-    array = np.array(rows, dtype=np.float32)
-    boxes = np.concatenate([array[:, :2], array[:, :2] + array[:, 2:]], axis=1)
+def test_claims_are_suppression_where_nested_boxes_keep_nothing(boxes, limit, held):
     scores = np.linspace(0.1, 1, len(boxes), dtype=np.float32)
     left = claims(boxes, scores, iou=limit, containment=2.0, held=held)
     kept = non_maximum_suppression(boxes, scores, iou=limit)

@@ -66,7 +66,8 @@ def test_any_text_has_a_plain_noun(text):
 @pytest.mark.parametrize(
     ("noun", "many"),
     [("dog", "dogs"), ("bus", "buses"), ("traffic light", "traffic lights"), ("puppy", "puppies"),
-     ("person", "people"), ("knife", "knives"), ("sheep", "sheep"), ("toy", "toys")],
+     ("person", "people"), ("wine glass", "wine glasses"), ("knife", "knives"), ("sheep", "sheep"),
+     ("toy", "toys"), ("computer mouse", "computer mice")],
 )  # fmt: skip
 def test_plurals(noun, many):
     assert plural(noun) == many
