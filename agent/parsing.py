@@ -8,8 +8,10 @@ an empty list is an answer ("not here"). Knows no tokenizer: it reads token text
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
@@ -97,16 +99,13 @@ def join_pages(
     labelled = False
     num_unknown = 0
     for page, generation in pages:
-        labels = parse_regions(generation.text)
+        labels = _chances(generation)
         labelled = labelled or bool(labels)
-        confidence = _region_confidence(generation)
         texts.append(_renumbered(generation.text, page))
         for label, regions in labels.items():
-            known = [index for index in regions if index < len(page)]
+            known = [(index, chance) for index, chance in regions.items() if index < len(page)]
             num_unknown += len(regions) - len(known)
-            rows += [
-                (label, int(page.indices[index]), confidence.get(index, 0.0)) for index in known
-            ]
+            rows += [(label, int(page.indices[index]), chance) for index, chance in known]
     if rules.objectness_power:
         weights = proposals.objectness**rules.objectness_power
         rows = [(label, box, score * float(weights[box])) for label, box, score in rows]
@@ -187,15 +186,18 @@ def _count(task: Task, generations: Sequence[Generation], detections: Detections
     return len(detections) if listed else None
 
 
-def _region_confidence(generation: Generation) -> dict[int, float]:
-    """Best probability with which each region token was written."""
-    confidence: dict[int, float] = {}
-    for piece, probability in zip(generation.pieces, generation.probabilities, strict=True):
-        found = REGION_TOKEN.fullmatch(piece)
-        if found:
+def _chances(generation: Generation) -> dict[str, dict[int, float]]:
+    """What `parse_regions` finds, and the best probability with which each region was written
+    behind its label."""
+    ends = list(accumulate(len(piece) for piece in generation.pieces))
+    labels: dict[str, dict[int, float]] = {}
+    for match in _GROUND.finditer(generation.text):
+        regions = labels.setdefault(match.group(1).strip(), {})
+        for found in REGION_TOKEN.finditer(match.group(2)):
             index = int(found.group(1))
-            confidence[index] = max(confidence.get(index, 0.0), probability)
-    return confidence
+            piece = bisect_right(ends, match.start(2) + found.start())
+            regions[index] = max(regions.get(index, 0.0), generation.probabilities[piece])
+    return labels
 
 
 def _status(

@@ -79,6 +79,18 @@ def test_confidence_is_the_probability_of_the_region_token():
     assert answer.detections.confidence.tolist() == [0.25]
 
 
+def test_a_box_of_two_labels_has_a_confidence_for_each():
+    """The surer label's would make "wolf" a detection wherever "dog" is one."""
+    pieces = ("<ground>", "wolf", "</ground>", "<objects>", "<region1>", "</objects>",
+              "<ground>", "dog", "</ground>", "<objects>", "<region0>", "<region1>", "</objects>",
+              "<ground>", "wolf", "</ground>", "<objects>", "<region1>", "</objects>")  # fmt: skip
+    sureness = (1.0,) * 4 + (0.1,) + (1.0,) * 5 + (0.4, 0.9) + (1.0,) * 5 + (0.2,) + (1.0,)
+    answer = parse_answer(TASK, Generation(pieces, sureness, False, 10, 0, 1), proposals(3))
+    assert answer.detections.label == ("wolf", "dog", "dog")
+    assert answer.detections.region.tolist() == [1, 0, 1]
+    assert answer.detections.confidence.tolist() == pytest.approx([0.2, 0.4, 0.9])
+
+
 @pytest.mark.parametrize(
     ("least", "regions", "status"),
     [
