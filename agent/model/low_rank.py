@@ -1,4 +1,4 @@
-"""Low-rank adaptation (LoRA, arXiv 2106.09685) of a frozen language model's attention.
+"""Low-rank adaptation (LoRA, arXiv 2106.09685) of a frozen language model's linear layers.
 
 In training a `LowRankLinear` stands in each adapted layer's place; a trained adapter is a few
 small matrices by name, which `merge` adds to the weights. Knows no tokens and no data.
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _DOWN, _UP = "lora_a", "lora_b"
 
 
@@ -38,7 +38,7 @@ class LowRankLinear(nn.Module):
 
 
 def adapt(model: nn.Module, *, rank: int = 16, scale: float = 2.0) -> list[LowRankLinear]:
-    """Put a low-rank change into every attention projection of `model`, which is frozen."""
+    """Put a low-rank change into every projection of `model`, which is frozen."""
     model.requires_grad_(False)
     adapted = []
     for module in list(model.modules()):
@@ -64,8 +64,10 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_adapter(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Go on training an adapter that `adapter_state` gave."""
+    """Go on training an adapter that `adapter_state` gave; layers it lacks start unchanged."""
     for name, layer in _adapted(model):
+        if f"{name}.{_DOWN}" not in state:
+            continue
         layer.lora_a.data.copy_(state[f"{name}.{_DOWN}"])
         layer.lora_b.data.copy_(state[f"{name}.{_UP}"] / layer.scale)
 
@@ -82,6 +84,19 @@ def merge(weights: dict[str, Tensor], adapter: Mapping[str, Tensor]) -> None:
             weight = weights[f"{name}.weight"]
             change = adapter[f"{name}.{_UP}"].float() @ adapter[key].float()
             weights[f"{name}.weight"] = (weight.float() + change).to(weight.dtype)
+
+
+def mean_of(state: Mapping[str, Tensor], former: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The mean of each tensor of a model and of the one that it was trained on from.
+
+    Both factors of a low-rank change are averaged by themselves, which is near the mean of the
+    changes as long as the two are near. A layer that `former` lacks was not changed by it.
+    """
+    found = {}
+    for name, value in state.items():
+        unchanged = torch.zeros_like(value) if name.endswith(f".{_UP}") else value
+        found[name] = (value.float() + former.get(name, unchanged).float()) / 2
+    return found
 
 
 def _adapted(model: nn.Module) -> Iterator[tuple[str, LowRankLinear]]:

@@ -39,7 +39,7 @@ class NameMixture(nn.Module):
         self.place = nn.Linear(NUM_PLACE, hidden_size)
         self.coco_power = nn.Parameter(torch.tensor(1.2))
         """The detector is too sure of things outside its classes: its scores are raised to this."""
-        self.imagenet_discount = nn.Parameter(torch.tensor(0.6))
+        self.imagenet_discount = nn.Parameter(torch.tensor(0.8))
         """How far a sure detector outweighs the classifier."""
         self.imagenet_share = nn.Parameter(torch.ones(NUM_IMAGENET))
         """How much each of the classifier's classes counts: less where the detector knows the thing

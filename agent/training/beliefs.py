@@ -1,8 +1,9 @@
 """What class evidence says of words: the rule whose answers the language model learns to give.
 
-A word's score for a region is the weight of all classes that it names, the weights being those that
-the connector starts with (`agent.model.name_mixture`). Knows which words name which classes, and
-nothing of scenes.
+A name's score for a region is the weight of all classes that it stands for, the weights being
+those that the connector starts with (`agent.model.name_mixture`). A word is believed as far as the
+everyday names that it covers: "animal" as far as "dog", "cat" and "bird". Knows which words name
+which classes, and nothing of scenes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agent.model.name_mixture import NameMixture
+from agent.model.name_mixture import NUM_COCO, NameMixture
 from agent.training.vocabulary import Thing, Vocabulary
 
 Array = NDArray[np.float32]
@@ -20,6 +21,14 @@ LEAST_SCORE = 0.22
 """A word is said of regions with at least this score; chosen on photographs (docs/decisions)."""
 _SHARE_WITHIN_COCO = 0.3
 """Of the classifier's belief in a class that the detector knows as well."""
+_SHARE_WORN = 0.3
+"""Of its belief in what is worn: it knows no persons, and calls most of them by their clothes."""
+_WORN = frozenset({"clothing", "footwear", "headwear"})
+_SHARE_OF_KIND = 0.25
+"""Of the belief in "vegetable", for "tomato", which is no class."""
+_SHARE_IN_NAMES = 0.6
+"""Of all its beliefs, where one name is to be chosen for a region: it is sure of something
+everywhere."""
 
 
 class NameBeliefs:
@@ -27,12 +36,14 @@ class NameBeliefs:
 
     def __init__(self, words: Vocabulary) -> None:
         self._things = (*words.coco, *words.imagenet)
+        self._kinds = words.kinds
         self._weigh = NameMixture(1).requires_grad_(False)
         self._weigh.imagenet_share.copy_(imagenet_shares(words))
-        self._classes: dict[str, list[int]] = {}
+        self._classes: dict[str, dict[str, list[int]]] = {}
         for number, thing in enumerate(self._things):
             for word in thing.words:
-                self._classes.setdefault(word, []).append(number)
+                names = self._classes.setdefault(word, {})
+                names.setdefault(thing.everyday, []).append(number)
         self._everyday = tuple(dict.fromkeys(thing.everyday for thing in self._things))
         places = {name: place for place, name in enumerate(self._everyday)}
         self._usual = np.zeros((len(self._things), len(self._everyday)), dtype=np.float32)
@@ -46,25 +57,35 @@ class NameBeliefs:
         ).numpy()
         return found
 
-    def scores(self, word: str, weights: Array) -> Array:
-        """(n,) of a word; zeros for a word that names no class."""
-        found: Array = weights[:, self._classes.get(word, [])].sum(-1)
-        return found
-
     def chances(self, word: str, weights: Array) -> Array:
-        """(n,) how likely a word is said of each region: half at `LEAST_SCORE`.
+        """(n,) how likely a word is said of each region: half where one everyday name that it
+        covers has `LEAST_SCORE`.
 
-        The odds are the square of the score's ratio to `LEAST_SCORE`.
+        The odds of a name are the square of its score's ratio to `LEAST_SCORE`, and those of a
+        word are the sum of its names' odds. A sum of scores would let "animal" follow from a
+        little belief in each of 400 classes. A word that names no class has a share of what its
+        kinds have, which ranks boxes and is hardly ever a detection; zeros where it has none.
         """
-        squared = self.scores(word, weights) ** 2
-        found: Array = squared / (squared + LEAST_SCORE**2)
+        odds = self._odds(word, weights)
+        for kind in self._kinds.get(word, ()):
+            odds = np.maximum(odds, _SHARE_OF_KIND**2 * self._odds(kind, weights))
+        found: Array = odds / (odds + 1)
         return found
+
+    def _odds(self, word: str, weights: Array) -> Array:
+        odds = np.zeros(len(weights), dtype=np.float32)
+        for classes in self._classes.get(word, {}).values():
+            odds += (weights[:, classes].sum(-1) / LEAST_SCORE) ** 2
+        return odds
 
     def usual(self, weights: Array) -> list[tuple[str, float]]:
-        """Of each region the everyday name with the highest score, and that score."""
-        scores = weights @ self._usual
-        names = (self._everyday[place] for place in scores.argmax(-1))
-        return list(zip(names, scores.max(-1).tolist(), strict=True))
+        """Of each region the everyday name that suits it best, and that name's score."""
+        compared = np.concatenate(
+            [weights[:, :NUM_COCO], _SHARE_IN_NAMES * weights[:, NUM_COCO:]], axis=-1
+        )
+        places = (compared @ self._usual).argmax(-1)
+        scores = (weights @ self._usual)[np.arange(len(weights)), places]
+        return list(zip((self._everyday[k] for k in places), scores.tolist(), strict=True))
 
     def likeliest(self, weights: Array) -> list[Thing]:
         """The class with the most weight of each region."""
@@ -74,4 +95,5 @@ class NameBeliefs:
 def imagenet_shares(words: Vocabulary) -> torch.Tensor:
     """(1000,) how much each of the classifier's classes counts beside the detector's."""
     inside = torch.tensor([thing.coco is not None for thing in words.imagenet])
-    return torch.where(inside, _SHARE_WITHIN_COCO, 1.0)
+    worn = torch.tensor([not _WORN.isdisjoint(thing.words) for thing in words.imagenet])
+    return torch.where(inside, _SHARE_WITHIN_COCO, 1.0) * torch.where(worn, _SHARE_WORN, 1.0)

@@ -30,17 +30,7 @@ _ABOUT = (
     "What is {a} used for?", "Where would I find {a}?", "Write a short story about {a}.",
     "Name three facts about {a}.", "How big is {a}?", "What does {a} look like?",
 )  # fmt: skip
-_GENERAL = (
-    "What is the capital of Italy?", "How are you?", "What is seven plus eight?",
-    "Why is the sky blue?", "How do I boil an egg?", "Name the seasons of the year.",
-    "Who wrote Romeo and Juliet?", "What should I cook tonight?", "How do airplanes fly?",
-    "Explain what a computer is.", "Give me three tips for sleeping better.", "What is love?",
-    "Translate good morning into French.", "What is the largest ocean?", "Tell me a joke.",
-    "How many days are in a year?", "What is gravity?", "Why do leaves change color?",
-    "Write a poem about autumn.", "What is the difference between a cat and a dog?",
-    "How do I learn to swim?", "What do plants need to grow?", "Who was Albert Einstein?",
-    "Is a tomato a fruit?", "What is the speed of light?", "How do I write a letter?",
-)  # fmt: skip
+_GENERAL = Path(__file__).parent / "everyday_questions.txt"
 _MAX_TOKENS = 96
 _TOGETHER = 40
 _MOST_KEPT = 200
@@ -48,10 +38,10 @@ _MOST_KEPT = 200
 
 
 def questions(count: int, seed: int) -> list[str]:
-    """Everyday questions, half of them about things of the vocabulary."""
+    """Everyday questions: those of a file, then some about things of the vocabulary."""
     dice, words = random.Random(seed), vocabulary()
     things = sorted({thing.everyday for thing in (*words.coco, *words.imagenet)})
-    asked = list(_GENERAL)
+    asked = _GENERAL.read_text(encoding="utf-8").splitlines()
     while len(asked) < count:
         asked.append(dice.choice(_ABOUT).replace("{a}", f"a {dice.choice(things)}"))
     return asked[:count]

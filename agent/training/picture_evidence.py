@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -116,12 +117,21 @@ class EvidenceBank:
 
     @classmethod
     def read(cls, path: Path) -> EvidenceBank:
-        """What `collect` wrote."""
-        with np.load(path) as stored:
-            coco, imagenet, appearance, boxes = (
-                stored[name].astype(np.float32) for name in _FIELDS
-            )
-            ends = np.cumsum(stored["counts"])
+        """What `collect` wrote.
+
+        Raises:
+            SettingsError: the file is not of that kind.
+        """
+        try:
+            with np.load(path) as stored:
+                coco, imagenet, appearance, boxes = (
+                    stored[name].astype(np.float32) for name in _FIELDS
+                )
+                ends = np.cumsum(stored["counts"])
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise SettingsError(
+                f"{path} holds no evidence: write it with `groundstream train evidence`"
+            ) from error
         regions = [
             SceneRegion(
                 coco[k], imagenet[k], appearance[k],

@@ -1,7 +1,7 @@
 """Teaching a pretrained language model to point, on symbolic scenes, without forgetting.
 
 Stage 1 trains the connector and the new tokens with the language model frozen; stage 2 also
-trains low-rank changes of its attention. Every step reads some scenes with many questions each
+trains low-rank changes of its linear layers. Every step reads some scenes with many questions each
 (`agent.training.branches`) and, so that nothing is forgotten, some text on which the model is to
 say what it said before training (knowledge distillation against itself). Resumable: the state of
 a run is one file.
@@ -22,14 +22,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
 
 from agent.checked_settings import checked, with_changes
+from agent.model.checkpoint_files import header, tensors
 from agent.model.configuration import pocket_config
-from agent.model.low_rank import adapter_state, load_adapter
+from agent.model.efficientnet import EfficientNetLite0
+from agent.model.low_rank import adapter_state, load_adapter, mean_of
 from agent.model.smollm2 import smollm2_config
 from agent.tokenizer import PromptTokenizer
 from agent.training.own_answers import read as read_answers
@@ -61,8 +62,10 @@ class PointingRecipe:
     steps: int = 1500
     scenes_per_step: int = 2
     """Of each worker."""
-    labels_per_scene: tuple[int, int] = (16, 14)
+    labels_per_scene: tuple[int, int] = (16, 48)
     """While pointing is learned, and after."""
+    others_share: float = 0.35
+    """Of the scenes after pointing is learned, with questions of every other kind."""
     most_regions: tuple[int, int] = (12, 24)
     doubt: tuple[float, float] = (0.4, 1.0)
     """The most of any scene, at the end of either part: 1 is that of photographs."""
@@ -178,7 +181,7 @@ class Lessons:
         plan = draw_lesson(
             self._scene(step, is_early), self.writer, self._questions, dice,
             recipe.labels_per_scene[0 if is_early else 1],
-            alone=is_early, absent=recipe.absent,
+            alone=is_early, absent=recipe.absent, others=recipe.others_share,
         )  # fmt: skip
         return plan if len(plan.tree.rows) else None
 
@@ -312,7 +315,7 @@ def _restored(
     """The step to go on from: an interrupted run's, or the first, with what `start` has learned."""
     if not path.is_file():
         if start is not None:
-            model.take_over(load_file(start / "language.safetensors"))
+            model.take_over(_learned(start))
         return 0
     state = torch.load(path, weights_only=True)
     load_adapter(model.language, state["adapter"])
@@ -345,22 +348,44 @@ def _save(
     (output / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
 
 
+def _learned(folder: Path) -> dict[str, Tensor]:
+    """What the language side of a run, or of a model, has learned.
+
+    Raises:
+        CheckpointMismatch: the folder holds nothing of that kind.
+    """
+    path = folder / "language.safetensors"
+    return dict(tensors(path, header(path), device="cpu"))
+
+
 def classifier_head(path: Path) -> np.ndarray:
-    """(1000, width) weights of the ImageNet classifier's last layer."""
-    if path.suffix == ".npy":
-        return np.asarray(np.load(path), dtype=np.float32)
-    with safe_open(path, "pt") as stored:
-        name = next(key for key in stored if stored.get_slice(key).get_shape() == [1000, 1280])
-        return np.asarray(stored.get_tensor(name).float().numpy())
+    """(1000, 1280) weights of the ImageNet classifier's last layer.
+
+    Raises:
+        CheckpointMismatch: the file does not hold the classifier.
+    """
+    weight = EfficientNetLite0.from_file(path).classifier.weight
+    return np.asarray(weight.detach().numpy())
 
 
-def export(run: Path, folder: Path) -> None:
+def export(run: Path, folder: Path, *, mean_with: Path | None = None) -> None:
     """What a run has learned as the embedded model's folder holds it: configuration and float16.
 
     The vision parts' weights are there already (`agent.training.vision_parts`).
+
+    Args:
+        run: folder of the run.
+        folder: to write.
+        mean_with: write the mean of the run and of the model that it began with, which finds more
+            than either (a model soup, arXiv 2203.05482).
+
+    Raises:
+        CheckpointMismatch: one of the folders holds nothing of that kind.
     """
+    learned = _learned(run)
+    if mean_with is not None:
+        learned = mean_of(learned, _learned(mean_with))
     folder.mkdir(parents=True, exist_ok=True)
-    learned = load_file(run / "language.safetensors")
     # Calibration is a few numbers, and powers of them matter: they stay float32.
     halved = {k: v.half() if v.ndim > 1 else v.float() for k, v in learned.items()}
     save_file({k: v.contiguous() for k, v in halved.items()}, folder / "language.safetensors")
@@ -396,7 +421,8 @@ def run(
         threads: of this process.
 
     Raises:
-        SettingsError: there is nothing to rehearse.
+        CheckpointMismatch: `head` does not hold the classifier, or `start` no such model.
+        SettingsError: there is nothing to rehearse, or a file of another kind was given.
     """
     torch.set_num_threads(threads)
     rehearsed = plain_texts(wordnet, [*texts, *([own_answers] if own_answers else [])])

@@ -20,6 +20,8 @@ from agent.training.vocabulary import Vocabulary
 NUM_KNOWN = 49_152
 NEW_TOKENS = tuple(token for token in CONTROL_TOKENS if not token.startswith(("<|endof", "<|im_")))
 
+_ROUND_ROWS = 64
+
 
 class PointingModel(nn.Module):
     """SmolLM2 with new tokens, the connector, and low-rank changes."""
@@ -73,15 +75,23 @@ class PointingModel(nn.Module):
         return torch.where((ids >= NUM_KNOWN)[:, None], rows, known)
 
     def read(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        """(length, hidden) states after the final norm."""
-        dtype = self.language.embed_tokens.weight.dtype
+        """(length, hidden) states after the final norm; without a mask each row sees those before.
+
+        Rows are added up to a round number: oneDNN compiles its kernels anew for every number of
+        rows, which takes as long as half of a pass.
+        """
+        dtype, length = self.language.embed_tokens.weight.dtype, len(positions)
+        added = -length % _ROUND_ROWS
+        if mask is not None:
+            mask = nn.functional.pad(mask, (0, added, 0, added))
+            mask.diagonal()[length:] = True
         output = self.language(
-            inputs_embeds=embeddings[None].to(dtype),
-            position_ids=positions[None],
+            inputs_embeds=nn.functional.pad(embeddings, (0, 0, 0, added))[None].to(dtype),
+            position_ids=nn.functional.pad(positions, (0, added))[None],
             attention_mask=None if mask is None else mask[None, None],
             use_cache=False,
         )
-        hidden: Tensor = output.last_hidden_state[0]
+        hidden: Tensor = output.last_hidden_state[0, :length]
         return hidden
 
     def set_adapted(self, enabled: bool) -> None:

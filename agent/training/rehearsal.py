@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from agent.training.pointing_model import NUM_KNOWN, PointingModel
+from agent.training.vocabulary import wordnet_lines
 
 _LEAST_TEXT_TOKENS = 24
 
@@ -52,11 +53,14 @@ class Rehearsal:
 
 
 def plain_texts(wordnet: Path | None, folders: list[Path]) -> list[list[str]]:
-    """English that training did not write: WordNet's definitions, and folders of text files."""
+    """English that training did not write: WordNet's definitions, and folders of text files.
+
+    Raises:
+        SettingsError: `wordnet` cannot be read.
+    """
     sources: list[list[str]] = []
     if wordnet is not None:
-        lines = wordnet.read_text(encoding="latin-1").splitlines()
-        glosses = [line.partition(" | ")[2].strip() for line in lines if " | " in line]
+        glosses = [line.partition(" | ")[2].strip() for line in wordnet_lines(wordnet)]
         sources.append([". ".join(glosses[k : k + 6]) for k in range(0, len(glosses), 6)])
     for folder in folders:
         files = sorted(folder.glob("**/*.txt"))

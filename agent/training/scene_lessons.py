@@ -27,6 +27,8 @@ from agent.training.symbolic_scenes import Array, Scene
 _TURN = "turn"
 _NAMED = 5
 """Regions of a scene that are to be named."""
+_TALK = 0.3
+"""Of the scenes beside which something is asked that has nothing to do with them."""
 _CELLS = (5, 5)
 """Rows and columns of a scene's image tokens."""
 
@@ -186,14 +188,16 @@ def draw_lesson(
     *,
     alone: bool = False,
     absent: bool = True,
+    others: float = 1.0,
 ) -> LessonPlan:
-    """A scene with as many labels and some of every other question.
+    """A scene with as many labels and, mostly or now and then, some of every other question.
 
     Args:
         scene, writer, questions, dice: what is drawn from.
         labels: how many.
         alone: labels only.
         absent: also such as are not there; without, a scene of nothing has no labels.
+        others: share of the scenes with some of every other question about what they show.
     """
     cells = dice.random() < (0.2 if alone else 0.6)
     asked = questions.labels(scene, labels if absent else 2 * labels)
@@ -202,8 +206,10 @@ def draw_lesson(
     found: list[tuple[str, Asked | Told]] = [
         ("label" if one.regions else "absent", one) for one in asked
     ]
-    if not alone and asked:
+    if not alone and asked and dice.random() < others:
         found += _other_questions(scene, writer, questions, dice, asked[0])
+    if not alone and dice.random() < _TALK and (talk := questions.conversation()) is not None:
+        found.append(("talk", talk))
     return writer.plan(scene, found, cells=cells)
 
 
@@ -223,6 +229,4 @@ def _other_questions(
     ]
     if dice.random() < 0.25:
         drawn.append(("in words", writer.in_words(asked)))
-    if dice.random() < 0.3:
-        drawn.append(("talk", questions.conversation()))
     return [(kind, one) for kind, one in drawn if one is not None]

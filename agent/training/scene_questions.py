@@ -94,6 +94,10 @@ class Questioner:
         ]
         self._all += [w for thing in words.coco for w in thing.wider if self._may_ask(w)]
         self._wider = sorted({w for thing in (*words.coco, *words.imagenet) for w in thing.wider})
+        self._others: dict[str, list[str]] = {}
+        for word, kinds in words.kinds.items():
+            for kind in kinds if self._may_ask(word) else ():
+                self._others.setdefault(kind, []).append(word)
         self._kin: dict[str, list[Thing]] = {}
         for thing in (*words.coco, *words.imagenet):
             for word in thing.wider:
@@ -118,8 +122,10 @@ class Questioner:
                 word = self._word_of(dice.choice(present))
             elif kind < 0.76:
                 word = self._sibling_of(dice.choice(present))
-            elif kind < 0.84:
+            elif kind < 0.82:
                 word = dice.choice(self._wider)
+            elif kind < 0.92:
+                word = self._other_of(dice.choice(present))
             else:
                 word = dice.choice(self._all)
             if word is None or not self._may_ask(word):
@@ -240,6 +246,13 @@ class Questioner:
             return None
         kin = dice.choice(self._kin[dice.choice(thing.wider)])
         return kin.everyday if dice.random() < 0.7 else kin.names[0]
+
+    def _other_of(self, thing: Thing) -> str | None:
+        """A word for something that is of a kind with it, or of any kind, and no class."""
+        dice = self._dice
+        kinds = [word for word in thing.words if word in self._others]
+        kind = dice.choice(sorted(kinds) if kinds else self._all)
+        return dice.choice(self._others[kind]) if kind in self._others else None
 
     def _arguable(self, scene: Scene, word: str) -> bool:
         """Whether somebody could call one of the scene's things so, though our lists do not.

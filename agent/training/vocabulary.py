@@ -2,8 +2,9 @@
 
 Every class of ImageNet and of COCO gets its own names, an everyday name ("dog" for a beagle) and
 the words that include it ("animal", "pet"). ImageNet's come from WordNet 3.0 by its synset
-numbers, COCO's from `everyday_words.yaml`. `build` writes `vocabulary.json`, which training reads;
-nothing here is needed to answer questions.
+numbers, COCO's from `everyday_words.yaml`. Other nouns for what can be seen ("tomato") are listed
+with the nearest words that include them ("vegetable"). `build` writes `vocabulary.json`, which
+training reads; nothing here is needed to answer questions.
 
     groundstream train vocabulary --wordnet data.noun --synsets imagenet_synsets.txt
 """
@@ -11,12 +12,14 @@ nothing here is needed to answer questions.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import yaml
+
+from groundstream.errors import SettingsError
 
 _FILE = Path(__file__).parent / "vocabulary.json"
 _WORDS = Path(__file__).parent / "everyday_words.yaml"
@@ -49,6 +52,8 @@ class Vocabulary:
 
     imagenet: tuple[Thing, ...]
     coco: tuple[Thing, ...]
+    kinds: Mapping[str, tuple[str, ...]]
+    """Of nouns that name none of the classes the nearest words for more than them that do."""
 
 
 @lru_cache(maxsize=1)
@@ -58,6 +63,7 @@ def vocabulary(path: Path = _FILE) -> Vocabulary:
     return Vocabulary(
         tuple(_thing(entry) for entry in raw["imagenet"]),
         tuple(_thing(entry) for entry in raw["coco"]),
+        {entry["name"]: tuple(entry["kinds"]) for entry in raw["others"]},
     )
 
 
@@ -106,9 +112,32 @@ _USUAL = {
     "black and gold garden spider": "garden spider",
 }
 
+_SEEN = frozenset({"05", "06", "08", "13", "17", "20"})
+"""WordNet's files of animals, artifacts, parts of bodies, food, natural objects and plants."""
+_TOO_WIDE = frozenset({
+    "structure", "device", "organ", "upright", "machine", "somebody", "person", "thing", "object",
+})  # fmt: skip
+
+
+def wordnet_lines(path: Path) -> list[str]:
+    """Lines of one of WordNet's files, without its licence.
+
+    Raises:
+        SettingsError: it cannot be read, or does not begin as WordNet's files do.
+    """
+    try:
+        lines = path.read_text(encoding="latin-1").splitlines()
+    except OSError as error:
+        raise SettingsError(f"cannot read {path} of WordNet: {error.strerror}") from error
+    if not lines or not lines[0].startswith("  1 "):
+        raise SettingsError(f"{path} is none of WordNet 3.0's files, which begin with its licence")
+    return [line for line in lines if not line.startswith("  ")]
+
 
 @dataclass(frozen=True)
 class _Synset:
+    file: str
+    """Number of the lexicographer's file: what sort of noun it is."""
     lemmas: tuple[str, ...]
     parents: tuple[str, ...]
 
@@ -121,9 +150,7 @@ class _WordNet:
     def read(cls, path: Path) -> _WordNet:
         """`data.noun` of WordNet 3.0: offset, lemmas and hypernyms of each noun synset."""
         found = cls()
-        for line in path.read_text(encoding="latin-1").splitlines():
-            if line.startswith("  "):
-                continue
+        for line in wordnet_lines(path):
             parts = line.split(" | ")[0].split(" ")
             count = int(parts[3], 16)
             lemmas = tuple(parts[4 + 2 * k] for k in range(count))
@@ -133,7 +160,7 @@ class _WordNet:
                 for k in range(0, len(pointers) - 3, 4)
                 if pointers[k] in ("@", "@i")
             )
-            found.synsets[parts[0]] = _Synset(lemmas, parents)
+            found.synsets[parts[0]] = _Synset(parts[1], lemmas, parents)
         return found
 
     def above(self, offset: str) -> Iterator[str]:
@@ -147,9 +174,26 @@ class _WordNet:
             yield here
             queue += self.synsets[here].parents
 
+    def senses(self, index: Path) -> Iterator[tuple[str, list[str]]]:
+        """Words of `index.noun`, and the synsets in which WordNet's corpora use them."""
+        for line in wordnet_lines(index):
+            parts = line.split()
+            number = int(parts[2])
+            word, num_tagged = _plain(parts[0]), int(parts[-number - 1])
+            if num_tagged and word.replace(" ", "").isalpha():
+                yield word, parts[-number:][:num_tagged]
+
 
 def build(wordnet: Path, synsets: Path) -> dict[str, list[dict[str, object]]]:
-    """The vocabulary as JSON: ImageNet's classes in the order of `synsets`, COCO's in its own."""
+    """The vocabulary as JSON: ImageNet's classes in the order of `synsets`, COCO's in its own.
+
+    Args:
+        wordnet: `data.noun` of WordNet 3.0, beside its `index.noun`.
+        synsets: ImageNet's, a number a line.
+
+    Raises:
+        SettingsError: a file of WordNet cannot be read.
+    """
     nouns, words = _WordNet.read(wordnet), yaml.safe_load(_WORDS.read_text())
     everyday, wider = frozenset(words["everyday"].split()), frozenset(words["wider"].split())
     offsets = [line.strip().lstrip("n") for line in synsets.read_text().split()]
@@ -164,7 +208,28 @@ def build(wordnet: Path, synsets: Path) -> dict[str, list[dict[str, object]]]:
         within = [k for k, entry in enumerate(coco) if index in entry["imagenet"]]  # type: ignore[operator]
         number = within[0] if within else None
         imagenet.append(_imagenet_entry(nouns, index, line, number, coco, everyday, wider))
-    return {"imagenet": imagenet, "coco": coco}
+    classes = [*coco, *imagenet]
+    known = {word for e in classes for word in (*e["names"], e["everyday"], *e["wider"])}  # type: ignore[misc]
+    others = _other_entries(nouns, wordnet.with_name("index.noun"), known)
+    return {"imagenet": imagenet, "coco": coco, "others": list(others)}
+
+
+def _other_entries(
+    nouns: _WordNet, index: Path, known: Collection[str]
+) -> Iterator[dict[str, object]]:
+    """Nouns for what can be seen that name no class, with the nearest words of `known` above."""
+    for word, offsets in nouns.senses(index):
+        if word in known or nouns.synsets[offsets[0]].file not in _SEEN:
+            continue
+        kinds = [
+            next(
+                (kind for at in list(nouns.above(offset))[1:] for lemma in nouns.synsets[at].lemmas
+                 if (kind := _plain(lemma).lower()) in known), None)
+            for offset in offsets if nouns.synsets[offset].file in _SEEN
+        ]  # fmt: skip
+        told = [kind for kind in dict.fromkeys(kinds) if kind is not None and kind not in _TOO_WIDE]
+        if told:
+            yield {"name": word, "kinds": told}
 
 
 def _coco_entries(table: str) -> Iterator[dict[str, object]]:

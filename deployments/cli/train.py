@@ -107,6 +107,9 @@ def pointing(
 def export(
     output: Annotated[Path, typer.Option(help="The model's folder.")],
     directory: Annotated[Path | None, typer.Option(help="The run that learned to point.")] = None,
+    mean_with: Annotated[
+        Path | None, typer.Option(help="The model it began with: write the mean of both.")
+    ] = None,
     nanodet_graph: Annotated[
         Path | None, typer.Option(help="NanoDet-g as a TensorFlow.js graph model, a folder.")
     ] = None,
@@ -125,7 +128,7 @@ def export(
     if nanodet_graph is not None and efficientnet is not None:
         convert(nanodet_graph=nanodet_graph, efficientnet=efficientnet, output=output)
     if directory is not None:
-        export_language(directory, output)
+        export_language(directory, output, mean_with=mean_with)
 
 
 def artwork(cache: ArtworkOption = DEFAULT_ARTWORK) -> None:

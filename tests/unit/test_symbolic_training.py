@@ -11,15 +11,17 @@ import torch
 from torch import nn
 
 import agent
-from agent.model.low_rank import adapt, adapter_state, load_adapter, merge
+from agent.errors import CheckpointMismatch
+from agent.model.low_rank import adapt, adapter_state, load_adapter, mean_of, merge
 from agent.model.name_mixture import NameMixture, place_of
 from agent.training.beliefs import LEAST_SCORE, NameBeliefs
 from agent.training.branches import Branch, pack
 from agent.training.own_answers import read as read_answers
 from agent.training.picture_evidence import ClassExchange, EvidenceBank, collect
+from agent.training.pointing import classifier_head
 from agent.training.scene_questions import Questioner, held_out
 from agent.training.symbolic_scenes import SceneMaker
-from agent.training.vocabulary import vocabulary
+from agent.training.vocabulary import build, vocabulary
 from groundstream.errors import SettingsError
 
 POCKET = Path(agent.__file__).parent / "weights" / "pocket"
@@ -33,6 +35,14 @@ def words():
 @pytest.fixture(scope="module")
 def head():
     return np.random.default_rng(0).standard_normal((1000, 32)).astype(np.float32)
+
+
+def test_the_classifier_that_is_shipped_lends_its_last_layer(tmp_path):
+    weights = classifier_head(POCKET / "efficientnet_lite0.safetensors")
+    assert weights.shape == (1000, 1280)
+    assert weights.std() > 0.01
+    with pytest.raises(CheckpointMismatch):
+        classifier_head(POCKET / "nanodet.safetensors")
 
 
 def test_branches_see_the_trunk_their_stem_and_themselves():
@@ -86,19 +96,75 @@ def test_a_word_is_said_by_all_classes_that_it_names(words):
     beagle = next(k for k, thing in enumerate(words.imagenet) if thing.names[0] == "beagle")
     lion = next(k for k, thing in enumerate(words.imagenet) if thing.names[0] == "lion")
     surely = beliefs.weights(*evidence({16: 0.9}, {beagle: 1.0}))
-    assert beliefs.scores("dog", surely)[0] > beliefs.scores("beagle", surely)[0] > 0.05
-    assert beliefs.scores("animal", surely)[0] == pytest.approx(
-        beliefs.scores("dog", surely)[0], rel=1e-2
+    assert beliefs.chances("dog", surely)[0] > beliefs.chances("beagle", surely)[0] > 0.01
+    assert beliefs.chances("animal", surely)[0] == pytest.approx(
+        beliefs.chances("dog", surely)[0], rel=1e-2
     )
-    assert beliefs.scores("cat", surely)[0] < 0.01
-    assert beliefs.scores("no such word", surely)[0] == 0
+    assert beliefs.chances("cat", surely)[0] < 0.01
+    assert beliefs.chances("no such word", surely)[0] == 0
     # What the detector has no class for counts in full, and less where nothing seems to be.
-    whole = beliefs.scores("lion", beliefs.weights(*evidence({15: 0.5}, {lion: 1.0})))[0]
-    background = beliefs.scores("lion", beliefs.weights(*evidence({15: 0.05}, {lion: 1.0})))[0]
-    assert whole > LEAST_SCORE > 0.12 > background
+    whole = beliefs.chances("lion", beliefs.weights(*evidence({15: 0.5}, {lion: 1.0})))[0]
+    background = beliefs.chances("lion", beliefs.weights(*evidence({15: 0.05}, {lion: 1.0})))[0]
+    assert whole > 0.5 > 0.25 > background
     ((name, score),) = beliefs.usual(surely)
     assert name == "dog"
     assert score > LEAST_SCORE
+
+
+def test_a_little_belief_in_many_names_is_no_belief_in_their_kind(words):
+    """A box of nothing has a little of every class; a box of one animal has much of one."""
+    beliefs = NameBeliefs(words)
+    animals = [k for k, thing in enumerate(words.coco) if "animal" in thing.wider]
+    assert len(animals) > 8
+    (noise,) = beliefs.chances(
+        "animal", beliefs.weights(*evidence(dict.fromkeys(animals, 0.1), {}))
+    )
+    (one,) = beliefs.chances("animal", beliefs.weights(*evidence({animals[0]: 0.4}, {})))
+    assert noise < 0.5 < one
+    # Breeds are one name: together they are a dog.
+    dogs = [k for k, thing in enumerate(words.imagenet) if thing.everyday == "dog"]
+    breeds = dict.fromkeys(dogs[:100], 0.01)
+    (doubtful,) = beliefs.chances("dog", beliefs.weights(*evidence({16: 0.4}, {})))
+    (surer,) = beliefs.chances("dog", beliefs.weights(*evidence({16: 0.4}, breeds)))
+    assert surer > doubtful + 0.02
+
+
+def test_a_word_that_is_no_class_has_a_share_of_its_kind(words):
+    assert words.kinds["tomato"] == ("vegetable",)
+    beliefs = NameBeliefs(words)
+    carrot = next(k for k, thing in enumerate(words.coco) if thing.everyday == "carrot")
+    weights = beliefs.weights(*evidence({carrot: 0.6}, {}))
+    (vegetable,), (tomato,) = (beliefs.chances(word, weights) for word in ("vegetable", "tomato"))
+    assert vegetable > 0.8
+    assert 0.05 < tomato < 0.5
+    assert beliefs.chances("tomato", beliefs.weights(*evidence({2: 0.6}, {})))[0] < 0.01
+
+
+def test_words_that_are_no_class_are_asked_for_too(words, head):
+    maker, questions = SceneMaker(words, head, seed=8), Questioner(words, 9)
+    asked = [one for _ in range(12) for one in questions.labels(maker.scene(12), 24)]
+    others = [one for one in asked if one.label in words.kinds]
+    assert 0.04 * len(asked) < len(others) < 0.2 * len(asked)
+    assert sum(bool(one.regions) for one in others) < 0.2 * len(others)
+    assert max(one.chances.max() for one in others) > 0.1
+
+
+def test_of_a_detector_and_a_classifier_that_disagree_the_detector_names_a_box(words):
+    beliefs = NameBeliefs(words)
+    lion = next(k for k, thing in enumerate(words.imagenet) if thing.names[0] == "lion")
+    even = beliefs.weights(*evidence({63: 0.5}, {lion: 1.0}))
+    assert even[0, 63] < even[0, 80 + lion], "the classifier believes more"
+    assert beliefs.usual(even)[0][0] == words.coco[63].everyday
+
+
+def test_what_is_worn_counts_less(words):
+    names = {thing.names[0]: k for k, thing in enumerate(words.imagenet)}
+    beliefs = NameBeliefs(words)
+    gown, lion = (
+        beliefs.weights(*evidence({0: 0.3}, {names[name]: 1.0}))[0, 80 + names[name]]
+        for name in ("academic gown", "lion")
+    )
+    assert gown < 0.5 * lion
 
 
 def test_classes_are_exchanged_for_classes_of_the_same_part(words, head):
@@ -147,7 +213,7 @@ def test_answers_are_where_the_word_is_believed(words, head):
             true = [
                 index
                 for index, weights in enumerate(scene.weights)
-                if beliefs.scores(asked.plain, weights[None])[0] >= LEAST_SCORE
+                if beliefs.chances(asked.plain, weights[None])[0] >= 0.5
             ]
             assert list(asked.regions) == true
             num_absent += not true
@@ -204,6 +270,35 @@ def test_the_vocabulary_knows_what_people_say(words):
     assert all(words.imagenet[k].coco == 1 for k in bicycle.imagenet)
 
 
+def test_nouns_of_no_class_are_listed_with_what_includes_them(tmp_path):
+    """A WordNet of six nouns, in its own format: a vegetable, a class, and four others."""
+    (tmp_path / "data.noun").write_text(
+        "  1 A licence.  \n"
+        "00000001 13 n 01 vegetable 0 000 | eaten\n"
+        "00000002 13 n 01 bell_pepper 0 001 @ 00000001 n 0000 | a class\n"
+        "00000003 13 n 02 tomato 0 love_apple 0 001 @ 00000001 n 0000 | no class\n"
+        "00000004 20 n 01 tomato 0 000 | the plant, of which nothing is known\n"
+        "00000005 04 n 01 party 0 001 @ 00000001 n 0000 | nothing to be seen\n"
+        "00000006 13 n 01 unheard 0 001 @ 00000001 n 0000 | in no corpus\n"
+    )
+    (tmp_path / "index.noun").write_text(
+        "  1 A licence.  \n"
+        "bell_pepper n 1 1 @ 1 1 00000002\n"
+        "love_apple n 1 1 @ 1 1 00000003\n"
+        "party n 1 1 @ 1 1 00000005\n"
+        "tomato n 2 1 @ 2 2 00000003 00000004\n"
+        "unheard n 1 1 @ 1 0 00000006\n"
+        "vegetable n 1 1 @ 1 1 00000001\n"
+    )
+    (tmp_path / "synsets.txt").write_text("n00000002\n")
+    built = build(tmp_path / "data.noun", tmp_path / "synsets.txt")
+    assert built["imagenet"][0]["wider"] == ["vegetable"]
+    assert built["others"] == [
+        {"name": "love apple", "kinds": ["vegetable"]},
+        {"name": "tomato", "kinds": ["vegetable"]},
+    ]
+
+
 def test_a_slot_is_what_is_believed_and_nothing_else():
     connector = NameMixture(8)
     with torch.no_grad():
@@ -248,4 +343,9 @@ def test_an_adapter_merged_is_an_adapter_applied():
     again = nn.Sequential(_Attention())
     adapt(again, rank=2)
     load_adapter(again, adapter_state(model))
+    torch.testing.assert_close(again[0].q_proj.lora_b, layer.lora_b)
+    torch.testing.assert_close(mean_of(adapter_state(model), {})["0.q_proj.lora_b"], layer.lora_b)
+    halves = mean_of({"new": torch.ones(2)}, {"new": torch.zeros(2), "other": torch.ones(2)})
+    assert halves["new"].tolist() == [0.5, 0.5]
+    load_adapter(again, {})  # Of a model in which this layer was not adapted.
     torch.testing.assert_close(again[0].q_proj.lora_b, layer.lora_b)

@@ -9,11 +9,14 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+import agent
 from agent.model.checkpoint import read_config
 from agent.training import pointing, vocabulary
 from agent.training.reinforcement import ReinforcementSettings, load_settings
 from deployments.cli import build_app
-from groundstream.errors import SettingsError
+from groundstream.errors import AgentError, SettingsError
+
+POCKET = Path(agent.__file__).parent / "weights" / "pocket"
 
 
 def run(*arguments: object) -> str:
@@ -83,3 +86,28 @@ def test_what_is_unknown_or_impossible_is_refused(tmp_path: Path, text: str, sai
     mine.write_text(text)
     with pytest.raises(SettingsError, match=said):
         load_settings(mine)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "said"),
+    [
+        ("wordnet", "wrong", "none of WordNet 3.0's files"),
+        ("wordnet", "missing", "No such file"),
+        ("head", "wrong", "wrong cannot be read"),
+        ("start", "missing", "language.safetensors cannot be read"),
+        ("evidence", "wrong", "groundstream train evidence"),
+        ("own_answers", "missing", "train own-answers"),
+    ],
+)
+def test_a_training_that_is_given_the_wrong_file_says_so(
+    tmp_path: Path, option: str, name: str, said: str
+) -> None:
+    (tmp_path / "wrong").write_text("not what it should be")
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "one.txt").write_text("a text that is long enough to be rehearsed " * 8)
+    given = {"head": POCKET / "efficientnet_lite0.safetensors", option: tmp_path / name}
+    with pytest.raises(AgentError, match=said):
+        pointing.run(
+            pointing.PointingRecipe(steps=0), output=tmp_path / "run", texts=[texts], **given
+        )
