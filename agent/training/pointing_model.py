@@ -77,8 +77,8 @@ class PointingModel(nn.Module):
     def read(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         """(length, hidden) states after the final norm; without a mask each row sees those before.
 
-        Rows are added up to a round number: oneDNN compiles its kernels anew for every number of
-        rows, which takes as long as half of a pass.
+        Rows are added up to a round number, since oneDNN compiles its kernels anew for every number
+        of rows.
         """
         dtype, length = self.language.embed_tokens.weight.dtype, len(positions)
         added = -length % _ROUND_ROWS
