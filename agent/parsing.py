@@ -61,13 +61,17 @@ class Answer:
 
 def parse_regions(text: str) -> dict[str, list[int]]:
     """Label to region indices, in order of first mention; no check against existing boxes."""
-    labels: dict[str, list[int]] = {}
+    return {label: list(regions) for label, regions in _mentions(text).items()}
+
+
+def _mentions(text: str) -> dict[str, dict[int, list[int]]]:
+    """Label to region indices to where in `text` each is written behind the label."""
+    labels: dict[str, dict[int, list[int]]] = {}
     for match in _GROUND.finditer(text):
-        regions = labels.setdefault(match.group(1).strip(), [])
+        regions = labels.setdefault(match.group(1).strip(), {})
         for found in REGION_TOKEN.finditer(match.group(2)):
-            index = int(found.group(1))
-            if index not in regions:
-                regions.append(index)
+            place = match.start(2) + found.start()
+            regions.setdefault(int(found.group(1)), []).append(place)
     return labels
 
 
@@ -190,14 +194,13 @@ def _chances(generation: Generation) -> dict[str, dict[int, float]]:
     """What `parse_regions` finds, and the best probability with which each region was written
     behind its label."""
     ends = list(accumulate(len(piece) for piece in generation.pieces))
-    labels: dict[str, dict[int, float]] = {}
-    for match in _GROUND.finditer(generation.text):
-        regions = labels.setdefault(match.group(1).strip(), {})
-        for found in REGION_TOKEN.finditer(match.group(2)):
-            index = int(found.group(1))
-            piece = bisect_right(ends, match.start(2) + found.start())
-            regions[index] = max(regions.get(index, 0.0), generation.probabilities[piece])
-    return labels
+    return {
+        label: {
+            index: max(generation.probabilities[bisect_right(ends, place)] for place in places)
+            for index, places in regions.items()
+        }
+        for label, regions in _mentions(generation.text).items()
+    }
 
 
 def _status(

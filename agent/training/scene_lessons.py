@@ -190,7 +190,7 @@ def draw_lesson(
     absent: bool = True,
     others: float = 1.0,
 ) -> LessonPlan:
-    """A scene with as many labels and, mostly or now and then, some of every other question.
+    """A scene with as many labels, and in a share of the draws some of every other question.
 
     Args:
         scene, writer, questions, dice: what is drawn from.
