@@ -22,6 +22,7 @@ from groundstream.watch_stream import Reconnect, WatchStream
 
 QUICK = Reconnect(max_attempts=100, first_pause_s=0.01, max_pause_s=0.02)
 OPENED = pb.WatchResponse(opened=pb.StreamOpened(resume_token="t" * 32, resumed=True))
+ENDED = pb.WatchResponse(stats=pb.StreamStats(ended=True))
 MEGABYTE = bytes(2**20)
 
 Watch = Callable[["Calls", Any], Any]
@@ -46,6 +47,14 @@ class Calls(pb_grpc.VisionAgentServicer):
         kind = str(message.WhichOneof("message"))
         self.read[-1].append(kind)
         return kind
+
+    async def until_end(self, context: Any) -> None:
+        """Reads on to the frames' end, and says that all are answered, as the service does: gRPC
+        tells a client that is writing when the call ends of an error, not of the end."""
+        while (kind := await self.next(context)) not in (None, "end"):
+            pass
+        if kind == "end":
+            await context.write(ENDED)
 
 
 @contextlib.asynccontextmanager
@@ -91,8 +100,7 @@ async def test_results_are_read_while_a_large_frame_waits_to_be_written() -> Non
         for number in range(5):
             await context.write(result(number))
         await all_read.wait()
-        while await calls.next(context) != "end":
-            pass
+        await calls.until_end(context)
 
     async with client_of(reads_late) as (client, calls):
         policy = StreamPolicy(ack_window=1)
@@ -117,8 +125,7 @@ async def test_nothing_comes_before_the_opening_when_a_stream_is_opened_again() 
         if len(calls.read) == 1:
             await calls.next(context)
             await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
-        while await calls.next(context) not in (None, "end"):
-            pass
+        await calls.until_end(context)
 
     async with client_of(breaks_once) as (client, calls), asyncio.timeout(20.0):
         async with client.watch(silence(), ["dog"], reconnect=QUICK) as stream:
@@ -147,8 +154,7 @@ async def test_a_frame_that_waited_while_the_stream_broke_is_not_sent() -> None:
             first_read.set()
             await breaks.wait()
             await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
-        while await calls.next(context) != "end":
-            pass
+        await calls.until_end(context)
 
     async def camera() -> AsyncIterator[OutgoingFrame]:
         yield OutgoingFrame(b"x", 0)
