@@ -18,24 +18,19 @@ SHORT = Knowledge(
 )
 
 
-def test_nothing_added_is_nothing_forgotten_and_noise_forgets(tmp_path):
-    for strength, name in ((0.0, "same"), (3.0, "noisy")):
-        (tmp_path / name).mkdir()
-        state = write_pocket_folder(tmp_path / name, strength=strength)
-        pocket_weights(tmp_path / name)
-        state["new_tokens.weight"] *= 0  # so that new tokens take next to nothing from words
-        save_file(state, tmp_path / name / "language.safetensors")
-    same = compare(str(tmp_path / "same"), SHORT)
-    assert same["after"].perplexity == pytest.approx(same["before"].perplexity, rel=2e-3)
-    assert same["before"].choices_right == 1.0
-    assert "Paris" in same["before"].answers[0]
-    noisy = compare(str(tmp_path / "noisy"), SHORT)
-    assert noisy["before"].perplexity == pytest.approx(same["before"].perplexity, rel=1e-4)
-    assert noisy["after"].perplexity > 2 * noisy["before"].perplexity
+def test_nothing_added_is_nothing_forgotten(tmp_path):
+    state = write_pocket_folder(tmp_path, strength=0.0)
+    pocket_weights(tmp_path)
+    state["new_tokens.weight"] *= 0  # so that new tokens take next to nothing from words
+    save_file(state, tmp_path / "language.safetensors")
+    found = compare(str(tmp_path), SHORT)
+    assert found["after"].perplexity == pytest.approx(found["before"].perplexity, rel=2e-3)
+    assert found["before"].choices_right == found["after"].choices_right == 1.0
+    assert "Paris" in found["before"].answers[0]
 
 
-def test_before_is_the_base_alone_whatever_the_new_tokens_are_worth(tmp_path):
-    state = write_pocket_folder(tmp_path)
+def test_noise_forgets_and_before_is_the_base_alone_whatever_the_new_tokens_are_worth(tmp_path):
+    state = write_pocket_folder(tmp_path, strength=3.0)
     pocket_weights(tmp_path)
     # As after a training without text: new tokens take the probability that words had.
     state["new_tokens.weight"] *= 100

@@ -157,6 +157,27 @@ def test_of_a_detector_and_a_classifier_that_disagree_the_detector_names_a_box(w
     assert beliefs.usual(even)[0][0] == words.coco[63].everyday
 
 
+def test_a_region_that_may_be_several_of_a_kind_is_called_by_its_kind(words):
+    beliefs = NameBeliefs(words)
+    vehicles = [k for k, thing in enumerate(words.coco) if "vehicle" in thing.wider][:6]
+    doubtful = beliefs.weights(*evidence(dict.fromkeys(vehicles, 0.3), {}))
+    assert beliefs.usual(doubtful)[0][0] == words.coco[vehicles[0]].everyday
+    assert beliefs.said(doubtful) == ["vehicle"]
+    rather = beliefs.weights(*evidence({**dict.fromkeys(vehicles, 0.1), vehicles[0]: 0.6}, {}))
+    assert beliefs.said(rather) == [words.coco[vehicles[0]].everyday]
+    # A little of everything is no kind: it has the name that suits it best.
+    unlike = beliefs.weights(*evidence(dict.fromkeys(range(80), 0.05), {}))
+    assert beliefs.said(unlike)[0] == beliefs.usual(unlike)[0][0]
+
+
+def test_no_label_is_asked_twice_of_a_scene(words, head):
+    maker, questions = SceneMaker(words, head, seed=8), Questioner(words, 9)
+    for size in (1, 1, 4, 24):
+        asked = [one.label for one in questions.labels(maker.scene(size), 40)]
+        assert len(set(asked)) == len(asked) > 5
+    assert len(questions.labels(maker.scene(1), 1)) == 1
+
+
 def test_what_is_worn_counts_less(words):
     names = {thing.names[0]: k for k, thing in enumerate(words.imagenet)}
     beliefs = NameBeliefs(words)
