@@ -38,6 +38,22 @@ _IN_IE = frozenset({
 """Whose plural's -ies is no -y."""
 _IN_OES = frozenset({"mangoes", "heroes", "volcanoes", "mosquitoes", "tornadoes"})
 _KEEP_S = ("ss", "us", "is")
+_SYNONYMS = {
+    "human": "person", "pedestrian": "person", "auto": "car", "automobile": "car",
+    "bike": "bicycle", "motorbike": "motorcycle", "aeroplane": "airplane", "plane": "airplane",
+    "lorry": "truck", "railway train": "train", "traffic signal": "traffic light",
+    "stoplight": "traffic light", "hydrant": "fire hydrant", "kitty": "cat",
+    "knapsack": "backpack", "rucksack": "backpack", "necktie": "tie",
+    "flying disc": "frisbee", "racket": "tennis racket", "racquet": "tennis racket",
+    "hotdog": "hot dog", "doughnut": "donut", "settee": "couch", "sofa": "couch",
+    "houseplant": "potted plant", "computer mouse": "mouse",
+    "remote control": "remote", "computer keyboard": "keyboard", "mobile phone": "cell phone",
+    "cellphone": "cell phone", "smartphone": "cell phone", "microwave oven": "microwave",
+    "washbasin": "sink", "fridge": "refrigerator", "flower vase": "vase",
+    "hair dryer": "hair drier",
+}  # fmt: skip
+"""Of the detector's classes; what is asked is the name that was taught most. Words that hold for
+some things of a class alone ("kitten"), or for others too ("glass"), are the model's to read."""
 _HEADS_END = re.compile(
     r" (?:on|in|of|with|without|at|by|near|to|from|behind|under|over|next|for|that|who|which)\b"
 )
@@ -45,11 +61,16 @@ _DETERMINERS = re.compile(r"^(?:(?:an?|the|all|any|some|every|each|this|that|the
 
 
 def plain_noun(label: str) -> str:
-    """The label without article, capitals, final punctuation and plural.
+    """The label without article, capitals, final punctuation and plural, by its usual name.
 
     Of a longer phrase the noun that it is about loses its plural: "people on bikes" becomes
     "person on bikes".
     """
+    noun = _plain(label)
+    return _SYNONYMS.get(noun, noun)
+
+
+def _plain(label: str) -> str:
     written = " ".join(label.split()).casefold()
     words = written.rstrip(" .?!,;:") or written
     phrase = _DETERMINERS.sub("", words) or words
