@@ -8,6 +8,8 @@ which classes, and nothing of scenes.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -29,6 +31,11 @@ _SHARE_OF_KIND = 0.25
 _SHARE_IN_NAMES = 0.6
 """Of all its beliefs, where one name is to be chosen for a region: it is sure of something
 everywhere."""
+_LEAST_SPECIFIC = 0.2
+"""An everyday name with less of all belief in a region is rather wrong than right (docs/decisions),
+and gives way to a word for its kind."""
+_MOST = 0.5
+"""Of all belief in a region, for a word for its kind to be said."""
 
 
 class NameBeliefs:
@@ -47,8 +54,18 @@ class NameBeliefs:
         self._everyday = tuple(dict.fromkeys(thing.everyday for thing in self._things))
         places = {name: place for place, name in enumerate(self._everyday)}
         self._usual = np.zeros((len(self._things), len(self._everyday)), dtype=np.float32)
+        members: dict[str, set[int]] = {}
+        counts: Counter[str] = Counter()
         for number, thing in enumerate(self._things):
             self._usual[number, places[thing.everyday]] = 1.0
+            counts.update(thing.wider)
+            for word in thing.wider:
+                members.setdefault(word, set()).add(places[thing.everyday])
+        # Of words with as much of the belief the narrowest is found first.
+        self._wider = tuple(sorted(members, key=lambda word: (counts[word], word)))
+        self._members = np.zeros((len(self._everyday), len(self._wider)), dtype=np.float32)
+        for column, word in enumerate(self._wider):
+            self._members[list(members[word]), column] = 1.0
 
     def weights(self, coco: Array, imagenet: Array) -> Array:
         """(n, 1080) of each class, from (n, 80) scores and (n, 1000) probabilities."""
@@ -80,12 +97,34 @@ class NameBeliefs:
 
     def usual(self, weights: Array) -> list[tuple[str, float]]:
         """Of each region the everyday name that suits it best, and that name's score."""
-        compared = np.concatenate(
-            [weights[:, :NUM_COCO], _SHARE_IN_NAMES * weights[:, NUM_COCO:]], axis=-1
-        )
-        places = (compared @ self._usual).argmax(-1)
+        places = self._compared(weights).argmax(-1)
         scores = (weights @ self._usual)[np.arange(len(weights)), places]
         return list(zip((self._everyday[k] for k in places), scores.tolist(), strict=True))
+
+    def said(self, weights: Array) -> list[str]:
+        """What to call each region: its everyday name, or, where that has little of the belief, the
+        narrowest word for its kind that has most of it.
+
+        "Fruit" is true of what may be an orange, an apple or a lemon (hedging, Deng et al., CVPR
+        2012).
+        """
+        compared = self._compared(weights)
+        shares = compared / (compared.sum(-1, keepdims=True) + 1e-6)
+        kinds = shares @ self._members
+        said = []
+        for place, share, kind in zip(shares.argmax(-1), shares, kinds, strict=True):
+            wider = np.flatnonzero((kind >= _MOST) & (self._members[place] > 0))
+            hedged = share[place] < _LEAST_SPECIFIC and len(wider)
+            said.append(self._wider[wider[0]] if hedged else self._everyday[place])
+        return said
+
+    def _compared(self, weights: Array) -> Array:
+        """(n, names) the scores of the everyday names where one is to be chosen."""
+        fair = np.concatenate(
+            [weights[:, :NUM_COCO], _SHARE_IN_NAMES * weights[:, NUM_COCO:]], axis=-1
+        )
+        found: Array = fair @ self._usual
+        return found
 
     def likeliest(self, weights: Array) -> list[Thing]:
         """The class with the most weight of each region."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.model.appearance import COLOURS
-from agent.plain_nouns import article, plural
+from agent.plain_nouns import article, plain_noun, plural
 from agent.prompts import Task
 from agent.training.beliefs import LEAST_SCORE
 from agent.training.symbolic_scenes import Array, Scene
@@ -58,6 +58,8 @@ def held_out(word: str) -> bool:
 
 
 _CROWD = 3
+_DRAWS = 2
+"""For each label that is wanted: some words are drawn again, and others are no fair question."""
 _LEAST_NAMED = 0.1
 """A box that is given may be worse than any that is proposed, and is named all the same."""
 _ALWAYS = frozenset({"person", "car", "dog", "cat", "animal", "vehicle", "bird", "bicycle"})
@@ -104,7 +106,10 @@ class Questioner:
                 self._kin.setdefault(word, []).append(thing)
 
     def labels(self, scene: Scene, count: int) -> list[Asked]:
-        """So many labels, about half of them absent."""
+        """At most so many different labels, about half of them absent; at least one.
+
+        A scene of few things has fewer words that are true of it than may be asked for.
+        """
         dice = self._dice
         asked: list[Asked] = []
         # Mostly what is there; also what nearly is.
@@ -113,7 +118,10 @@ class Questioner:
         # Long lists are the hardest answers, and crowds are what photographs show.
         shown = Counter(word for thing in sure for word in {thing.everyday, *thing.wider})
         crowds = [word for word, times in shown.items() if times >= _CROWD and self._may_ask(word)]
-        while len(asked) < count:
+        words: set[str] = set()
+        draws = 0
+        while len(asked) < count and (draws < _DRAWS * count or not asked):
+            draws += 1
             present = sure if sure and dice.random() < 0.6 else likely
             kind = dice.random()
             if kind < 0.2 and crowds:
@@ -128,8 +136,10 @@ class Questioner:
                 word = self._other_of(dice.choice(present))
             else:
                 word = dice.choice(self._all)
-            if word is None or not self._may_ask(word):
+            word = None if word is None else plain_noun(word)
+            if word is None or word in words or not self._may_ask(word):
                 continue
+            words.add(word)
             one = Asked(word, scene.chances(word), word)
             if one.regions or not self._arguable(scene, word):
                 asked.append(one)
@@ -191,7 +201,7 @@ class Questioner:
         if not names:
             return None
         region = dice.choice(list(names))
-        word = names[region]
+        word = scene.said[region]
         if dice.random() < 0.3:
             colour = COLOURS[scene.regions[region].colour]
             return Told(Task.describe_region(region).text, f"{article(colour)} {colour} {word}")
@@ -233,7 +243,7 @@ class Questioner:
         """One of the words that are true of it."""
         dice = self._dice
         kind = dice.random()
-        if kind < 0.4 or (kind >= 0.65 and not thing.wider):
+        if kind < 0.3 or (kind >= 0.65 and not thing.wider):
             return thing.everyday
         if kind < 0.65:
             return dice.choice(thing.names)

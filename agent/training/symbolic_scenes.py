@@ -48,6 +48,8 @@ class Scene:
     """Of each region, the class with the most weight."""
     usual: tuple[tuple[str, float], ...]
     """Of each region, the everyday name with the highest score, and that score."""
+    said: tuple[str, ...]
+    """Of each region, what to call it (`NameBeliefs.said`)."""
     cells: Array = field(repr=False)
     """(25, 1000) class probabilities of a 5x5 grid over the picture."""
     weights: Array = field(repr=False)
@@ -209,6 +211,7 @@ class SceneMaker:
             tuple(regions),
             tuple(self._beliefs.likeliest(weights)),
             tuple(self._beliefs.usual(weights)),
+            tuple(self._beliefs.said(weights)),
             self._cells(regions),
             weights,
             self._beliefs,
