@@ -19,7 +19,6 @@ from agent.training.artwork import (
     load_concepts,
 )
 from agent.training.scenes import SCENES_VERSION, SceneSettings, load_composer, write_coco
-from groundstream.errors import SourceError
 
 _SPLIT = "val"
 
@@ -41,10 +40,6 @@ class ComposedSet:
         """The first `num` scenes of the validation split, composed unless they are in the cache."""
         folder = self.folder(cache, num)
         if not folder.is_dir():
-            if not artwork.is_dir():
-                raise SourceError(
-                    f"there is no artwork in {artwork}; `groundstream train artwork` fetches it"
-                )
             composer = load_composer(artwork, self.settings)
             scenes = (composer.compose_split(_SPLIT, index) for index in range(num))
             # Renamed when whole, so that an interrupted run is not taken for a set.

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.training.vocabulary import vocabulary
+from groundstream.errors import SettingsError
 from groundstream.video.pictures import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
@@ -130,9 +131,15 @@ class Atlas:
     def load(cls, cache_dir: Path, families: tuple[str, ...] = TRAINING_FAMILIES) -> "Atlas":
         """Memory-map families that `build_atlas` rendered, so processes share their pages.
 
-        Raises FileNotFoundError if a family was not rendered.
+        Raises SettingsError if a family was not rendered, or its file is of another kind.
         """
-        mapped = (np.load(cache_dir / f"{family}.npy", mmap_mode="r") for family in families)
+        try:
+            mapped = [np.load(cache_dir / f"{family}.npy", mmap_mode="r") for family in families]
+        except (OSError, ValueError) as error:
+            raise SettingsError(
+                f"no drawings can be read from {cache_dir} ({error}): "
+                "`groundstream train artwork` renders them"
+            ) from error
         # Plain views of the same pages: indexing numpy's memmap class costs more than a resize.
         sprites = tuple(np.asarray(family_sprites) for family_sprites in mapped)
         return cls.from_arrays(families, sprites)
@@ -156,7 +163,7 @@ class Atlas:
 def build_atlas(cache_dir: Path) -> None:
     """Install the artwork packages with npm and render each family to `cache_dir/FAMILY.npy`.
 
-    Families already rendered are kept. Raises CalledProcessError if npm fails.
+    Families already rendered are kept. Raises SettingsError if npm is missing or fails.
     """
     cache_dir.mkdir(parents=True, exist_ok=True)
     missing = [family for family in ALL_FAMILIES if not (cache_dir / f"{family}.npy").exists()]
@@ -216,7 +223,12 @@ def _install_packages(directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     packages = [f"{name}@{version}" for name, version in _PACKAGE_VERSIONS.items()]
     command = ["npm", "i", "--ignore-scripts", "--no-save", "--prefix", str(directory), *packages]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    try:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    except FileNotFoundError as error:
+        raise SettingsError("the drawings come as npm packages: install npm") from error
+    except subprocess.CalledProcessError as error:
+        raise SettingsError("npm could not install the drawings; it says why above") from error
     return directory / "node_modules"
 
 

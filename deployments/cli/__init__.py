@@ -109,6 +109,17 @@ def main() -> None:
     except AgentError as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
+    except OSError as error:
+        # A folder that cannot be written, a full disk: theirs to mend, too.
+        logging.getLogger(__name__).debug("the command failed", exc_info=True)
+        typer.echo(f"error: {_of_file(error)}", err=True)
+        raise SystemExit(2) from None
+
+
+def _of_file(error: OSError) -> str:
+    """What the system says, and of which file where it says that."""
+    said = error.strerror or str(error) or type(error).__name__
+    return said if error.filename is None else f"{error.filename}: {said}"
 
 
 def _group(title: str, commands: Mapping[str, Callable[..., None]]) -> typer.Typer:

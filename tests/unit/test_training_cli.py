@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 import agent
 from agent.model.checkpoint import read_config
 from agent.training import pointing, vocabulary
+from agent.training.artwork import Atlas, build_atlas
 from agent.training.reinforcement import ReinforcementSettings, load_settings
-from deployments.cli import build_app
+from deployments.cli import build_app, main
 from groundstream.errors import AgentError, SettingsError
 
 POCKET = Path(agent.__file__).parent / "weights" / "pocket"
@@ -111,3 +112,37 @@ def test_a_training_that_is_given_the_wrong_file_says_so(
         pointing.run(
             pointing.PointingRecipe(steps=0), output=tmp_path / "run", texts=[texts], **given
         )
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("train", "artwork", "--cache", "/proc/drawings"), "/proc/drawings"),
+        (
+            ("eval", "clutter", "--num", "1", "--artwork", "none", "--cache", "sets"),
+            "train artwork",
+        ),
+        (("eval", "high-resolution", "--num", "1", "--artwork", "none"), "train artwork"),
+    ],
+)
+def test_what_a_caller_can_mend_is_one_line(monkeypatch, capsys, tmp_path, command, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["groundstream", *command])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert last.startswith("error: ")
+    assert said in last
+
+
+def test_drawings_without_npm_are_refused_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SettingsError, match="install npm"):
+        build_atlas(tmp_path / "drawings")
+
+
+def test_a_file_of_drawings_that_is_none_is_refused(tmp_path):
+    (tmp_path / "noto.npy").write_bytes(b"half a downl")
+    with pytest.raises(SettingsError, match="train artwork"):
+        Atlas.load(tmp_path)
