@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.training.vocabulary import vocabulary
-from groundstream.errors import SettingsError
+from groundstream.errors import SettingsError, SourceError
 from groundstream.video.pictures import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
@@ -131,12 +131,12 @@ class Atlas:
     def load(cls, cache_dir: Path, families: tuple[str, ...] = TRAINING_FAMILIES) -> "Atlas":
         """Memory-map families that `build_atlas` rendered, so processes share their pages.
 
-        Raises SettingsError if a family was not rendered, or its file is of another kind.
+        Raises SourceError if a family was not rendered, or its file is of another kind.
         """
         try:
             mapped = [np.load(cache_dir / f"{family}.npy", mmap_mode="r") for family in families]
         except (OSError, ValueError) as error:
-            raise SettingsError(
+            raise SourceError(
                 f"no drawings can be read from {cache_dir} ({error}): "
                 "`groundstream train artwork` renders them"
             ) from error

@@ -15,7 +15,7 @@ from agent.training import pointing, vocabulary
 from agent.training.artwork import Atlas, build_atlas
 from agent.training.reinforcement import ReinforcementSettings, load_settings
 from deployments.cli import build_app, main
-from groundstream.errors import AgentError, SettingsError
+from groundstream.errors import AgentError, SettingsError, SourceError
 
 POCKET = Path(agent.__file__).parent / "weights" / "pocket"
 
@@ -144,5 +144,5 @@ def test_drawings_without_npm_are_refused_in_one_line(monkeypatch, tmp_path):
 
 def test_a_file_of_drawings_that_is_none_is_refused(tmp_path):
     (tmp_path / "noto.npy").write_bytes(b"half a downl")
-    with pytest.raises(SettingsError, match="train artwork"):
+    with pytest.raises(SourceError, match="train artwork"):
         Atlas.load(tmp_path)
