@@ -16,7 +16,7 @@ VLLM_READY := $(VLLM)/.installed
 
 $(READY): requirements.lock requirements.no-deps.txt pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements.no-deps.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable client --editable .
 	touch $@
