@@ -111,7 +111,6 @@ def main() -> None:
         raise SystemExit(2) from None
     except OSError as error:
         # A folder that cannot be written, a full disk: theirs to mend, too.
-        logging.getLogger(__name__).debug("the command failed", exc_info=True)
         typer.echo(f"error: {_of_file(error)}", err=True)
         raise SystemExit(2) from None
 
