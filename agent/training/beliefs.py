@@ -53,19 +53,16 @@ class NameBeliefs:
                 names.setdefault(thing.everyday, []).append(number)
         self._everyday = tuple(dict.fromkeys(thing.everyday for thing in self._things))
         places = {name: place for place, name in enumerate(self._everyday)}
-        self._usual = np.zeros((len(self._things), len(self._everyday)), dtype=np.float32)
-        members: dict[str, set[int]] = {}
-        counts: Counter[str] = Counter()
-        for number, thing in enumerate(self._things):
-            self._usual[number, places[thing.everyday]] = 1.0
-            counts.update(thing.wider)
-            for word in thing.wider:
-                members.setdefault(word, set()).add(places[thing.everyday])
+        counts = Counter(word for thing in self._things for word in thing.wider)
         # Of words with as much of the belief the narrowest is found first.
-        self._wider = tuple(sorted(members, key=lambda word: (counts[word], word)))
+        self._wider = tuple(sorted(counts, key=lambda word: (counts[word], word)))
+        columns = {word: column for column, word in enumerate(self._wider)}
+        self._usual = np.zeros((len(self._things), len(self._everyday)), dtype=np.float32)
         self._members = np.zeros((len(self._everyday), len(self._wider)), dtype=np.float32)
-        for column, word in enumerate(self._wider):
-            self._members[list(members[word]), column] = 1.0
+        for number, thing in enumerate(self._things):
+            place = places[thing.everyday]
+            self._usual[number, place] = 1.0
+            self._members[place, [columns[word] for word in thing.wider]] = 1.0
 
     def weights(self, coco: Array, imagenet: Array) -> Array:
         """(n, 1080) of each class, from (n, 80) scores and (n, 1000) probabilities."""

@@ -111,39 +111,39 @@ class Questioner:
         A scene of few things has fewer words that are true of it than may be asked for.
         """
         dice = self._dice
-        asked: list[Asked] = []
+        asked: dict[str, Asked] = {}
         # Mostly what is there; also what nearly is.
         sure = [scene.likeliest[k] for k in scene.usual_names(LEAST_SCORE)]
         likely = list({thing.names[0]: thing for thing in scene.likeliest}.values())
         # Long lists are the hardest answers, and crowds are what photographs show.
         shown = Counter(word for thing in sure for word in {thing.everyday, *thing.wider})
         crowds = [word for word, times in shown.items() if times >= _CROWD and self._may_ask(word)]
-        words: set[str] = set()
         draws = 0
         while len(asked) < count and (draws < _DRAWS * count or not asked):
             draws += 1
             present = sure if sure and dice.random() < 0.6 else likely
             kind = dice.random()
             if kind < 0.2 and crowds:
-                word: str | None = dice.choice(crowds)
+                drawn: str | None = dice.choice(crowds)
             elif kind < 0.58:
-                word = self._word_of(dice.choice(present))
+                drawn = self._word_of(dice.choice(present))
             elif kind < 0.76:
-                word = self._sibling_of(dice.choice(present))
+                drawn = self._sibling_of(dice.choice(present))
             elif kind < 0.82:
-                word = dice.choice(self._wider)
+                drawn = dice.choice(self._wider)
             elif kind < 0.92:
-                word = self._other_of(dice.choice(present))
+                drawn = self._other_of(dice.choice(present))
             else:
-                word = dice.choice(self._all)
-            word = None if word is None else plain_noun(word)
-            if word is None or word in words or not self._may_ask(word):
+                drawn = dice.choice(self._all)
+            if drawn is None:
                 continue
-            words.add(word)
+            word = plain_noun(drawn)
+            if word in asked or not self._may_ask(word):
+                continue
             one = Asked(word, scene.chances(word), word)
             if one.regions or not self._arguable(scene, word):
-                asked.append(one)
-        return asked
+                asked[word] = one
+        return list(asked.values())
 
     def likes(self, scene: Scene) -> Asked | None:
         """The others of a region's everyday kind."""
@@ -201,7 +201,7 @@ class Questioner:
         if not names:
             return None
         region = dice.choice(list(names))
-        word = scene.said[region]
+        word = scene.said(region)
         if dice.random() < 0.3:
             colour = COLOURS[scene.regions[region].colour]
             return Told(Task.describe_region(region).text, f"{article(colour)} {colour} {word}")

@@ -48,8 +48,6 @@ class Scene:
     """Of each region, the class with the most weight."""
     usual: tuple[tuple[str, float], ...]
     """Of each region, the everyday name with the highest score, and that score."""
-    said: tuple[str, ...]
-    """Of each region, what to call it (`NameBeliefs.said`)."""
     cells: Array = field(repr=False)
     """(25, 1000) class probabilities of a 5x5 grid over the picture."""
     weights: Array = field(repr=False)
@@ -59,6 +57,11 @@ class Scene:
     def chances(self, word: str) -> Array:
         """(regions,) how likely `word` names each."""
         return self.beliefs.chances(word, self.weights)
+
+    def said(self, region: int) -> str:
+        """What to call a region, by its number (`NameBeliefs.said`)."""
+        (name,) = self.beliefs.said(self.weights[[region]])
+        return name
 
     def usual_names(self, least: float) -> dict[int, str]:
         """Everyday names of the regions that have one of at least this score."""
@@ -211,7 +214,6 @@ class SceneMaker:
             tuple(regions),
             tuple(self._beliefs.likeliest(weights)),
             tuple(self._beliefs.usual(weights)),
-            tuple(self._beliefs.said(weights)),
             self._cells(regions),
             weights,
             self._beliefs,
