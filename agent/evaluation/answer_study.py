@@ -3,13 +3,16 @@
 Runs of `groundstream train pointing` answer the same labels about the same symbolic scenes, small
 and nearly certain ones: is it there, and where. Both read the scene once and open the answer with
 the label; one then reads every region's chance from one pass, the other writes numbers token by
-token. Ablations of training are compared the same way.
+token. Ablations of training are compared the same way, and words that training never asks with
+those that it does. Scenes of more regions than a run was trained with are read page by page, as
+the service reads them.
 """
 
 from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +29,8 @@ from agent.tokenizer import PromptTokenizer
 from agent.training.pointing import PointingRecipe
 from agent.training.pointing_model import NUM_KNOWN, PointingModel
 from agent.training.scene_lessons import Lesson, SceneWriter
-from agent.training.scene_questions import Questioner
-from agent.training.symbolic_scenes import SceneMaker
+from agent.training.scene_questions import Questioner, held_out, shows_held_out
+from agent.training.symbolic_scenes import Scene, SceneMaker
 from agent.training.vocabulary import vocabulary
 
 _BOX = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\]")
@@ -40,9 +43,16 @@ class ScenesAsked:
 
     scenes: int = 60
     labels: int = 8
+    held_out: int = 4
+    """Labels more, of words that training never asks, where a scene shows such things."""
+    least_regions: int = 1
     most_regions: int = 6
     doubt: float = 0.3
     seed: int = 77
+
+    def regions(self, number: int) -> int:
+        """Of the scene of a number: every size in turn."""
+        return self.least_regions + number % (self.most_regions - self.least_regions + 1)
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,16 @@ class Boxes:
     """Of the language model, from the question on."""
 
 
+@dataclass(frozen=True)
+class _Page:
+    """Regions of a scene that one prompt shows, read."""
+
+    boxes: FloatArray
+    cache: DynamicCache
+    length: int
+    """Positions in the cache, before and after an answer."""
+
+
 class Answerer:
     """What a run has learned, asked."""
 
@@ -63,7 +83,7 @@ class Answerer:
         """`run`: a run's folder, or a model's."""
         written = run / "recipe.json"
         recipe = PointingRecipe.read(written) if written.is_file() else PointingRecipe()
-        self._printed = recipe.printed
+        self._printed, self._regions_a_page = recipe.printed, max(recipe.most_regions)
         self._model = PointingModel(recipe.rank)
         self._model.take_over(load_file(run / "language.safetensors"))
         self._model.eval()
@@ -72,38 +92,52 @@ class Answerer:
 
     @torch.inference_mode()
     def measure(self, head: np.ndarray, asked: ScenesAsked) -> dict[str, Estimate]:
-        """Whole answers right (every box of the truth at IoU 0.5 and no other), boxes, cost."""
+        """Whole answers right (every box of the truth at IoU 0.5 and no other), boxes, cost.
+
+        Figures of words that training never asks have names that begin with "held_out_".
+        """
         words, tally = vocabulary(), Tally()
         maker, questions = SceneMaker(words, head, asked.seed), Questioner(words, asked.seed)
+        untaught = Questioner(words, asked.seed, may_ask=held_out)
         maker.doubt = asked.doubt
         for number in range(asked.scenes):
-            scene = maker.scene(1 + number % asked.most_regions)
+            scene = maker.scene(asked.regions(number))
+            pages = [
+                self._page(scene.page(start, self._regions_a_page))
+                for start in range(0, len(scene.regions), self._regions_a_page)
+            ]
+            labels = [("", one) for one in questions.labels(scene, asked.labels)]
+            if asked.held_out and shows_held_out(scene):
+                labels += [("held_out_", one) for one in untaught.labels(scene, asked.held_out)]
             boxes = np.stack([region.box for region in scene.regions])
-            plan = self._writer.plan(scene, (), cells=False)
-            trunk, cache = self._lesson.embeddings(plan), DynamicCache()
-            self._read(trunk, 0, cache)
-            for one in questions.labels(scene, asked.labels):
+            for kind, one in labels:
                 started = time.perf_counter()
-                answer = self._answer(one.label, boxes, cache, len(trunk))
+                answer = _joined([self._answer(one.label, page) for page in pages])
                 seconds = time.perf_counter() - started
-                self._count(tally, str(number), answer, boxes[one.regions])
-                tally.add(str(number), "milliseconds", 1000 * seconds)
+                self._count(tally, str(number), kind, answer, boxes[one.regions])
+                tally.add(str(number), f"{kind}milliseconds", 1000 * seconds)
         return tally.estimates()
 
-    def _count(self, tally: Tally, scene: str, answer: Boxes, truth: FloatArray) -> None:
+    def _count(self, tally: Tally, scene: str, kind: str, answer: Boxes, truth: FloatArray) -> None:
         right = match_count(answer.xyxy, np.ones(len(answer.xyxy), np.float32), truth)
         if len(truth):
-            tally.add(scene, "found_exact", right == len(truth) == len(answer.xyxy))
-            tally.add(scene, "recall", right, len(truth))
-            tally.add(scene, "precision", right, len(answer.xyxy))
-            tally.add(scene, "f1", 2 * right, len(truth) + len(answer.xyxy))
-            tally.add(scene, "tokens_found", answer.tokens)
+            tally.add(scene, f"{kind}found_exact", right == len(truth) == len(answer.xyxy))
+            tally.add(scene, f"{kind}recall", right, len(truth))
+            tally.add(scene, f"{kind}precision", right, len(answer.xyxy))
+            tally.add(scene, f"{kind}f1", 2 * right, len(truth) + len(answer.xyxy))
+            tally.add(scene, f"{kind}tokens_found", answer.tokens)
         else:
-            tally.add(scene, "absent_right", not len(answer.xyxy))
-        tally.add(scene, "passes", answer.passes)
+            tally.add(scene, f"{kind}absent_right", not len(answer.xyxy))
+        tally.add(scene, f"{kind}passes", answer.passes)
 
-    def _answer(self, label: str, boxes: FloatArray, cache: DynamicCache, length: int) -> Boxes:
-        """The answer to a label; the cache holds `length` positions, before and after."""
+    def _page(self, scene: Scene) -> _Page:
+        trunk = self._lesson.embeddings(self._writer.plan(scene, (), cells=False))
+        cache = DynamicCache()
+        self._read(trunk, 0, cache)
+        return _Page(np.stack([region.box for region in scene.regions]), cache, len(trunk))
+
+    def _answer(self, label: str, page: _Page) -> Boxes:
+        boxes, cache, length = page.boxes, page.cache, page.length
         ids = torch.tensor(self._writer.opened(label))
         state = self._read(self._model.embed(ids), length, cache)
         rows, close = self._model.new_rows(), self._writer.close
@@ -136,6 +170,15 @@ class Answerer:
         )  # fmt: skip
         state: Tensor = read.last_hidden_state[0, -1].float()
         return state
+
+
+def _joined(answers: Sequence[Boxes]) -> Boxes:
+    """What all pages of a scene answer."""
+    return Boxes(
+        np.concatenate([answer.xyxy for answer in answers]),
+        sum(answer.tokens for answer in answers),
+        sum(answer.passes for answer in answers),
+    )
 
 
 def printed_boxes(text: str) -> FloatArray:

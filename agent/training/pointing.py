@@ -38,7 +38,7 @@ from agent.training.picture_evidence import ClassExchange, EvidenceBank
 from agent.training.pointing_model import NEW_TOKENS, PointingModel
 from agent.training.rehearsal import Rehearsal, plain_texts
 from agent.training.scene_lessons import Lesson, LessonPlan, SceneWriter, draw_lesson
-from agent.training.scene_questions import Questioner, Told, held_out
+from agent.training.scene_questions import Questioner, Told, held_out, shows_held_out
 from agent.training.symbolic_scenes import Scene, SceneMaker
 from agent.training.vocabulary import vocabulary
 from agent.training.workers import Workers
@@ -134,7 +134,7 @@ def evaluate(model: PointingModel, head: np.ndarray, *, scenes: int, seed: int) 
             scene = maker.scene(count)
             questions = (
                 ("seen", seen.labels(scene, 16)),
-                ("unseen", unseen.labels(scene, 4) if _askable(scene) else []),
+                ("unseen", unseen.labels(scene, 4) if shows_held_out(scene) else []),
             )
             asked = [
                 (kind if one.regions else f"{kind} absent", one)
@@ -145,10 +145,6 @@ def evaluate(model: PointingModel, head: np.ndarray, *, scenes: int, seed: int) 
             for kind, right in answered:
                 found[f"{kind} {count}"].append(float(right))
     return {key: round(float(np.mean(values)), 3) for key, values in sorted(found.items())}
-
-
-def _askable(scene: Scene) -> bool:
-    return any(held_out(word) for thing in scene.likeliest for word in thing.words)
 
 
 class Lessons:

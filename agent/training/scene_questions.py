@@ -57,6 +57,11 @@ def held_out(word: str) -> bool:
     return hashlib.blake2b(word.encode(), digest_size=2).digest()[0] < 26
 
 
+def shows_held_out(scene: Scene) -> bool:
+    """Whether one of a scene's things has a name that is never asked in training."""
+    return any(held_out(word) for thing in scene.likeliest for word in thing.words)
+
+
 _CROWD = 3
 _DRAWS = 2
 """For each label that is wanted: some words are drawn again, and others are no fair question."""
@@ -116,7 +121,9 @@ class Questioner:
         sure = [scene.likeliest[k] for k in scene.usual_names(LEAST_SCORE)]
         likely = list({thing.names[0]: thing for thing in scene.likeliest}.values())
         # Long lists are the hardest answers, and crowds are what photographs show.
-        shown = Counter(word for thing in sure for word in {thing.everyday, *thing.wider})
+        # In order: that of a set would change from process to process.
+        words = (dict.fromkeys((thing.everyday, *thing.wider)) for thing in sure)
+        shown = Counter(word for each in words for word in each)
         crowds = [word for word, times in shown.items() if times >= _CROWD and self._may_ask(word)]
         draws = 0
         while len(asked) < count and (draws < _DRAWS * count or not asked):

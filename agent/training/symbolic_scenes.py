@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,14 @@ class Scene:
     weights: Array = field(repr=False)
     """(regions, 1080) of the classes."""
     beliefs: NameBeliefs = field(repr=False)
+
+    def page(self, start: int, count: int) -> Scene:
+        """The same picture with so many of its regions, from `start` on."""
+        part = slice(start, start + count)
+        return replace(
+            self, regions=self.regions[part], likeliest=self.likeliest[part],
+            usual=self.usual[part], weights=self.weights[part],
+        )  # fmt: skip
 
     def chances(self, word: str) -> Array:
         """(regions,) how likely `word` names each."""

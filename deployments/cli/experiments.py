@@ -114,7 +114,13 @@ def answers(
     ],
     head: Annotated[Path, typer.Option(help="The image classifier's weights.")],
     scenes: Annotated[int, typer.Option(min=1)] = 60,
-    most_regions: Annotated[int, typer.Option(help="Of a scene.", min=1, max=24)] = 6,
+    least_regions: Annotated[int, typer.Option(help="Of a scene.", min=1, max=100)] = 1,
+    most_regions: Annotated[
+        int, typer.Option(help="More than a run was trained with are pages.", min=1, max=100)
+    ] = 6,
+    held_out: Annotated[
+        int, typer.Option(help="Labels more, of words that training never asks.", min=0)
+    ] = 4,
     doubt: Annotated[float, typer.Option(help="1 is that of photographs.", min=0, max=1)] = 0.3,
     seed: Annotated[int, typer.Option(help="Chooses scenes and labels.")] = 77,
     as_json: JsonOption = False,
@@ -124,10 +130,15 @@ def answers(
     from agent.evaluation.answer_study import Answerer, ScenesAsked
     from agent.training.pointing import classifier_head
 
-    asked = ScenesAsked(scenes=scenes, most_regions=most_regions, doubt=doubt, seed=seed)
+    if least_regions > most_regions:
+        raise typer.BadParameter("--least-regions is more than --most-regions")
+    asked = ScenesAsked(
+        scenes=scenes, held_out=held_out, least_regions=least_regions, most_regions=most_regions,
+        doubt=doubt, seed=seed,
+    )  # fmt: skip
     weights = classifier_head(head)
     shown = ("found_exact", "recall", "precision", "f1", "absent_right", "tokens_found",
-             "passes", "milliseconds")  # fmt: skip
+             "passes", "milliseconds", "held_out_f1", "held_out_found_exact")  # fmt: skip
     found = {str(folder): Answerer(folder).measure(weights, asked) for folder in run}
     rows = {name: {key: one.get(key) for key in shown} for name, one in found.items()}
     print_columns(f"{scenes} scenes", rows, as_json=as_json, markdown=markdown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -116,6 +117,33 @@ def test_both_kinds_of_answers_are_counted(
     assert found["milliseconds"].value > 0
     assert found["passes"].count == 4
     assert (found["passes"].value == 1) is not printed
+
+
+def test_scenes_of_more_regions_than_were_trained_are_read_page_by_page(
+    tmp_path: Path, head: np.ndarray
+) -> None:
+    write_pocket_folder(tmp_path)
+    (tmp_path / "recipe.json").write_text(json.dumps({"rank": 4, "most_regions": [3, 3]}))
+    answerer = Answerer(tmp_path)
+    asked = ScenesAsked(scenes=2, labels=2, held_out=1, least_regions=7, most_regions=8)
+    assert [asked.regions(number) for number in range(4)] == [7, 8, 7, 8]
+    found = answerer.measure(head, asked)
+    assert (found["passes"].value, found["passes"].count) == (3, 4)
+
+
+def test_words_that_training_never_asks_are_counted_apart(
+    tmp_path: Path, head: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pocket_folder(tmp_path)
+    (tmp_path / "recipe.json").write_text(json.dumps({"rank": 4}))
+    monkeypatch.setattr(answer_study, "shows_held_out", lambda scene: True)
+    asked = ScenesAsked(scenes=2, labels=3, held_out=2, least_regions=6, most_regions=6)
+    found = Answerer(tmp_path).measure(head, asked)
+    assert found["passes"].count == 6
+    assert 0 < found["held_out_passes"].count <= 4
+    none = Answerer(tmp_path).measure(head, replace(asked, held_out=0))
+    assert not any(key.startswith("held_out_") for key in none)
+    assert none["passes"] == found["passes"]
 
 
 def test_silent_classes_are_read_as_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -74,6 +77,16 @@ def test_scenes_have_the_boxes_and_beliefs_they_should(words, head, count):
             assert region.coco.min() >= 0
             assert region.coco.max() <= 1
             assert (region.box[2:] > region.box[:2]).all()
+
+
+def test_a_page_of_a_scene_is_believed_as_the_whole_is(words, head):
+    scene = SceneMaker(words, head, seed=4).scene(10)
+    first, rest = scene.page(0, 6), scene.page(6, 6)
+    assert (len(first.regions), len(rest.regions)) == (6, 4)
+    for name, _ in scene.usual:
+        apart = np.concatenate([first.chances(name), rest.chances(name)])
+        assert apart == pytest.approx(scene.chances(name))
+    assert [rest.said(k) for k in range(4)] == [scene.said(k) for k in range(6, 10)]
 
 
 def test_doubt_tells_wholes_from_the_rest_less_well(words, head):
@@ -176,6 +189,31 @@ def test_no_label_is_asked_twice_of_a_scene(words, head):
         asked = [one.label for one in questions.labels(maker.scene(size), 40)]
         assert len(set(asked)) == len(asked) > 5
     assert len(questions.labels(maker.scene(1), 1)) == 1
+
+
+_DRAWN = """
+import numpy as np
+from agent.training.scene_questions import Questioner
+from agent.training.symbolic_scenes import SceneMaker
+from agent.training.vocabulary import vocabulary
+
+words, head = vocabulary(), np.random.default_rng(0).standard_normal((1000, 32)).astype("f")
+maker, questions = SceneMaker(words, head, seed=3), Questioner(words, 4)
+print([one.label for _ in range(6) for one in questions.labels(maker.scene(24), 20)])
+"""
+
+
+def test_a_seed_draws_the_same_questions_in_every_process():
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _DRAWN], stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
+        )
+        for seed in ("1", "3")
+    ]  # fmt: skip
+    first, second = (process.communicate(timeout=120)[0] for process in processes)
+    assert len(first) > 500
+    assert first == second
 
 
 def test_what_is_worn_counts_less(words):
