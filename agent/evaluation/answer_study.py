@@ -114,21 +114,10 @@ class Answerer:
                 started = time.perf_counter()
                 answer = _joined([self._answer(one.label, page) for page in pages])
                 seconds = time.perf_counter() - started
-                self._count(tally, str(number), kind, answer, boxes[one.regions])
+                for name, (part, whole) in _figures(answer, boxes[one.regions]).items():
+                    tally.add(str(number), kind + name, part, whole)
                 tally.add(str(number), f"{kind}milliseconds", 1000 * seconds)
         return tally.estimates()
-
-    def _count(self, tally: Tally, scene: str, kind: str, answer: Boxes, truth: FloatArray) -> None:
-        right = match_count(answer.xyxy, np.ones(len(answer.xyxy), np.float32), truth)
-        if len(truth):
-            tally.add(scene, f"{kind}found_exact", right == len(truth) == len(answer.xyxy))
-            tally.add(scene, f"{kind}recall", right, len(truth))
-            tally.add(scene, f"{kind}precision", right, len(answer.xyxy))
-            tally.add(scene, f"{kind}f1", 2 * right, len(truth) + len(answer.xyxy))
-            tally.add(scene, f"{kind}tokens_found", answer.tokens)
-        else:
-            tally.add(scene, f"{kind}absent_right", not len(answer.xyxy))
-        tally.add(scene, f"{kind}passes", answer.passes)
 
     def _page(self, scene: Scene) -> _Page:
         trunk = self._lesson.embeddings(self._writer.plan(scene, (), cells=False))
@@ -170,6 +159,22 @@ class Answerer:
         )  # fmt: skip
         state: Tensor = read.last_hidden_state[0, -1].float()
         return state
+
+
+def _figures(answer: Boxes, truth: FloatArray) -> dict[str, tuple[float, float]]:
+    """What an answer adds to each figure, and out of how much."""
+    num_found, num_true = len(answer.xyxy), len(truth)
+    if not num_true:
+        return {"absent_right": (not num_found, 1), "passes": (answer.passes, 1)}
+    right = match_count(answer.xyxy, np.ones(num_found, np.float32), truth)
+    return {
+        "found_exact": (right == num_true == num_found, 1),
+        "recall": (right, num_true),
+        "precision": (right, num_found),
+        "f1": (2 * right, num_true + num_found),
+        "tokens_found": (answer.tokens, 1),
+        "passes": (answer.passes, 1),
+    }
 
 
 def _joined(answers: Sequence[Boxes]) -> Boxes:

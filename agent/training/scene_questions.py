@@ -122,8 +122,9 @@ class Questioner:
         likely = list({thing.names[0]: thing for thing in scene.likeliest}.values())
         # Long lists are the hardest answers, and crowds are what photographs show.
         # In order: that of a set would change from process to process.
-        words = (dict.fromkeys((thing.everyday, *thing.wider)) for thing in sure)
-        shown = Counter(word for each in words for word in each)
+        shown = Counter(
+            word for thing in sure for word in dict.fromkeys((thing.everyday, *thing.wider))
+        )
         crowds = [word for word, times in shown.items() if times >= _CROWD and self._may_ask(word)]
         draws = 0
         while len(asked) < count and (draws < _DRAWS * count or not asked):
