@@ -105,6 +105,7 @@ manifests: $(READY)  ## Render the Kubernetes manifest (committed)
 bench: $(READY)  ## Measure; each benchmark ends in one JSON line
 	$(BIN)/python -m benchmarks.same_frame --rounds 3
 	$(BIN)/python -m benchmarks.alternatives
+	$(BIN)/python -m benchmarks.stage_start
 	$(BIN)/python -m benchmarks.cache
 	$(BIN)/python -m benchmarks.shape_3b --smoke  # without the option on a GPU
 	$(BIN)/python -m benchmarks.follow_stream moving

@@ -18,11 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Its name at transformers' top level demands torchvision; the class itself does not.
-from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
-    LlavaOnevisionImageProcessorPil,
-)
-
 from agent.batching import equal_rows
 from agent.detections import Proposals
 from agent.feature_tensors import to_array
@@ -30,15 +25,14 @@ from agent.features import AuxiliaryFeatures, PrimaryFeatures
 from agent.frame import Frame
 from agent.model.appearance import appearance_map, pool_appearance
 from agent.model.checkpoint import load_model, weight_type
-from agent.model.compilation import compile_blocks
 from agent.model.efficientnet import FINE_SIDE, PictureMaps
-from agent.model.primary_encoder import PrimaryMaps
 from agent.model.primary_kinds import (
     EFFICIENTNET_LITE0,
     LLAVA_ONEVISION,
     QWEN_VIT,
     ClassifierConfig,
 )
+from agent.model.primary_maps import PrimaryMaps
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.model_directory import find_model
 from agent.processor import (
@@ -209,6 +203,11 @@ class LlavaEye:
     """LLaVA-OneVision's tiles and tokens, and the pooling of its whole-picture tile."""
 
     def __init__(self, model: VLMFO1, device: str) -> None:
+        # Its name at transformers' top level demands torchvision; the class itself does not.
+        from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+            LlavaOnevisionImageProcessorPil,
+        )
+
         assert model.primary_encoder is not None
         self._encoder = model.primary_encoder
         self._regions = model.region_encoder
@@ -335,5 +334,7 @@ def _load(
         as_published=as_published,
     )
     if compiled and device != "cpu":
+        from agent.model.compilation import compile_blocks
+
         compile_blocks(loaded)
     return loaded

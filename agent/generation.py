@@ -37,7 +37,8 @@ from agent.grammar import (
 )
 from agent.label_lists import LabelBranch, join_labels
 from agent.model.checkpoint import load_model, weight_type
-from agent.model.language_model import LanguageModel, SlotType
+from agent.model.language_model import LanguageModel
+from agent.model.positions import SlotType
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.model_directory import find_model
 from agent.model_tokenizer import model_tokenizer

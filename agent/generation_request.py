@@ -13,7 +13,8 @@ from torch import Tensor
 
 from agent.drafting import Guesses
 from agent.grammar import Grammar
-from agent.model.language_model import LanguageModel, SlotType
+from agent.model.language_model import LanguageModel
+from agent.model.positions import SlotType
 from agent.region_choice import RegionChoice
 from agent.stage_settings import EngineSettings
 

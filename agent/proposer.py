@@ -29,12 +29,6 @@ from agent.features import AuxiliaryFeatures
 from agent.frame import Frame
 from agent.model.configuration import ProposalConfig, VLMFO1Config
 from agent.model.nanodet import NanoDet
-from agent.model.object_detector import ObjectDetector
-from agent.model.omdet_checkpoint import is_published_omdet, load_published_omdet
-from agent.model.proposal_network import ProposalNetwork, load_proposal_network, read_config
-from agent.model.universal_proposals import UniversalProposalNetwork
-from agent.model.upn_checkpoint import MODEL_TYPE as UPN
-from agent.model.upn_checkpoint import load_universal_proposals
 from agent.model.watched_layers import watch
 from agent.model_directory import find_model, find_network
 from agent.processor import IMAGENET_MEAN, IMAGENET_STD, normalise, picture
@@ -44,20 +38,25 @@ logger = logging.getLogger(__name__)
 
 _LEAST_SIDE_PX = 2.0
 
-Network = ProposalNetwork | UniversalProposalNetwork | ObjectDetector | NanoDet
-
 
 class Proposer:
     """A proposal network and what surrounds it; without one, clients must send boxes."""
 
     def __init__(
         self,
-        network: Network | None,
+        network: nn.Module | None,
         config: ProposalConfig,
         *,
         device: str = "cpu",
         as_published: bool = False,
     ) -> None:
+        """
+        Args:
+            network: `NanoDet`, or one of `agent.model.published_networks`.
+            config: which of its boxes are kept.
+            device: where it is to run.
+            as_published: select boxes as UPN's own wrapper does.
+        """
         self.network = None if network is None else network.to(device)
         if network is not None:
             watch(network)
@@ -184,15 +183,13 @@ class Proposer:
                 "--proposals (a hub name such as omlab/omdet-turbo-swin-tiny-hf, a folder, or "
                 "UPN's .pth)"
             )
-        if isinstance(self.network, ObjectDetector):
-            return self.network([frame.rgb() for frame in frames])
-        if isinstance(self.network, ProposalNetwork):
-            side = self.network.image_size
-            return self._run(self.network, frames, (side, side))
-        assert isinstance(self.network, UniversalProposalNetwork)
-        # It keeps the picture's proportions: frames of one size are one batch.
-        size = self.network.config.image_size
-        sizes = [size(frame.width, frame.height) for frame in frames]
+        size_of = getattr(self.network, "size_of", None)
+        if size_of is None:  # It prepares pictures by itself.
+            pictures = [frame.rgb() for frame in frames]
+            found_by_itself: list[tuple[FloatArray, FloatArray]] = self.network(pictures)
+            return found_by_itself
+        # Frames that it sees at one size are one batch.
+        sizes = [size_of(frame.width, frame.height) for frame in frames]
         found: dict[int, tuple[FloatArray, FloatArray]] = {}
         for rows in equal_rows(sizes):
             batch = self._run(self.network, [frames[row] for row in rows], sizes[rows[0]])
@@ -243,7 +240,7 @@ class ProposalEvidence:
         return AuxiliaryFeatures(self._proposer.describe(frame, proposals.xyxy))
 
 
-def load_network(folder: Path, *, prompt: str) -> Network:
+def load_network(folder: Path, *, prompt: str) -> nn.Module:
     """The network of a folder, of the kind its `config.json` declares, or of a file.
 
     A `.pth` is UPN as it was published; any other file is NanoDet.
@@ -251,15 +248,9 @@ def load_network(folder: Path, *, prompt: str) -> Network:
     Raises:
         CheckpointMismatch: files are missing or do not fit.
     """
-    if folder.suffix == ".pth" and folder.is_file():
-        return load_universal_proposals(folder)
-    if folder.is_file():
+    if folder.is_file() and folder.suffix != ".pth":
         return NanoDet.from_file(folder)
-    raw = read_config(folder)
-    if is_published_omdet(raw):
-        return load_published_omdet(folder, prompt=prompt)
-    if raw.get("model_type") == "omdet-turbo":
-        return load_proposal_network(folder)
-    if raw.get("model_type") == UPN:
-        return load_universal_proposals(folder)
-    return ObjectDetector.from_pretrained(folder, prompt=prompt)
+    # The others run on transformers, which takes a process seconds to import.
+    from agent.model.published_networks import load_published
+
+    return load_published(folder, prompt=prompt)

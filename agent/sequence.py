@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from agent.model.family import QWEN2_5_VL, LanguageFamily
-from agent.model.language_model import SlotType
+from agent.model.positions import SlotType
 from agent.plain_nouns import plain_noun
 from agent.prompts import (
     GROUND_CLOSE,

@@ -102,7 +102,11 @@ class _Base(LanguageModel):
             config: of the model that stands on the base.
             weights: the base's own, by our parameter names.
         """
-        super().__init__(config.text, tie_word_embeddings=config.tie_word_embeddings)
+        super().__init__(
+            config.language_family.decoder,
+            config.text,
+            tie_word_embeddings=config.tie_word_embeddings,
+        )
         for name, held in self.state_dict().items():
             value = weights[f"language_model.{name}"]
             held[: len(value)] = value

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import LlavaOnevisionConfig, PretrainedConfig
 
 from agent.errors import CheckpointMismatch
 from agent.model import smollm2
-from agent.model.checkpoint_files import header, read_json, stored_tensors, tensors
+from agent.model.checkpoint_files import header, stored_tensors, tensors
 from agent.model.checkpoint_names import our_name
-from agent.model.family import flat_text
+from agent.model.decoder_shape import DecoderShape
+from agent.model.llava_vision import llava_published
 from agent.model.low_rank import merge
 
 Wanted = Callable[[str], bool]
@@ -37,7 +37,7 @@ class Base:
     weights: Callable[[torch.dtype | None, Wanted], dict[str, Tensor]]
     """Under our parameter names, in a type; None is the stored one, or bfloat16."""
     tokenizer: Callable[[], Tokenizer]
-    text: Callable[[], PretrainedConfig]
+    text: Callable[[], DecoderShape]
     """Shape of its decoder."""
 
 
@@ -50,7 +50,7 @@ def _smollm2_weights(dtype: torch.dtype | None, wanted: Wanted) -> dict[str, Ten
 
 _BASES = {
     smollm2.NAME: Base(
-        _smollm2_weights, lambda: smollm2.smollm2_tokenizer(), lambda: smollm2.smollm2_config()
+        _smollm2_weights, lambda: smollm2.smollm2_tokenizer(), lambda: smollm2.smollm2_shape()
     ),
 }
 _EMBEDDINGS, _NEW_TOKENS = "language_model.model.embed_tokens.weight", "new_tokens.weight"
@@ -85,13 +85,13 @@ def find_base(name: str, directory: Path) -> Base:
     return Base(
         lambda dtype, wanted: _llava_weights(folder, dtype, wanted),
         lambda: _folder_tokenizer(folder),
-        lambda: _folder_text(folder),
+        lambda: DecoderShape.of(llava_published(folder).text_config),
     )
 
 
 def base_text(name: str) -> dict[str, Any]:
     """The flat keys of a named base's decoder, for what a configuration leaves out."""
-    return flat_text(_BASES[name].text()) if name in _BASES else {}
+    return _BASES[name].text().write() if name in _BASES else {}
 
 
 def based_weights(
@@ -137,7 +137,7 @@ def _llava_weights(folder: Path, dtype: torch.dtype | None, wanted: Wanted) -> d
         keys = [key for key, name in names.items() if wanted(name)]
         for key, tensor in tensors(path, keys, device="cpu"):
             weights[names[key]] = tensor.to(dtype or tensor.dtype)
-    if _folder_text(folder).tie_word_embeddings:
+    if llava_published(folder).text_config.tie_word_embeddings:
         weights.pop("language_model.lm_head.weight", None)
     return weights
 
@@ -154,19 +154,3 @@ def _folder_tokenizer(folder: Path) -> Tokenizer:
     if not path.is_file():
         raise CheckpointMismatch(f"{path} does not exist; copy the base's tokenizer files")
     return Tokenizer.from_file(str(path))
-
-
-def _folder_text(folder: Path) -> PretrainedConfig:
-    return llava_published(folder).text_config
-
-
-def llava_published(folder: Path) -> LlavaOnevisionConfig:
-    """The configuration of a published LLaVA-OneVision.
-
-    Raises:
-        CheckpointMismatch: the folder is none.
-    """
-    raw = read_json(folder / "config.json")
-    if raw.get("model_type") != LlavaOnevisionConfig.model_type:
-        raise CheckpointMismatch(f"{folder} is no LLaVA-OneVision")
-    return LlavaOnevisionConfig(**{k: v for k, v in raw.items() if k != "model_type"})

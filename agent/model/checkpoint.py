@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionRotaryEmbedding
 
 from agent.errors import CheckpointMismatch
 from agent.model.bases import based_weights, find_base
@@ -21,8 +20,6 @@ from agent.model.checkpoint_files import StoredTensor, header, read_json, stored
 from agent.model.checkpoint_names import our_name, published_name
 from agent.model.configuration import ADDITIONS, VLMFO1Config
 from agent.model.int8 import int8_layers, quantise_layers, quantised
-from agent.model.llava_encoder import LlavaVisionEncoder
-from agent.model.primary_encoder import BFloat16VisionRotary, PrimaryVisionEncoder
 from agent.model.strict_weights import compare, refuse
 from agent.model.vlm_fo1 import ALL_PARTS, VLMFO1, Part
 from groundstream.errors import SettingsError
@@ -270,16 +267,10 @@ def build_empty(
     with torch.device("meta"):
         model = VLMFO1(config, parts)
     # Rotary tables are computed, not stored, so they must be made again where they will live.
-    if isinstance(model.primary_encoder, LlavaVisionEncoder):
-        model.primary_encoder.renew_tables(device)
-    if isinstance(model.primary_encoder, PrimaryVisionEncoder):
-        rotary = BFloat16VisionRotary if config.bf16_rotary else Qwen2_5_VLVisionRotaryEmbedding
-        model.primary_encoder.tower.rotary_pos_emb = rotary(config.vision).to(device)
-    if model.language_model is not None:
-        model.language_model.renew_rotary(device)
-        if config.bf16_rotary:
-            rotary_table = model.language_model.model.rotary_emb
-            rotary_table.inv_freq = rotary_table.inv_freq.bfloat16().float()
+    for part in (model.primary_encoder, model.language_model):
+        renew = getattr(part, "renew_tables", None)
+        if renew is not None:
+            renew(device, rounded=config.bf16_rotary)
     return model
 
 

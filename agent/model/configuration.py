@@ -13,15 +13,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig
-from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
-
 from agent.answer_rules import AnswerRules
 from agent.errors import CheckpointMismatch
-from agent.model.bases import base_text, llava_published
+from agent.model.bases import base_text
 from agent.model.checkpoint_files import read_json
-from agent.model.family import LanguageFamily, RegionOrder, find_family, flat_text
-from agent.model.llava_encoder import LlavaVisionConfig
+from agent.model.decoder_shape import DecoderShape
+from agent.model.family import LanguageFamily, RegionOrder, find_family
+from agent.model.llava_vision import LlavaVisionConfig, llava_published
 from agent.model.primary_kinds import ClassifierConfig, PrimaryKind, find_primary
 
 logger = logging.getLogger(__name__)
@@ -38,6 +36,8 @@ ADDITIONS = "additions.safetensors"
 """What a model with a folder as its base holds itself, under our parameter names."""
 DAVIT, EVIDENCE = "davit", "proposal"
 _AUXILIARIES = (DAVIT, EVIDENCE)
+DAVIT_STRIDE = 4
+"""Pixels per cell of its finest level."""
 _ASPECTS = ("dynamic", "dynamic_square", "squash")
 
 
@@ -50,22 +50,6 @@ class DaViTConfig:
     num_heads: tuple[int, ...] = (8, 16, 32, 64)
     """Heads of window attention and groups of channel attention, per stage."""
     window_size: int = 12
-
-    def to_transformers(self) -> Florence2VisionConfig:
-        """The same shape in the words of transformers' Florence-2 backbone."""
-        return Florence2VisionConfig(
-            depths=list(self.depths),
-            embed_dim=list(self.widths),
-            num_heads=list(self.num_heads),
-            num_groups=list(self.num_heads),
-            window_size=self.window_size,
-            patch_size=[7, 3, 3, 3],
-            patch_stride=[4, 2, 2, 2],
-            patch_padding=[3, 1, 1, 1],
-            patch_prenorm=[False, True, True, True],
-            drop_path_rate=0.0,
-            attn_implementation="sdpa",
-        )
 
 
 @dataclass(frozen=True)
@@ -143,8 +127,8 @@ class VLMFO1Config:
 
     vision: Any
     """The primary encoder's, of its kind's own type."""
-    text: PretrainedConfig
-    """The decoder's, of its family's own type."""
+    text: DecoderShape
+    """The decoder's."""
     davit: DaViTConfig = field(default_factory=DaViTConfig)
     region: RegionConfig = field(default_factory=RegionConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
@@ -251,7 +235,7 @@ class VLMFO1Config:
         try:
             family = find_family(extra.get("family", cls.family))
             base = extra.get("base", "")
-            text = family.read_text({**base_text(base), **raw})
+            text = DecoderShape.read({**base_text(base), **raw}, num_axes=family.num_axes)
             kind = find_primary(extra.get("primary", cls.primary))
             vision = kind.read(raw["vision_config"])
             region = RegionConfig(
@@ -302,12 +286,10 @@ class VLMFO1Config:
         """The published layout, with the `groundstream` section."""
         text, vision = self.text, self.vision
         published = self.family == VLMFO1Config.family
-        rope = text.rope_parameters
         return {
             "architectures": ["OmChatQwen25VLForCausalLM" if published else "GroundstreamModel"],
             "model_type": "omchat_qwen2_5_vl" if published else "groundstream",
-            **flat_text(text),
-            **({"rope_scaling": _published_rope(rope)} if "mrope_section" in rope else {}),
+            **text.write(),
             "tie_word_embeddings": self.tie_word_embeddings,
             "tokenizer_padding_side": "right",
             "vision_config": self.primary_kind.write(vision),
@@ -349,14 +331,6 @@ class VLMFO1Config:
         return cls.from_dict(read_json(path))
 
 
-def _published_rope(rope: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "rope_type": "default",
-        "type": "default",
-        "mrope_section": list(rope["mrope_section"]),
-    }
-
-
 def _pixel_limits(preprocessor: dict[str, Any]) -> dict[str, int]:
     """Area limits in either of the two spellings that Qwen's processors have had."""
     size = preprocessor.get("size") or {}
@@ -378,7 +352,7 @@ def _davit(raw: dict[str, Any] | None) -> DaViTConfig:
     )
 
 
-def pocket_config(text: PretrainedConfig) -> VLMFO1Config:
+def pocket_config(text: DecoderShape) -> VLMFO1Config:
     """The embedded pocket model: pretrained parts that see photographs and have read English."""
     return VLMFO1Config(
         vision=ClassifierConfig(),
@@ -427,7 +401,7 @@ def llava_config(
     preprocessor = read_json(published / "preprocessor_config.json")
     return VLMFO1Config(
         vision=LlavaVisionConfig(model, preprocessor),
-        text=model.text_config,
+        text=DecoderShape.of(model.text_config),
         davit=davit or DaViTConfig(),
         region=region or RegionConfig(use_feature_pyramid=False),
         region_projector=region_projector,

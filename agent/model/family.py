@@ -8,15 +8,12 @@ Knows no tokenizer and no weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
-from transformers import LlamaConfig, PretrainedConfig, Qwen2_5_VLTextConfig, Qwen2Config
 
 from agent.errors import CheckpointMismatch
-from agent.model.language_model import DECODERS, slot_positions
+from agent.model.positions import slot_positions
 
 _TOKEN, _SLOT = "R", "S"
 
@@ -96,9 +93,9 @@ class LanguageFamily:
     name: str
     """As `groundstream.family` of a model's `config.json` says it."""
     decoder: str
-    """Its decoder's key in `DECODERS`."""
-    read_text: Callable[[Mapping[str, Any]], PretrainedConfig]
-    """The decoder's configuration from the flat keys of `config.json`."""
+    """Its decoder's key in `agent.model.language_model.DECODERS`."""
+    num_axes: int = 1
+    """Numbers that make up a position: its place in the text, or time, row and column."""
     prompt: PromptFormat = field(default_factory=PromptFormat)
     order: RegionOrder = field(default_factory=RegionOrder)
     """Where the model's configuration says no other."""
@@ -113,69 +110,15 @@ class LanguageFamily:
             grid: (rows, columns) of image slots, or None without an image.
             start: first position.
         """
-        return slot_positions(DECODERS[self.decoder].num_axes, slots, grid, start=start)
+        return slot_positions(self.num_axes, slots, grid, start=start)
 
 
-def flat_text(text: PretrainedConfig) -> dict[str, Any]:
-    """A decoder's configuration as the flat keys that every family's `read_text` reads."""
-    return {
-        "vocab_size": text.vocab_size,
-        "hidden_size": text.hidden_size,
-        "intermediate_size": text.intermediate_size,
-        "num_hidden_layers": text.num_hidden_layers,
-        "num_attention_heads": text.num_attention_heads,
-        "num_key_value_heads": text.num_key_value_heads,
-        "rms_norm_eps": text.rms_norm_eps,
-        "max_position_embeddings": text.max_position_embeddings,
-        "rope_theta": text.rope_parameters["rope_theta"],
-        "bos_token_id": text.bos_token_id,
-        "eos_token_id": text.eos_token_id,
-    }
-
-
-def _shape(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """What the flat keys say of any decoder but how it turns positions."""
-    return {
-        "vocab_size": raw["vocab_size"],
-        "hidden_size": raw["hidden_size"],
-        "intermediate_size": raw["intermediate_size"],
-        "num_hidden_layers": raw["num_hidden_layers"],
-        "num_attention_heads": raw["num_attention_heads"],
-        "num_key_value_heads": raw["num_key_value_heads"],
-        "rms_norm_eps": raw["rms_norm_eps"],
-        "max_position_embeddings": raw["max_position_embeddings"],
-        "bos_token_id": raw.get("bos_token_id"),
-        "eos_token_id": raw.get("eos_token_id"),
-        "pad_token_id": None,
-    }
-
-
-def _qwen2_5_vl(raw: Mapping[str, Any]) -> PretrainedConfig:
-    rope = {
-        "rope_type": "default",
-        "rope_theta": raw["rope_theta"],
-        "mrope_section": raw["rope_scaling"]["mrope_section"],
-    }
-    return Qwen2_5_VLTextConfig(**_shape(raw), rope_parameters=rope)
-
-
-def _llama(raw: Mapping[str, Any]) -> PretrainedConfig:
-    rope = {"rope_type": "default", "rope_theta": raw["rope_theta"]}
-    return LlamaConfig(**_shape(raw), rope_parameters=rope)
-
-
-def _qwen2(raw: Mapping[str, Any]) -> PretrainedConfig:
-    rope = {"rope_type": "default", "rope_theta": raw["rope_theta"]}
-    return Qwen2Config(**_shape(raw), rope_parameters=rope)
-
-
-QWEN2_5_VL = LanguageFamily("qwen2_5_vl", "qwen2_5_vl_text", _qwen2_5_vl)
+QWEN2_5_VL = LanguageFamily("qwen2_5_vl", "qwen2_5_vl_text", num_axes=3)
 """VLM-FO1's own: positions of three axes, the published prompt."""
 LLAMA = LanguageFamily(
     "llama",
     "llama",
-    _llama,
-    PromptFormat(
+    prompt=PromptFormat(
         before_regions="",
         marks_without_image=False,
         opens_lists=True,
@@ -183,7 +126,7 @@ LLAMA = LanguageFamily(
         plain_labels=True,
         before_label=" ",
     ),
-    RegionOrder("RSSR"),
+    order=RegionOrder("RSSR"),
 )
 """Llama's decoder with SmolLM2's form of conversation.
 
@@ -192,8 +135,7 @@ stand only where image tokens do."""
 LLAVA_ONEVISION = LanguageFamily(
     "llava_onevision",
     "qwen2",
-    _qwen2,
-    PromptFormat(
+    prompt=PromptFormat(
         system_turn="",
         user="<|im_start|>user ",
         before_image="",

@@ -1,64 +1,78 @@
 """Language side: transformers' decoders on embeddings, with positions and a key/value cache.
 
-Sequences are embeddings plus a slot type per position (text, image or region); no sentinel ids.
 What differs between decoders stands in one table. Knows neither tokenizer nor pixels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import IntEnum
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaModel, PretrainedConfig, Qwen2_5_VLTextModel, Qwen2Model
+from transformers import (
+    LlamaConfig,
+    LlamaModel,
+    PretrainedConfig,
+    Qwen2_5_VLTextConfig,
+    Qwen2_5_VLTextModel,
+    Qwen2Config,
+    Qwen2Model,
+)
 from transformers.cache_utils import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
 
+from agent.model.decoder_shape import DecoderShape
 from agent.model.ragged_attention import RaggedBatch
-
-
-class SlotType(IntEnum):
-    """What fills a position of the sequence."""
-
-    TEXT = 0
-    IMAGE = 1
-    REGION = 2
 
 
 @dataclass(frozen=True)
 class Decoder:
     """One of transformers' decoders, and what has to be known to run it."""
 
+    config: type[Any]
     model: type[Any]
     rotary: type[Any]
-    num_axes: int
-    """Numbers that make up a position: its place in the text, or time, row and column."""
     no_mask: Any
     """What keeps it from making a mask, which ragged attention would not look at."""
 
 
 _NO_MASKS = {"full_attention": None, "sliding_attention": None}
 DECODERS = {
-    "qwen2_5_vl_text": Decoder(Qwen2_5_VLTextModel, Qwen2_5_VLRotaryEmbedding, 3, _NO_MASKS),
-    "qwen2": Decoder(Qwen2Model, Qwen2RotaryEmbedding, 1, _NO_MASKS),
+    "qwen2_5_vl_text": Decoder(
+        Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel, Qwen2_5_VLRotaryEmbedding, _NO_MASKS
+    ),
+    "qwen2": Decoder(Qwen2Config, Qwen2Model, Qwen2RotaryEmbedding, _NO_MASKS),
     # Only a mask of four dimensions, be it empty, is taken as it is.
-    "llama": Decoder(LlamaModel, LlamaRotaryEmbedding, 1, torch.empty(1, 1, 0, 0)),
+    "llama": Decoder(LlamaConfig, LlamaModel, LlamaRotaryEmbedding, torch.empty(1, 1, 0, 0)),
 }
 """By the `model_type` of a decoder's configuration."""
+
+
+def decoder_config(name: str, shape: DecoderShape) -> PretrainedConfig:
+    """transformers' configuration of a decoder, by its key in `DECODERS`."""
+    said = asdict(shape)
+    rope = {"rope_type": "default", "rope_theta": said.pop("rope_theta")}
+    section = said.pop("mrope_section")
+    if section is not None:
+        rope["mrope_section"] = list(section)
+    config: PretrainedConfig = DECODERS[name].config(
+        **said, pad_token_id=None, rope_parameters=rope
+    )
+    config._attn_implementation = "sdpa"
+    return config
 
 
 class LanguageModel(nn.Module):
     """A decoder and its head."""
 
-    def __init__(self, config: PretrainedConfig, *, tie_word_embeddings: bool) -> None:
+    def __init__(self, decoder: str, shape: DecoderShape, *, tie_word_embeddings: bool) -> None:
+        """`decoder`: its key in `DECODERS`."""
         super().__init__()
-        config._attn_implementation = "sdpa"
-        self.config = config
-        self._decoder = DECODERS[config.model_type]
+        self.config = config = decoder_config(decoder, shape)
+        self._decoder = DECODERS[decoder]
         self.model = self._decoder.model(config)
         self.lm_head = (
             None if tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, False)
@@ -67,7 +81,7 @@ class LanguageModel(nn.Module):
     @property
     def num_axes(self) -> int:
         """Rows of `positions`."""
-        return self._decoder.num_axes
+        return 3 if "mrope_section" in self.config.rope_parameters else 1
 
     @property
     def device(self) -> torch.device:
@@ -75,9 +89,15 @@ class LanguageModel(nn.Module):
         device: torch.device = self.model.embed_tokens.weight.device
         return device
 
-    def renew_rotary(self, device: str) -> None:
-        """Make the rotary table again where it will live: it is computed, not stored."""
-        self.model.rotary_emb = self._decoder.rotary(self.config).to(device)
+    def renew_tables(self, device: str, *, rounded: bool = False) -> None:
+        """Make the rotary table again where it will live: it is computed, not stored.
+
+        `rounded`: with frequencies of bfloat16, as the published loader leaves them.
+        """
+        table = self._decoder.rotary(self.config).to(device)
+        if rounded:
+            table.inv_freq = table.inv_freq.bfloat16().float()
+        self.model.rotary_emb = table
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """(..., length) ids to (..., length, hidden) embeddings."""
@@ -139,48 +159,3 @@ class LanguageModel(nn.Module):
     def _position_ids(self, positions: Tensor) -> Tensor:
         """In the decoder's own form: positions of one axis come without it."""
         return positions if self.num_axes > 1 else positions[0]
-
-
-def slot_positions(
-    num_axes: int, slots: Tensor, grid: tuple[int, int] | None, *, start: int = 0
-) -> tuple[Tensor, int]:
-    """Positions of one sequence for a decoder with so many axes, and the next free one.
-
-    With one axis every slot takes one step, whatever fills it; with three see `mrope_positions`.
-    """
-    if num_axes > 1:
-        return mrope_positions(slots, grid, start=start)
-    following = start + len(slots)
-    return torch.arange(start, following)[None], following
-
-
-def mrope_positions(
-    slots: Tensor, grid: tuple[int, int] | None, *, start: int = 0
-) -> tuple[Tensor, int]:
-    """M-RoPE positions of one sequence (Qwen2-VL, arXiv 2409.12191, section 2.1).
-
-    Text and region slots take one step on all three axes; the image block keeps its time and
-    counts rows and columns of merged cells; what follows starts after the largest position.
-
-    Args:
-        slots: (length,) `SlotType` values; image slots are contiguous.
-        grid: (rows, columns) of merged image cells, or None without an image.
-        start: first position.
-
-    Returns:
-        (3, length) positions and the next free position.
-    """
-    image = torch.nonzero(slots == SlotType.IMAGE).flatten()
-    length = len(slots)
-    if not len(image) or grid is None:
-        steps = torch.arange(start, start + length)
-        return steps.expand(3, -1), start + length
-    first, rows, columns = int(image[0]), *grid
-    before = torch.arange(start, start + first).expand(3, -1)
-    base = start + first
-    row = torch.arange(rows).repeat_interleave(columns) + base
-    column = torch.arange(columns).repeat(rows) + base
-    block = torch.stack([torch.full_like(row, base), row, column])
-    after_start = base + max(rows, columns)
-    after = torch.arange(after_start, after_start + length - first - len(image)).expand(3, -1)
-    return torch.cat([before, block, after], dim=1), after_start + after.shape[1]

@@ -7,62 +7,13 @@ fine detail is the auxiliary encoder's part. Knows neither boxes nor the languag
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from transformers import LlavaOnevisionConfig, LlavaOnevisionModel
+from transformers import LlavaOnevisionModel
 
-from agent.model.primary_encoder import PrimaryMaps
+from agent.model.llava_vision import LlavaVisionConfig
+from agent.model.primary_maps import PrimaryMaps
 from agent.model.watched_layers import watch
-
-_NUM_LEVELS = 4
-
-
-@dataclass(frozen=True)
-class LlavaVisionConfig:
-    """What a published folder says of its eyes."""
-
-    model: LlavaOnevisionConfig
-    preprocessor: Mapping[str, Any]
-    """Of the family's own image processor: `preprocessor_config.json`."""
-
-    @property
-    def hidden_size(self) -> int:
-        """Channels of a map."""
-        return int(self.model.vision_config.hidden_size)
-
-    @property
-    def patch_size(self) -> int:
-        """Pixels per cell of a map."""
-        return int(self.model.vision_config.patch_size)
-
-    @property
-    def side(self) -> int:
-        """Pixels of each side of the square that a picture is squashed to."""
-        return int(self.model.vision_config.image_size)
-
-    @property
-    def tapped_layers(self) -> tuple[int, ...]:
-        """Whose outputs are pooled: four, evenly spread to the last."""
-        depth = int(self.model.vision_config.num_hidden_layers)
-        return tuple(depth * (level + 1) // _NUM_LEVELS for level in range(_NUM_LEVELS))
-
-    @property
-    def token_width(self) -> int:
-        """Channels of an image token: the language model's."""
-        return int(self.model.text_config.hidden_size)
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> LlavaVisionConfig:
-        """From a model's `vision_config`."""
-        return cls(LlavaOnevisionConfig(**raw["model"]), dict(raw["preprocessor"]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """And back."""
-        return {"model": self.model.to_diff_dict(), "preprocessor": dict(self.preprocessor)}
 
 
 class LlavaVisionEncoder(nn.Module):
@@ -75,8 +26,9 @@ class LlavaVisionEncoder(nn.Module):
         del self.model.language_model
         watch(self.model)
 
-    def renew_tables(self, device: str) -> None:
-        """Make what is computed, not stored, again where it will live."""
+    def renew_tables(self, device: str, *, rounded: bool) -> None:
+        """Make what is computed, not stored, again where it will live; it has no rotary tables that
+        could be `rounded`."""
         embeddings = self.model.vision_tower.embeddings
         numbers = torch.arange(embeddings.num_positions, device=device)
         embeddings.position_ids = numbers.expand(1, -1)

@@ -6,8 +6,6 @@ Knows neither boxes nor the language model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
@@ -20,17 +18,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from agent.model.attention import attend
+from agent.model.primary_maps import PrimaryMaps
 from agent.progress import layer_done
-
-
-@dataclass(frozen=True)
-class PrimaryMaps:
-    """What the ViT says about one image."""
-
-    image_tokens: Tensor
-    """(num_image_tokens, out_width) merged 2x2, raster order."""
-    levels: tuple[Tensor, ...]
-    """(1, hidden, rows, columns) after each tapped block, stride one patch."""
 
 
 class PrimaryVisionEncoder(nn.Module):
@@ -85,6 +74,12 @@ class PrimaryVisionEncoder(nn.Module):
                 taps.append(self._unwindow(hidden, order))
         tokens = tower.merger(hidden)[order]
         return self._split(tokens, taps, grid_thw)
+
+    def renew_tables(self, device: str, *, rounded: bool) -> None:
+        """Make what is computed, not stored, again where it will live; `rounded`: as the published
+        loader leaves it."""
+        rotary = BFloat16VisionRotary if rounded else Qwen2_5_VLVisionRotaryEmbedding
+        self.tower.rotary_pos_emb = rotary(self.config).to(device)
 
     def _windowed(self, values: Tensor, window_index: Tensor) -> Tensor:
         """(total, width) from merge order to window order."""

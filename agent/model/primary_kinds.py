@@ -1,7 +1,8 @@
 """The primary encoders a model may have: what each says of itself to the other parts.
 
-A kind knows the shape of its tower, how wide what it gives is, and how to build it. How frames
-become its input stands in `agent.encoders`. Knows no language model.
+A kind knows the shape of its tower, how wide what it gives is, and how to build it. Towers are
+imported once they are built: transformers takes a process seconds. How frames become their input
+stands in `agent.encoders`. Knows no language model.
 """
 
 from __future__ import annotations
@@ -10,12 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
-
 from agent.errors import CheckpointMismatch
 from agent.model.efficientnet import NUM_CLASSES, EfficientNetLite0
-from agent.model.llava_encoder import LlavaVisionConfig, LlavaVisionEncoder
-from agent.model.primary_encoder import PrimaryVisionEncoder
+from agent.model.llava_vision import LlavaVisionConfig
 
 _QWEN_KEYS = (
     "depth", "hidden_size", "hidden_act", "intermediate_size", "num_heads", "in_channels",
@@ -65,11 +63,25 @@ class PrimaryKind:
     """Pixels of the square that every picture is squashed to; None keeps its proportions."""
 
 
-def _read_qwen(raw: Mapping[str, Any]) -> Qwen2_5_VLVisionConfig:
+def _read_qwen(raw: Mapping[str, Any]) -> Any:
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+
     return Qwen2_5_VLVisionConfig(**{k: v for k, v in raw.items() if k != "model_type"})
 
 
-def _write_qwen(vision: Qwen2_5_VLVisionConfig) -> dict[str, Any]:
+def _build_qwen(vision: Any) -> Any:
+    from agent.model.primary_encoder import PrimaryVisionEncoder
+
+    return PrimaryVisionEncoder(vision)
+
+
+def _build_llava(vision: LlavaVisionConfig) -> Any:
+    from agent.model.llava_encoder import LlavaVisionEncoder
+
+    return LlavaVisionEncoder(vision)
+
+
+def _write_qwen(vision: Any) -> dict[str, Any]:
     return {
         "model_type": "qwen2_5_vl",
         **{name: _plain(getattr(vision, name)) for name in _QWEN_KEYS},
@@ -84,7 +96,7 @@ QWEN_VIT = PrimaryKind(
     "qwen_vit",
     read=_read_qwen,
     write=_write_qwen,
-    build=PrimaryVisionEncoder,
+    build=_build_qwen,
     region_width=lambda vision: vision.hidden_size * len(vision.fullatt_block_indexes),
     token_width=lambda vision: vision.out_hidden_size,
     merged=lambda vision: vision.spatial_merge_size,
@@ -105,7 +117,7 @@ LLAVA_ONEVISION = PrimaryKind(
     "llava_onevision",
     read=LlavaVisionConfig.from_dict,
     write=LlavaVisionConfig.to_dict,
-    build=LlavaVisionEncoder,
+    build=_build_llava,
     region_width=lambda vision: vision.hidden_size * len(vision.tapped_layers),
     token_width=lambda vision: vision.token_width,
     squashed_to=lambda vision: vision.side,

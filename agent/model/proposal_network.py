@@ -41,10 +41,10 @@ class ProposalNetwork(nn.Module):
         if getattr(config, "shift_before_padding", False):
             shift_before_padding(self.detector.vision_backbone.vision_backbone)
 
-    @property
-    def image_size(self) -> int:
-        """Side of the square image the network sees, in pixels."""
-        return int(self.config.image_size)
+    def size_of(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) at which it sees a picture, in pixels: every one squashed to a square."""
+        side = int(self.config.image_size)
+        return side, side
 
     def prompt(self) -> tuple[Tensor, Tensor, Tensor]:
         """Class features (1, 1, width), task features (tokens, 1, width) and the task mask."""

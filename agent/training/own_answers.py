@@ -19,8 +19,9 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
 from agent.model.family import LLAMA
-from agent.model.smollm2 import load_smollm2, smollm2_tokenizer
+from agent.model.smollm2 import smollm2_tokenizer
 from agent.prompts import SYSTEM_PROMPT
+from agent.training.base_model import load_smollm2
 from agent.training.vocabulary import vocabulary
 from groundstream.errors import SettingsError
 

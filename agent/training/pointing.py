@@ -31,7 +31,7 @@ from agent.model.checkpoint_files import header, tensors
 from agent.model.configuration import pocket_config
 from agent.model.efficientnet import EfficientNetLite0
 from agent.model.low_rank import adapter_state, load_adapter, mean_of
-from agent.model.smollm2 import smollm2_config
+from agent.model.smollm2 import smollm2_shape
 from agent.tokenizer import PromptTokenizer
 from agent.training.own_answers import read as read_answers
 from agent.training.picture_evidence import ClassExchange, EvidenceBank
@@ -385,7 +385,7 @@ def export(run: Path, folder: Path, *, mean_with: Path | None = None) -> None:
     # Calibration is a few numbers, and powers of them matter: they stay float32.
     halved = {k: v.half() if v.ndim > 1 else v.float() for k, v in learned.items()}
     save_file({k: v.contiguous() for k, v in halved.items()}, folder / "language.safetensors")
-    config = pocket_config(smollm2_config(num_new_tokens=len(NEW_TOKENS)))
+    config = pocket_config(smollm2_shape(num_new_tokens=len(NEW_TOKENS)))
     (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from agent.model.appearance import COLOURS
 from agent.model.low_rank import adapt, adapter_state, load_adapter
 from agent.model.name_mixture import NameMixture
-from agent.model.smollm2 import load_smollm2, smollm2_tokenizer
+from agent.model.smollm2 import smollm2_tokenizer
 from agent.tokenizer import CONTROL_TOKENS
+from agent.training.base_model import load_smollm2
 from agent.training.beliefs import imagenet_shares
 from agent.training.vocabulary import Vocabulary
 

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from agent.checked_settings import checked, with_changes
 from agent.model.checkpoint import load_model, save_language
-from agent.model.language_model import LanguageModel, SlotType
+from agent.model.language_model import LanguageModel
+from agent.model.positions import SlotType
 from agent.model.vlm_fo1 import VLMFO1
 from agent.model_directory import DEFAULT_MODEL, find_model
 from agent.model_tokenizer import model_tokenizer

@@ -27,7 +27,8 @@ from agent.generation_request import (
     Request,
     Sampling,
 )
-from agent.model.language_model import LanguageModel, SlotType
+from agent.model.language_model import LanguageModel
+from agent.model.positions import SlotType
 from agent.model.vlm_fo1 import VLMFO1
 from agent.parsing import parse_regions
 from agent.prefix_cache import PrefixCache

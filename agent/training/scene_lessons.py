@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from agent.model.family import LLAMA
-from agent.model.language_model import SlotType
+from agent.model.positions import SlotType
 from agent.prompts import MAX_REGIONS, Task
 from agent.sequence import SequenceBuilder, TokenSequence
 from agent.tokenizer import PromptTokenizer

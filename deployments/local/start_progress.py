@@ -16,8 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from agent.model_directory import find_model
-from agent.model_needs import model_needs
+from agent.model_directory import EMBEDDED, find_model
 from agent.settings import ServiceSettings
 from deployments.local.process_session import members, replica_name
 from groundstream.errors import AgentError
@@ -138,11 +137,13 @@ class StartProgress:
 
 def weights_in_memory(settings: ServiceSettings) -> int | None:
     """Bytes that the model's weights will take in the replicas' own memory; None: not known."""
-    if settings.device != "cpu":
+    # Embedded models have no files in the published layout, and start sooner without torch here.
+    if settings.device != "cpu" or settings.model in EMBEDDED:
         return None
+    from agent.model_needs import model_needs
+
     try:
         folder: Path = find_model(settings.model).path
         return model_needs(folder, device=settings.device, dtype=settings.dtype).weight_bytes
     except AgentError:
-        # Embedded models have no files in the published layout.
         return None

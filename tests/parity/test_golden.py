@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from agent.model.checkpoint import load_model
 from agent.model.configuration import VLMFO1Config
-from agent.model.language_model import SlotType
+from agent.model.positions import SlotType
 from agent.processor import auxiliary_pixels, picture, primary_patches, working_image
 from agent.sequence import SequenceBuilder
 from agent.tokenizer import PromptTokenizer

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import agent
 from agent.model.configuration import VLMFO1Config, pocket_config
 from agent.model.name_mixture import NameMixture
-from agent.model.smollm2 import smollm2_config
+from agent.model.smollm2 import smollm2_shape
 from agent.tokenizer import CONTROL_TOKENS
 
 NUM_NEW = len(CONTROL_TOKENS) - 3
@@ -32,7 +32,7 @@ def write_pocket_folder(
     def random(*shape: int, scale: float = 0.1) -> torch.Tensor:
         return scale * torch.randn(*shape, generator=generator)
 
-    text = smollm2_config(num_new_tokens=NUM_NEW)
+    text = smollm2_shape(num_new_tokens=NUM_NEW)
     hidden = text.hidden_size
     state = {f"connector.{name}": value for name, value in NameMixture(hidden).state_dict().items()}
     state["connector.own_names"] = random(1080, hidden)

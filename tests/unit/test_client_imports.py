@@ -75,3 +75,20 @@ def test_the_command_line_pulls_in_nothing_heavy() -> None:
 
 def test_the_process_that_watches_the_service_knows_no_ray() -> None:
     assert not imported_by("deployments.local.supervisor") & (HEAVY | {"grpc"})
+
+
+def test_the_embedded_models_eyes_pull_in_no_transformers() -> None:
+    """Importing it takes a replica seconds, and 150 MB of memory."""
+    code = (
+        "import sys;"
+        "from agent.encoders import PrimaryEncoderStage; from agent.proposer import Proposer;"
+        "Proposer.from_pretrained('pocket'); PrimaryEncoderStage.from_pretrained('pocket');"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"transformers", "scipy"}
+
+
+def test_the_process_that_starts_the_replicas_pulls_in_no_models() -> None:
+    """No replica starts before it has read its own code."""
+    assert not imported_by("deployments.local.ray_cluster") & {"torch", "transformers"}

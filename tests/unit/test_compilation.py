@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers.models.florence2.modeling_florence2 import Florence2VisionMLP
@@ -58,9 +60,8 @@ def test_compiled_layers_write_the_same_in_a_few_fixed_sizes():
     def language(num_layers):
         torch.manual_seed(3)
         text = tiny_config(tiny_tokenizer().vocab_size).text
-        text.num_hidden_layers = num_layers
-        text.layer_types = ["full_attention"] * num_layers
-        made = LanguageModel(text, tie_word_embeddings=True).eval()
+        shape = replace(text, num_hidden_layers=num_layers)
+        made = LanguageModel("qwen2_5_vl_text", shape, tie_word_embeddings=True).eval()
         torch.nn.init.normal_(made.model.embed_tokens.weight, std=0.5)
         return made
 

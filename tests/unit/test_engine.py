@@ -40,7 +40,8 @@ BUDGET = 2**28
 def language():
     torch.manual_seed(3)
     tokenizer = tiny_tokenizer()
-    model = LanguageModel(tiny_config(tokenizer.vocab_size).text, tie_word_embeddings=True).eval()
+    shape = tiny_config(tokenizer.vocab_size).text
+    model = LanguageModel("qwen2_5_vl_text", shape, tie_word_embeddings=True).eval()
     # Wider than the default, so that the next token depends on what stands before.
     torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.5)
     return model

@@ -13,7 +13,7 @@ import torch
 from agent import engine_backends
 from agent.generation import LanguageStage
 from agent.generation_request import Completion, Request
-from agent.model.language_model import SlotType
+from agent.model.positions import SlotType
 from agent.prompts import Task
 from agent.stage_settings import EngineSettings
 from groundstream.errors import SettingsError

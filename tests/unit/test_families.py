@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache
 from agent.errors import CheckpointMismatch
 from agent.model.checkpoint import load_model, save_model
 from agent.model.family import LLAMA, LLAVA_ONEVISION, QWEN2_5_VL, RegionOrder, find_family
-from agent.model.language_model import SlotType
+from agent.model.positions import SlotType
 from agent.prompts import Exchange, Task
 from agent.sequence import SequenceBuilder, TokenSequence
 from agent.stage_settings import EngineSettings

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from agent.evaluation.forgetting import Knowledge, compare
-from agent.model.smollm2 import load_smollm2, smollm2_tokenizer
+from agent.model.smollm2 import smollm2_tokenizer
+from agent.training.base_model import load_smollm2
 from groundstream.errors import SettingsError
 from tests.unit.pocket_folder import pocket_weights, write_pocket_folder
 

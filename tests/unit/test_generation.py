@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicCache
 from agent.detections import Proposals
 from agent.features import FrameFeatures
 from agent.generation import LanguageStage
-from agent.model.language_model import SlotType, mrope_positions
+from agent.model.positions import SlotType, mrope_positions
 from agent.model.ragged_attention import Prefix
 from agent.prefix_cache import PrefixCache
 from agent.processor import ImageGeometry

@@ -23,7 +23,7 @@ from agent.features import FrameFeatures
 from agent.frame import Frame, frame_from_rgb
 from agent.model.checkpoint import load_model, save_additions
 from agent.model.configuration import DaViTConfig, RegionConfig, VLMFO1Config, llava_config
-from agent.model.language_model import SlotType
+from agent.model.positions import SlotType
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.model_directory import find_model
 from agent.pipeline import Pipeline

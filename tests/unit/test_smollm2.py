@@ -17,11 +17,12 @@ from agent.features import FrameFeatures
 from agent.generation import LanguageStage
 from agent.model.checkpoint import load_model, save_language
 from agent.model.gguf_file import GGUFFile
-from agent.model.smollm2 import load_smollm2, smollm2_file, smollm2_tokenizer, smollm2_weights
+from agent.model.smollm2 import smollm2_file, smollm2_tokenizer, smollm2_weights
 from agent.model.vlm_fo1 import Part
 from agent.prompts import Task
 from agent.sequence import SequenceBuilder
 from agent.tokenizer import CONTROL_TOKENS, PromptTokenizer
+from agent.training.base_model import load_smollm2
 from tests.unit.pocket_folder import NUM_NEW, write_pocket_folder
 
 CHAT = (

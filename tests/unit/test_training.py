@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from agent.model.language_model import LanguageModel, SlotType
+from agent.model.language_model import LanguageModel
+from agent.model.positions import SlotType
 from agent.sequence import SequenceBuilder
 from agent.training.mixture import yes_no_turns
 from agent.training.packing import PackedScene, collate_packed
@@ -25,7 +26,9 @@ def test_packed_questions_equal_questions_asked_alone(family):
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
     config = family_config(family, tokenizer.vocab_size)
-    language = LanguageModel(config.text, tie_word_embeddings=True).eval()
+    language = LanguageModel(
+        config.language_family.decoder, config.text, tie_word_embeddings=True
+    ).eval()
     builder = SequenceBuilder(tokenizer, config.language_family)
     turns = yes_no_turns(["dog", None, "cat", "dog"], NAMES, 4, np.random.default_rng(1))
 

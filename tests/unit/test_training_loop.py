@@ -116,7 +116,8 @@ def test_accumulated_batches_weigh_as_in_one_large_batch(tmp_path: Path) -> None
     gradients, losses = [], []
     for accumulate, size in ((1, 4), (2, 2), (4, 1)):
         torch.manual_seed(0)
-        model = LanguageModel(tiny_config(tokenizer.vocab_size).text, tie_word_embeddings=True)
+        shape = tiny_config(tokenizer.vocab_size).text
+        model = LanguageModel("qwen2_5_vl_text", shape, tie_word_embeddings=True)
         objective = Objective(
             lambda first, stride, size=size: (
                 collate_packed(scenes[size * n : size * (n + 1)])

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, Qwen2Config
 
 from agent.detections import Proposals
 from agent.features import FrameFeatures
@@ -20,30 +18,18 @@ from agent.tokenizer import PromptTokenizer
 from tests.unit.tiny_model import tiny_config, tiny_tokenizer
 
 FAMILIES = ("qwen2_5_vl", "llama", "llava_onevision")
-_ROPE = {"rope_type": "default", "rope_theta": 1e4}
 
 
 def family_config(family: str, vocab_size: int) -> VLMFO1Config:
     """The tiny model with another family's language model; its vision parts stay."""
-    shape: dict[str, Any] = {
-        "vocab_size": vocab_size,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 4096,
-        "rope_parameters": dict(_ROPE),
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "pad_token_id": None,
-    }
     config = tiny_config(vocab_size)
-    if family == "llama":
-        return replace(config, family=family, text=LlamaConfig(**shape))
-    if family == "llava_onevision":
-        return replace(config, family=family, text=Qwen2Config(**shape))
-    return config
+    if family == config.family:
+        return config
+    text = replace(
+        config.text, max_position_embeddings=4096, bos_token_id=0, eos_token_id=2,
+        mrope_section=None,
+    )  # fmt: skip
+    return replace(config, family=family, text=text)
 
 
 def family_model(family: str, tokenizer: PromptTokenizer, *, seed: int = 3) -> VLMFO1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import CLIPTextConfig, OmDetTurboConfig, Qwen2_5_VLTextConfig, SwinConfig
+from transformers import CLIPTextConfig, OmDetTurboConfig, SwinConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
 from agent.model.checkpoint import save_model
@@ -16,6 +16,7 @@ from agent.model.configuration import (
     RegionConfig,
     VLMFO1Config,
 )
+from agent.model.decoder_shape import DecoderShape
 from agent.model.proposal_network import ProposalNetwork, save_proposal_network
 from agent.model.vlm_fo1 import VLMFO1
 from agent.tokenizer import PromptTokenizer, train_tokenizer
@@ -39,15 +40,17 @@ def tiny_config(vocab_size: int) -> VLMFO1Config:
             window_size=56,
             fullatt_block_indexes=[1],
         ),
-        text=Qwen2_5_VLTextConfig(
+        text=DecoderShape(
             vocab_size=vocab_size,
             hidden_size=32,
             intermediate_size=64,
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
+            rms_norm_eps=1e-6,
             max_position_embeddings=512,  # Random weights never stop: half of it is written.
-            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+            rope_theta=1e4,
+            mrope_section=(1, 1, 2),
         ),
         davit=DaViTConfig((1, 1, 1, 1), (8, 16, 16, 24), (1, 2, 2, 2), 4),
         region=RegionConfig(pyramid_width=8),

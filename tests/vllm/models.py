@@ -20,12 +20,13 @@ _HEAD_WIDTH, _NUM_HEADS = 32, 4
 def wide_config(family: str) -> VLMFO1Config:
     """The tiny configuration of a family, four times as wide."""
     config = family_config(family, tiny_tokenizer().vocab_size)
-    text, vision = copy.deepcopy(config.text), copy.deepcopy(config.vision)
-    text.hidden_size = vision.out_hidden_size = _HEAD_WIDTH * _NUM_HEADS
-    if getattr(text, "head_dim", None) is not None:
-        text.head_dim = _HEAD_WIDTH
-    if "mrope_section" in text.rope_parameters:
-        text.rope_parameters["mrope_section"] = [4, 6, 6]
+    vision = copy.deepcopy(config.vision)
+    vision.out_hidden_size = _HEAD_WIDTH * _NUM_HEADS
+    text = replace(
+        config.text,
+        hidden_size=_HEAD_WIDTH * _NUM_HEADS,
+        mrope_section=config.text.mrope_section and (4, 6, 6),
+    )
     return replace(config, text=text, vision=vision)
 
 

@@ -28,7 +28,7 @@ from vllm.multimodal.processing import (
 )
 
 from agent.model.checkpoint import load_model
-from agent.model.language_model import SlotType, mrope_positions
+from agent.model.positions import SlotType, mrope_positions
 from agent.model.vlm_fo1 import Part
 
 ARCHITECTURE = "GroundstreamDecoder"

@@ -39,7 +39,8 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from agent.generation_request import Completion, PrefixInput, Request
 from agent.model.configuration import VLMFO1Config
-from agent.model.language_model import SlotType
+from agent.model.language_model import decoder_config
+from agent.model.positions import SlotType
 from agent.stage_settings import EngineSettings
 from groundstream.errors import InvalidQuery, Overloaded, SettingsError, StageUnavailable
 from groundstream_vllm import decoder
@@ -306,7 +307,7 @@ class VllmEngine:
 
     @property
     def _text(self) -> PretrainedConfig:
-        return self._config.text
+        return decoder_config(self._config.language_family.decoder, self._config.text)
 
     def _longest(self) -> int:
         """Tokens of the longest prompt with its answer: the model's limit, or all that is kept.
