@@ -185,9 +185,7 @@ class Proposer:
             )
         size_of = getattr(self.network, "size_of", None)
         if size_of is None:  # It prepares pictures by itself.
-            pictures = [frame.rgb() for frame in frames]
-            found_by_itself: list[tuple[FloatArray, FloatArray]] = self.network(pictures)
-            return found_by_itself
+            return self.network([frame.rgb() for frame in frames])
         # Frames that it sees at one size are one batch.
         sizes = [size_of(frame.width, frame.height) for frame in frames]
         found: dict[int, tuple[FloatArray, FloatArray]] = {}

@@ -22,7 +22,6 @@ from agent.errors import CheckpointMismatch
 from agent.model import smollm2
 from agent.model.checkpoint_files import header, stored_tensors, tensors
 from agent.model.checkpoint_names import our_name
-from agent.model.decoder_shape import DecoderShape
 from agent.model.llava_vision import llava_published
 from agent.model.low_rank import merge
 
@@ -37,8 +36,6 @@ class Base:
     weights: Callable[[torch.dtype | None, Wanted], dict[str, Tensor]]
     """Under our parameter names, in a type; None is the stored one, or bfloat16."""
     tokenizer: Callable[[], Tokenizer]
-    text: Callable[[], DecoderShape]
-    """Shape of its decoder."""
 
 
 def _smollm2_weights(dtype: torch.dtype | None, wanted: Wanted) -> dict[str, Tensor]:
@@ -49,10 +46,10 @@ def _smollm2_weights(dtype: torch.dtype | None, wanted: Wanted) -> dict[str, Ten
 
 
 _BASES = {
-    smollm2.NAME: Base(
-        _smollm2_weights, lambda: smollm2.smollm2_tokenizer(), lambda: smollm2.smollm2_shape()
-    ),
+    smollm2.NAME: Base(_smollm2_weights, lambda: smollm2.smollm2_tokenizer()),
 }
+_SHAPES = {smollm2.NAME: smollm2.smollm2_shape}
+"""Of the decoders of named bases."""
 _EMBEDDINGS, _NEW_TOKENS = "language_model.model.embed_tokens.weight", "new_tokens.weight"
 _LOW_RANK, _CONNECTOR = (".lora_a", ".lora_b"), "connector."
 # LLaVA-OneVision's names, as they were published and as transformers has them today.
@@ -85,13 +82,12 @@ def find_base(name: str, directory: Path) -> Base:
     return Base(
         lambda dtype, wanted: _llava_weights(folder, dtype, wanted),
         lambda: _folder_tokenizer(folder),
-        lambda: DecoderShape.of(llava_published(folder).text_config),
     )
 
 
 def base_text(name: str) -> dict[str, Any]:
     """The flat keys of a named base's decoder, for what a configuration leaves out."""
-    return _BASES[name].text().write() if name in _BASES else {}
+    return _SHAPES[name]().write() if name in _SHAPES else {}
 
 
 def based_weights(

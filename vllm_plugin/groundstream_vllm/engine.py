@@ -142,6 +142,7 @@ class VllmEngine:
         """steps, tokens, accepted, cancelled, reused (tokens found in blocks): since the start."""
         self._directory = directory
         self._config = config
+        self._text: PretrainedConfig = decoder_config(config.language_family.decoder, config.text)
         self._device = device.partition(":")[0]
         self._dtype = dtype
         # Guesses and a choice's probabilities do not go together: vLLM's rejection sampler gives
@@ -304,10 +305,6 @@ class VllmEngine:
             generation_config="vllm",
             disable_log_stats=True,
         )
-
-    @property
-    def _text(self) -> PretrainedConfig:
-        return decoder_config(self._config.language_family.decoder, self._config.text)
 
     def _longest(self) -> int:
         """Tokens of the longest prompt with its answer: the model's limit, or all that is kept.
