@@ -20,6 +20,10 @@ class AnswerRules:
     least_listed: float = 0.5
     """Boxes that are listed at all, where each is believed or not by itself
     (`agent.region_choice`): those below `least_confidence` make an empty answer UNSURE."""
+    evidence_share: float = 0.0
+    """How much of the log odds that a listed region is meant comes from class evidence where the
+    label names classes of the vision parts (`agent.beliefs`), 0..1; the rest is the language
+    model's. For models whose connector is a mixture of names."""
     one_per_object: bool = False
     """Of boxes of one label that overlap only the surest is a detection, and those inside or around
     a surer one are believed less (`agent.detections.claims`)."""

@@ -14,12 +14,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from agent.beliefs import NameBeliefs
+from agent.detections import FloatArray
 from agent.drafting import Drafter
 from agent.engine import Engine
 from agent.engine_backends import BUILTIN, open_backend
 from agent.errors import CheckpointMismatch
 from agent.feature_tensors import to_tensor
-from agent.features import FrameFeatures, Generation
+from agent.features import FrameFeatures, Generation, widened
 from agent.generation_request import (
     Completion,
     GenerationEngine,
@@ -38,6 +40,7 @@ from agent.grammar import (
 from agent.label_lists import LabelBranch, join_labels
 from agent.model.checkpoint import load_model, weight_type
 from agent.model.language_model import LanguageModel
+from agent.model.name_mixture import NUM_IMAGENET
 from agent.model.positions import SlotType
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.model_directory import find_model
@@ -49,6 +52,7 @@ from agent.region_choice import RegionChoice
 from agent.sequence import SequenceBuilder, TokenSequence
 from agent.stage_settings import EngineSettings
 from agent.tokenizer import PromptTokenizer
+from agent.vocabulary import vocabulary
 from groundstream.errors import InvalidQuery, Overloaded
 
 _TEXT_ONLY = "text only"
@@ -88,6 +92,7 @@ class LanguageStage:
             if self._builder.family.prompt.bounds_answers
             else ()
         )
+        self._beliefs = NameBeliefs(vocabulary()) if model.config.rules.evidence_share else None
         self.engine = backend or self._builtin(engine or EngineSettings())
 
     @classmethod
@@ -177,10 +182,13 @@ class LanguageStage:
         """Each label of the question on a branch of its own."""
         self._tokenizer.check_words(task.query)
         tokens, prefix = self._tokens.first(len(features.proposals)), self._source(features)
+        weights = self._class_weights(features)
         branches: list[LabelBranch] = []
         try:
             for label in task.labels:
-                request = self._list_request(prefix, task, label, tokens)
+                asked = self._builder.asked(label)
+                choice = self._choice(task, tokens, asked, weights)
+                request = self._list_request(prefix, task, asked, choice)
                 branches.append(LabelBranch(label, self.engine.submit(request)))
         except Overloaded:
             for branch in branches:
@@ -189,21 +197,39 @@ class LanguageStage:
         return join_labels(branches, self._tokenizer.pieces, on_text)
 
     def _list_request(
-        self, prefix: PrefixSource, task: Task, label: str, tokens: AnswerTokens
+        self, prefix: PrefixSource, task: Task, asked: str, choice: RegionChoice
     ) -> Request:
         def question(start: int) -> QuestionInput:
-            opened = self._builder.opened_list(label, start=start)
+            opened = self._builder.opened_list(asked, start=start)
             self._check_length(opened.next_position, task)
             return QuestionInput(opened.ids, opened.positions, opened.next_position)
 
         return Request(
             prefix=prefix,
             question=question,
-            end_of_turn=tokens.objects_close,
+            end_of_turn=choice.tokens.objects_close,
             max_new_tokens=task.max_new_tokens,
-            choice=RegionChoice(tokens, self._model.config.rules.lists_from(task)),
+            choice=choice,
             deadline_s=time.monotonic() + task.patience_s,
         )
+
+    def _class_weights(self, features: FrameFeatures) -> FloatArray | None:
+        """(regions, classes) how much each class counts; None: the model alone decides."""
+        if self._beliefs is None:
+            return None
+        return self._beliefs.weights(
+            widened(features.auxiliary_regions),
+            widened(features.primary_regions)[:, :NUM_IMAGENET],
+        )
+
+    def _choice(
+        self, task: Task, tokens: AnswerTokens, asked: str, weights: FloatArray | None
+    ) -> RegionChoice:
+        rules = self._model.config.rules
+        evidence = None
+        if self._beliefs is not None and weights is not None and self._beliefs.knows(asked):
+            evidence = torch.from_numpy(self._beliefs.chances(asked, weights))
+        return RegionChoice(tokens, rules.lists_from(task), evidence, rules.evidence_share)
 
     def _teller(self, on_text: Callable[[str], None]) -> Callable[[Sequence[int]], None]:
         """Turns the ids so far into the text that is new; half a character waits for the rest."""

@@ -2,16 +2,22 @@
 
 Behind `<ground>dog</ground><objects>` every region's token competes with `</objects>` alone:
 the odds that a region is meant are the ratio of the two tokens' probabilities. So a label takes
-one pass whatever it finds, and every region has a chance of its own. Knows no words.
+one pass whatever it finds, and every region has a chance of its own. Where the vision parts' own
+classes say something of the label too, the two opinions are combined log-linearly, as a language
+model is with a translation model in shallow fusion (arXiv 1503.03535). Knows no words.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from agent.grammar import AnswerTokens
+
+_LEAST_EVIDENCE = 1e-3
+"""No evidence is taken for more certain than this, or there would be nothing left to decide."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,11 @@ class RegionChoice:
     tokens: AnswerTokens
     least: float
     """Regions that are meant with less than this chance are not listed."""
+    evidence: Tensor | None = None
+    """(regions,) chances by class evidence, 0..1 (`agent.beliefs`); None: it does not know the
+    label, and the language model decides alone."""
+    evidence_share: float = 0.0
+    """How much of the log odds is the evidence's; the rest is the language model's."""
 
     def listed(self, logits: Tensor) -> tuple[list[int], list[float]]:
         """Tokens of the listed regions, upwards, and their chances.
@@ -29,6 +40,20 @@ class RegionChoice:
             logits: (vocabulary,) where the list begins.
         """
         regions = list(self.tokens.regions)
-        chances = (logits[regions] - logits[self.tokens.objects_close]).sigmoid().tolist()
+        odds = logits[regions] - logits[self.tokens.objects_close]
+        if self.evidence is not None:
+            odds = combined(odds, self.evidence, self.evidence_share)
+        chances = odds.sigmoid().tolist()
         found = [(token, p) for token, p in zip(regions, chances, strict=True) if p >= self.least]
         return [token for token, _ in found], [chance for _, chance in found]
+
+
+def combined(odds: Tensor, evidence: Tensor, share: float) -> Tensor:
+    """(regions,) log odds of two opinions: a weighted mean of both.
+
+    Args:
+        odds: (regions,) log odds by the language model.
+        evidence: (regions,) chances by class evidence, 0..1.
+        share: of the evidence.
+    """
+    return torch.lerp(odds, torch.logit(evidence.to(odds), eps=_LEAST_EVIDENCE), share)

@@ -121,13 +121,21 @@ class SequenceBuilder:
         ids = self.tokenizer.encode((words.before_question if after_image else "") + written)
         return self._sequence(SequenceDraft().text(ids), None, start=start)
 
-    def opened_list(self, label: str, *, start: int) -> TokenSequence:
-        """The turn's end and an answer that is open where the first region of `label` stands."""
-        words = self.family.prompt
-        if not REGION_TOKEN.fullmatch(label):
-            asked = plain_noun(label) if words.plain_labels else label
-            label = words.before_label + asked
-        opening = f"{GROUND_OPEN}{label}{GROUND_CLOSE}{OBJECTS_OPEN}"
+    def asked(self, label: str) -> str:
+        """A label as an opened list asks for it."""
+        if not self.family.prompt.plain_labels or REGION_TOKEN.fullmatch(label):
+            return label
+        return plain_noun(label)
+
+    def opened_list(self, asked: str, *, start: int) -> TokenSequence:
+        """The turn's end and an answer that is open where the first region of a label stands.
+
+        Args:
+            asked: the label, as `asked` makes it.
+            start: first free position after the prefix.
+        """
+        before = "" if REGION_TOKEN.fullmatch(asked) else self.family.prompt.before_label
+        opening = f"{GROUND_OPEN}{before}{asked}{GROUND_CLOSE}{OBJECTS_OPEN}"
         ids = self.tokenizer.encode(self.answer_opening + opening)
         return self._sequence(SequenceDraft().text(ids), None, start=start)
 

@@ -25,13 +25,14 @@ from transformers import DynamicCache
 from agent.detections import FloatArray
 from agent.evaluation.detection import match_count
 from agent.evaluation.tally import Estimate, Tally
+from agent.region_choice import combined
 from agent.tokenizer import PromptTokenizer
 from agent.training.pointing import PointingRecipe
 from agent.training.pointing_model import NUM_KNOWN, PointingModel
 from agent.training.scene_lessons import Lesson, SceneWriter
 from agent.training.scene_questions import Questioner, held_out, shows_held_out
 from agent.training.symbolic_scenes import Scene, SceneMaker
-from agent.training.vocabulary import vocabulary
+from agent.vocabulary import vocabulary
 
 _BOX = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\]")
 _TOKENS_A_BOX = 24
@@ -45,6 +46,9 @@ class ScenesAsked:
     labels: int = 8
     held_out: int = 4
     """Labels more, of words that training never asks, where a scene shows such things."""
+    evidence_share: float = 0.0
+    """Of class evidence, as a model's `config.json` may say it. What is right follows from the same
+    evidence, so only without it are answers the language model's own."""
     least_regions: int = 1
     most_regions: int = 6
     doubt: float = 0.3
@@ -70,10 +74,15 @@ class Boxes:
 class _Page:
     """Regions of a scene that one prompt shows, read."""
 
-    boxes: FloatArray
+    scene: Scene
     cache: DynamicCache
     length: int
     """Positions in the cache, before and after an answer."""
+
+    @property
+    def boxes(self) -> FloatArray:
+        """(regions, 4) in 0..1."""
+        return np.stack([region.box for region in self.scene.regions])
 
 
 class Answerer:
@@ -112,7 +121,9 @@ class Answerer:
             boxes = np.stack([region.box for region in scene.regions])
             for kind, one in labels:
                 started = time.perf_counter()
-                answer = _joined([self._answer(one.label, page) for page in pages])
+                answer = _joined(
+                    [self._answer(one.label, page, asked.evidence_share) for page in pages]
+                )
                 seconds = time.perf_counter() - started
                 for name, (part, whole) in _figures(answer, boxes[one.regions]).items():
                     tally.add(str(number), kind + name, part, whole)
@@ -123,9 +134,9 @@ class Answerer:
         trunk = self._lesson.embeddings(self._writer.plan(scene, (), cells=False))
         cache = DynamicCache()
         self._read(trunk, 0, cache)
-        return _Page(np.stack([region.box for region in scene.regions]), cache, len(trunk))
+        return _Page(scene, cache, len(trunk))
 
-    def _answer(self, label: str, page: _Page) -> Boxes:
+    def _answer(self, label: str, page: _Page, evidence_share: float) -> Boxes:
         boxes, cache, length = page.boxes, page.cache, page.length
         ids = torch.tensor(self._writer.opened(label))
         state = self._read(self._model.embed(ids), length, cache)
@@ -134,7 +145,9 @@ class Answerer:
             cache.crop(length - cache.get_seq_length())
             among = torch.tensor([*self._writer.regions[: len(boxes)], close]) - NUM_KNOWN
             logits = state @ rows[among].T
-            meant = np.flatnonzero((logits[:-1] >= logits[-1]).numpy())
+            chances = torch.from_numpy(page.scene.chances(label))
+            odds = combined(logits[:-1] - logits[-1], chances, evidence_share)
+            meant = np.flatnonzero((odds >= 0).numpy())
             return Boxes(boxes[meant], len(meant) + 1, 1)
         written: list[int] = []
         table = torch.cat([self._model.known, rows])

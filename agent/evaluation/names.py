@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from agent.evaluation.text_match import words_of
 from agent.plain_nouns import plural
-from agent.training.vocabulary import Thing, vocabulary
+from agent.vocabulary import Thing, vocabulary
 
 _ARTICLES = frozenset({"a", "an", "the", "some", "one"})
 _COLOURS = frozenset(

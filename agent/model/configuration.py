@@ -169,6 +169,15 @@ class VLMFO1Config:
                 raise CheckpointMismatch(
                     f"{what} {name!r} is unknown; supported: {', '.join(known)}"
                 )
+        if not 0.0 <= self.rules.evidence_share <= 1.0:
+            raise CheckpointMismatch(
+                f"evidence_share must be between 0 and 1, not {self.rules.evidence_share}"
+            )
+        if self.rules.evidence_share and self.region_projector != NAME_MIXTURE:
+            raise CheckpointMismatch(
+                f"evidence_share needs regions that are class evidence, which the projector "
+                f"{self.region_projector!r} does not read: use {NAME_MIXTURE!r}, or set it to 0"
+            )
 
     @property
     def language_family(self) -> LanguageFamily:
@@ -365,6 +374,7 @@ def pocket_config(text: DecoderShape) -> VLMFO1Config:
             regions_per_page=24,
             least_confidence=0.3,
             least_listed=0.25,
+            evidence_share=0.7,
             one_per_object=True,
             objectness_power=0.5,
         ),

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.training.vocabulary import vocabulary
+from agent.vocabulary import vocabulary
 from groundstream.errors import SettingsError, SourceError
 from groundstream.video.pictures import IMAGE_SUFFIXES
 

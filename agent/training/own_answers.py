@@ -22,7 +22,7 @@ from agent.model.family import LLAMA
 from agent.model.smollm2 import smollm2_tokenizer
 from agent.prompts import SYSTEM_PROMPT
 from agent.training.base_model import load_smollm2
-from agent.training.vocabulary import vocabulary
+from agent.vocabulary import vocabulary
 from groundstream.errors import SettingsError
 
 _ABOUT = (

@@ -25,7 +25,7 @@ from agent.model.efficientnet import EfficientNetLite0
 from agent.model.name_mixture import NUM_COCO, NUM_IMAGENET
 from agent.model.nanodet import NanoDet
 from agent.training.symbolic_scenes import SceneRegion
-from agent.training.vocabulary import Vocabulary
+from agent.vocabulary import Vocabulary
 from groundstream.errors import SettingsError
 from groundstream.video.pictures import IMAGE_SUFFIXES
 

@@ -40,8 +40,8 @@ from agent.training.rehearsal import Rehearsal, plain_texts
 from agent.training.scene_lessons import Lesson, LessonPlan, SceneWriter, draw_lesson
 from agent.training.scene_questions import Questioner, Told, held_out, shows_held_out
 from agent.training.symbolic_scenes import Scene, SceneMaker
-from agent.training.vocabulary import vocabulary
 from agent.training.workers import Workers
+from agent.vocabulary import vocabulary
 from groundstream.errors import SettingsError
 
 _FULL_SHARE = 0.3

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from agent.training.pointing_model import NUM_KNOWN, PointingModel
-from agent.training.vocabulary import wordnet_lines
+from agent.training.wordnet import wordnet_lines
 
 _LEAST_TEXT_TOKENS = 24
 

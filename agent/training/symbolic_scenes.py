@@ -4,7 +4,7 @@ A scene is a list of regions, each with class evidence, appearance and a box. Ev
 that its doubts look like the real classifiers': the ImageNet head's confusions come from its own
 weights, the detector's from how sure it is of things in and out of its classes. Parts, duplicates
 and background stand between the things. What a region may be called follows from its evidence
-(`agent.training.beliefs`), not from what it was drawn for. Knows no tokens.
+(`agent.beliefs`), not from what it was drawn for. Knows no tokens.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.beliefs import NameBeliefs
 from agent.model.appearance import COLOURS
 from agent.model.name_mixture import NUM_APPEARANCE, NUM_COCO, NUM_IMAGENET
-from agent.training.beliefs import NameBeliefs
-from agent.training.vocabulary import Thing, Vocabulary
+from agent.vocabulary import Thing, Vocabulary
 
 Array = NDArray[np.float32]
 

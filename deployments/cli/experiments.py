@@ -122,6 +122,9 @@ def answers(
         int, typer.Option(help="Labels more, of words that training never asks.", min=0)
     ] = 4,
     doubt: Annotated[float, typer.Option(help="1 is that of photographs.", min=0, max=1)] = 0.3,
+    evidence_share: Annotated[
+        float, typer.Option(help="Of class evidence, as in config.json.", min=0, max=1)
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Chooses scenes and labels.")] = 77,
     as_json: JsonOption = False,
     markdown: MarkdownOption = False,
@@ -134,7 +137,7 @@ def answers(
         raise typer.BadParameter("--least-regions is more than --most-regions")
     asked = ScenesAsked(
         scenes=scenes, held_out=held_out, least_regions=least_regions, most_regions=most_regions,
-        doubt=doubt, seed=seed,
+        evidence_share=evidence_share, doubt=doubt, seed=seed,
     )  # fmt: skip
     weights = classifier_head(head)
     shown = ("found_exact", "recall", "precision", "f1", "absent_right", "tokens_found",

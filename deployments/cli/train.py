@@ -23,9 +23,9 @@ def vocabulary(
     output: Annotated[Path | None, typer.Option(help="Instead of the package's own.")] = None,
 ) -> None:
     """Write the words that the embedded model's classes are called by."""
-    from agent.training import vocabulary as words
+    from agent.training.wordnet import write
 
-    words.write(wordnet, synsets, *([output] if output else []))
+    write(wordnet, synsets, *([output] if output else []))
 
 
 def own_answers(

@@ -30,7 +30,7 @@ from agent.training.pointing_model import NEW_TOKENS
 from agent.training.scene_lessons import SceneWriter, draw_lesson, printed_box
 from agent.training.scene_questions import Questioner
 from agent.training.symbolic_scenes import SceneMaker
-from agent.training.vocabulary import vocabulary
+from agent.vocabulary import vocabulary
 from groundstream.errors import SettingsError
 from tests.unit.pocket_folder import write_pocket_folder
 from tests.unit.test_composed_evaluation import FixedProposer, Truthful

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.plain_nouns import _SYNONYMS, article, plain_noun, plural
-from agent.training.vocabulary import vocabulary
+from agent.vocabulary import vocabulary
 
 _IRREGULAR = {"people", "parallel bars"}
 """Words of the vocabulary that are plurals themselves."""

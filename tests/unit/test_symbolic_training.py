@@ -14,17 +14,18 @@ import torch
 from torch import nn
 
 import agent
+from agent.beliefs import LEAST_SCORE, NameBeliefs
 from agent.errors import CheckpointMismatch
 from agent.model.low_rank import adapt, adapter_state, load_adapter, mean_of, merge
 from agent.model.name_mixture import NameMixture, place_of
-from agent.training.beliefs import LEAST_SCORE, NameBeliefs
 from agent.training.branches import Branch, pack
 from agent.training.own_answers import read as read_answers
 from agent.training.picture_evidence import ClassExchange, EvidenceBank, collect
 from agent.training.pointing import classifier_head
 from agent.training.scene_questions import Questioner, held_out
 from agent.training.symbolic_scenes import SceneMaker
-from agent.training.vocabulary import build, vocabulary
+from agent.training.wordnet import build
+from agent.vocabulary import vocabulary
 from groundstream.errors import SettingsError
 
 POCKET = Path(agent.__file__).parent / "weights" / "pocket"
@@ -115,6 +116,8 @@ def test_a_word_is_said_by_all_classes_that_it_names(words):
     )
     assert beliefs.chances("cat", surely)[0] < 0.01
     assert beliefs.chances("no such word", surely)[0] == 0
+    assert not beliefs.knows("no such word")
+    assert all(beliefs.knows(word) for word in ("dog", "beagle", "animal", "tomato"))
     # What the detector has no class for counts in full, and less where nothing seems to be.
     whole = beliefs.chances("lion", beliefs.weights(*evidence({15: 0.5}, {lion: 1.0})))[0]
     background = beliefs.chances("lion", beliefs.weights(*evidence({15: 0.05}, {lion: 1.0})))[0]
@@ -195,7 +198,7 @@ _DRAWN = """
 import numpy as np
 from agent.training.scene_questions import Questioner
 from agent.training.symbolic_scenes import SceneMaker
-from agent.training.vocabulary import vocabulary
+from agent.vocabulary import vocabulary
 
 words, head = vocabulary(), np.random.default_rng(0).standard_normal((1000, 32)).astype("f")
 maker, questions = SceneMaker(words, head, seed=3), Questioner(words, 4)

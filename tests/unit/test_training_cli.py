@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import agent
 from agent.model.checkpoint import read_config
-from agent.training import pointing, vocabulary
+from agent.training import pointing, wordnet
 from agent.training.artwork import Atlas, build_atlas
 from agent.training.reinforcement import ReinforcementSettings, load_settings
 from deployments.cli import build_app, main
@@ -55,7 +55,7 @@ def test_export_writes_a_folder_that_can_be_read(tmp_path: Path) -> None:
 def test_the_vocabulary_is_written_line_by_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vocabulary, "build", lambda *_: {"imagenet": [{"a": 1}], "coco": []})
+    monkeypatch.setattr(wordnet, "build", lambda *_: {"imagenet": [{"a": 1}], "coco": []})
     run("vocabulary", "--wordnet", "w", "--synsets", "s", "--output", tmp_path / "v.json")
     assert (
         tmp_path / "v.json"

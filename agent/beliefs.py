@@ -1,21 +1,25 @@
-"""What class evidence says of words: the rule whose answers the language model learns to give.
+"""What class evidence says of words.
 
-A name's score for a region is the weight of all classes that it stands for, the weights being
-those that the connector starts with (`agent.model.name_mixture`). A word is believed as far as the
-everyday names that it covers: "animal" as far as "dog", "cat" and "bird". Knows which words name
-which classes, and nothing of scenes.
+It is the rule whose answers the embedded language model learns to give, and at run time it speaks
+beside the model for the words that it knows (`agent.region_choice`). A name's score for a region
+is the weight of all classes that it stands for, the weights being those that the connector starts
+with (`agent.model.name_mixture`). A word is believed as far as the everyday names that it covers:
+"animal" as far as "dog", "cat" and "bird". Knows which words name which classes, and nothing of
+pictures and prompts.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from agent.model.name_mixture import NUM_COCO, NameMixture
-from agent.training.vocabulary import Thing, Vocabulary
+from agent.vocabulary import Thing, Vocabulary
 
 Array = NDArray[np.float32]
 
@@ -38,6 +42,24 @@ _MOST = 0.5
 """Of all belief in a region, for a word for its kind to be said."""
 
 
+@dataclass(frozen=True)
+class _Classes:
+    """The classes that a word covers, gathered by their everyday names."""
+
+    numbers: list[int]
+    starts: list[int]
+    """Where each everyday name's classes begin in `numbers`."""
+
+    @classmethod
+    def of(cls, names: Iterable[list[int]]) -> _Classes:
+        numbers: list[int] = []
+        starts: list[int] = []
+        for classes in names:
+            starts.append(len(numbers))
+            numbers += classes
+        return cls(numbers, starts)
+
+
 class NameBeliefs:
     """Scores of words for regions."""
 
@@ -46,11 +68,11 @@ class NameBeliefs:
         self._kinds = words.kinds
         self._weigh = NameMixture(1).requires_grad_(False)
         self._weigh.imagenet_share.copy_(imagenet_shares(words))
-        self._classes: dict[str, dict[str, list[int]]] = {}
+        classes: dict[str, dict[str, list[int]]] = {}
         for number, thing in enumerate(self._things):
             for word in thing.words:
-                names = self._classes.setdefault(word, {})
-                names.setdefault(thing.everyday, []).append(number)
+                classes.setdefault(word, {}).setdefault(thing.everyday, []).append(number)
+        self._classes = {word: _Classes.of(names.values()) for word, names in classes.items()}
         self._everyday = tuple(dict.fromkeys(thing.everyday for thing in self._things))
         places = {name: place for place, name in enumerate(self._everyday)}
         counts = Counter(word for thing in self._things for word in thing.wider)
@@ -71,6 +93,10 @@ class NameBeliefs:
         ).numpy()
         return found
 
+    def knows(self, word: str) -> bool:
+        """Whether `chances` has something to say of a word."""
+        return word in self._classes or word in self._kinds
+
     def chances(self, word: str, weights: Array) -> Array:
         """(n,) how likely a word is said of each region: half where one everyday name that it
         covers has `LEAST_SCORE`.
@@ -87,9 +113,11 @@ class NameBeliefs:
         return found
 
     def _odds(self, word: str, weights: Array) -> Array:
-        odds = np.zeros(len(weights), dtype=np.float32)
-        for classes in self._classes.get(word, {}).values():
-            odds += (weights[:, classes].sum(-1) / LEAST_SCORE) ** 2
+        classes = self._classes.get(word)
+        if classes is None:
+            return np.zeros(len(weights), dtype=np.float32)
+        scores = np.add.reduceat(weights[:, classes.numbers], classes.starts, axis=1)
+        odds: Array = ((scores / LEAST_SCORE) ** 2).sum(-1)
         return odds
 
     def usual(self, weights: Array) -> list[tuple[str, float]]:

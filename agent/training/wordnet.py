@@ -1,10 +1,6 @@
-"""Words for things: the classes that the vision parts know, and what people call them.
+"""The vocabulary of the embedded model's classes, from WordNet (see `agent.vocabulary`).
 
-Every class of ImageNet and of COCO gets its own names, an everyday name ("dog" for a beagle) and
-the words that include it ("animal", "pet"). ImageNet's come from WordNet 3.0 by its synset
-numbers, COCO's from `everyday_words.yaml`. Other nouns for what can be seen ("tomato") are listed
-with the nearest words that include them ("vegetable"). `build` writes `vocabulary.json`, which
-training reads; nothing here is needed to answer questions.
+ImageNet's names come from WordNet 3.0 by its synset numbers, COCO's from `everyday_words.yaml`.
 
     groundstream train vocabulary --wordnet data.noun --synsets imagenet_synsets.txt
 """
@@ -12,69 +8,16 @@ training reads; nothing here is needed to answer questions.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import yaml
 
+from agent.vocabulary import FILE
 from groundstream.errors import SettingsError
 
-_FILE = Path(__file__).parent / "vocabulary.json"
 _WORDS = Path(__file__).parent / "everyday_words.yaml"
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One class of ImageNet or COCO and the words that are true of it."""
-
-    names: tuple[str, ...]
-    """Its own names, the usual one first: "golden retriever"."""
-    everyday: str
-    """What most people would say: "dog"."""
-    wider: tuple[str, ...] = ()
-    """Words for more than it: "animal", "pet"."""
-    imagenet: tuple[int, ...] = ()
-    """Classes of ImageNet that show it; for a class of ImageNet, itself."""
-    coco: int | None = None
-    """The class of COCO it belongs to."""
-
-    @property
-    def words(self) -> frozenset[str]:
-        """Everything it may rightly be called."""
-        return frozenset({*self.names, self.everyday, *self.wider})
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The classes of both parts, in the order of their outputs."""
-
-    imagenet: tuple[Thing, ...]
-    coco: tuple[Thing, ...]
-    kinds: Mapping[str, tuple[str, ...]]
-    """Of nouns that name none of the classes the nearest words for more than them that do."""
-
-
-@lru_cache(maxsize=1)
-def vocabulary(path: Path = _FILE) -> Vocabulary:
-    """The committed vocabulary."""
-    raw = json.loads(path.read_text())
-    return Vocabulary(
-        tuple(_thing(entry) for entry in raw["imagenet"]),
-        tuple(_thing(entry) for entry in raw["coco"]),
-        {entry["name"]: tuple(entry["kinds"]) for entry in raw["others"]},
-    )
-
-
-def _thing(entry: dict[str, object]) -> Thing:
-    return Thing(
-        names=tuple(entry["names"]),  # type: ignore[arg-type]
-        everyday=str(entry["everyday"]),
-        wider=tuple(entry["wider"]),  # type: ignore[arg-type]
-        imagenet=tuple(entry["imagenet"]),  # type: ignore[arg-type]
-        coco=entry["coco"],  # type: ignore[arg-type]
-    )
 
 
 _SPOKEN = {
@@ -287,7 +230,7 @@ def _plain(lemma: str) -> str:
     return lemma.replace("_", " ")
 
 
-def write(wordnet: Path, synsets: Path, output: Path = _FILE) -> None:
+def write(wordnet: Path, synsets: Path, output: Path = FILE) -> None:
     """Build the vocabulary into a file, a line for each class."""
     built = build(wordnet, synsets)
     lines = (
