@@ -27,6 +27,7 @@ class ServingProcess:
     """The command while it runs."""
 
     process: subprocess.Popen[bytes]
+    target: str
     output: Path
     """What it has printed."""
     temporary: Path
@@ -54,8 +55,8 @@ class ServingProcess:
 
 
 @contextlib.contextmanager
-def serving_process(model: Path, folder: Path) -> Iterator[ServingProcess]:
-    """The command, begun; killed at the end, if it is still there."""
+def serving_process(model: Path, folder: Path, *options: str | Path) -> Iterator[ServingProcess]:
+    """The command with more of its options, begun; killed at the end, if it is still there."""
     temporary = Path(tempfile.mkdtemp(prefix="gs-", dir="/tmp"))  # Ray's sockets need a short path.
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "TMPDIR": str(temporary)}
@@ -64,12 +65,11 @@ def serving_process(model: Path, folder: Path) -> Iterator[ServingProcess]:
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
     output, config = folder / "output.txt", str(write_fake_config(model, folder))
     command = [sys.executable, "-m", "deployments.cli", "serve", "--config", config]
+    command += ["--host", "127.0.0.1", "--port", str(port := free_port()), *map(str, options)]
     with output.open("w") as stream:
-        process = subprocess.Popen(
-            [*command, "--port", str(free_port())], env=environment, stdout=stream, stderr=stream
-        )
+        process = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream)
     try:
-        yield ServingProcess(process, output, temporary)
+        yield ServingProcess(process, f"127.0.0.1:{port}", output, temporary)
     finally:
         process.kill()
         process.wait()

@@ -1,4 +1,4 @@
-"""`groundstream serve` as an operator sees it: health, metrics, logs, and the way down."""
+"""`groundstream serve` as an operator sees it: health, full queues, metrics, logs, the end."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from deployments.cli import build_app
 from deployments.local.service_process import free_port
 from groundstream import aio
+from groundstream.errors import Overloaded
 from groundstream.events import Drain, StreamEvent, StreamStats
 from groundstream.types import FrameResult, OutgoingFrame, StreamPolicy
 from groundstream.watch_stream import Reconnect
@@ -51,6 +52,8 @@ async def test_health_metrics_logs_and_a_drain_with_an_open_stream(
     config, port, page = write_fake_config(empty_model, tmp_path), free_port(), free_port()
     loaded = yaml.safe_load(config.read_text())
     loaded["applications"][0]["args"]["observe"] |= {"metrics_port": page, "log_format": "json"}
+    (language,) = (d for d in loaded["applications"][0]["deployments"] if d["name"] == "Language")
+    language |= {"max_ongoing_requests": 3, "max_queued_requests": 3}
     config.write_text(yaml.safe_dump(loaded))
     target, logs = f"127.0.0.1:{port}", tmp_path / "logs"
     command = [
@@ -68,6 +71,8 @@ async def test_health_metrics_logs_and_a_drain_with_an_open_stream(
             assert await health(target, "another model") == 1
             with pytest.raises(Exception, match="request id"):
                 await client.ground(encoded_image(8), [f"crash {_SECRET}"])
+
+            await _ask_for_more_than_the_queue_holds(client)
 
             events, told_s = list[StreamEvent](), None
             never = Reconnect(max_attempts=0)
@@ -97,6 +102,21 @@ async def test_health_metrics_logs_and_a_drain_with_an_open_stream(
         process.kill()
         output.close()
     _check_logs(logs)
+
+
+async def _ask_for_more_than_the_queue_holds(client: aio.Client) -> None:
+    """Whoever finds no room is told so by type, with a hint; nobody gets INTERNAL."""
+    answers = await asyncio.gather(
+        *(client.ground(encoded_image(number), ["slow dog"]) for number in range(12)),
+        return_exceptions=True,
+    )
+    refused = [answer for answer in answers if not isinstance(answer, FrameResult)]
+    assert 1 <= len(refused) < len(answers)
+    assert all(isinstance(error, Overloaded) for error in refused), refused
+    assert all(error.retry_after_s is not None for error in refused)
+    assert (await client.ground(encoded_image(99), ["dog"]))["dog"].detections
+    (language,) = (s for s in (await client.stats()).stages if s.name == "language")
+    assert (language.num_refused, language.in_flight) == (len(refused), 0)
 
 
 def _read(page: int) -> str:
