@@ -71,7 +71,8 @@ class Detections:
     xyxy: FloatArray = field(default_factory=_empty_boxes)
     """(num_boxes, 4) pixels of the frame."""
     confidence: FloatArray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
-    """(num_boxes,) probability of the region token: how sure the language model was."""
+    """(num_boxes,) how sure the model was: the probability of the region token, combined with what
+    else the model's rules count (`agent.answer_rules`)."""
     label: tuple[str, ...] = ()
     """(num_boxes,) the words of the query each box answers."""
     region: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))

@@ -18,6 +18,7 @@ from agent.grammar import AnswerTokens
 
 _LEAST_EVIDENCE = 1e-3
 """No evidence is taken for more certain than this, or there would be nothing left to decide."""
+_MOST_ODDS = 1e4
 
 
 @dataclass(frozen=True)
@@ -56,4 +57,6 @@ def combined(odds: Tensor, evidence: Tensor, share: float) -> Tensor:
         evidence: (regions,) chances by class evidence, 0..1.
         share: of the evidence.
     """
-    return torch.lerp(odds, torch.logit(evidence.to(odds), eps=_LEAST_EVIDENCE), share)
+    told = torch.logit(evidence.to(odds.device, torch.float32), eps=_LEAST_EVIDENCE)
+    # An engine may know nothing of a token: its log odds are then no number to calculate with.
+    return torch.lerp(odds.float().clamp(-_MOST_ODDS, _MOST_ODDS), told, share)

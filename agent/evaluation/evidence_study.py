@@ -2,11 +2,13 @@
 
 The same pictures and questions with one part's classes read as "nothing": their names in the
 connector are replaced by the vector that stands for no belief, so that belief in them is doubt.
-Proposals, objectness and appearance stay. For models whose connector mixes names.
+Proposals, objectness and appearance stay. Class evidence, which reads the vision parts without the
+connector (`agent.beliefs`), is silent. For models whose connector mixes names.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -25,7 +27,8 @@ PARTS = {
 
 
 def with_silent(model: Path, silent: slice, folder: Path) -> Path:
-    """The model's folder anew, its connector reading nothing from some classes.
+    """The model's folder anew: without class evidence beside the language model, and with a
+    connector that reads nothing from some classes.
 
     Raises:
         SettingsError: the model's connector mixes no names.
@@ -33,6 +36,8 @@ def with_silent(model: Path, silent: slice, folder: Path) -> Path:
     target, config = linked_model(model, folder)
     if config.get("mm_projector_type") != NAME_MIXTURE:
         raise SettingsError("only a model whose connector mixes names can be shown half of them")
+    config["groundstream"]["evidence_share"] = 0.0
+    (target / "config.json").write_text(json.dumps(config))
     adapter = target / config["groundstream"]["adapter"]
     state = load_file(adapter)
     for slot, name in enumerate(("own_names", "everyday_names")):

@@ -85,7 +85,7 @@ def evidence(
     as_json: JsonOption = False,
     markdown: MarkdownOption = False,
 ) -> None:
-    """Experiment: what is read from the detector alone, the classifier alone, and both."""
+    """Experiment: what the language model reads from the detector, the classifier, and both."""
     import tempfile
 
     from agent.evaluation.coco_folder import open_coco
@@ -95,9 +95,10 @@ def evidence(
 
     data = open_coco(images, annotations, limit=limit)
     model, rows = find_model(chosen.ready.model).path, {}
-    for name, silent in PARTS.items():
+    for name, silent in {"as it is": None, **PARTS}.items():
         with tempfile.TemporaryDirectory() as folder:
-            pipeline = chosen.pipeline(model=str(with_silent(model, silent, Path(folder))))
+            shown = model if silent is None else with_silent(model, silent, Path(folder))
+            pipeline = chosen.pipeline(model=str(shown))
             scores = asyncio.run(evaluate_detection(pipeline, data, num_resamples=1000))
         rows[name] = {
             key: Estimate(getattr(scores, key), *scores.intervals.get(key, (0.0, 1.0)))

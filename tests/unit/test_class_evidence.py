@@ -90,6 +90,23 @@ def test_the_log_odds_of_two_opinions_are_averaged():
     assert combined(model, evidence, 0.5).tolist() == pytest.approx([1.0, 0.5986], abs=1e-3)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+def test_a_token_that_the_engine_knows_nothing_of_gives_a_number(share: float):
+    odds = combined(torch.tensor([-torch.inf]), torch.tensor([0.9]), share)
+    assert bool(odds.isfinite())
+    assert (odds > 0) == (share == 1.0)
+
+
+def test_half_precision_is_no_less_certain():
+    odds = combined(torch.zeros(2, dtype=torch.bfloat16), torch.tensor([0.0, 1.0]), 1.0)
+    assert odds.tolist() == pytest.approx([-6.9068, 6.9068], abs=1e-3)
+
+
+def test_a_picture_without_boxes_is_answered(evidence_alone: LanguageStage):
+    answer = evidence_alone.answer(features_of(), Task.detect("dog", "flurb"))
+    assert parse_regions(answer.text) == {"dog": [], "flurb": []}
+
+
 def test_no_evidence_is_certain():
     odds = combined(torch.zeros(2), torch.tensor([0.0, 1.0]), 1.0)
     assert odds.tolist() == pytest.approx([-6.9068, 6.9068], abs=1e-3)

@@ -150,6 +150,8 @@ def test_silent_classes_are_read_as_nothing(tmp_path: Path) -> None:
     shown = {}
     for name, silent in PARTS.items():
         folder = with_silent(POCKET, silent, tmp_path / name)
+        written = json.loads((folder / "config.json").read_text())
+        assert written["groundstream"]["evidence_share"] == 0
         state = load_file(folder / "language.safetensors")
         mixture = NameMixture(state["connector.nothing"].shape[1])
         mixture.load_state_dict(
