@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from agent.checked_settings import Count, NonNegative, Share, checked, from_mapping
 from agent.prompts import MAX_REGIONS, Task
 
 
+@checked
 @dataclass(frozen=True)
 class AnswerRules:
     """The published model's are the defaults."""
 
-    regions_per_page: int = MAX_REGIONS
+    regions_per_page: Count = MAX_REGIONS
     """Boxes that are shown to the model together; more are looked at page by page."""
-    least_confidence: float = 0.0
+    least_confidence: Share = 0.0
     """Boxes that the model names with less are no detections."""
-    least_listed: float = 0.5
+    least_listed: Share = 0.5
     """Boxes that are listed at all, where each is believed or not by itself
     (`agent.region_choice`): those below `least_confidence` make an empty answer UNSURE."""
-    evidence_share: float = 0.0
+    evidence_share: Share = 0.0
     """How much of the log odds that a listed region is meant comes from class evidence where the
     label names classes of the vision parts (`agent.beliefs`), 0..1; the rest is the language
     model's. For models whose connector is a mixture of names."""
     one_per_object: bool = False
     """Of boxes of one label that overlap only the surest is a detection, and those inside or around
     a surer one are believed less (`agent.detections.claims`)."""
-    objectness_power: float = 0.0
+    objectness_power: NonNegative = 0.0
     """A detection's confidence is the model's times this power of the proposal network's: for
     models whose region tokens say what a box shows, and less well how much of it."""
 
@@ -43,6 +45,11 @@ class AnswerRules:
 
     @classmethod
     def read(cls, section: Mapping[str, Any]) -> AnswerRules:
-        """From the `groundstream` section of a configuration."""
-        usual = asdict(cls())
-        return cls(**{name: type(was)(section.get(name, was)) for name, was in usual.items()})
+        """From the `groundstream` section of a configuration, which has other keys too.
+
+        Raises:
+            SettingsError: a value has the wrong kind or is out of range.
+        """
+        own = {one.name for one in fields(cls)}
+        said = {name: value for name, value in section.items() if name in own}
+        return from_mapping(cls, said, "the section groundstream of config.json")

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from agent.model.name_mixture import NUM_COCO, NameMixture
+from agent.plain_nouns import plain_noun
 from agent.vocabulary import Thing, Vocabulary
 
 Array = NDArray[np.float32]
@@ -72,6 +73,9 @@ class NameBeliefs:
         for number, thing in enumerate(self._things):
             for word in thing.words:
                 classes.setdefault(word, {}).setdefault(thing.everyday, []).append(number)
+        # What is asked is the plain noun: "swimming trunk" for "swimming trunks".
+        for word in list(classes):
+            classes.setdefault(plain_noun(word), classes[word])
         self._classes = {word: _Classes.of(names.values()) for word, names in classes.items()}
         self._everyday = tuple(dict.fromkeys(thing.everyday for thing in self._things))
         places = {name: place for place, name in enumerate(self._everyday)}
@@ -94,8 +98,8 @@ class NameBeliefs:
         return found
 
     def knows(self, word: str) -> bool:
-        """Whether `chances` has something to say of a word."""
-        return word in self._classes or word in self._kinds
+        """Whether a word stands for classes, as "tomato" does not, of which only the kind is known."""
+        return word in self._classes
 
     def chances(self, word: str, weights: Array) -> Array:
         """(n,) how likely a word is said of each region: half where one everyday name that it

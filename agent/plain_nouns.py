@@ -53,7 +53,7 @@ _SYNONYMS = {
     "hair dryer": "hair drier",
 }  # fmt: skip
 """Of the detector's classes; what is asked is the name that was taught most. Words that hold for
-some things of a class alone ("kitten"), or for others too ("glass"), are the model's to read."""
+some things of a class alone ("kitten"), or for others too ("glass"), are asked as they are."""
 _HEADS_END = re.compile(
     r" (?:on|in|of|with|without|at|by|near|to|from|behind|under|over|next|for|that|who|which)\b"
 )

@@ -21,6 +21,7 @@ from agent.model.decoder_shape import DecoderShape
 from agent.model.family import LanguageFamily, RegionOrder, find_family
 from agent.model.llava_vision import LlavaVisionConfig, llava_published
 from agent.model.primary_kinds import ClassifierConfig, PrimaryKind, find_primary
+from groundstream.errors import SettingsError
 
 logger = logging.getLogger(__name__)
 
@@ -169,10 +170,6 @@ class VLMFO1Config:
                 raise CheckpointMismatch(
                     f"{what} {name!r} is unknown; supported: {', '.join(known)}"
                 )
-        if not 0.0 <= self.rules.evidence_share <= 1.0:
-            raise CheckpointMismatch(
-                f"evidence_share must be between 0 and 1, not {self.rules.evidence_share}"
-            )
         if self.rules.evidence_share and self.region_projector != NAME_MIXTURE:
             raise CheckpointMismatch(
                 f"evidence_share needs regions that are class evidence, which the projector "
@@ -284,6 +281,12 @@ class VLMFO1Config:
             )
         except KeyError as error:
             raise CheckpointMismatch(f"config.json lacks the key {error}") from error
+        except SettingsError as error:
+            raise CheckpointMismatch(str(error)) from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise CheckpointMismatch(
+                f"config.json has a value of the wrong kind, or a key that is not known: {error}"
+            ) from error
         declared = raw.get("mm_region_hidden_size")
         if declared is not None and declared != config.region_width:
             raise CheckpointMismatch(

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from agent.answer_rules import AnswerRules
+from agent.beliefs import NameBeliefs
 from agent.detections import Proposals
 from agent.errors import CheckpointMismatch
 from agent.features import FrameFeatures
@@ -19,8 +20,10 @@ from agent.model.configuration import NAME_MIXTURE, ProposalConfig, RegionConfig
 from agent.model.primary_kinds import ClassifierConfig
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.parsing import parse_regions
+from agent.plain_nouns import plain_noun
 from agent.prompts import Task
 from agent.region_choice import RegionChoice, combined
+from agent.vocabulary import vocabulary
 from tests.unit.tiny_families import family_config
 from tests.unit.tiny_model import tiny_tokenizer
 
@@ -97,18 +100,14 @@ def test_a_token_that_the_engine_knows_nothing_of_gives_a_number(share: float):
     assert (odds > 0) == (share == 1.0)
 
 
-def test_half_precision_is_no_less_certain():
-    odds = combined(torch.zeros(2, dtype=torch.bfloat16), torch.tensor([0.0, 1.0]), 1.0)
-    assert odds.tolist() == pytest.approx([-6.9068, 6.9068], abs=1e-3)
-
-
 def test_a_picture_without_boxes_is_answered(evidence_alone: LanguageStage):
     answer = evidence_alone.answer(features_of(), Task.detect("dog", "flurb"))
     assert parse_regions(answer.text) == {"dog": [], "flurb": []}
 
 
-def test_no_evidence_is_certain():
-    odds = combined(torch.zeros(2), torch.tensor([0.0, 1.0]), 1.0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_evidence_is_certain(dtype: torch.dtype):
+    odds = combined(torch.zeros(2, dtype=dtype), torch.tensor([0.0, 1.0]), 1.0)
     assert odds.tolist() == pytest.approx([-6.9068, 6.9068], abs=1e-3)
 
 
@@ -145,12 +144,38 @@ def test_words_for_no_class_are_left_to_the_language_model(evidence_alone: Langu
     alone.close()
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.5])
-def test_a_share_is_a_share(share: float):
-    with pytest.raises(CheckpointMismatch, match="evidence_share must be between 0 and 1"):
-        mixture_config(300, share)
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), None, "much", "0.7", True, [0.7], {}])
+def test_a_share_is_a_number_between_0_and_1(share: object):
+    raw = mixture_config(300, 0.5).to_dict()
+    raw["groundstream"]["evidence_share"] = share
+    with pytest.raises(CheckpointMismatch, match="evidence_share"):
+        VLMFO1Config.from_dict(raw)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("regions_per_page", 0), ("least_listed", "low"), ("one_per_object", 1),
+     ("proposal", {"boxes": 3}), ("proposal", {"max_boxes": "all"}), ("tasks", 5),
+     ("weights", ["a"]), ("davit", {"depths": 3, "widths": 1, "num_heads": 1})],
+)  # fmt: skip
+def test_values_of_the_wrong_kind_are_refused_with_a_reason(key: str, value: object):
+    raw = mixture_config(300, 0.5).to_dict()
+    raw["groundstream"][key] = value
+    with pytest.raises(CheckpointMismatch, match=r"config\.json|proposal"):
+        VLMFO1Config.from_dict(raw)
 
 
 def test_other_connectors_have_no_class_evidence():
     with pytest.raises(CheckpointMismatch, match="needs regions that are class evidence"):
         replace(mixture_config(300, 0.5), region_projector="mlp2x_gelu")
+
+
+def test_every_word_for_a_class_is_known_as_it_is_asked():
+    words = vocabulary()
+    beliefs = NameBeliefs(words)
+    things = (*words.coco, *words.imagenet)
+    assert [w for one in things for w in one.words if not beliefs.knows(plain_noun(w))] == []
+    trunks = next(k for k, one in enumerate(words.imagenet) if "swimming trunks" in one.names)
+    weights = np.zeros((1, 1080), dtype=np.float32)
+    weights[0, 80 + trunks] = 1.0
+    assert beliefs.chances("swimming trunk", weights)[0] > 0.9
