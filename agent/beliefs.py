@@ -98,7 +98,7 @@ class NameBeliefs:
         return found
 
     def knows(self, word: str) -> bool:
-        """Whether a word stands for classes, as "tomato" does not, of which only the kind is known."""
+        """Whether a word stands for classes; of "tomato" only the kind does."""
         return word in self._classes
 
     def chances(self, word: str, weights: Array) -> Array:
