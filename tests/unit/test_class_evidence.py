@@ -1,181 +1,230 @@
-"""Class evidence beside the language model: who decides which regions a label means."""
+"""Evidence that comes with the boxes, in place of an auxiliary encoder: from network to prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from agent.answer_rules import AnswerRules
-from agent.beliefs import NameBeliefs
 from agent.detections import Proposals
+from agent.encoders import PrimaryEncoderStage
 from agent.errors import CheckpointMismatch
+from agent.feature_codec import decode_features, encode_features
 from agent.features import FrameFeatures
-from agent.generation import LanguageStage
-from agent.grammar import AnswerTokens
-from agent.model.configuration import NAME_MIXTURE, ProposalConfig, RegionConfig, VLMFO1Config
-from agent.model.primary_kinds import ClassifierConfig
-from agent.model.vlm_fo1 import VLMFO1, Part
-from agent.parsing import parse_regions
-from agent.plain_nouns import plain_noun
+from agent.frame import frame_from_rgb
+from agent.inspection import inspect_model
+from agent.model.checkpoint import load_model
+from agent.model.configuration import ProposalConfig
+from agent.model.vlm_fo1 import Part
+from agent.model_directory import has_auxiliary_encoder
+from agent.pipeline import Pipeline
 from agent.prompts import Task
-from agent.region_choice import RegionChoice, combined
-from agent.vocabulary import vocabulary
-from tests.unit.tiny_families import family_config
-from tests.unit.tiny_model import tiny_tokenizer
+from agent.proposer import ProposalEvidence, Proposer
+from agent.region_cache import MemoryRegionCache
+from agent.settings import load_serve_config
+from agent.stages import LocalStages
+from deployments.app import bind
+from deployments.observability.metrics import ServiceMetrics
+from deployments.observability.stage_meter import StageMeters
+from groundstream.errors import InvalidBoxes
+from tests.fakes import FakeProposer
+from tests.handles import remote_pipeline
+from tests.unit.pocket_folder import pocket_weights, write_pocket_folder
 
-TOKENS = AnswerTokens(1, 2, 3, 4, 5, regions=(10, 11, 12))
-DOG, CAT, CAR = 16, 15, 2
-"""Classes of COCO."""
-
-
-def mixture_config(vocab_size: int, evidence_share: float) -> VLMFO1Config:
-    """A tiny language model behind a connector of names."""
-    return replace(
-        family_config("llama", vocab_size),
-        vision=ClassifierConfig(),
-        region=RegionConfig(use_feature_pyramid=False, apply_position=False),
-        proposal=ProposalConfig(network="nanodet.safetensors", num_classes=80),
-        image_projector=NAME_MIXTURE,
-        region_projector=NAME_MIXTURE,
-        primary="efficientnet_lite0",
-        auxiliary="proposal",
-        rules=AnswerRules(least_listed=0.5, evidence_share=evidence_share),
-    )
-
-
-def stage_of(evidence_share: float) -> LanguageStage:
-    torch.manual_seed(4)
-    tokenizer = tiny_tokenizer()
-    config = mixture_config(tokenizer.vocab_size, evidence_share)
-    model = VLMFO1(config, parts=frozenset({Part.LANGUAGE})).eval()
-    torch.nn.init.normal_(model.language_model.model.embed_tokens.weight, std=0.5)
-    return LanguageStage(model, tokenizer)
-
-
-def features_of(*classes: int) -> FrameFeatures:
-    """A frame with a box of each class that the detector is sure of."""
-    count = len(classes)
-    boxes = np.tile(np.array([5, 5, 30, 30], dtype=np.float32), (count, 1))
-    scores = np.full((count, 80), 0.02, dtype=np.float32)
-    scores[np.arange(count), list(classes)] = 0.8
-    return FrameFeatures(
-        width=90, height=70,
-        proposals=Proposals(boxes, np.full(count, 0.8, dtype=np.float32)),
-        image_tokens=np.full((4, 1000), 1e-3, dtype=np.float32), grid=(2, 2),
-        primary_regions=np.full((count, 1016), 1e-3, dtype=np.float16),
-        auxiliary_regions=scores,
-        key=f"frame of {classes}",
-    )  # fmt: skip
+DETECT = replace(Task.detect("dog"), max_new_tokens=4)
 
 
 @pytest.fixture(scope="module")
-def evidence_alone() -> Iterator[LanguageStage]:
-    made = stage_of(1.0)
-    yield made
-    made.close()
+def folder(tmp_path_factory):
+    """The pocket model with its real eyes and random additions to its language model."""
+    directory = tmp_path_factory.mktemp("pocket")
+    write_pocket_folder(directory)
+    pocket_weights(directory)
+    return directory
 
 
-def logits(*regions: float) -> torch.Tensor:
-    row = torch.full((20,), -9.0)
-    row[TOKENS.objects_close] = 0.0
-    row[torch.tensor(TOKENS.regions)] = torch.tensor(regions)
-    return row
+@pytest.fixture(scope="module")
+def frame():
+    rgb = np.full((180, 240, 3), 90, dtype=np.uint8)
+    rgb[40:140, 60:150] = (220, 30, 30)
+    return frame_from_rgb(rgb)
 
 
-def test_the_log_odds_of_two_opinions_are_averaged():
-    model, evidence = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 0.9])
-    assert combined(model, evidence, 0.0).tolist() == [2.0, -1.0]
-    assert combined(model, evidence, 1.0).tolist() == pytest.approx([0.0, 2.1972], abs=1e-3)
-    assert combined(model, evidence, 0.5).tolist() == pytest.approx([1.0, 0.5986], abs=1e-3)
+@pytest.fixture(scope="module")
+def proposer(folder):
+    return Proposer.from_pretrained(str(folder), score_threshold=0.01)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
-def test_a_token_that_the_engine_knows_nothing_of_gives_a_number(share: float):
-    odds = combined(torch.tensor([-torch.inf]), torch.tensor([0.9]), share)
-    assert bool(odds.isfinite())
-    assert (odds > 0) == (share == 1.0)
+def test_evidence_goes_where_its_boxes_go():
+    boxes = np.array([[0, 0, 5, 5], [1, 1, 6, 6], [2, 2, 7, 7]], dtype=np.float32)
+    evidence = np.arange(12, dtype=np.float32).reshape(3, 4) / 12
+    proposals = Proposals(boxes, np.array([0.9, 0.8, 0.7]), evidence)
+    np.testing.assert_array_equal(proposals.top(2).evidence, evidence[:2])
+    np.testing.assert_array_equal(proposals.select(np.array([2, 0])).evidence, evidence[[2, 0]])
+    assert Proposals(boxes, np.ones(3)).evidence.shape == (3, 0)
+    assert Proposals().evidence.shape == (0, 0)
+    with pytest.raises(InvalidBoxes, match="evidence of shape"):
+        Proposals(boxes, np.ones(3), evidence[:2])
 
 
-def test_a_picture_without_boxes_is_answered(evidence_alone: LanguageStage):
-    answer = evidence_alone.answer(features_of(), Task.detect("dog", "flurb"))
-    assert parse_regions(answer.text) == {"dog": [], "flurb": []}
+@pytest.mark.parametrize("num_classes", [0, 4])
+def test_evidence_survives_cache_and_pages(num_classes):
+    rng = np.random.default_rng(0)
 
+    def random(*shape):
+        return rng.uniform(size=shape).astype(np.float32)
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_evidence_is_certain(dtype: torch.dtype):
-    odds = combined(torch.zeros(2, dtype=dtype), torch.tensor([0.0, 1.0]), 1.0)
-    assert odds.tolist() == pytest.approx([-6.9068, 6.9068], abs=1e-3)
-
-
-def test_evidence_moves_regions_into_the_list_and_out_of_it():
-    told = torch.tensor([0.01, 0.9, 0.5])
-    choice = RegionChoice(TOKENS, least=0.5, evidence=told, evidence_share=0.7)
-    found, chances = choice.listed(logits(2.0, -1.0, 1.0))
-    assert found == [11, 12]
-    assert chances == pytest.approx([0.7752, 0.5744], abs=1e-3)
-    alone, _ = replace(choice, evidence=None).listed(logits(2.0, -1.0, 1.0))
-    assert alone == [10, 12]
-
-
-def test_words_for_a_class_are_answered_by_its_evidence(evidence_alone: LanguageStage):
-    features = features_of(DOG, CAT, DOG, CAR)
-    answer = evidence_alone.answer(features, Task.detect("dog", "The Dogs.", "animal", "car"))
-    found = parse_regions(answer.text)
-    assert found["dog"] == found["The Dogs."] == [0, 2]
-    assert found["animal"] == [0, 1, 2]
-    assert found["car"] == [3]
-
-
-def test_words_for_no_class_are_left_to_the_language_model(evidence_alone: LanguageStage):
-    alone = stage_of(0.0)
-    features = features_of(DOG, CAT, CAR)
-    task = replace(Task.detect("flurb", "red car"), least_confidence=0.0)
-    model, both = alone.answer(features, task), evidence_alone.answer(features, task)
-    assert model.text == both.text
-    assert model.probabilities == pytest.approx(both.probabilities, abs=1e-5)
-    known = replace(Task.detect("dog"), least_confidence=0.0)
-    assert alone.answer(features, known).probabilities != pytest.approx(
-        evidence_alone.answer(features, known).probabilities, abs=0.1
+    proposals = Proposals(random(5, 4), random(5), random(5, num_classes))
+    features = FrameFeatures(
+        10, 10, proposals, random(4, 3), (2, 2), random(5, 6), random(5, 4), seen_px=7, key="k"
     )
-    alone.close()
+    again = decode_features(encode_features(features, "k"), "k")
+    assert again.seen_px == 7
+    np.testing.assert_array_equal(again.proposals.evidence, proposals.evidence)
+    page = again.select(np.array([4, 1]))
+    np.testing.assert_array_equal(page.proposals.evidence, proposals.evidence[[4, 1]])
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), None, "much", "0.7", True, [0.7], {}])
-def test_a_share_is_a_number_between_0_and_1(share: object):
-    raw = mixture_config(300, 0.5).to_dict()
-    raw["groundstream"]["evidence_share"] = share
-    with pytest.raises(CheckpointMismatch, match="evidence_share"):
-        VLMFO1Config.from_dict(raw)
+def test_one_look_gives_boxes_and_evidence(proposer, frame):
+    (found,) = proposer.propose([frame])
+    assert len(found) > 0
+    assert found.evidence.shape == (len(found), 80)
+    np.testing.assert_allclose(found.evidence.max(axis=1), found.objectness, rtol=1e-6)
+    assert (np.diff(found.objectness) <= 0).all()
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("regions_per_page", 0), ("least_listed", "low"), ("one_per_object", 1),
-     ("proposal", {"boxes": 3}), ("proposal", {"max_boxes": "all"}), ("tasks", 5),
-     ("weights", ["a"]), ("davit", {"depths": 3, "widths": 1, "num_heads": 1})],
-)  # fmt: skip
-def test_values_of_the_wrong_kind_are_refused_with_a_reason(key: str, value: object):
-    raw = mixture_config(300, 0.5).to_dict()
-    raw["groundstream"][key] = value
-    with pytest.raises(CheckpointMismatch, match=r"config\.json|proposal"):
-        VLMFO1Config.from_dict(raw)
+def test_boxes_of_others_are_described(proposer, frame):
+    stage = ProposalEvidence(proposer)
+    (found,) = proposer.propose([frame])
+    own = stage.pool(stage.start([frame])[0], found).regions
+    np.testing.assert_array_equal(own, found.evidence)
+    sent = Proposals(found.xyxy, np.ones(len(found)))
+    described = stage.pool(frame, sent).regions
+    assert described.shape == own.shape
+    assert (described >= own - 1e-4).all(), "its own cell has the weight one"
+    assert stage.pool(frame, Proposals()).regions.shape == (0, 80)
 
 
-def test_other_connectors_have_no_class_evidence():
-    with pytest.raises(CheckpointMismatch, match="needs regions that are class evidence"):
-        replace(mixture_config(300, 0.5), region_projector="mlp2x_gelu")
+def test_a_network_without_classes_describes_nothing(frame):
+    proposer = Proposer(None, ProposalConfig())
+    with pytest.raises(CheckpointMismatch, match="knows no classes"):
+        proposer.describe(frame, np.zeros((1, 4), dtype=np.float32))
 
 
-def test_every_word_for_a_class_is_known_as_it_is_asked():
-    words = vocabulary()
-    beliefs = NameBeliefs(words)
-    things = (*words.coco, *words.imagenet)
-    assert [w for one in things for w in one.words if not beliefs.knows(plain_noun(w))] == []
-    trunks = next(k for k, one in enumerate(words.imagenet) if "swimming trunks" in one.names)
-    weights = np.zeros((1, 1080), dtype=np.float32)
-    weights[0, 80 + trunks] = 1.0
-    assert beliefs.chances("swimming trunk", weights)[0] > 0.9
+def test_the_classifier_as_primary_stage(folder, frame):
+    stage = PrimaryEncoderStage.from_pretrained(str(folder))
+    boxes = np.array([[60, 40, 150, 140], [0, 0, 40, 30]], dtype=np.float32)
+    features = stage.pool(stage.start([frame])[0], Proposals(boxes, np.ones(2)))
+    assert features.grid == (5, 5)
+    assert features.seen_px == 512
+    assert features.image_tokens.shape == (25, 1000)
+    assert features.regions.shape == (2, 1016)
+    np.testing.assert_allclose(features.image_tokens.sum(1), 1, atol=1e-4)
+    np.testing.assert_allclose(features.regions[:, :1000].sum(1), 1, atol=1e-4)
+    red, gray = 3, 2
+    assert features.regions[0, 1000:1011].argmax() == red
+    assert features.regions[1, 1000:1011].argmax() == gray
+    none = stage.pool(stage.start([frame])[0], Proposals())
+    assert none.regions.shape == (0, 1016)
+
+
+def test_the_classifier_stays_precise(folder):
+    for dtype in (torch.bfloat16, None):
+        model = load_model(folder, parts=frozenset({Part.PRIMARY}), dtype=dtype)
+        assert {p.dtype for p in model.primary_encoder.parameters()} == {torch.float32}
+
+
+def test_a_temperature_decides_more(folder, frame, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    raw = json.loads((folder / "config.json").read_text())
+    raw["vision_config"]["temperature"] = 0.5
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    boxes = Proposals(np.array([[60, 40, 150, 140]], dtype=np.float32), np.ones(1))
+    plain, sharp = (
+        stage.pool(stage.start([frame])[0], boxes).regions[0, :1000]
+        for stage in (PrimaryEncoderStage.from_pretrained(str(d)) for d in (folder, tmp_path))
+    )
+    np.testing.assert_allclose(sharp, plain**2 / (plain**2).sum(), rtol=1e-3, atol=1e-7)
+
+
+async def test_a_model_of_three_stages_in_one_process(folder, frame):
+    assert not has_auxiliary_encoder(str(folder))
+    assert has_auxiliary_encoder("unreadable")
+    stages = LocalStages.from_pretrained(str(folder), dtype="bfloat16")
+    try:
+        pipeline = Pipeline(stages, MemoryRegionCache(), model_digest="pocket")
+        found = await pipeline.ground(frame, [DETECT])
+        features, _ = await pipeline.features(frame)
+        np.testing.assert_array_equal(features.auxiliary_regions, found.proposals.evidence)
+        again = await pipeline.ground(frame, [DETECT])
+        assert again.cache_hit
+        assert again.answers[0].text == found.answers[0].text
+        boxes = np.array([[60, 40, 150, 140]], dtype=np.float32)
+        given = await pipeline.ground(frame, [Task.describe_region(0)], boxes=boxes)
+        assert given.seen is not None
+        assert len(given.seen.appearance) == 1
+    finally:
+        stages.close()
+
+
+def test_it_can_be_looked_through(folder, tmp_path):
+    report = inspect_model(folder)
+    assert not report.problems
+    assert report.switches["order of a region"] == "RSSR"
+    assert "language.safetensors" in report.found
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    problems = "\n".join(inspect_model(tmp_path).problems)
+    assert "language.safetensors cannot be read" in problems
+
+
+NUM_CLASSES = 3
+
+
+class ClassedProposer(FakeProposer):
+    """Quarters with evidence; describes what it is given."""
+
+    def propose(self, frames):
+        return [
+            Proposals(found.xyxy, found.objectness, np.full((len(found), NUM_CLASSES), 0.25))
+            for found in super().propose(frames)
+        ]
+
+    def describe(self, frame, boxes):
+        return np.full((len(boxes), NUM_CLASSES), 0.75, dtype=np.float32)
+
+
+async def test_a_model_of_three_stages_in_the_service():
+    metrics = ServiceMetrics(meters=StageMeters(auxiliary_encoder=None))
+    service = remote_pipeline(
+        metrics, proposer=f"{__name__}:{ClassedProposer.__name__}", has_auxiliary_encoder=False
+    )
+    (language,) = service.languages.replicas
+    frame = frame_from_rgb(np.zeros((40, 40, 3), dtype=np.uint8))
+    found, _ = await language._pipeline.features(frame)
+    assert (found.auxiliary_regions == 0.25).all()
+    boxes = np.array([[1, 1, 9, 9]], dtype=np.float32)
+    given, _ = await language._pipeline.features(frame, boxes=boxes)
+    assert (given.auxiliary_regions == 0.75).all()
+    grounding = await service.ground(frame, [DETECT])
+    assert grounding.proposals.evidence.shape[1] == 0, "the front end has no use for it"
+    assert metrics.stage_calls.encode_auxiliary == 0
+
+
+def test_a_stage_that_a_model_lacks_is_nowhere(folder):
+    """No deployment, no meter, and no numbers are missed or in the way."""
+    config = load_serve_config(Path(__file__).parents[2] / "deployments" / "serve_config.yaml")
+    assert "AuxiliaryEncoder" in {entry.name for entry in config.deployments}
+    for model, found in ((str(folder), False), ("unreadable", True)):
+        built = bind(replace(config.service, model=model), config.deployments)
+        language = built._bound_deployment.init_kwargs["language"]
+        stages = language._bound_deployment.init_kwargs
+        assert (stages["auxiliary_encoder"] is not None) == found
+    meters = StageMeters(auxiliary_encoder=None)
+    assert [meter.name for meter in meters] == ["proposal", "primary_encoder", "language"]
+    assert meters.encoding_s() == meters.primary_encoder.expected_s()
