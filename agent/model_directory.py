@@ -192,7 +192,7 @@ def _digest(path: Path, proposal_network: str | None) -> str:
     else:
         names.append(proposal_network)
         places += _elsewhere(path, proposal_network)
-    return model_identity(places, names, kept=path.parent != _WEIGHTS)
+    return model_identity(places, names, kept=path.resolve().parent != _WEIGHTS.resolve())
 
 
 def _elsewhere(path: Path, name: object) -> list[Path]:

@@ -145,8 +145,9 @@ class Answerer:
             cache.crop(length - cache.get_seq_length())
             among = torch.tensor([*self._writer.regions[: len(boxes)], close]) - NUM_KNOWN
             logits = state @ rows[among].T
+            share = evidence_share if page.scene.beliefs.knows(label) else 0.0
             chances = torch.from_numpy(page.scene.chances(label))
-            odds = combined(logits[:-1] - logits[-1], chances, evidence_share)
+            odds = combined(logits[:-1] - logits[-1], chances, share)
             meant = np.flatnonzero((odds >= 0).numpy())
             return Boxes(boxes[meant], len(meant) + 1, 1)
         written: list[int] = []

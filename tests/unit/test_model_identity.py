@@ -81,9 +81,13 @@ def test_a_damaged_note_is_written_anew(folder: Path, text: str) -> None:
     assert find_model(str(folder)).digest == digest
 
 
-def test_the_embedded_model_gets_no_note() -> None:
-    model = find_model()
-    assert not (model.path / SIDECAR).exists()
+def test_the_embedded_model_gets_no_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = find_model().path
+    assert not (folder / SIDECAR).exists()
+    monkeypatch.chdir(folder.parent)
+    assert find_model(folder.name).path.resolve() == folder.resolve()
+    find_model(f"./{folder.name}")
+    assert not (folder / SIDECAR).exists()
 
 
 def test_a_folder_that_cannot_be_written_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
