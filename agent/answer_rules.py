@@ -7,7 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from agent.checked_settings import Count, NonNegative, Share, checked, from_mapping
+from agent.errors import CheckpointMismatch
 from agent.prompts import MAX_REGIONS, Task
+from groundstream.errors import SettingsError
 
 
 @checked
@@ -48,8 +50,11 @@ class AnswerRules:
         """From the `groundstream` section of a configuration, which has other keys too.
 
         Raises:
-            SettingsError: a value has the wrong kind or is out of range.
+            CheckpointMismatch: a value has the wrong kind or is out of range.
         """
         own = {one.name for one in fields(cls)}
         said = {name: value for name, value in section.items() if name in own}
-        return from_mapping(cls, said, "the section groundstream of config.json")
+        try:
+            return from_mapping(cls, said, "the section groundstream of config.json")
+        except SettingsError as error:
+            raise CheckpointMismatch(str(error)) from error

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from agent.beliefs import NameBeliefs
-from agent.detections import FloatArray
 from agent.drafting import Drafter
 from agent.engine import Engine
 from agent.engine_backends import BUILTIN, open_backend
@@ -182,13 +181,12 @@ class LanguageStage:
         """Each label of the question on a branch of its own."""
         self._tokenizer.check_words(task.query)
         tokens, prefix = self._tokens.first(len(features.proposals)), self._source(features)
-        weights = self._class_weights(features)
+        evidence_of = self._evidence_of(features)
         branches: list[LabelBranch] = []
         try:
             for label in task.labels:
                 asked = self._builder.asked(label)
-                choice = self._choice(task, tokens, asked, weights)
-                request = self._list_request(prefix, task, asked, choice)
+                request = self._list_request(prefix, task, asked, tokens, evidence_of(asked))
                 branches.append(LabelBranch(label, self.engine.submit(request)))
         except Overloaded:
             for branch in branches:
@@ -197,8 +195,15 @@ class LanguageStage:
         return join_labels(branches, self._tokenizer.pieces, on_text)
 
     def _list_request(
-        self, prefix: PrefixSource, task: Task, asked: str, choice: RegionChoice
+        self,
+        prefix: PrefixSource,
+        task: Task,
+        asked: str,
+        tokens: AnswerTokens,
+        evidence: Tensor | None,
     ) -> Request:
+        rules = self._model.config.rules
+
         def question(start: int) -> QuestionInput:
             opened = self._builder.opened_list(asked, start=start)
             self._check_length(opened.next_position, task)
@@ -207,29 +212,28 @@ class LanguageStage:
         return Request(
             prefix=prefix,
             question=question,
-            end_of_turn=choice.tokens.objects_close,
+            end_of_turn=tokens.objects_close,
             max_new_tokens=task.max_new_tokens,
-            choice=choice,
+            choice=RegionChoice(tokens, rules.lists_from(task), evidence, rules.evidence_share),
             deadline_s=time.monotonic() + task.patience_s,
         )
 
-    def _class_weights(self, features: FrameFeatures) -> FloatArray | None:
-        """(regions, classes) how much each class counts; None: the model alone decides."""
-        if self._beliefs is None:
-            return None
-        return self._beliefs.weights(
+    def _evidence_of(self, features: FrameFeatures) -> Callable[[str], Tensor | None]:
+        """From a word to (regions,) chances by class evidence; to None where it says nothing."""
+        beliefs = self._beliefs
+        if beliefs is None:
+            return lambda asked: None
+        weights = beliefs.weights(
             widened(features.auxiliary_regions),
-            widened(features.primary_regions)[:, :NUM_IMAGENET],
+            widened(features.primary_regions[:, :NUM_IMAGENET]),
         )
 
-    def _choice(
-        self, task: Task, tokens: AnswerTokens, asked: str, weights: FloatArray | None
-    ) -> RegionChoice:
-        rules = self._model.config.rules
-        evidence = None
-        if self._beliefs is not None and weights is not None and self._beliefs.knows(asked):
-            evidence = torch.from_numpy(self._beliefs.chances(asked, weights))
-        return RegionChoice(tokens, rules.lists_from(task), evidence, rules.evidence_share)
+        def evidence_of(asked: str) -> Tensor | None:
+            if not beliefs.knows(asked):
+                return None
+            return torch.from_numpy(beliefs.chances(asked, weights))
+
+        return evidence_of
 
     def _teller(self, on_text: Callable[[str], None]) -> Callable[[Sequence[int]], None]:
         """Turns the ids so far into the text that is new; half a character waits for the rest."""

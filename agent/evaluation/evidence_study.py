@@ -8,7 +8,6 @@ connector (`agent.beliefs`), is silent. For models whose connector mixes names.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -33,11 +32,9 @@ def with_silent(model: Path, silent: slice, folder: Path) -> Path:
     Raises:
         SettingsError: the model's connector mixes no names.
     """
-    target, config = linked_model(model, folder)
+    target, config = linked_model(model, folder, {"evidence_share": 0.0})
     if config.get("mm_projector_type") != NAME_MIXTURE:
         raise SettingsError("only a model whose connector mixes names can be shown half of them")
-    config["groundstream"]["evidence_share"] = 0.0
-    (target / "config.json").write_text(json.dumps(config))
     adapter = target / config["groundstream"]["adapter"]
     state = load_file(adapter)
     for slot, name in enumerate(("own_names", "everyday_names")):

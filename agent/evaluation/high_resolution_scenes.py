@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -300,23 +300,31 @@ async def compare_ways(
 
 def with_image_limit(model: str, max_long_side: int, folder: Path) -> Path:
     """The model's folder anew, its towers seeing images up to this long side, in pixels."""
-    target, config = linked_model(find_model(model).path, folder, suffix=str(max_long_side))
-    config.setdefault("groundstream", {})["max_long_side"] = max_long_side
-    (target / "config.json").write_text(json.dumps(config))
+    target, _ = linked_model(
+        find_model(model).path, folder, {"max_long_side": max_long_side}, suffix=str(max_long_side)
+    )
     return target
 
 
 def linked_model(
-    source: Path, folder: Path, *, suffix: str = "changed"
+    source: Path, folder: Path, changes: Mapping[str, object], *, suffix: str = "changed"
 ) -> tuple[Path, dict[str, Any]]:
-    """A model's folder of links to its files, to change some, and its configuration."""
+    """A model's folder of links to its files, to change some, and its configuration.
+
+    Args:
+        source: the model's folder.
+        folder: where to make one.
+        changes: what the configuration's section `groundstream` says instead.
+        suffix: of the new folder's name.
+    """
     target = folder / f"{source.name}-{suffix}"
     target.mkdir(parents=True)
     for path in _entries(source):
         (target / path.name).symlink_to(path.resolve())
-    written = (source / "config.json").read_text()
-    (target / "config.json").write_text(written)
-    return target, json.loads(written)
+    config = json.loads((source / "config.json").read_text())
+    config["groundstream"] = {**config.get("groundstream", {}), **changes}
+    (target / "config.json").write_text(json.dumps(config))
+    return target, config
 
 
 def _entries(source: Path) -> Iterator[Path]:

@@ -21,7 +21,6 @@ from agent.model.decoder_shape import DecoderShape
 from agent.model.family import LanguageFamily, RegionOrder, find_family
 from agent.model.llava_vision import LlavaVisionConfig, llava_published
 from agent.model.primary_kinds import ClassifierConfig, PrimaryKind, find_primary
-from groundstream.errors import SettingsError
 
 logger = logging.getLogger(__name__)
 
@@ -281,8 +280,6 @@ class VLMFO1Config:
             )
         except KeyError as error:
             raise CheckpointMismatch(f"config.json lacks the key {error}") from error
-        except SettingsError as error:
-            raise CheckpointMismatch(str(error)) from error
         except (TypeError, ValueError, AttributeError) as error:
             raise CheckpointMismatch(
                 f"config.json has a value of the wrong kind, or a key that is not known: {error}"

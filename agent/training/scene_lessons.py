@@ -80,9 +80,8 @@ class SceneWriter:
 
     def opened(self, label: str) -> list[int]:
         """What follows the turn's end: an answer that is open where the list of `label` begins."""
-        return self._builder.opened_list(self._builder.asked(label), start=0).ids.tolist()[
-            len(self._turn) :
-        ]
+        opened = self._builder.opened_list(self._builder.asked(label), start=0)
+        return opened.ids.tolist()[len(self._turn) :]
 
     def _corners(self, scene: Scene, asked: Asked) -> Branch:
         """The label is given, and the corners of what is meant are written behind it."""
