@@ -147,7 +147,10 @@ def _published(directory: Path) -> Tokenizer:
     """Qwen2's byte-level BPE from its slow files, with the added tokens of the checkpoint."""
     from transformers import Qwen2Tokenizer
 
-    backend: Tokenizer = Qwen2Tokenizer.from_pretrained(str(directory)).backend_tokenizer
+    # A folder that does not say which transformers wrote it is taken for one of Mistral's, and
+    # warned of; False says that it is not.
+    published = Qwen2Tokenizer.from_pretrained(str(directory), fix_mistral_regex=False)
+    backend: Tokenizer = published.backend_tokenizer
     return backend
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -167,6 +169,10 @@ def reinforce(
 
 
 def _log() -> None:
-    import logging
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+    # The real standard error: one that a test put in its place is closed when the test ends.
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(message)s",
+        stream=sys.__stderr__,
+        force=True,
+    )

@@ -49,7 +49,7 @@ def test_ground_on_a_published_directory(published, image, tmp_path):
     output = tmp_path / "out.png"
     result = run("ground", image, "dog", "--model", published, "--json", "--output", output)
     assert result.exit_code == 0, result.output
-    line = json.loads(result.output.splitlines()[-1])
+    line = json.loads(result.stdout.splitlines()[-1])
     assert line["answers"][0]["query"] == "dog"
     assert output.is_file()
 
@@ -58,7 +58,7 @@ def test_other_tasks(published, image, tmp_path):
     result = run("ground", image, "--task", "region_caption", "--region", "0", "--model", published,
                  "--json", "--output", tmp_path / "o.png")  # fmt: skip
     assert result.exit_code == 0, result.output
-    answer = json.loads(result.output.splitlines()[-1])["answers"][0]
+    answer = json.loads(result.stdout.splitlines()[-1])["answers"][0]
     assert (answer["task"], answer["region"]) == ("region_caption", 0)
 
 
