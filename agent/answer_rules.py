@@ -8,7 +8,7 @@ from typing import Any
 
 from agent.checked_settings import Count, NonNegative, Share, checked, from_mapping
 from agent.errors import CheckpointMismatch
-from agent.prompts import MAX_REGIONS, Task
+from agent.prompts import MAX_REGIONS, Task, TaskKind
 from groundstream.errors import SettingsError
 
 
@@ -28,12 +28,19 @@ class AnswerRules:
     """How much of the log odds that a listed region is meant comes from class evidence where the
     label names classes of the vision parts (`agent.beliefs`), 0..1; the rest is the language
     model's. For models whose connector is a mixture of names."""
+    reads_descriptions: bool = False
+    """"Leftmost red car" is asked for as "car", and what is found narrowed to what it describes
+    (`agent.descriptions`). For small language models; colours need class evidence's regions."""
     one_per_object: bool = False
     """Of boxes of one label that overlap only the surest is a detection, and those inside or around
     a surer one are believed less (`agent.detections.claims`)."""
     objectness_power: NonNegative = 0.0
     """A detection's confidence is the model's times this power of the proposal network's: for
     models whose region tokens say what a box shows, and less well how much of it."""
+
+    def describes(self, task: Task) -> bool:
+        """Whether labels of a question are taken apart: a number is asked of the whole label."""
+        return self.reads_descriptions and task.kind in (TaskKind.DETECT, TaskKind.REFER)
 
     def detects_from(self, task: Task) -> float:
         """The least confidence of a detection that `task` asks for."""

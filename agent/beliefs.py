@@ -116,6 +116,12 @@ class NameBeliefs:
         found: Array = odds / (odds + 1)
         return found
 
+    def anything(self, weights: Array) -> Array:
+        """(n,) how likely each region is a thing at all: as its surest everyday name is said."""
+        odds = np.array([(score / LEAST_SCORE) ** 2 for _, score in self.usual(weights)])
+        found: Array = (odds / (odds + 1)).astype(np.float32)
+        return found
+
     def _odds(self, word: str, weights: Array) -> Array:
         classes = self._classes.get(word)
         if classes is None:

@@ -11,10 +11,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from agent.beliefs import NameBeliefs
+from agent.descriptions import (
+    ANYTHING,
+    COLOURS,
+    Description,
+    colour_chances,
+    read_description,
+)
 from agent.drafting import Drafter
 from agent.engine import Engine
 from agent.engine_backends import BUILTIN, open_backend
@@ -91,7 +99,9 @@ class LanguageStage:
             if self._builder.family.prompt.bounds_answers
             else ()
         )
-        self._beliefs = NameBeliefs(vocabulary()) if model.config.rules.evidence_share else None
+        rules = model.config.rules
+        speaks = rules.evidence_share or rules.reads_descriptions
+        self._beliefs = NameBeliefs(vocabulary()) if speaks else None
         self.engine = backend or self._builtin(engine or EngineSettings())
 
     @classmethod
@@ -181,12 +191,12 @@ class LanguageStage:
         """Each label of the question on a branch of its own."""
         self._tokenizer.check_words(task.query)
         tokens, prefix = self._tokens.first(len(features.proposals)), self._source(features)
-        evidence_of = self._evidence_of(features)
+        choice_of = self._choices(features, task, tokens)
         branches: list[LabelBranch] = []
         try:
             for label in task.labels:
-                asked = self._builder.asked(label)
-                request = self._list_request(prefix, task, asked, tokens, evidence_of(asked))
+                asked, choice = choice_of(self._builder.asked(label))
+                request = self._list_request(prefix, task, asked, choice)
                 branches.append(LabelBranch(label, self.engine.submit(request)))
         except Overloaded:
             for branch in branches:
@@ -195,15 +205,8 @@ class LanguageStage:
         return join_labels(branches, self._tokenizer.pieces, on_text)
 
     def _list_request(
-        self,
-        prefix: PrefixSource,
-        task: Task,
-        asked: str,
-        tokens: AnswerTokens,
-        evidence: Tensor | None,
+        self, prefix: PrefixSource, task: Task, asked: str, choice: RegionChoice
     ) -> Request:
-        rules = self._model.config.rules
-
         def question(start: int) -> QuestionInput:
             opened = self._builder.opened_list(asked, start=start)
             self._check_length(opened.next_position, task)
@@ -212,28 +215,41 @@ class LanguageStage:
         return Request(
             prefix=prefix,
             question=question,
-            end_of_turn=tokens.objects_close,
+            end_of_turn=choice.tokens.objects_close,
             max_new_tokens=task.max_new_tokens,
-            choice=RegionChoice(tokens, rules.lists_from(task), evidence, rules.evidence_share),
+            choice=choice,
             deadline_s=time.monotonic() + task.patience_s,
         )
 
-    def _evidence_of(self, features: FrameFeatures) -> Callable[[str], Tensor | None]:
-        """From a word to (regions,) chances by class evidence; to None where it says nothing."""
-        beliefs = self._beliefs
+    def _choices(
+        self, features: FrameFeatures, task: Task, tokens: AnswerTokens
+    ) -> Callable[[str], tuple[str, RegionChoice]]:
+        """From a label to what the language model is asked, and how its regions are chosen."""
+        rules, beliefs = self._model.config.rules, self._beliefs
+        plain = RegionChoice(tokens, rules.lists_from(task))
         if beliefs is None:
-            return lambda asked: None
-        weights = beliefs.weights(
-            widened(features.auxiliary_regions),
-            widened(features.primary_regions[:, :NUM_IMAGENET]),
-        )
+            return lambda label: (label, plain)
+        primary = widened(features.primary_regions)
+        weights = beliefs.weights(widened(features.auxiliary_regions), primary[:, :NUM_IMAGENET])
+        shares = primary[:, NUM_IMAGENET : NUM_IMAGENET + len(COLOURS)]
 
-        def evidence_of(asked: str) -> Tensor | None:
-            if not beliefs.knows(asked):
-                return None
-            return torch.from_numpy(beliefs.chances(asked, weights))
+        def choice_of(label: str) -> tuple[str, RegionChoice]:
+            is_read = rules.describes(task)
+            asked = read_description(label) if is_read else Description(label)
+            choice = plain
+            if asked.colours:
+                most = np.min([colour_chances(shares, colour) for colour in asked.colours], axis=0)
+                choice = replace(choice, most=torch.from_numpy(most))
+            if is_read and asked.noun in ANYTHING:
+                # The language model was never asked for "something".
+                told = torch.from_numpy(beliefs.anything(weights))
+                choice = replace(choice, evidence=told, evidence_share=1.0)
+            elif beliefs.knows(asked.noun):
+                told = torch.from_numpy(beliefs.chances(asked.noun, weights))
+                choice = replace(choice, evidence=told, evidence_share=rules.evidence_share)
+            return asked.noun, choice
 
-        return evidence_of
+        return choice_of
 
     def _teller(self, on_text: Callable[[str], None]) -> Callable[[Sequence[int]], None]:
         """Turns the ids so far into the text that is new; half a character waits for the rest."""

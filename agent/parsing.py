@@ -16,6 +16,7 @@ from itertools import accumulate
 import numpy as np
 
 from agent.answer_rules import AnswerRules
+from agent.descriptions import read_description
 from agent.detections import Detections, Proposals, claims
 from agent.features import Generation
 from agent.paging import Page
@@ -118,7 +119,11 @@ def join_pages(
     rows = list(named.values())
     if rules.one_per_object and task.kind.searches:
         rows = _claimed(rows, proposals)
-    rows = [row for row in rows if row[2] >= rules.detects_from(task)]
+    least = rules.detects_from(task)
+    is_sure = labelled and len(rows) == len(named) and all(score >= least for *_, score in rows)
+    if rules.describes(task):
+        rows = _ranked(rows, proposals, rules.least_confidence)
+    rows = [row for row in rows if row[2] >= least]
     indices = np.array([box for _, box, _ in rows], dtype=np.int64)
     detections = Detections(
         xyxy=proposals.xyxy[indices],
@@ -132,7 +137,7 @@ def join_pages(
         task=task,
         text=text,
         detections=detections,
-        status=_status(task, generations, detections, sure=labelled and len(rows) == len(named)),
+        status=_status(task, generations, detections, sure=is_sure),
         reply=_reply(text),
         thought=_tagged(_THINK, text),
         count=_count(task, generations, detections),
@@ -155,6 +160,22 @@ def _claimed(
         left[own] = claims(boxes, left[own], iou=_SAME_IOU, containment=_NESTED, held=_HELD)
     claimed = zip(rows, left.tolist(), strict=True)
     return [(label, box, score) for (label, box, _), score in claimed if score > 0]
+
+
+def _ranked(
+    rows: list[tuple[str, int, float]], proposals: Proposals, least: float
+) -> list[tuple[str, int, float]]:
+    """(label, box, confidence) rows in their order; of a label that says which of several things
+    it means only that one's, among those with at least the confidence of a detection."""
+    for label in dict.fromkeys(label for label, _, _ in rows):
+        alike = [row for row in rows if row[0] == label and row[2] >= least]
+        ranks = read_description(label).ranks
+        for rank in ranks:
+            place = rank.chosen(proposals.xyxy[[box for _, box, _ in alike]])
+            alike = [] if place is None else [alike[place]]
+        if ranks:
+            rows = [row for row in rows if row[0] != label or row in alike]
+    return rows
 
 
 def _renumbered(text: str, page: Page) -> str:

@@ -33,6 +33,8 @@ class RegionChoice:
     label, and the language model decides alone."""
     evidence_share: float = 0.0
     """How much of the log odds is the evidence's; the rest is the language model's."""
+    most: Tensor | None = None
+    """(regions,) no chance is larger, 0..1: how likely each has the colour that is asked for."""
 
     def listed(self, logits: Tensor) -> tuple[list[int], list[float]]:
         """Tokens of the listed regions, upwards, and their chances.
@@ -44,8 +46,11 @@ class RegionChoice:
         odds = logits[regions] - logits[self.tokens.objects_close]
         if self.evidence is not None:
             odds = combined(odds, self.evidence, self.evidence_share)
-        chances = odds.sigmoid().tolist()
-        found = [(token, p) for token, p in zip(regions, chances, strict=True) if p >= self.least]
+        chances = odds.float().sigmoid()
+        if self.most is not None:
+            chances = chances.minimum(self.most.to(chances))
+        told = zip(regions, chances.tolist(), strict=True)
+        found = [(token, chance) for token, chance in told if chance >= self.least]
         return [token for token, _ in found], [chance for _, chance in found]
 
 

@@ -15,16 +15,17 @@ BEGIN, END = "<!-- module graph: begin -->", "<!-- module graph: end -->"
 PACKAGES = ("agent", "deployments", "groundstream")
 PARTS = {
     "values": "frame detections features frame_summary errors checked_settings settings "
-    "server_settings stage_settings urgency prompts vocabulary answer_rules model_directory hub "
-    "chosen_model model_identity base_package interrupts started_tasks written_text devices clock "
-    "picture_cost tenant_share video_packets video_decoder",
+    "server_settings stage_settings urgency prompts vocabulary plain_nouns descriptions "
+    "answer_rules model_directory hub chosen_model model_identity base_package interrupts "
+    "started_tasks written_text devices clock picture_cost tenant_share video_packets "
+    "video_decoder",
     "pipeline": "pipeline paging parsing carried_answers single_flight stages",
     "region cache": "region_cache feature_codec redis_connection",
     "quotas": "quotas",
     "progress": "progress",
     "vision stages": "proposer encoders feature_tensors processor batching device_picture",
     "language stage": "generation generation_request engine engine_backends drafting grammar "
-    "prefix_cache sequence tokenizer model_tokenizer plain_nouns label_lists region_choice beliefs",
+    "prefix_cache sequence tokenizer model_tokenizer label_lists region_choice beliefs",
     "zoom": "crops zoom zoom_policy revisions ergo_protocol ergo",
     "reports": "inspection model_needs grounded_output",
 }

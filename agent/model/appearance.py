@@ -1,8 +1,7 @@
 """What a box looks like, in words that people use: shares of eleven colours, brightness, contrast.
 
 A picture becomes a small map of such channels once, and a box is described by the mean over the
-map's cells inside it, like any other region feature. Basic colour terms after Berlin and Kay
-(1969). Arrays and tensors; knows no model.
+map's cells inside it, like any other region feature. Arrays and tensors; knows no model.
 """
 
 from __future__ import annotations
@@ -11,12 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agent.descriptions import COLOURS as COLOURS
 from agent.frame import RGBArray
 from agent.model.roi_pooling import pool_regions
 
-COLOURS = (
-    "black", "white", "gray", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
-)  # fmt: skip
 NUM_CHANNELS = 16
 """Eleven colours, brightness, contrast, saturation, and two that are zero."""
 MAP_SIDE = 128

@@ -169,11 +169,13 @@ class VLMFO1Config:
                 raise CheckpointMismatch(
                     f"{what} {name!r} is unknown; supported: {', '.join(known)}"
                 )
-        if self.rules.evidence_share and self.region_projector != NAME_MIXTURE:
-            raise CheckpointMismatch(
-                f"evidence_share needs regions that are class evidence, which the projector "
-                f"{self.region_projector!r} does not read: use {NAME_MIXTURE!r}, or set it to 0"
-            )
+        for rule in ("evidence_share", "reads_descriptions"):
+            if getattr(self.rules, rule) and self.region_projector != NAME_MIXTURE:
+                raise CheckpointMismatch(
+                    f"{rule} needs regions that are class evidence, which the projector "
+                    f"{self.region_projector!r} does not read: use {NAME_MIXTURE!r}, or leave the "
+                    "rule out"
+                )
 
     @property
     def language_family(self) -> LanguageFamily:
@@ -375,6 +377,7 @@ def pocket_config(text: DecoderShape) -> VLMFO1Config:
             least_confidence=0.3,
             least_listed=0.25,
             evidence_share=0.7,
+            reads_descriptions=True,
             one_per_object=True,
             objectness_power=0.5,
         ),

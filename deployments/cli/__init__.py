@@ -53,6 +53,7 @@ def build_app() -> typer.Typer:
             {
                 "detection": evaluation.detection,
                 "words": evaluation.words,
+                "places": evaluation.places,
                 "forgetting": evaluation.forgetting,
                 "tracking": evaluation.tracking,
                 "video": evaluation.video,

@@ -112,6 +112,23 @@ def words(
     print_figures(f"{annotations} ({len(asked)} images)", scores.figures(), as_json=as_json)
 
 
+@takes_model
+def places(
+    images: Annotated[Path, typer.Option(help="Folder of images.")],
+    annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
+    limit: Annotated[int | None, typer.Option(help="Only the first images.", min=1)] = None,
+    chosen: ModelChoice = USUAL_MODEL,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask for one of several things alike, by its place or size: "second person from the left"."""
+    from agent.evaluation.coco_folder import open_coco
+    from agent.evaluation.places import evaluate_places
+
+    data = open_coco(images, annotations, limit=limit)
+    figures = asyncio.run(evaluate_places(chosen.pipeline(), data)).estimates()
+    print_figures(f"{annotations} ({len(data.images)} images)", figures, as_json=as_json)
+
+
 def forgetting(
     knowledge: Annotated[
         Path | None, typer.Option(help="YAML of text, choices and questions of your own.")

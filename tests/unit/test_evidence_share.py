@@ -11,6 +11,7 @@ import torch
 
 from agent.answer_rules import AnswerRules
 from agent.beliefs import NameBeliefs
+from agent.descriptions import COLOURS
 from agent.detections import Proposals
 from agent.errors import CheckpointMismatch
 from agent.features import FrameFeatures
@@ -21,7 +22,7 @@ from agent.model.primary_kinds import ClassifierConfig
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.parsing import parse_regions
 from agent.plain_nouns import plain_noun
-from agent.prompts import Task
+from agent.prompts import Task, TaskKind
 from agent.region_choice import RegionChoice, combined
 from agent.vocabulary import vocabulary
 from tests.unit.tiny_families import family_config
@@ -32,7 +33,9 @@ DOG, CAT, CAR = 16, 15, 2
 """Classes of COCO."""
 
 
-def mixture_config(vocab_size: int, evidence_share: float) -> VLMFO1Config:
+def mixture_config(
+    vocab_size: int, evidence_share: float, *, reads_descriptions: bool = True
+) -> VLMFO1Config:
     """A tiny language model behind a connector of names."""
     return replace(
         family_config("llama", vocab_size),
@@ -43,14 +46,18 @@ def mixture_config(vocab_size: int, evidence_share: float) -> VLMFO1Config:
         region_projector=NAME_MIXTURE,
         primary="efficientnet_lite0",
         auxiliary="proposal",
-        rules=AnswerRules(least_listed=0.5, evidence_share=evidence_share),
+        rules=AnswerRules(
+            least_listed=0.5, evidence_share=evidence_share, reads_descriptions=reads_descriptions
+        ),
     )
 
 
-def stage_of(evidence_share: float) -> LanguageStage:
+def stage_of(evidence_share: float, *, reads_descriptions: bool = True) -> LanguageStage:
     torch.manual_seed(4)
     tokenizer = tiny_tokenizer()
-    config = mixture_config(tokenizer.vocab_size, evidence_share)
+    config = mixture_config(
+        tokenizer.vocab_size, evidence_share, reads_descriptions=reads_descriptions
+    )
     model = VLMFO1(config, parts=frozenset({Part.LANGUAGE})).eval()
     torch.nn.init.normal_(model.language_model.model.embed_tokens.weight, std=0.5)
     return LanguageStage(model, tokenizer)
@@ -130,10 +137,43 @@ def test_words_for_a_class_are_answered_by_its_evidence(evidence_alone: Language
     assert found["car"] == [3]
 
 
+def test_descriptions_are_asked_for_as_their_noun_and_bounded_by_their_colours(
+    evidence_alone: LanguageStage,
+):
+    features = features_of(DOG, DOG, CAT, DOG)
+    looks = np.full((4, 1016), 1e-3, dtype=np.float16)
+    for regions, colour in (([0, 2], "red"), ([1, 3], "gray")):
+        looks[regions, 1000 + COLOURS.index(colour)] = 0.8
+    features = replace(features, key="coloured", primary_regions=looks)
+    labels = ("red dog", "Something red!", "gray animals", "blue dog", "leftmost red dog", "thing")
+    task = Task.detect(*labels)
+    found = parse_regions(evidence_alone.answer(features, task).text)
+    assert list(found.values()) == [[0], [0, 2], [1, 3], [], [0], [0, 1, 2, 3]]
+    # Which one is leftmost is told of all pages together (tests/unit/test_descriptions.py).
+    every = parse_regions(evidence_alone.answer(features, Task.detect("leftmost dog")).text)
+    assert every == {"leftmost dog": [0, 1, 3]}
+    counted = evidence_alone.answer(features, replace(task, kind=TaskKind.COUNT, query="red dog"))
+    alone = stage_of(0.0, reads_descriptions=False)
+    model = alone.answer(features, Task.detect("red dog"))
+    alone.close()
+    assert counted.probabilities == pytest.approx(model.probabilities, abs=1e-5)
+
+
+def test_without_class_evidence_descriptions_are_asked_for_as_their_noun_too():
+    alone = stage_of(0.0)
+    features = features_of(DOG, CAT, CAR)
+    noun, place = (
+        alone.answer(features, replace(Task.detect(label), least_confidence=0.0))
+        for label in ("dog", "dog on the left")
+    )
+    alone.close()
+    assert place.probabilities == pytest.approx(noun.probabilities, abs=1e-5)
+
+
 def test_words_for_no_class_are_left_to_the_language_model(evidence_alone: LanguageStage):
     alone = stage_of(0.0)
     features = features_of(DOG, CAT, CAR)
-    task = replace(Task.detect("flurb", "red car"), least_confidence=0.0)
+    task = replace(Task.detect("flurb", "wet car"), least_confidence=0.0)
     model, both = alone.answer(features, task), evidence_alone.answer(features, task)
     assert model.text == both.text
     assert model.probabilities == pytest.approx(both.probabilities, abs=1e-5)

@@ -1,0 +1,84 @@
+"""Is "leftmost car" answered by the leftmost one? Places and sizes among things alike.
+
+Where a labelled picture has several boxes of one name, each of the forms of `agent.descriptions`
+asks for one of them; which one it means follows from the labelled boxes. What nearly ties is not
+asked. Knows no wire and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.descriptions import RANKS
+from agent.detections import FloatArray
+from agent.evaluation.asking import Picture, ask_all
+from agent.evaluation.coco_folder import CocoFolder, CocoImage
+from agent.evaluation.detection import match_count
+from agent.evaluation.tally import Tally
+from agent.pipeline import Pipeline
+from agent.plain_nouns import plain_noun
+from agent.prompts import Task
+
+_LEAST_GAP = 0.03
+"""To the next of its like, as a share of the picture's longer side."""
+
+
+@dataclass(frozen=True)
+class PlaceQuestion:
+    """One of several things, by its place or size."""
+
+    text: str
+    order: str
+    """Across, down or size."""
+    xyxy: FloatArray
+    """(1, 4) the box that is meant, pixels."""
+
+
+def questions(image: CocoImage, data: CocoFolder) -> Iterator[PlaceQuestion]:
+    """What a picture is asked; nothing where each of its names has one box or a crowd."""
+    boxes, numbers = image.sound_boxes()
+    categories = [image.category[number] for number in numbers]
+    for category in dict.fromkeys(categories):
+        alike = boxes[[other == category for other in categories]]
+        # A crowd, or a thing that lies at the picture's edge by less than a pixel, has no place.
+        if category in image.crowds or len(alike) < max(2, image.category.count(category)):
+            continue
+        noun = plain_noun(data.categories[category])
+        for rank in RANKS:
+            place, values = rank.of(len(alike)), rank.value(alike)
+            if place is None:
+                continue
+            upwards = np.argsort(values)
+            gaps = np.diff(values[upwards])[max(0, place - 1) : place + 1]
+            if gaps.min() >= _LEAST_GAP * max(image.width, image.height):
+                meant = alike[upwards[place]][None]
+                yield PlaceQuestion(rank.form.format(noun), rank.order, meant)
+
+
+async def evaluate_places(pipeline: Pipeline, data: CocoFolder) -> Tally:
+    """Precision, recall and F1 at IoU 0.5 of all questions, and F1 by what things are ordered by.
+
+    The count of "recall" is the number of questions.
+    """
+    tally = Tally()
+    asked = {str(image.image_id): list(questions(image, data)) for image in data.images}
+    pictures = [
+        Picture(
+            str(image.image_id),
+            image.path,
+            tuple(Task.detect(one.text) for one in asked[str(image.image_id)]),
+        )
+        for image in data.images
+    ]
+    async for picture, grounding in ask_all(pipeline, pictures, title="places"):
+        for one, answer in zip(asked[picture.name], grounding.answers, strict=True):
+            found = answer.detections
+            right, number = match_count(found.xyxy, found.confidence, one.xyxy), len(found)
+            tally.add(picture.name, "precision", right, number)
+            tally.add(picture.name, "recall", right, 1)
+            for figure in ("f1", f"f1_{one.order}"):
+                tally.add(picture.name, figure, 2 * right, number + 1)
+    return tally
