@@ -16,9 +16,12 @@ VLLM_READY := $(VLLM)/.installed
 
 $(READY): requirements.lock requirements.no-deps.txt pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements.no-deps.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable client --editable .
+	# On all cores and without the packages' own tests, half a minute less than by pip. Some packages
+	# ship files that no Python compiles.
+	$(BIN)/python -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib >/dev/null || true
 	touch $@
 
 $(PROTOC_READY): requirements.protoc.txt
