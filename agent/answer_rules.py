@@ -7,9 +7,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from agent.checked_settings import Count, NonNegative, Share, checked, from_mapping
+from agent.descriptions import Description, read_description
 from agent.errors import CheckpointMismatch
 from agent.prompts import MAX_REGIONS, Task, TaskKind
 from groundstream.errors import SettingsError
+
+_TAKEN_APART = frozenset({TaskKind.DETECT, TaskKind.REFER, TaskKind.COUNT})
 
 
 @checked
@@ -38,9 +41,16 @@ class AnswerRules:
     """A detection's confidence is the model's times this power of the proposal network's: for
     models whose region tokens say what a box shows, and less well how much of it."""
 
-    def describes(self, task: Task) -> bool:
-        """Whether labels of a question are taken apart: a number is asked of the whole label."""
-        return self.reads_descriptions and task.kind in (TaskKind.DETECT, TaskKind.REFER)
+    def understood(self, task: Task, label: str) -> Description:
+        """One of a question's labels as it is asked: taken apart, if this model's are.
+
+        "How many people on the left" asks for several: no place is told where a number is asked.
+        """
+        whole = Description(label)
+        if not self.reads_descriptions or task.kind not in _TAKEN_APART:
+            return whole
+        read = read_description(label)
+        return whole if task.kind is TaskKind.COUNT and read.ranks else read
 
     def detects_from(self, task: Task) -> float:
         """The least confidence of a detection that `task` asks for."""

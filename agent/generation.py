@@ -16,13 +16,7 @@ import torch
 from torch import Tensor
 
 from agent.beliefs import NameBeliefs
-from agent.descriptions import (
-    ANYTHING,
-    COLOURS,
-    Description,
-    colour_chances,
-    read_description,
-)
+from agent.descriptions import ANYTHING, COLOURS, colour_chances
 from agent.drafting import Drafter
 from agent.engine import Engine
 from agent.engine_backends import BUILTIN, open_backend
@@ -234,13 +228,11 @@ class LanguageStage:
         shares = primary[:, NUM_IMAGENET : NUM_IMAGENET + len(COLOURS)]
 
         def choice_of(label: str) -> tuple[str, RegionChoice]:
-            is_read = rules.describes(task)
-            asked = read_description(label) if is_read else Description(label)
-            choice = plain
+            asked, choice = rules.understood(task, label), plain
             if asked.colours:
                 most = np.min([colour_chances(shares, colour) for colour in asked.colours], axis=0)
                 choice = replace(choice, most=torch.from_numpy(most))
-            if is_read and asked.noun in ANYTHING:
+            if rules.reads_descriptions and asked.noun in ANYTHING:
                 # The language model was never asked for "something".
                 told = torch.from_numpy(beliefs.anything(weights))
                 choice = replace(choice, evidence=told, evidence_share=1.0)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
 import numpy as np
 
 from agent.answer_rules import AnswerRules
-from agent.descriptions import read_description
+from agent.descriptions import Rank
 from agent.detections import Detections, Proposals, claims
 from agent.features import Generation
 from agent.paging import Page
@@ -58,6 +58,8 @@ class Answer:
     num_prefix_tokens_reused: int = 0
     num_passes: int = 0
     num_drafted_tokens: int = 0
+    is_compared: bool = False
+    """Whether things alike were compared over the whole frame, which no part of it can answer for."""
 
 
 def parse_regions(text: str) -> dict[str, list[int]]:
@@ -121,8 +123,8 @@ def join_pages(
         rows = _claimed(rows, proposals)
     least = rules.detects_from(task)
     is_sure = labelled and len(rows) == len(named) and all(score >= least for *_, score in rows)
-    if rules.describes(task):
-        rows = _ranked(rows, proposals, rules.least_confidence)
+    ranks = {label: rules.understood(task, label).ranks for label in task.labels}
+    rows = _ranked(rows, ranks, proposals, rules.least_confidence)
     rows = [row for row in rows if row[2] >= least]
     indices = np.array([box for _, box, _ in rows], dtype=np.int64)
     detections = Detections(
@@ -146,6 +148,7 @@ def join_pages(
         num_prefix_tokens_reused=sum(g.num_prefix_tokens_reused for g in generations),
         num_passes=sum(g.num_passes for g in generations),
         num_drafted_tokens=sum(g.num_drafted_tokens for g in generations),
+        is_compared=any(ranks.values()),
     )
 
 
@@ -163,18 +166,19 @@ def _claimed(
 
 
 def _ranked(
-    rows: list[tuple[str, int, float]], proposals: Proposals, least: float
+    rows: list[tuple[str, int, float]],
+    ranks: Mapping[str, Sequence[Rank]],
+    proposals: Proposals,
+    least: float,
 ) -> list[tuple[str, int, float]]:
-    """(label, box, confidence) rows in their order; of a label that says which of several things
-    it means only that one's, among those with at least the confidence of a detection."""
-    for label in dict.fromkeys(label for label, _, _ in rows):
+    """(label, box, confidence) rows in their order; of a label with ranks only the row that they
+    choose among those with at least the confidence of a detection."""
+    for label in (label for label, of_label in ranks.items() if of_label):
         alike = [row for row in rows if row[0] == label and row[2] >= least]
-        ranks = read_description(label).ranks
-        for rank in ranks:
+        for rank in ranks[label]:
             place = rank.chosen(proposals.xyxy[[box for _, box, _ in alike]])
             alike = [] if place is None else [alike[place]]
-        if ranks:
-            rows = [row for row in rows if row[0] != label or row in alike]
+        rows = [row for row in rows if row[0] != label or row in alike]
     return rows
 
 

@@ -157,9 +157,18 @@ def test_a_place_that_nobody_has_is_not_present() -> None:
     assert (len(found.detections), found.status) == (0, AnswerStatus.NOT_PRESENT)
 
 
-def test_a_count_and_other_models_are_left_alone() -> None:
+def test_a_number_is_asked_of_all_and_other_models_are_left_alone() -> None:
     said = [("leftmost car", [0, 1, 2], 0.8)]
     count = replace(Task.detect("leftmost car"), kind=TaskKind.COUNT)
     assert len(answer(count, said).detections) == 3
+    assert RULES.understood(count, "leftmost car") == Description("leftmost car")
+    assert RULES.understood(count, "red cars") == Description("car", colours=(RED,))
     other = replace(RULES, reads_descriptions=False)
     assert len(answer(Task.detect("leftmost car"), said, rules=other).detections) == 3
+    assert other.understood(count, "red cars") == Description("red cars")
+
+
+def test_what_was_compared_is_not_looked_at_again_in_parts() -> None:
+    said = [("leftmost car", [0, 1, 2], 0.8)]
+    assert answer(Task.detect("dog", "leftmost car"), said).is_compared
+    assert not answer(Task.detect("dog", "red car"), said).is_compared

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from agent.answer_rules import AnswerRules
 from agent.detections import Proposals
 from agent.features import FrameFeatures, Generation
 from agent.frame import Frame, read_frame
@@ -154,6 +155,17 @@ async def test_boxes_of_the_client_are_the_only_ones_looked_at() -> None:
     *_, last = await looked(ALWAYS, Task.detect("dog"), stages=stages, boxes=boxes)
     assert stages.calls.propose == 0
     assert len(last.crops) == 2
+
+
+async def test_what_was_compared_over_the_whole_frame_is_not_asked_of_a_part() -> None:
+    stages = FakeStages()
+    rules = AnswerRules(reads_descriptions=True)
+    pipeline = Pipeline(stages, MemoryRegionCache(), model_digest="m", rules=rules)
+    for label, is_compared in (("leftmost dog", True), ("dog", False)):
+        looks = RegionZoom(pipeline).look(large(), [Task.detect(label)], ALWAYS)
+        revisions = [revision async for revision in looks]
+        assert (len(revisions) == 1) == is_compared
+        assert revisions[-1].final
 
 
 @pytest.mark.parametrize("kind", [TaskKind.GROUNDED_CAPTION, TaskKind.CHAT])
