@@ -59,7 +59,7 @@ class Answer:
     num_passes: int = 0
     num_drafted_tokens: int = 0
     is_compared: bool = False
-    """Whether things alike were compared over the whole frame, which no part of it can answer for."""
+    """Whether things alike were compared over the whole frame: no part of it gives that answer."""
 
 
 def parse_regions(text: str) -> dict[str, list[int]]:
