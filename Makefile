@@ -14,13 +14,13 @@ VLLM_READY := $(VLLM)/.installed
 
 .PHONY: demo test test-long vllm test-vllm fuzz soak check format protos baseline serve bench pages manifests lock lock-vllm clean
 
+# Packages are compiled on all cores and without their own tests, half a minute less than by pip; some
+# ship files that no Python compiles.
 $(READY): requirements.lock requirements.no-deps.txt pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements.no-deps.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable client --editable .
-	# On all cores and without the packages' own tests, half a minute less than by pip. Some packages
-	# ship files that no Python compiles.
 	$(BIN)/python -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib >/dev/null || true
 	touch $@
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate, chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from agent.model.name_mixture import NUM_COCO, NameMixture
-from agent.plain_nouns import plain_noun
 from agent.vocabulary import Thing, Vocabulary
 
 Array = NDArray[np.float32]
@@ -51,15 +51,6 @@ class _Classes:
     starts: list[int]
     """Where each everyday name's classes begin in `numbers`."""
 
-    @classmethod
-    def of(cls, names: Iterable[list[int]]) -> _Classes:
-        numbers: list[int] = []
-        starts: list[int] = []
-        for classes in names:
-            starts.append(len(numbers))
-            numbers += classes
-        return cls(numbers, starts)
-
 
 class NameBeliefs:
     """Scores of words for regions."""
@@ -69,14 +60,7 @@ class NameBeliefs:
         self._kinds = words.kinds
         self._weigh = NameMixture(1).requires_grad_(False)
         self._weigh.imagenet_share.copy_(imagenet_shares(words))
-        classes: dict[str, dict[str, list[int]]] = {}
-        for number, thing in enumerate(self._things):
-            for word in thing.words:
-                classes.setdefault(word, {}).setdefault(thing.everyday, []).append(number)
-        # What is asked is the plain noun: "swimming trunk" for "swimming trunks".
-        for word in list(classes):
-            classes.setdefault(plain_noun(word), classes[word])
-        self._classes = {word: _Classes.of(names.values()) for word, names in classes.items()}
+        self._classes = {word: self._gathered(found) for word, found in words.classes.items()}
         self._everyday = tuple(dict.fromkeys(thing.everyday for thing in self._things))
         places = {name: place for place, name in enumerate(self._everyday)}
         counts = Counter(word for thing in self._things for word in thing.wider)
@@ -96,6 +80,13 @@ class NameBeliefs:
             torch.from_numpy(coco), torch.from_numpy(imagenet)
         ).numpy()
         return found
+
+    def _gathered(self, numbers: Iterable[int]) -> _Classes:
+        names: dict[str, list[int]] = {}
+        for number in numbers:
+            names.setdefault(self._things[number].everyday, []).append(number)
+        sizes = [len(alike) for alike in names.values()]
+        return _Classes([*chain.from_iterable(names.values())], [0, *accumulate(sizes[:-1])])
 
     def knows(self, word: str) -> bool:
         """Whether a word stands for classes; of "tomato" only the kind does."""

@@ -18,14 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.plain_nouns import plain_noun
-from agent.vocabulary import vocabulary
+from agent.vocabulary import COLOURS, vocabulary
 
 Array = NDArray[np.float32]
 
-COLOURS = (
-    "black", "white", "gray", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
-)  # fmt: skip
-"""Basic colour terms after Berlin and Kay (1969)."""
 ANYTHING = frozenset({"something", "anything", "thing", "object"})
 """Nouns for whatever is there."""
 _MOST_NARROWINGS = 4
@@ -46,17 +42,14 @@ class Rank:
         """(n,) what (n, 4) boxes are ordered by, in the unit of the boxes."""
         return _ORDERS[self.order](boxes)
 
-    def of(self, count: int) -> int | None:
-        """The number upwards of the one of `count` things that is meant; None: there is none."""
-        if self.place is None:
-            return (count - 1) // 2 if count % 2 else None
-        place = self.place if self.place >= 0 else count + self.place
-        return place if 0 <= place < count else None
-
     def chosen(self, boxes: Array) -> int | None:
         """Which of (n, 4) boxes of things alike is meant; None: there is none."""
-        place = self.of(len(boxes))
-        return None if place is None else int(np.argsort(self.value(boxes), kind="stable")[place])
+        count, place = len(boxes), self.place
+        if place is None:
+            place = count // 2 if count % 2 else count
+        if not -count <= place < count:
+            return None
+        return int(np.argsort(self.value(boxes), kind="stable")[place])
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ class Description:
     noun: str
     """To ask the model for."""
     colours: tuple[int, ...] = ()
-    """Numbers in `COLOURS`; what is meant has all of them."""
+    """Numbers in `agent.vocabulary.COLOURS`; what is meant has all of them."""
     ranks: tuple[Rank, ...] = ()
     """Among what has the colours, one after the other."""
 
@@ -91,8 +84,8 @@ def colour_chances(shares: Array, colour: int) -> Array:
     odds being the square of the shares' ratio.
 
     Args:
-        shares: (regions, 11) how much of each region shows each of `COLOURS`, 0..1.
-        colour: number in `COLOURS`.
+        shares: (regions, 11) how much of each shows each of `agent.vocabulary.COLOURS`, 0..1.
+        colour: number in `agent.vocabulary.COLOURS`.
     """
     others = np.delete(shares, colour, axis=1).max(-1)
     odds: Array = (shares[:, colour] / np.maximum(others, 1e-6)) ** 2
@@ -114,15 +107,7 @@ def _taken_apart(found: Description) -> Description:
 
 def _is_noun(found: Description) -> bool:
     noun, words = found.noun, vocabulary()
-    return noun in ANYTHING or noun in _classes() or (noun in words.kinds and not found.colours)
-
-
-@lru_cache(maxsize=1)
-def _classes() -> frozenset[str]:
-    """Words for classes, and as plain nouns."""
-    words = vocabulary()
-    names = {word for thing in (*words.coco, *words.imagenet) for word in thing.words}
-    return frozenset({*names, *map(plain_noun, names)})
+    return noun in ANYTHING or noun in words.classes or (noun in words.kinds and not found.colours)
 
 
 def _across(boxes: Array) -> Array:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from agent.beliefs import NameBeliefs
-from agent.descriptions import ANYTHING, COLOURS, colour_chances
+from agent.descriptions import ANYTHING, colour_chances
 from agent.drafting import Drafter
 from agent.engine import Engine
 from agent.engine_backends import BUILTIN, open_backend
@@ -53,7 +53,7 @@ from agent.region_choice import RegionChoice
 from agent.sequence import SequenceBuilder, TokenSequence
 from agent.stage_settings import EngineSettings
 from agent.tokenizer import PromptTokenizer
-from agent.vocabulary import vocabulary
+from agent.vocabulary import COLOURS, vocabulary
 from groundstream.errors import InvalidQuery, Overloaded
 
 _TEXT_ONLY = "text only"

@@ -173,9 +173,11 @@ def _ranked(
 ) -> list[tuple[str, int, float]]:
     """(label, box, confidence) rows in their order; of a label with ranks only the row that they
     choose among those with at least the confidence of a detection."""
-    for label in (label for label, of_label in ranks.items() if of_label):
+    for label, of_label in ranks.items():
+        if not of_label:
+            continue
         alike = [row for row in rows if row[0] == label and row[2] >= least]
-        for rank in ranks[label]:
+        for rank in of_label:
             place = rank.chosen(proposals.xyxy[[box for _, box, _ in alike]])
             alike = [] if place is None else [alike[place]]
         rows = [row for row in rows if row[0] != label or row in alike]

@@ -9,11 +9,17 @@ file from WordNet 3.0 and `agent/training/everyday_words.yaml`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
+from agent.plain_nouns import plain_noun
+
+COLOURS = (
+    "black", "white", "gray", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
+)  # fmt: skip
+"""Basic colour terms after Berlin and Kay (1969)."""
 FILE = Path(__file__).parent / "vocabulary.json"
 
 
@@ -46,6 +52,19 @@ class Vocabulary:
     coco: tuple[Thing, ...]
     kinds: Mapping[str, tuple[str, ...]]
     """Of nouns that name none of the classes the nearest words for more than them that do."""
+
+    @cached_property
+    def classes(self) -> Mapping[str, Sequence[int]]:
+        """Of every word for classes, as it is written and as a plain noun, which they are: COCO's
+        numbers, then ImageNet's behind them."""
+        found: dict[str, list[int]] = {}
+        for number, thing in enumerate((*self.coco, *self.imagenet)):
+            for word in thing.words:
+                found.setdefault(word, []).append(number)
+        # What is asked is the plain noun: "swimming trunk" for "swimming trunks".
+        for word in sorted(found):
+            found.setdefault(plain_noun(word), found[word])
+        return found
 
 
 @lru_cache(maxsize=1)

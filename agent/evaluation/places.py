@@ -48,14 +48,12 @@ def questions(image: CocoImage, data: CocoFolder) -> Iterator[PlaceQuestion]:
             continue
         noun = plain_noun(data.categories[category])
         for rank in RANKS:
-            place, values = rank.of(len(alike)), rank.value(alike)
+            place, values = rank.chosen(alike), rank.value(alike)
             if place is None:
                 continue
-            upwards = np.argsort(values)
-            gaps = np.diff(values[upwards])[max(0, place - 1) : place + 1]
-            if gaps.min() >= _LEAST_GAP * max(image.width, image.height):
-                meant = alike[upwards[place]][None]
-                yield PlaceQuestion(rank.form.format(noun), rank.order, meant)
+            gap = np.abs(np.delete(values, place) - values[place]).min()
+            if gap >= _LEAST_GAP * max(image.width, image.height):
+                yield PlaceQuestion(rank.form.format(noun), rank.order, alike[[place]])
 
 
 async def evaluate_places(pipeline: Pipeline, data: CocoFolder) -> Tally:
@@ -66,12 +64,8 @@ async def evaluate_places(pipeline: Pipeline, data: CocoFolder) -> Tally:
     tally = Tally()
     asked = {str(image.image_id): list(questions(image, data)) for image in data.images}
     pictures = [
-        Picture(
-            str(image.image_id),
-            image.path,
-            tuple(Task.detect(one.text) for one in asked[str(image.image_id)]),
-        )
-        for image in data.images
+        Picture(name, image.path, tuple(Task.detect(one.text) for one in asked[name]))
+        for name, image in zip(asked, data.images, strict=True)
     ]
     async for picture, grounding in ask_all(pipeline, pictures, title="places"):
         for one, answer in zip(asked[picture.name], grounding.answers, strict=True):

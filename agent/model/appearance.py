@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agent.descriptions import COLOURS as COLOURS
 from agent.frame import RGBArray
 from agent.model.roi_pooling import pool_regions
+from agent.vocabulary import COLOURS
 
 NUM_CHANNELS = 16
 """Eleven colours, brightness, contrast, saturation, and two that are zero."""

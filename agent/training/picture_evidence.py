@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 
 from agent.frame import RGBArray, load_frame
-from agent.model.appearance import COLOURS, appearance_map, pool_appearance
+from agent.model.appearance import appearance_map, pool_appearance
 from agent.model.efficientnet import EfficientNetLite0
 from agent.model.name_mixture import NUM_COCO, NUM_IMAGENET
 from agent.model.nanodet import NanoDet
 from agent.training.symbolic_scenes import SceneRegion
-from agent.vocabulary import Vocabulary
+from agent.vocabulary import COLOURS, Vocabulary
 from groundstream.errors import SettingsError
 from groundstream.video.pictures import IMAGE_SUFFIXES
 

@@ -10,13 +10,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from agent.beliefs import imagenet_shares
-from agent.model.appearance import COLOURS
 from agent.model.low_rank import adapt, adapter_state, load_adapter
 from agent.model.name_mixture import NameMixture
 from agent.model.smollm2 import smollm2_tokenizer
 from agent.tokenizer import CONTROL_TOKENS
 from agent.training.base_model import load_smollm2
-from agent.vocabulary import Vocabulary
+from agent.vocabulary import COLOURS, Vocabulary
 
 NUM_KNOWN = 49_152
 NEW_TOKENS = tuple(token for token in CONTROL_TOKENS if not token.startswith(("<|endof", "<|im_")))

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.beliefs import LEAST_SCORE
-from agent.model.appearance import COLOURS
 from agent.plain_nouns import article, plain_noun, plural
 from agent.prompts import Task
 from agent.training.symbolic_scenes import Array, Scene
-from agent.vocabulary import Thing, Vocabulary
+from agent.vocabulary import COLOURS, Thing, Vocabulary
 
 
 @dataclass(frozen=True)

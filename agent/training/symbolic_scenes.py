@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.beliefs import NameBeliefs
-from agent.model.appearance import COLOURS
 from agent.model.name_mixture import NUM_APPEARANCE, NUM_COCO, NUM_IMAGENET
-from agent.vocabulary import Thing, Vocabulary
+from agent.vocabulary import COLOURS, Thing, Vocabulary
 
 Array = NDArray[np.float32]
 

@@ -19,7 +19,10 @@ from deployments.cli.options import (
     AnnotationsOption,
     ArtworkOption,
     CacheOption,
+    CocoFileOption,
+    ImagesOption,
     JsonOption,
+    LimitOption,
     MarkdownOption,
     ModelChoice,
     ModelOption,
@@ -40,9 +43,9 @@ _LEAST_SPELLINGS = 200
 
 @takes_model
 def detection(
-    images: Annotated[Path, typer.Option(help="Folder of images.")],
-    annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
-    limit: Annotated[int | None, typer.Option(help="Only the first images.", min=1)] = None,
+    images: ImagesOption,
+    annotations: CocoFileOption,
+    limit: LimitOption = None,
     chosen: ModelChoice = USUAL_MODEL,
     seed: Annotated[int, typer.Option(help="Chooses the absent labels.")] = 0,
     every_label: Annotated[
@@ -91,9 +94,9 @@ def detection(
 
 @takes_model
 def words(
-    images: Annotated[Path, typer.Option(help="Folder of images.")],
-    annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
-    limit: Annotated[int | None, typer.Option(help="Only the first images.", min=1)] = None,
+    images: ImagesOption,
+    annotations: CocoFileOption,
+    limit: LimitOption = None,
     labels: Annotated[int, typer.Option(help="Most names in one question.", min=1)] = 40,
     seed: Annotated[int, typer.Option(help="Chooses the absent names.")] = 0,
     chosen: ModelChoice = USUAL_MODEL,
@@ -114,9 +117,9 @@ def words(
 
 @takes_model
 def places(
-    images: Annotated[Path, typer.Option(help="Folder of images.")],
-    annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
-    limit: Annotated[int | None, typer.Option(help="Only the first images.", min=1)] = None,
+    images: ImagesOption,
+    annotations: CocoFileOption,
+    limit: LimitOption = None,
     chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,
 ) -> None:

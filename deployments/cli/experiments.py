@@ -17,6 +17,7 @@ from deployments.cli.options import (
     AnnotationsOption,
     ArtworkOption,
     CacheOption,
+    CocoFileOption,
     ImagesOption,
     JsonOption,
     LimitOption,
@@ -79,7 +80,7 @@ def proposals(
 @takes_model
 def evidence(
     images: ImagesOption,
-    annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
+    annotations: CocoFileOption,
     limit: LimitOption = None,
     chosen: ModelChoice = USUAL_MODEL,
     as_json: JsonOption = False,

@@ -153,6 +153,7 @@ class ModelChoice:
 
 USUAL_MODEL = ModelChoice()
 
+CocoFileOption = Annotated[Path, typer.Option(help="COCO annotation file.")]
 LimitOption = Annotated[int | None, typer.Option(help="Only the first pictures.", min=1)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Last line: one JSON object.")]
 

@@ -9,7 +9,6 @@ import pytest
 
 from agent.answer_rules import AnswerRules
 from agent.descriptions import (
-    COLOURS,
     RANKS,
     Description,
     Rank,
@@ -21,6 +20,7 @@ from agent.features import Generation
 from agent.paging import Page
 from agent.parsing import Answer, AnswerStatus, join_pages
 from agent.prompts import Task, TaskKind
+from agent.vocabulary import COLOURS
 
 BOXES = np.array(
     [[30, 30, 50, 70], [60, 55, 90, 95], [5, 10, 15, 30]], dtype=np.float32

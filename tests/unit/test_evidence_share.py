@@ -11,7 +11,6 @@ import torch
 
 from agent.answer_rules import AnswerRules
 from agent.beliefs import NameBeliefs
-from agent.descriptions import COLOURS
 from agent.detections import Proposals
 from agent.errors import CheckpointMismatch
 from agent.features import FrameFeatures
@@ -24,7 +23,7 @@ from agent.parsing import parse_regions
 from agent.plain_nouns import plain_noun
 from agent.prompts import Task, TaskKind
 from agent.region_choice import RegionChoice, combined
-from agent.vocabulary import vocabulary
+from agent.vocabulary import COLOURS, vocabulary
 from tests.unit.tiny_families import family_config
 from tests.unit.tiny_model import tiny_tokenizer
 
