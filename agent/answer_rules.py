@@ -34,6 +34,9 @@ class AnswerRules:
     reads_descriptions: bool = False
     """"Leftmost red car" is asked for as "car", and what is found narrowed to what it describes
     (`agent.descriptions`). For small language models; colours need class evidence's regions."""
+    names_regions: bool = False
+    """What a given box shows is told by class evidence, a name and a colour, and not written by the
+    language model: one that has learned to name from that evidence does so less often right."""
     one_per_object: bool = False
     """Of boxes of one label that overlap only the surest is a detection, and those inside or around
     a surer one are believed less (`agent.detections.claims`)."""

@@ -26,6 +26,8 @@ Array = NDArray[np.float32]
 
 LEAST_SCORE = 0.22
 """A word is said of regions with at least this score; chosen on photographs (docs/decisions)."""
+LEAST_SURE = 0.1
+"""Of regions whose best name scores less hardly any is what that name says (docs/decisions)."""
 _SHARE_WITHIN_COCO = 0.3
 """Of the classifier's belief in a class that the detector knows as well."""
 _SHARE_WORN = 0.3

@@ -115,6 +115,14 @@ class Generation:
     num_drafted_tokens: int = 0
     """Tokens that a draft had right and that cost no pass of their own."""
 
+    @classmethod
+    def told(cls, text: str) -> Generation:
+        """An answer that no language model had to write."""
+        return cls(
+            pieces=(text,), probabilities=(1.0,), truncated=False,
+            num_prompt_tokens=0, num_prefix_tokens_reused=0, num_passes=0,
+        )  # fmt: skip
+
     @property
     def text(self) -> str:
         return "".join(self.pieces)

@@ -11,18 +11,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from agent.beliefs import NameBeliefs
-from agent.descriptions import ANYTHING, colour_chances
+from agent.class_evidence import ClassEvidence
+from agent.descriptions import ANYTHING
 from agent.drafting import Drafter
 from agent.engine import Engine
 from agent.engine_backends import BUILTIN, open_backend
 from agent.errors import CheckpointMismatch
 from agent.feature_tensors import to_tensor
-from agent.features import FrameFeatures, Generation, widened
+from agent.features import FrameFeatures, Generation
 from agent.generation_request import (
     Completion,
     GenerationEngine,
@@ -41,7 +41,6 @@ from agent.grammar import (
 from agent.label_lists import LabelBranch, join_labels
 from agent.model.checkpoint import load_model, weight_type
 from agent.model.language_model import LanguageModel
-from agent.model.name_mixture import NUM_IMAGENET
 from agent.model.positions import SlotType
 from agent.model.vlm_fo1 import VLMFO1, Part
 from agent.model_directory import find_model
@@ -53,7 +52,7 @@ from agent.region_choice import RegionChoice
 from agent.sequence import SequenceBuilder, TokenSequence
 from agent.stage_settings import EngineSettings
 from agent.tokenizer import PromptTokenizer
-from agent.vocabulary import COLOURS, vocabulary
+from agent.vocabulary import vocabulary
 from groundstream.errors import InvalidQuery, Overloaded
 
 _TEXT_ONLY = "text only"
@@ -94,7 +93,7 @@ class LanguageStage:
             else ()
         )
         rules = model.config.rules
-        speaks = rules.evidence_share or rules.reads_descriptions
+        speaks = rules.evidence_share or rules.reads_descriptions or rules.names_regions
         self._beliefs = NameBeliefs(vocabulary()) if speaks else None
         self.engine = backend or self._builtin(engine or EngineSettings())
 
@@ -168,6 +167,8 @@ class LanguageStage:
         Raises:
             Overloaded: too many questions wait.
         """
+        if features is not None and self._is_told(task):
+            return self._tell(features, task, on_text)
         if self._builder.family.prompt.opens_lists and features is not None and task.labels:
             return self._start_lists(features, task, on_text)
         request = self._request(features, task)
@@ -198,6 +199,22 @@ class LanguageStage:
             raise
         return join_labels(branches, self._tokenizer.pieces, on_text)
 
+    def _is_told(self, task: Task) -> bool:
+        return self._model.config.rules.names_regions and task.kind is TaskKind.REGION_CAPTION
+
+    def _tell(
+        self, features: FrameFeatures, task: Task, on_text: Callable[[str], None] | None
+    ) -> Future[Generation]:
+        """What class evidence says of a region; the language model is not asked."""
+        assert self._beliefs is not None
+        assert task.region is not None
+        said = ClassEvidence.of(features, self._beliefs).description(task.region)
+        if on_text is not None:
+            on_text(said)
+        generation: Future[Generation] = Future()
+        generation.set_result(Generation.told(said))
+        return generation
+
     def _list_request(
         self, prefix: PrefixSource, task: Task, asked: str, choice: RegionChoice
     ) -> Request:
@@ -223,21 +240,17 @@ class LanguageStage:
         plain = RegionChoice(tokens, rules.lists_from(task))
         if beliefs is None:
             return lambda label: (label, plain)
-        primary = widened(features.primary_regions)
-        weights = beliefs.weights(widened(features.auxiliary_regions), primary[:, :NUM_IMAGENET])
-        shares = primary[:, NUM_IMAGENET : NUM_IMAGENET + len(COLOURS)]
+        evidence = ClassEvidence.of(features, beliefs)
 
         def choice_of(label: str) -> tuple[str, RegionChoice]:
             asked, choice = rules.understood(task, label), plain
             if asked.colours:
-                most = np.min([colour_chances(shares, colour) for colour in asked.colours], axis=0)
-                choice = replace(choice, most=torch.from_numpy(most))
+                choice = replace(choice, most=evidence.coloured(asked.colours))
             if rules.reads_descriptions and asked.noun in ANYTHING:
                 # The language model was never asked for "something".
-                told = torch.from_numpy(beliefs.anything(weights))
-                choice = replace(choice, evidence=told, evidence_share=1.0)
+                choice = replace(choice, evidence=evidence.anything(), evidence_share=1.0)
             elif beliefs.knows(asked.noun):
-                told = torch.from_numpy(beliefs.chances(asked.noun, weights))
+                told = evidence.chances(asked.noun)
                 choice = replace(choice, evidence=told, evidence_share=rules.evidence_share)
             return asked.noun, choice
 

@@ -25,7 +25,8 @@ PARTS = {
     "progress": "progress",
     "vision stages": "proposer encoders feature_tensors processor batching device_picture",
     "language stage": "generation generation_request engine engine_backends drafting grammar "
-    "prefix_cache sequence tokenizer model_tokenizer label_lists region_choice beliefs",
+    "prefix_cache sequence tokenizer model_tokenizer label_lists region_choice beliefs "
+    "class_evidence",
     "zoom": "crops zoom zoom_policy revisions ergo_protocol ergo",
     "reports": "inspection model_needs grounded_output",
 }

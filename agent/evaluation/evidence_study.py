@@ -32,7 +32,7 @@ def with_silent(model: Path, silent: slice, folder: Path) -> Path:
     Raises:
         SettingsError: the model's connector mixes no names.
     """
-    target, config = linked_model(model, folder, {"evidence_share": 0.0})
+    target, config = linked_model(model, folder, {"evidence_share": 0.0, "names_regions": False})
     if config.get("mm_projector_type") != NAME_MIXTURE:
         raise SettingsError("only a model whose connector mixes names can be shown half of them")
     adapter = target / config["groundstream"]["adapter"]

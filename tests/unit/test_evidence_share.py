@@ -33,7 +33,11 @@ DOG, CAT, CAR = 16, 15, 2
 
 
 def mixture_config(
-    vocab_size: int, evidence_share: float, *, reads_descriptions: bool = True
+    vocab_size: int,
+    evidence_share: float,
+    *,
+    reads_descriptions: bool = True,
+    names_regions: bool = False,
 ) -> VLMFO1Config:
     """A tiny language model behind a connector of names."""
     return replace(
@@ -46,16 +50,24 @@ def mixture_config(
         primary="efficientnet_lite0",
         auxiliary="proposal",
         rules=AnswerRules(
-            least_listed=0.5, evidence_share=evidence_share, reads_descriptions=reads_descriptions
+            least_listed=0.5,
+            evidence_share=evidence_share,
+            reads_descriptions=reads_descriptions,
+            names_regions=names_regions,
         ),
     )
 
 
-def stage_of(evidence_share: float, *, reads_descriptions: bool = True) -> LanguageStage:
+def stage_of(
+    evidence_share: float, *, reads_descriptions: bool = True, names_regions: bool = False
+) -> LanguageStage:
     torch.manual_seed(4)
     tokenizer = tiny_tokenizer()
     config = mixture_config(
-        tokenizer.vocab_size, evidence_share, reads_descriptions=reads_descriptions
+        tokenizer.vocab_size,
+        evidence_share,
+        reads_descriptions=reads_descriptions,
+        names_regions=names_regions,
     )
     model = VLMFO1(config, parts=frozenset({Part.LANGUAGE})).eval()
     torch.nn.init.normal_(model.language_model.model.embed_tokens.weight, std=0.5)
