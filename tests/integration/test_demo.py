@@ -22,7 +22,7 @@ _DEMO_S = 150.0
 
 def write_scene(path: Path, *, num_frames: int) -> None:
     """A video of one moving grey level and the truth beside it."""
-    with VideoWriter(path, fps=10.0) as video:
+    with VideoWriter(path, fps=20.0) as video:
         for number in range(num_frames):
             video.write(np.full((64, 96, 3), 20 + 5 * (number % 40), dtype=np.uint8))
     # What the fakes always find.
