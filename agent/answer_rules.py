@@ -34,9 +34,10 @@ class AnswerRules:
     reads_descriptions: bool = False
     """"Leftmost red car" is asked for as "car", and what is found narrowed to what it describes
     (`agent.descriptions`). For small language models; colours need class evidence's regions."""
-    names_regions: bool = False
-    """What a given box shows is told by class evidence, a name and a colour, and not written by the
-    language model: one that has learned to name from that evidence does so less often right."""
+    tells_regions: bool = False
+    """What a given box shows, a name and a colour, and which boxes are like it, is told by class
+    evidence and not written by the language model: a small one that has learned from that evidence
+    is less often right."""
     one_per_object: bool = False
     """Of boxes of one label that overlap only the surest is a detection, and those inside or around
     a surer one are believed less (`agent.detections.claims`)."""
@@ -47,13 +48,13 @@ class AnswerRules:
     def understood(self, task: Task, label: str) -> Description:
         """One of a question's labels as it is asked: taken apart, if this model's are.
 
-        "How many people on the left" asks for several: no place is told where a number is asked.
+        Where a number is asked, one thing's place among its like ("leftmost") narrows nothing.
         """
         whole = Description(label)
         if not self.reads_descriptions or task.kind not in _TAKEN_APART:
             return whole
         read = read_description(label)
-        return whole if task.kind is TaskKind.COUNT and read.ranks else read
+        return whole if task.kind is TaskKind.COUNT and read.rank else read
 
     def detects_from(self, task: Task) -> float:
         """The least confidence of a detection that `task` asks for."""

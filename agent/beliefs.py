@@ -45,6 +45,11 @@ _MOST = 0.5
 """Of all belief in a region, for a word for its kind to be said."""
 
 
+_ALIKE, _ALIKE_POWER = 0.75, 5.0
+"""Of regions that are as alike as the first, every second one is taken for the same kind of
+thing; chosen on photographs (docs/decisions)."""
+
+
 @dataclass(frozen=True)
 class _Classes:
     """The classes that a word covers, gathered by their everyday names."""
@@ -145,6 +150,18 @@ class NameBeliefs:
             hedged = share[place] < _LEAST_SPECIFIC and len(wider)
             said.append(self._wider[wider[0]] if hedged else self._everyday[place])
         return said
+
+    def alike(self, weights: Array, region: int) -> Array:
+        """(n,) how likely each region shows the same kind of thing as one of them.
+
+        The odds are a power of the Bhattacharyya coefficient of the two regions' beliefs in names,
+        the sum of the roots of their products, relative to `_ALIKE`.
+        """
+        compared = self._compared(weights)
+        roots = np.sqrt(compared / (compared.sum(-1, keepdims=True) + 1e-6))
+        odds = (roots @ roots[region] / _ALIKE) ** _ALIKE_POWER
+        found: Array = odds / (odds + 1)
+        return found
 
     def _compared(self, weights: Array) -> Array:
         """(n, names) the scores of the everyday names where one is to be chosen."""

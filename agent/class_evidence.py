@@ -17,7 +17,7 @@ from agent.beliefs import LEAST_SURE, Array, NameBeliefs
 from agent.descriptions import colour_chances
 from agent.features import FrameFeatures, widened
 from agent.model.name_mixture import NUM_IMAGENET
-from agent.plain_nouns import article
+from agent.plain_nouns import with_article
 from agent.vocabulary import COLOURS
 
 
@@ -50,6 +50,10 @@ class ClassEvidence:
         """(regions,) how likely each is a thing at all."""
         return torch.from_numpy(self.beliefs.anything(self.weights))
 
+    def alike(self, region: int) -> Tensor:
+        """(regions,) how likely each shows the same kind of thing as one of them."""
+        return torch.from_numpy(self.beliefs.alike(self.weights, region))
+
     def coloured(self, colours: Iterable[int]) -> Tensor:
         """(regions,) how likely each has all of some colours, numbers in `COLOURS`."""
         chances = [colour_chances(self.colours, colour) for colour in colours]
@@ -63,4 +67,4 @@ class ClassEvidence:
         colour = COLOURS[self.colours[region].argmax()]
         words = name if colour == name else f"{colour} {name}"
         doubt = "perhaps " if score < LEAST_SURE else ""
-        return f"{doubt}{article(words)} {words}"
+        return f"{doubt}{with_article(words)}"

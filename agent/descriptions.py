@@ -1,7 +1,8 @@
 """Descriptions in place of names: "red car", "second dog from the left", "leftmost person in blue".
 
 A description is a noun, which the model is asked for, and what narrows its answer: a red car is a
-car as far as red is its colour; the leftmost car is one of the cars that were found. Places and
+car as far as red is its colour; the leftmost car is one of the cars that were found, the cars on
+the left are those in the left half of the frame. Places and
 sizes are compared and not seen, as ReCLIP's resolver does it beside CLIP (arXiv 2204.05991): a
 small language model does not learn to compare (docs/decisions/embedded_model.md). English only;
 knows no model and no tensor.
@@ -17,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.plain_nouns import plain_noun
+from agent.plain_nouns import names_several, plain_noun
 from agent.vocabulary import COLOURS, vocabulary
 
 Array = NDArray[np.float32]
@@ -53,6 +54,22 @@ class Rank:
 
 
 @dataclass(frozen=True)
+class Part:
+    """The part of a frame where several things are meant to lie: "people on the left"."""
+
+    axis: int
+    """0 across, 1 down."""
+    start: float
+    end: float
+    """Shares of the frame's width or height."""
+
+    def holds(self, boxes: Array, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """(n,) whether the centres of (n, 4) boxes lie there, in a frame of (width, height)."""
+        centres = (boxes[:, self.axis] + boxes[:, self.axis + 2]) / (2 * size[self.axis])
+        return np.asarray((centres >= self.start) & (centres < self.end))
+
+
+@dataclass(frozen=True)
 class Description:
     """A label as it is understood."""
 
@@ -60,23 +77,35 @@ class Description:
     """To ask the model for."""
     colours: tuple[int, ...] = ()
     """Numbers in `agent.vocabulary.COLOURS`; what is meant has all of them."""
-    ranks: tuple[Rank, ...] = ()
-    """Among what has the colours, one after the other."""
+    rank: Rank | None = None
+    """Of what has the colours, the one that is meant."""
+    part: Part | None = None
+    """Of what has the colours, where those lie that are meant."""
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the answer depends on the frame as a whole."""
+        return self.rank is not None or self.part is not None
 
 
 @lru_cache(maxsize=1024)
 def read_description(label: str) -> Description:
     """The description that a label is; its noun alone, a plain one, if it is none.
 
-    A noun of the vocabulary is not taken apart ("red fox"), and a label with a noun that is none of
-    its classes is left to the model as it is where it has a colour ("green bean").
+    A noun of the vocabulary is not taken apart ("red fox"). A label is left to the model as it is
+    where it has a colour and a noun that is none of its classes ("green bean"), and where it has
+    two places ("largest dog on the left").
     """
     found = whole = Description(plain_noun(label))
     for _ in range(_MOST_NARROWINGS):
         if _is_noun(found):
             break
         found = _taken_apart(found)
-    return found if _is_noun(found) else whole
+    if not _is_noun(found):
+        return whole
+    if found.rank and found.rank.form in PARTS and names_several(label):
+        return replace(found, rank=None, part=PARTS[found.rank.form])
+    return found
 
 
 def colour_chances(shares: Array, colour: int) -> Array:
@@ -94,9 +123,9 @@ def colour_chances(shares: Array, colour: int) -> Array:
 
 def _taken_apart(found: Description) -> Description:
     """Without the outermost of what is said of the noun."""
-    for pattern, rank in _RANK_PATTERNS:
+    for pattern, rank in _RANK_PATTERNS if found.rank is None else ():
         if said := pattern.fullmatch(found.noun):
-            return replace(found, noun=plain_noun(said[1]), ranks=(rank, *found.ranks))
+            return replace(found, noun=plain_noun(said[1]), rank=rank)
     for pattern in _COLOUR_PATTERNS:
         if said := pattern.fullmatch(found.noun):
             colour = _COLOUR_NUMBERS[said["colour"]]
@@ -138,6 +167,14 @@ RANKS = (
     ),
 )
 """Everything that is said of places and sizes."""
+_LEFT, _MIDDLE, _RIGHT = Part(0, 0.0, 0.5), Part(0, 1 / 3, 2 / 3), Part(0, 0.5, 1.0)
+PARTS = {
+    "left {}": _LEFT, "{} on the left": _LEFT,
+    "middle {}": _MIDDLE, "{} in the middle": _MIDDLE,
+    "right {}": _RIGHT, "{} on the right": _RIGHT,
+    "{} at the top": Part(1, 0.0, 0.5), "{} at the bottom": Part(1, 0.5, 1.0),
+}  # fmt: skip
+"""What these forms mean with a noun in the plural."""
 _RANK_PATTERNS = tuple((re.compile(rank.form.replace("{}", "(.+)")), rank) for rank in RANKS)
 _COLOUR_NUMBERS = {**{name: k for k, name in enumerate(COLOURS)}, "grey": COLOURS.index("gray")}
 _COLOUR = f"(?P<colour>{'|'.join(_COLOUR_NUMBERS)})"

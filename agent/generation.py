@@ -47,7 +47,7 @@ from agent.model_directory import find_model
 from agent.model_tokenizer import model_tokenizer
 from agent.prefix_cache import PrefixCache
 from agent.processor import normalised_boxes
-from agent.prompts import GROUND_OPEN, MAX_REGIONS, Task, TaskKind
+from agent.prompts import GROUND_OPEN, MAX_REGIONS, REGION_TOKEN, Task, TaskKind
 from agent.region_choice import RegionChoice
 from agent.sequence import SequenceBuilder, TokenSequence
 from agent.stage_settings import EngineSettings
@@ -93,7 +93,7 @@ class LanguageStage:
             else ()
         )
         rules = model.config.rules
-        speaks = rules.evidence_share or rules.reads_descriptions or rules.names_regions
+        speaks = rules.evidence_share or rules.reads_descriptions or rules.tells_regions
         self._beliefs = NameBeliefs(vocabulary()) if speaks else None
         self.engine = backend or self._builtin(engine or EngineSettings())
 
@@ -190,9 +190,14 @@ class LanguageStage:
         branches: list[LabelBranch] = []
         try:
             for label in task.labels:
-                asked, choice = choice_of(self._builder.asked(label))
-                request = self._list_request(prefix, task, asked, choice)
-                branches.append(LabelBranch(label, self.engine.submit(request)))
+                asked, choice = choice_of(label)
+                if told := choice.told():
+                    completion: Future[Completion] = Future()
+                    completion.set_result(Completion.told(*told))
+                else:
+                    request = self._list_request(prefix, task, asked, choice)
+                    completion = self.engine.submit(request)
+                branches.append(LabelBranch(label, completion))
         except Overloaded:
             for branch in branches:
                 branch.completion.cancel()
@@ -200,7 +205,7 @@ class LanguageStage:
         return join_labels(branches, self._tokenizer.pieces, on_text)
 
     def _is_told(self, task: Task) -> bool:
-        return self._model.config.rules.names_regions and task.kind is TaskKind.REGION_CAPTION
+        return self._model.config.rules.tells_regions and task.kind is TaskKind.REGION_CAPTION
 
     def _tell(
         self, features: FrameFeatures, task: Task, on_text: Callable[[str], None] | None
@@ -239,20 +244,24 @@ class LanguageStage:
         rules, beliefs = self._model.config.rules, self._beliefs
         plain = RegionChoice(tokens, rules.lists_from(task))
         if beliefs is None:
-            return lambda label: (label, plain)
+            return lambda label: (self._builder.asked(label), plain)
         evidence = ClassEvidence.of(features, beliefs)
 
         def choice_of(label: str) -> tuple[str, RegionChoice]:
-            asked, choice = rules.understood(task, label), plain
-            if asked.colours:
-                choice = replace(choice, most=evidence.coloured(asked.colours))
-            if rules.reads_descriptions and asked.noun in ANYTHING:
+            meant, choice = rules.understood(task, label), plain
+            noun = self._builder.asked(meant.noun)
+            if meant.colours:
+                choice = replace(choice, most=evidence.coloured(meant.colours))
+            if rules.tells_regions and (reference := REGION_TOKEN.fullmatch(label)):
+                told = evidence.alike(int(reference[1]))
+                choice = replace(choice, evidence=told, evidence_share=1.0)
+            elif rules.reads_descriptions and noun in ANYTHING:
                 # The language model was never asked for "something".
                 choice = replace(choice, evidence=evidence.anything(), evidence_share=1.0)
-            elif beliefs.knows(asked.noun):
-                told = evidence.chances(asked.noun)
+            elif beliefs.knows(noun):
+                told = evidence.chances(noun)
                 choice = replace(choice, evidence=told, evidence_share=rules.evidence_share)
-            return asked.noun, choice
+            return noun, choice
 
         return choice_of
 

@@ -120,6 +120,14 @@ class Completion:
     num_accepted: int
     """Tokens that a guess had right."""
 
+    @classmethod
+    def told(cls, ids: Sequence[int], probabilities: Sequence[float]) -> Completion:
+        """What no language model had to write."""
+        return cls(
+            ids=tuple(ids), probabilities=tuple(probabilities), truncated=False,
+            num_prompt_tokens=0, num_reused_tokens=0, num_passes=0, num_accepted=0,
+        )  # fmt: skip
+
 
 class GenerationEngine(Protocol):
     """Whatever decodes: `agent.engine`, or one that another package brings."""

@@ -16,7 +16,7 @@ from itertools import accumulate
 import numpy as np
 
 from agent.answer_rules import AnswerRules
-from agent.descriptions import Rank
+from agent.descriptions import Description
 from agent.detections import Detections, Proposals, claims
 from agent.features import Generation
 from agent.paging import Page
@@ -26,12 +26,15 @@ from groundstream.enums import AnswerStatus as AnswerStatus
 _GROUND = re.compile(r"<ground>(.*?)</ground><objects>(.*?)</objects>")
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_LABEL = re.compile(r"<ground>.*?</ground>")
 _MARKUP = re.compile(r"<objects>.*?</objects>|</?ground>|<region\d+>|</?(?:think|answer)>")
 _SAME_IOU = 0.5
 """Boxes of one label that overlap more than this are of one object."""
 _NESTED, _HELD = 0.7, 0.6
 """A box of which this share lies in a surer one of its label, or around it, keeps this share of its
 confidence (docs/decisions/embedded_model.md)."""
+_Row = tuple[str, int, float]
+"""Label, number of a box, confidence."""
 _NUMBER = re.compile(r"(?<![0-9])[0-9]{1,6}(?![0-9])")
 """Nobody counts further; what is longer was written in error."""
 
@@ -58,8 +61,14 @@ class Answer:
     num_prefix_tokens_reused: int = 0
     num_passes: int = 0
     num_drafted_tokens: int = 0
-    is_compared: bool = False
-    """Whether things alike were compared over the whole frame: no part of it gives that answer."""
+    placed: frozenset[str] = frozenset()
+    """Labels whose boxes were chosen by their place in the whole frame: no part of it gives that
+    answer."""
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether all labels were."""
+        return bool(self.placed) and self.placed.issuperset(self.task.labels)
 
 
 def parse_regions(text: str) -> dict[str, list[int]]:
@@ -89,6 +98,7 @@ def join_pages(
     proposals: Proposals,
     *,
     rules: AnswerRules | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Answer:
     """One answer from what the model wrote about each page of the frame's proposals.
 
@@ -99,9 +109,10 @@ def join_pages(
         pages: what was shown together, and what was written about it.
         proposals: all boxes of the frame.
         rules: how the model's answers are read; None: as the published one's.
+        size: (width, height) of the frame in pixels; rules that read descriptions need it.
     """
     rules = rules or AnswerRules()
-    rows: list[tuple[str, int, float]] = []
+    rows: list[_Row] = []
     texts: list[str] = []
     labelled = False
     num_unknown = 0
@@ -112,19 +123,22 @@ def join_pages(
         for label, regions in labels.items():
             known = [(index, chance) for index, chance in regions.items() if index < len(page)]
             num_unknown += len(regions) - len(known)
+            label = _renumbered(label, page)
             rows += [(label, int(page.indices[index]), chance) for index, chance in known]
     if rules.objectness_power:
         weights = proposals.objectness**rules.objectness_power
         rows = [(label, box, score * float(weights[box])) for label, box, score in rows]
     # A reference box stands on every page and may be found on several.
-    named = {(label, box): (label, box, score) for label, box, score in rows}
-    rows = list(named.values())
+    rows = list({(label, box): (label, box, score) for label, box, score in rows}.values())
     if rules.one_per_object and task.kind.searches:
-        rows = _claimed(rows, proposals)
+        rows = _claimed(rows, proposals, task.region)
     least = rules.detects_from(task)
-    is_sure = labelled and len(rows) == len(named) and all(score >= least for *_, score in rows)
-    ranks = {label: rules.understood(task, label).ranks for label in task.labels}
-    rows = _ranked(rows, ranks, proposals, rules.least_confidence)
+    is_sure = labelled and all(score >= least for *_, score in rows)
+    understood = {label: rules.understood(task, label) for label in task.labels}
+    placed = {label: meant for label, meant in understood.items() if meant.is_placed}
+    if placed:
+        assert size is not None
+        rows = _placed(rows, placed, proposals, rules.least_confidence, size)
     rows = [row for row in rows if row[2] >= least]
     indices = np.array([box for _, box, _ in rows], dtype=np.int64)
     detections = Detections(
@@ -148,38 +162,48 @@ def join_pages(
         num_prefix_tokens_reused=sum(g.num_prefix_tokens_reused for g in generations),
         num_passes=sum(g.num_passes for g in generations),
         num_drafted_tokens=sum(g.num_drafted_tokens for g in generations),
-        is_compared=any(ranks.values()),
+        placed=frozenset(placed),
     )
 
 
-def _claimed(
-    rows: list[tuple[str, int, float]], proposals: Proposals
-) -> list[tuple[str, int, float]]:
-    """(label, box, confidence) rows in their order, what each claims of its label's objects."""
+def _claimed(rows: list[_Row], proposals: Proposals, reference: int | None) -> list[_Row]:
+    """Rows in their order, what each claims of its label's objects.
+
+    The box that a visual prompt refers to has the first claim, and is no other one of its like.
+    """
+    if reference is not None:
+        others = [row for row in rows if row[1] != reference]
+        rows = [(label, reference, 1.0) for label in {label for label, _, _ in rows}] + others
     left = np.array([score for _, _, score in rows], dtype=np.float32)
     for label in {label for label, _, _ in rows}:
         own = [number for number, row in enumerate(rows) if row[0] == label]
         boxes = proposals.xyxy[[rows[number][1] for number in own]]
         left[own] = claims(boxes, left[own], iou=_SAME_IOU, containment=_NESTED, held=_HELD)
     claimed = zip(rows, left.tolist(), strict=True)
-    return [(label, box, score) for (label, box, _), score in claimed if score > 0]
+    return [
+        (label, box, score) for (label, box, _), score in claimed if score > 0 and box != reference
+    ]
 
 
-def _ranked(
-    rows: list[tuple[str, int, float]],
-    ranks: Mapping[str, Sequence[Rank]],
+def _placed(
+    rows: list[_Row],
+    placed: Mapping[str, Description],
     proposals: Proposals,
     least: float,
-) -> list[tuple[str, int, float]]:
-    """(label, box, confidence) rows in their order; of a label with ranks only the row that they
-    choose among those with at least the confidence of a detection."""
-    for label, of_label in ranks.items():
-        if not of_label:
-            continue
+    size: tuple[int, int],
+) -> list[_Row]:
+    """Rows in their order; of a label with a place only those that have
+    it, among those with at least the confidence of a detection."""
+    for label, meant in placed.items():
         alike = [row for row in rows if row[0] == label and row[2] >= least]
-        for rank in of_label:
-            place = rank.chosen(proposals.xyxy[[box for _, box, _ in alike]])
+        boxes = proposals.xyxy[[box for _, box, _ in alike]]
+        if meant.rank is not None:
+            place = meant.rank.chosen(boxes)
             alike = [] if place is None else [alike[place]]
+        if meant.part is not None:
+            alike = [
+                row for row, held in zip(alike, meant.part.holds(boxes, size), strict=True) if held
+            ]
         rows = [row for row in rows if row[0] != label or row in alike]
     return rows
 
@@ -206,10 +230,11 @@ def _reply(text: str) -> str:
 
 
 def _count(task: Task, generations: Sequence[Generation], detections: Detections) -> int | None:
-    """The last number each page states outside its region list, summed; else the boxes listed."""
+    """The last number each page states outside labels and region lists, summed; else the boxes
+    listed."""
     if task.kind is not TaskKind.COUNT:
         return None
-    stated = [_NUMBER.findall(_MARKUP.sub(" ", g.text)) for g in generations]
+    stated = [_NUMBER.findall(_MARKUP.sub(" ", _LABEL.sub(" ", g.text))) for g in generations]
     numbers = [int(found[-1]) for found in stated if found]
     if numbers:
         return sum(numbers)

@@ -293,7 +293,8 @@ class Pipeline:
     def _joined(
         self, task: Task, pages: Sequence[tuple[Page, Generation]], features: FrameFeatures
     ) -> Answer:
-        return join_pages(task, pages, features.proposals, rules=self.rules)
+        size = features.width, features.height
+        return join_pages(task, pages, features.proposals, rules=self.rules, size=size)
 
     async def converse(self, task: Task) -> Answer:
         """A question without a picture (CHAT)."""

@@ -22,15 +22,19 @@ _PLURALS = {
     "beer glass": "beer glasses",
 }  # fmt: skip
 _SINGULARS = {many: one for one, many in _PLURALS.items()}
-_SAME = frozenset({
-    "sheep", "fish", "deer", "aircraft", "watercraft", "food", "furniture", "clothing", "luggage",
-    "cutlery", "jewelry", "footwear", "headwear", "tableware", "electronics", "equipment",
-    "scissors", "skis", "jeans", "sunglasses", "glasses", "shears", "cattle", "broccoli", "pants",
-    "shorts", "pajamas", "pyjamas", "binoculars", "headphones", "goggles", "trousers", "tights",
-    "longlegs", "news", "series", "species", "canvas", "atlas", "rhinoceros", "triceratops",
-    "overalls", "clothes", "stairs", "pliers", "tongs", "tweezers",
+_UNCOUNTED = frozenset({
+    "food", "furniture", "clothing", "luggage", "cutlery", "jewelry", "footwear", "headwear",
+    "tableware", "electronics", "equipment", "broccoli", "cattle", "news", "somebody", "something",
+    "scissors", "skis", "jeans", "sunglasses", "glasses", "shears", "pants", "shorts", "pajamas",
+    "pyjamas", "binoculars", "headphones", "goggles", "trousers", "tights", "overalls", "clothes",
+    "stairs", "pliers", "tongs", "tweezers", "parallel bars",
 })  # fmt: skip
-"""Plural and singular in one, and words in -s that have no singular."""
+"""Without a singular, or without a plural: no article stands before them."""
+_SAME = _UNCOUNTED | frozenset({
+    "sheep", "fish", "deer", "aircraft", "watercraft", "longlegs", "series", "species", "canvas",
+    "atlas", "rhinoceros", "triceratops",
+})  # fmt: skip
+"""Plural and singular in one."""
 _IN_IE = frozenset({
     "cookie", "movie", "hoodie", "brownie", "smoothie", "selfie", "zombie", "collie", "birdie",
     "bowtie", "bow-tie", "necktie", "magpie", "potpie", "kelpie", "rotisserie",
@@ -70,10 +74,19 @@ def plain_noun(label: str) -> str:
     return _SYNONYMS.get(noun, noun)
 
 
-def _plain(label: str) -> str:
+def names_several(label: str) -> bool:
+    """Whether the noun that a label is about stands in the plural: "people on bikes"."""
+    return _plain(label) != _phrase(label)
+
+
+def _phrase(label: str) -> str:
     written = " ".join(label.split()).casefold()
     words = written.rstrip(" .?!,;:") or written
-    phrase = _DETERMINERS.sub("", words) or words
+    return _DETERMINERS.sub("", words) or words
+
+
+def _plain(label: str) -> str:
+    phrase = _phrase(label)
     if phrase in _SINGULARS:
         return _SINGULARS[phrase]
     found = _HEADS_END.search(phrase)
@@ -90,9 +103,12 @@ def plural(noun: str) -> str:
     return f"{head}{space}{_plural(last)}"
 
 
-def article(noun: str) -> str:
-    """ "a" or "an"."""
-    return "an" if noun[:1].lower() in "aeiou" and not noun.startswith(("uni", "eu")) else "a"
+def with_article(noun: str) -> str:
+    """ "a dog", "an apple"; "scissors", of which there is not one."""
+    if not _UNCOUNTED.isdisjoint((noun, noun.rpartition(" ")[2], noun.partition(" ")[0])):
+        return noun
+    is_open = noun[:1].lower() in "aeiou" and not noun.startswith(("uni", "eu"))
+    return f"{'an' if is_open else 'a'} {noun}"
 
 
 def _plural(word: str) -> str:

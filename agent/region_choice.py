@@ -42,15 +42,23 @@ class RegionChoice:
         Args:
             logits: (vocabulary,) where the list begins.
         """
-        regions = list(self.tokens.regions)
-        odds = logits[regions] - logits[self.tokens.objects_close]
+        odds = logits[list(self.tokens.regions)] - logits[self.tokens.objects_close]
         if self.evidence is not None:
             odds = combined(odds, self.evidence, self.evidence_share)
+        return self._believed(odds)
+
+    def told(self) -> tuple[list[int], list[float]] | None:
+        """The same where the language model has no say; None where it has to be asked."""
+        if self.evidence is None or self.evidence_share < 1.0:
+            return None
+        return self._believed(combined(torch.zeros_like(self.evidence), self.evidence, 1.0))
+
+    def _believed(self, odds: Tensor) -> tuple[list[int], list[float]]:
         chances = odds.float().sigmoid()
         if self.most is not None:
             chances = chances.minimum(self.most.to(chances))
-        told = zip(regions, chances.tolist(), strict=True)
-        found = [(token, chance) for token, chance in told if chance >= self.least]
+        rows = zip(self.tokens.regions, chances.tolist(), strict=True)
+        found = [(token, chance) for token, chance in rows if chance >= self.least]
         return [token for token, _ in found], [chance for _, chance in found]
 
 

@@ -94,8 +94,11 @@ class RevisedAnswers:
             self._later.setdefault(number, []).append(
                 replace(answer, text=_renumbered(answer.text, first_region))
             )
+            placed = self._first.answers[number].placed
             self._found.setdefault(number, []).extend(
-                self._on_crops(look, answer.detections, first_region)
+                found
+                for found in self._on_crops(look, answer.detections, first_region)
+                if found.label not in placed
             )
         self._crops += look.crops
         if grounding.seen is not None:
@@ -183,7 +186,7 @@ class RevisedAnswers:
         return [
             _Found(label, box, confidence, region, None)
             for label, box, confidence, region, side, again in rows
-            if not (again and side < self._small_px)
+            if label in first.placed or not (again and side < self._small_px)
         ]
 
 

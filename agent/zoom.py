@@ -204,7 +204,7 @@ class RegionZoom:
             return []
         found = []
         for number, answer in enumerate(first.answers):
-            if answer.task.kind in _NEVER or answer.is_compared:
+            if answer.task.kind in _NEVER or answer.is_placed:
                 continue
             about = _about(answer, first.proposals)
             if not len(about) and not answer.task.kind.searches:

@@ -76,7 +76,7 @@ def agreement(num_frames: int) -> dict[str, object]:
     tasks = [
         *(Task.detect(word) for word in _WORDS),
         Task.count("person"),
-        *(Task.describe_region(number) for number in range(2)),
+        *(Task.describe_region(number, detailed=True) for number in range(2)),
     ]
     questions = [
         (features, task)

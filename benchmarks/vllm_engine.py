@@ -38,7 +38,7 @@ _NUM_FRAMES = 4
 _TOGETHER = 10
 _WORDED = (
     Task.describe_image(),
-    Task.describe_region(0),
+    Task.describe_region(0, detailed=True),
     Task.chat("What do you see?"),
     Task.chat("Is there a dog?"),
 )

@@ -25,6 +25,10 @@ PARTS = {
 """What is read, and the classes that are silent then."""
 
 
+_SILENT = {"evidence_share": 0.0, "reads_descriptions": False, "tells_regions": False}
+"""Rules by which class evidence speaks beside the language model, or in its place."""
+
+
 def with_silent(model: Path, silent: slice, folder: Path) -> Path:
     """The model's folder anew: without class evidence beside the language model, and with a
     connector that reads nothing from some classes.
@@ -32,7 +36,7 @@ def with_silent(model: Path, silent: slice, folder: Path) -> Path:
     Raises:
         SettingsError: the model's connector mixes no names.
     """
-    target, config = linked_model(model, folder, {"evidence_share": 0.0, "names_regions": False})
+    target, config = linked_model(model, folder, _SILENT)
     if config.get("mm_projector_type") != NAME_MIXTURE:
         raise SettingsError("only a model whose connector mixes names can be shown half of them")
     adapter = target / config["groundstream"]["adapter"]

@@ -20,6 +20,7 @@ import numpy as np
 from agent.detections import FloatArray
 from agent.evaluation.coco_folder import CocoFolder
 from agent.evaluation.detection import AskedLabels, match_count
+from agent.evaluation.names import is_named, true_names
 from agent.features import FrameFeatures
 from agent.frame import Frame, frame_from_rgb, load_frame
 from agent.model_directory import find_model
@@ -53,10 +54,10 @@ class SceneQuestion:
     label: str
 
     def is_right(self, answer: Answer) -> bool:
-        """The name, the number, or all boxes and no others (IoU 0.5)."""
+        """The name, a synonym or a wider word; the number; or all boxes and no others (IoU 0.5)."""
         match self.task.kind:
             case TaskKind.REGION_CAPTION:
-                return answer.reply.strip().rstrip(".").casefold() == self.label.casefold()
+                return is_named(answer.reply, true_names(self.label))
             case TaskKind.COUNT:
                 return answer.count == len(self.truth)
             case _:

@@ -23,13 +23,13 @@ from agent.evaluation.tally import Estimate, Tally, interval, resampling_weights
 from agent.evaluation.text_match import words_of
 from agent.parsing import Answer, AnswerStatus
 from agent.pipeline import Pipeline
-from agent.plain_nouns import article, plural
+from agent.plain_nouns import plural, with_article
 from agent.prompts import Task
 from agent.training.scene_questions import held_out
 
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "plural": plural,
-    "article": lambda name: f"{article(name)} {name}",
+    "article": with_article,
     "capital": str.capitalize,
     "full_stop": lambda name: f"{name}.",
 }

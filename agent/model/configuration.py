@@ -169,7 +169,7 @@ class VLMFO1Config:
                 raise CheckpointMismatch(
                     f"{what} {name!r} is unknown; supported: {', '.join(known)}"
                 )
-        for rule in ("evidence_share", "reads_descriptions", "names_regions"):
+        for rule in ("evidence_share", "reads_descriptions", "tells_regions"):
             if getattr(self.rules, rule) and self.region_projector != NAME_MIXTURE:
                 raise CheckpointMismatch(
                     f"{rule} needs regions that are class evidence, which the projector "
@@ -378,7 +378,7 @@ def pocket_config(text: DecoderShape) -> VLMFO1Config:
             least_listed=0.25,
             evidence_share=0.7,
             reads_descriptions=True,
-            names_regions=True,
+            tells_regions=True,
             one_per_object=True,
             objectness_power=0.5,
         ),

@@ -102,9 +102,11 @@ def region_verification(answer_from_crop: str, truth: str) -> float:
     """r_region = 1 if the crop alone, with the question, is enough for the right answer, else 0.
 
     The verifier must not have seen the whole picture: it would answer from there, and any crop
-    would do.
+    would do. A description ends with its noun: "a brown cat" verifies "cat".
     """
-    return float(matches(answer_from_crop, truth))
+    said, meant = _plain(answer_from_crop), _plain(truth)
+    is_described = len(truth.strip()) > 1 and meant != () and said[-len(meant) :] == meant
+    return float(is_described or matches(answer_from_crop, truth))
 
 
 def box_step(crop: Box, image: tuple[float, float], *, most_area: float = MOST_AREA) -> float:

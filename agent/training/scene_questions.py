@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.beliefs import LEAST_SCORE
-from agent.plain_nouns import article, plain_noun, plural
+from agent.plain_nouns import plain_noun, plural, with_article
 from agent.prompts import Task
 from agent.training.symbolic_scenes import Array, Scene
 from agent.vocabulary import COLOURS, Thing, Vocabulary
@@ -211,12 +211,12 @@ class Questioner:
         word = scene.said(region)
         if dice.random() < 0.3:
             colour = COLOURS[scene.regions[region].colour]
-            return Told(Task.describe_region(region).text, f"{article(colour)} {colour} {word}")
+            return Told(Task.describe_region(region).text, with_article(f"{colour} {word}"))
         question = dice.choice(
             (f"What is <region{region}>?", f"What is in <region{region}>?",
              f"Name <region{region}>.")
         )  # fmt: skip
-        return Told(question, f"{article(word)} {word}")
+        return Told(question, with_article(word))
 
     def conversation(self) -> Told | None:
         """Something that has nothing to do with the picture."""
@@ -227,9 +227,9 @@ class Questioner:
         (asked,) = self.labels(scene, 1)
         word = asked.plain
         question = self._dice.choice(
-            (f"Is there {article(word)} {word} in this image?",
+            (f"Is there {with_article(word)} in this image?",
              f"Are there any {plural(word)} in the picture? Answer yes or no.",
-             f"Do you see {article(word)} {word}?")
+             f"Do you see {with_article(word)}?")
         )  # fmt: skip
         return Told(question, "Yes." if asked.regions else "No.")
 
@@ -239,7 +239,7 @@ class Questioner:
         some = list(dict.fromkeys(scene.usual_names(LEAST_SCORE).values()))[:5]
         if not some:
             return None
-        listed = [f"{article(word)} {word}" for word in some]
+        listed = [with_article(word) for word in some]
         sentence = listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
         question = dice.choice(
             ("What is in this image?", "What do you see?", "Describe this image briefly.")

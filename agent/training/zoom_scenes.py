@@ -127,7 +127,7 @@ def concepts_of(boxes: FloatArray, scene: Scene) -> IntArray:
 
 
 async def verified(stages: LocalStages, sheets: Sequence[Sheet]) -> list[Sheet]:
-    """The sheets with what the stages' language model says of each region alone."""
+    """The sheets with what the stages say of each region alone."""
     task = Task.describe_region(0)
 
     async def said(features: FrameFeatures) -> str:

@@ -54,6 +54,7 @@ def build_app() -> typer.Typer:
                 "detection": evaluation.detection,
                 "words": evaluation.words,
                 "places": evaluation.places,
+                "likeness": evaluation.likeness,
                 "forgetting": evaluation.forgetting,
                 "tracking": evaluation.tracking,
                 "video": evaluation.video,

@@ -132,6 +132,23 @@ def places(
     print_figures(f"{annotations} ({len(data.images)} images)", figures, as_json=as_json)
 
 
+@takes_model
+def likeness(
+    images: ImagesOption,
+    annotations: CocoFileOption,
+    limit: LimitOption = None,
+    chosen: ModelChoice = USUAL_MODEL,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the box of each labelled thing, and ask for the others like it."""
+    from agent.evaluation.coco_folder import open_coco
+    from agent.evaluation.likeness import evaluate_likeness
+
+    data = open_coco(images, annotations, limit=limit)
+    figures = asyncio.run(evaluate_likeness(chosen.pipeline(), data)).estimates()
+    print_figures(f"{annotations} ({len(data.images)} images)", figures, as_json=as_json)
+
+
 def forgetting(
     knowledge: Annotated[
         Path | None, typer.Option(help="YAML of text, choices and questions of your own.")

@@ -9,8 +9,10 @@ import pytest
 
 from agent.answer_rules import AnswerRules
 from agent.descriptions import (
+    PARTS,
     RANKS,
     Description,
+    Part,
     Rank,
     colour_chances,
     read_description,
@@ -37,12 +39,14 @@ MEANT = {
     "fourth {} from the left": None, "fourth {} from the right": None,
 }  # fmt: skip
 RULES = AnswerRules(reads_descriptions=True, least_confidence=0.3, one_per_object=True)
+LEFT_HALF = Part(0, 0.0, 0.5)
 RED, BLUE, GRAY = map(COLOURS.index, ("red", "blue", "gray"))
 
 
-def understood(label: str) -> tuple[str, list[str], list[str]]:
+def understood(label: str) -> tuple[str, list[str], str | Part | None]:
     read = read_description(label)
-    return read.noun, [COLOURS[k] for k in read.colours], [rank.form for rank in read.ranks]
+    place = read.rank.form if read.rank else read.part
+    return read.noun, [COLOURS[k] for k in read.colours], place
 
 
 def rank_of(form: str) -> Rank:
@@ -51,7 +55,7 @@ def rank_of(form: str) -> Rank:
 
 @pytest.mark.parametrize("form", [rank.form for rank in RANKS])
 def test_every_form_is_read_and_means_one_of_its_like(form: str) -> None:
-    assert understood(form.format("car")) == ("car", [], [form])
+    assert understood(form.format("car")) == ("car", [], form)
     assert rank_of(form).chosen(BOXES) == MEANT[form]
 
 
@@ -65,25 +69,29 @@ def test_a_rank_among_few_or_none() -> None:
 @pytest.mark.parametrize(
     ("label", "expected"),
     [
-        ("Red cars", ("car", ["red"], [])),
-        ("the grey dog.", ("dog", ["gray"], [])),
-        ("people in blue", ("person", ["blue"], [])),
-        ("red bikes", ("bicycle", ["red"], [])),
-        ("tomato in the middle", ("tomato", [], ["{} in the middle"])),
-        ("something red", ("something", ["red"], [])),
-        ("red thing", ("thing", ["red"], [])),
-        ("The biggest thing", ("thing", [], ["biggest {}"])),
-        ("leftmost person in red", ("person", ["red"], ["leftmost {}"])),
-        ("person in red on the left", ("person", ["red"], ["{} on the left"])),
-        ("largest black and white dog", ("largest black and white dog", [], [])),
-        ("red fox", ("red fox", [], [])),
-        ("leftmost wine", ("wine", [], ["leftmost {}"])),
-        ("brown bears", ("brown bear", [], [])),
-        ("leftmost brown bear", ("brown bear", [], ["leftmost {}"])),
-        ("something", ("something", [], [])),
+        ("Red cars", ("car", ["red"], None)),
+        ("the grey dog.", ("dog", ["gray"], None)),
+        ("people in blue", ("person", ["blue"], None)),
+        ("red bikes", ("bicycle", ["red"], None)),
+        ("tomato in the middle", ("tomato", [], "{} in the middle")),
+        ("something red", ("something", ["red"], None)),
+        ("red thing", ("thing", ["red"], None)),
+        ("The biggest thing", ("thing", [], "biggest {}")),
+        ("leftmost person in red", ("person", ["red"], "leftmost {}")),
+        ("person in red on the left", ("person", ["red"], "{} on the left")),
+        ("People on the left.", ("person", [], LEFT_HALF)),
+        ("the left people in red", ("person", ["red"], LEFT_HALF)),
+        ("leftmost people", ("person", [], "leftmost {}")),
+        ("sheep on the left", ("sheep", [], "{} on the left")),
+        ("largest black and white dog", ("largest black and white dog", [], None)),
+        ("red fox", ("red fox", [], None)),
+        ("leftmost wine", ("wine", [], "leftmost {}")),
+        ("brown bears", ("brown bear", [], None)),
+        ("leftmost brown bear", ("brown bear", [], "leftmost {}")),
+        ("something", ("something", [], None)),
     ],
 )
-def test_labels_are_read(label: str, expected: tuple[str, list[str], list[str]]) -> None:
+def test_labels_are_read(label: str, expected: tuple[str, list[str], str | Part | None]) -> None:
     assert understood(label) == expected
 
 
@@ -91,7 +99,8 @@ def test_labels_are_read(label: str, expected: tuple[str, list[str], list[str]])
     "label",
     ["green bean", "red", "left", "leftmost", "red gibberish", "left of the car", "second car",
      "car in the", "top hat", "wet car", "left left left left left car",
-     " ".join(["left"] * 390) + " car", "person on the left of the car"],
+     " ".join(["left"] * 390) + " car", "person on the left of the car", "left left car",
+     "largest dog on the left", "leftmost dog at the top"],
 )  # fmt: skip
 def test_other_labels_stay_as_they_are(label: str) -> None:
     assert read_description(label) == Description(label)
@@ -124,7 +133,8 @@ def answer(
         shown.append(
             (Page(np.arange(3) if len(pages) == 1 else np.array([len(shown)])), generation)
         )
-    return join_pages(task, shown, Proposals(BOXES, np.ones(3, dtype=np.float32)), rules=rules)
+    proposals = Proposals(BOXES, np.ones(3, dtype=np.float32))
+    return join_pages(task, shown, proposals, rules=rules, size=(100, 100))
 
 
 def test_of_what_was_found_the_one_that_is_meant_is_left() -> None:
@@ -157,6 +167,52 @@ def test_a_place_that_nobody_has_is_not_present() -> None:
     assert (len(found.detections), found.status) == (0, AnswerStatus.NOT_PRESENT)
 
 
+def test_several_are_meant_by_the_part_of_the_frame_that_they_lie_in() -> None:
+    label = "cars on the left"
+    said = [(label, [0, 1, 2], 0.8)]
+    found = answer(Task.detect(label), said)
+    assert found.detections.region.tolist() == [0, 2]
+    assert found.is_placed
+    count = answer(replace(Task.detect(label), kind=TaskKind.COUNT), said)
+    assert (count.count, len(count.detections)) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("part", "held"),
+    [("{} on the right", [1]), ("{} in the middle", [0]), ("{} at the top", [2]),
+     ("{} at the bottom", [0, 1])],
+)  # fmt: skip
+def test_parts_of_the_frame(part: str, held: list[int]) -> None:
+    assert PARTS[part].holds(BOXES, (100, 100)).nonzero()[0].tolist() == held
+
+
+def test_the_words_of_a_label_are_no_number_that_was_counted() -> None:
+    task = replace(Task.detect("99 red cars"), kind=TaskKind.COUNT)
+    assert answer(task, [("99 red cars", [0, 1], 0.8)]).count == 2
+    assert answer(task, [("99 red cars", [], 0.8)]).count == 0
+
+
+def test_a_reference_is_no_other_one_of_its_like_and_neither_are_boxes_around_it() -> None:
+    task, like = Task.find_similar(1), "<region1>"
+    found = answer(task, [(like, [0, 1, 2], 0.8)])
+    assert (found.detections.region.tolist(), found.status) == ([0, 2], AnswerStatus.OK)
+    doubled = Proposals(
+        np.array([[30, 30, 50, 70], [30, 30, 50, 68]], dtype=np.float32), np.ones(2)
+    )
+    text = "<ground><region1></ground><objects><region0><region1></objects>"
+    page = (Page(np.arange(2)), Generation((text,), (0.8,), False, 1, 0, 1))
+    alone = join_pages(task, [page], doubled, rules=RULES, size=(100, 100))
+    assert (len(alone.detections), alone.status) == (0, AnswerStatus.NOT_PRESENT)
+
+
+def test_labels_that_are_regions_carry_the_numbers_of_the_frame() -> None:
+    text = "<ground><region0></ground><objects><region1></objects>"
+    page = (Page(np.array([2, 0])), Generation((text,), (0.8,), False, 1, 0, 1))
+    proposals = Proposals(BOXES, np.ones(3, dtype=np.float32))
+    found = join_pages(Task.find_similar(2), [page], proposals, rules=RULES, size=(100, 100))
+    assert (found.detections.label, found.detections.region.tolist()) == (("<region2>",), [0])
+
+
 def test_a_number_is_asked_of_all_and_other_models_are_left_alone() -> None:
     said = [("leftmost car", [0, 1, 2], 0.8)]
     count = replace(Task.detect("leftmost car"), kind=TaskKind.COUNT)
@@ -170,5 +226,7 @@ def test_a_number_is_asked_of_all_and_other_models_are_left_alone() -> None:
 
 def test_what_was_compared_is_not_looked_at_again_in_parts() -> None:
     said = [("leftmost car", [0, 1, 2], 0.8)]
-    assert answer(Task.detect("dog", "leftmost car"), said).is_compared
-    assert not answer(Task.detect("dog", "red car"), said).is_compared
+    both = answer(Task.detect("dog", "leftmost car"), said)
+    assert (both.placed, both.is_placed) == ({"leftmost car"}, False)
+    assert answer(Task.detect("leftmost car"), said).is_placed
+    assert not answer(Task.detect("dog", "red car"), said).placed

@@ -37,7 +37,7 @@ def mixture_config(
     evidence_share: float,
     *,
     reads_descriptions: bool = True,
-    names_regions: bool = False,
+    tells_regions: bool = False,
 ) -> VLMFO1Config:
     """A tiny language model behind a connector of names."""
     return replace(
@@ -53,13 +53,13 @@ def mixture_config(
             least_listed=0.5,
             evidence_share=evidence_share,
             reads_descriptions=reads_descriptions,
-            names_regions=names_regions,
+            tells_regions=tells_regions,
         ),
     )
 
 
 def stage_of(
-    evidence_share: float, *, reads_descriptions: bool = True, names_regions: bool = False
+    evidence_share: float, *, reads_descriptions: bool = True, tells_regions: bool = False
 ) -> LanguageStage:
     torch.manual_seed(4)
     tokenizer = tiny_tokenizer()
@@ -67,7 +67,7 @@ def stage_of(
         tokenizer.vocab_size,
         evidence_share,
         reads_descriptions=reads_descriptions,
-        names_regions=names_regions,
+        tells_regions=tells_regions,
     )
     model = VLMFO1(config, parts=frozenset({Part.LANGUAGE})).eval()
     torch.nn.init.normal_(model.language_model.model.embed_tokens.weight, std=0.5)

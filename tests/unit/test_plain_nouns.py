@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.plain_nouns import _SYNONYMS, article, plain_noun, plural
+from agent.plain_nouns import _SYNONYMS, plain_noun, plural, with_article
 from agent.vocabulary import vocabulary
 
 _IRREGULAR = {"people", "parallel bars"}
@@ -92,4 +92,7 @@ def test_plurals(noun, many):
 
 
 def test_articles():
-    assert [article(noun) for noun in ("apple", "unicycle", "dog")] == ["an", "a", "a"]
+    nouns = ("apple", "unicycle", "dog", "big scissors", "food", "something to sit on")
+    assert [with_article(noun) for noun in nouns] == [
+        "an apple", "a unicycle", "a dog", "big scissors", "food", "something to sit on"
+    ]  # fmt: skip

@@ -53,7 +53,7 @@ def test_a_name_that_is_hardly_believed_is_said_with_doubt():
 
 @pytest.fixture(scope="module")
 def telling() -> Iterator[LanguageStage]:
-    made = stage_of(0.7, names_regions=True)
+    made = stage_of(0.7, tells_regions=True)
     yield made
     made.close()
 
@@ -65,6 +65,22 @@ def test_a_given_box_is_described_without_the_language_model(telling: LanguageSt
     assert generation.text == "a red car" == "".join(told)
     assert generation.num_passes == 0
     assert not generation.truncated
+
+
+def test_what_is_like_a_box_is_told_without_the_language_model(telling: LanguageStage):
+    features = features_of(CAR, DOG, CAR, CAT)
+    generation = telling.answer(features, Task.find_similar(0))
+    assert generation.text == "<ground><region0></ground><objects><region0><region2></objects>"
+    assert generation.num_passes == 0
+    reference, other = generation.probabilities[4:6]
+    assert reference == pytest.approx(other)
+    assert reference > 0.75
+
+
+def test_only_labels_that_need_it_are_asked_of_the_language_model(telling: LanguageStage):
+    features = features_of(CAR, DOG)
+    assert telling.answer(features, Task.detect("something", "thing")).num_passes == 0
+    assert telling.answer(features, Task.detect("something", "car")).num_passes > 0
 
 
 def test_other_questions_about_a_box_are_still_the_language_model_s(telling: LanguageStage):
@@ -83,6 +99,6 @@ def test_a_model_without_the_rule_writes_its_own_words():
 
 
 def test_a_connector_that_reads_no_evidence_cannot_tell_names():
-    config = mixture_config(100, 0.0, reads_descriptions=False, names_regions=True)
-    with pytest.raises(CheckpointMismatch, match="names_regions needs regions"):
+    config = mixture_config(100, 0.0, reads_descriptions=False, tells_regions=True)
+    with pytest.raises(CheckpointMismatch, match="tells_regions needs regions"):
         replace(config, region_projector="linear")

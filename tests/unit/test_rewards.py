@@ -115,6 +115,13 @@ def test_the_same_answer(answer: str, truth: str, same: bool) -> None:
     assert accuracy(answer, truth) == region_verification(answer, truth) == float(same)
 
 
+def test_a_description_verifies_its_noun():
+    assert region_verification("A brown cat.", "cat") == 1.0
+    assert region_verification("perhaps a traffic light", "traffic light") == 1.0
+    assert region_verification("a cat basket", "cat") == region_verification("", "") == 0.0
+    assert region_verification("A or B", "B") == accuracy("A or B", "B")
+
+
 THINK = "<think>it is small</think>"
 
 

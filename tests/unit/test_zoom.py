@@ -157,15 +157,42 @@ async def test_boxes_of_the_client_are_the_only_ones_looked_at() -> None:
     assert len(last.crops) == 2
 
 
-async def test_what_was_compared_over_the_whole_frame_is_not_asked_of_a_part() -> None:
-    stages = FakeStages()
+class LabelByLabel(FakeStages):
+    """Finds each label in the first box."""
+
+    async def answer(self, features, task):  # type: ignore[no-untyped-def]
+        pieces = tuple(
+            piece
+            for label in task.labels
+            for piece in (f"<ground>{label}</ground><objects>", "<region0>", "</objects>")
+        )
+        return Generation(pieces, (0.9,) * len(pieces), False, 10, 0, 1)
+
+
+async def read_and_looked(*labels: str) -> list[Revision]:
     rules = AnswerRules(reads_descriptions=True)
-    pipeline = Pipeline(stages, MemoryRegionCache(), model_digest="m", rules=rules)
-    for label, is_compared in (("leftmost dog", True), ("dog", False)):
-        looks = RegionZoom(pipeline).look(large(), [Task.detect(label)], ALWAYS)
-        revisions = [revision async for revision in looks]
-        assert (len(revisions) == 1) == is_compared
-        assert revisions[-1].final
+    pipeline = Pipeline(LabelByLabel(), MemoryRegionCache(), model_digest="m", rules=rules)
+    looks = RegionZoom(pipeline).look(large(), [Task.detect(*labels)], ALWAYS)
+    return [revision async for revision in looks]
+
+
+async def test_what_was_chosen_by_its_place_in_the_frame_is_not_asked_of_a_part() -> None:
+    (only,) = await read_and_looked("leftmost dog", "dogs on the left")
+    assert only.final
+
+
+async def test_labels_beside_one_with_a_place_are_looked_at_again() -> None:
+    first, *_, last = await read_and_looked("dog", "leftmost dog")
+
+    def boxes(revision: Revision, label: str) -> list[list[float]]:
+        (answer,) = revision.grounding.answers
+        found = answer.detections
+        return sorted(found.xyxy[[own == label for own in found.label]].tolist())
+
+    assert boxes(last, "leftmost dog") == boxes(first, "leftmost dog")
+    assert boxes(last, "dog") != boxes(first, "dog")
+    (alone,) = (await read_and_looked("dog"))[-1:]
+    assert boxes(last, "dog") == boxes(alone, "dog")
 
 
 @pytest.mark.parametrize("kind", [TaskKind.GROUNDED_CAPTION, TaskKind.CHAT])
