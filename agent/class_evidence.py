@@ -20,6 +20,10 @@ from agent.model.name_mixture import NUM_IMAGENET
 from agent.plain_nouns import with_article
 from agent.vocabulary import COLOURS
 
+_LEAST_COLOUR = 0.8
+"""A colour is said of a region where no other covers more than half as much of it."""
+_COLOURLESS = ("person", "food", "animal")
+
 
 @dataclass(frozen=True)
 class ClassEvidence:
@@ -60,11 +64,13 @@ class ClassEvidence:
         return torch.from_numpy(np.min(chances, axis=0))
 
     def description(self, region: int) -> str:
-        """A region's commonest colour and what to call it: "a red car", or "perhaps a red car"
-        where no name has much of the belief."""
+        """What to call a region, and its colour where one stands out: "a red car"; "perhaps a red
+        car" where no name has much of the belief. A person has no colour, clothes have."""
         weights = self.weights[[region]]
         (name,), ((_, score),) = self.beliefs.said(weights), self.beliefs.usual(weights)
-        colour = COLOURS[self.colours[region].argmax()]
-        words = name if colour == name else f"{colour} {name}"
+        number = int(self.colours[region].argmax())
+        stands_out = colour_chances(self.colours[[region]], number)[0] >= _LEAST_COLOUR
+        is_said = stands_out and name not in (COLOURS[number], *_COLOURLESS)
+        words = f"{COLOURS[number]} {name}" if is_said else name
         doubt = "perhaps " if score < LEAST_SURE else ""
         return f"{doubt}{with_article(words)}"

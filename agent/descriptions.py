@@ -96,7 +96,9 @@ def read_description(label: str) -> Description:
     where it has a colour and a noun that is none of its classes ("green bean"), and where it has
     two places ("largest dog on the left").
     """
-    found = whole = Description(plain_noun(label))
+    whole = Description(plain_noun(label))
+    words = [_SPELLINGS.get(word, word) for word in whole.noun.split(" ")]
+    found = replace(whole, noun=" ".join(words))
     for _ in range(_MOST_NARROWINGS):
         if _is_noun(found):
             break
@@ -175,6 +177,12 @@ PARTS = {
     "{} at the top": Part(1, 0.0, 0.5), "{} at the bottom": Part(1, 0.5, 1.0),
 }  # fmt: skip
 """What these forms mean with a noun in the plural."""
+_SPELLINGS = {
+    "center": "middle", "centre": "middle", "left-most": "leftmost", "right-most": "rightmost",
+    "top-most": "topmost", "bottom-most": "lowest", "bottommost": "lowest",
+    "1st": "first", "2nd": "second", "3rd": "third", "4th": "fourth",
+}  # fmt: skip
+"""Words of places, as the forms have them."""
 _RANK_PATTERNS = tuple((re.compile(rank.form.replace("{}", "(.+)")), rank) for rank in RANKS)
 _COLOUR_NUMBERS = {**{name: k for k, name in enumerate(COLOURS)}, "grey": COLOURS.index("gray")}
 _COLOUR = f"(?P<colour>{'|'.join(_COLOUR_NUMBERS)})"

@@ -18,8 +18,8 @@ from agent.vocabulary import COLOURS, vocabulary
 from tests.unit.test_evidence_share import CAR, CAT, DOG, features_of, mixture_config, stage_of
 
 BELIEFS = NameBeliefs(vocabulary())
-ORANGE = 49
-"""Class of COCO."""
+PERSON, ORANGE = 0, 49
+"""Classes of COCO."""
 
 
 def coloured(features: FrameFeatures, *colours: str) -> FrameFeatures:
@@ -35,9 +35,17 @@ def described(features: FrameFeatures) -> list[str]:
     return [evidence.description(region) for region in range(len(features.proposals))]
 
 
-def test_a_region_is_called_by_its_name_and_its_commonest_colour():
+def test_a_region_is_called_by_its_name_and_its_colour():
     features = coloured(features_of(DOG, CAR, CAT), "brown", "red", "orange")
     assert described(features) == ["a brown dog", "a red car", "an orange cat"]
+
+
+def test_a_colour_is_said_where_it_stands_out_and_not_of_a_person():
+    mixed = np.array(features_of(CAR, PERSON).primary_regions)
+    mixed[0, 1000 + COLOURS.index("red")], mixed[0, 1000 + COLOURS.index("gray")] = 0.4, 0.3
+    mixed[1, 1000 + COLOURS.index("black")] = 0.9
+    features = replace(features_of(CAR, PERSON), primary_regions=mixed)
+    assert described(features) == ["a car", "a person"]
 
 
 def test_a_colour_is_not_said_of_a_thing_that_is_called_so():
