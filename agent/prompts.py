@@ -110,6 +110,17 @@ def check_num_turns(num_turns: int) -> None:
         )
 
 
+def check_region(region: int) -> int:
+    """The number of a box as it is.
+
+    Raises:
+        InvalidQuery: it is negative.
+    """
+    if region < 0:
+        raise InvalidQuery(f"region {region} is negative; regions are counted from 0")
+    return region
+
+
 @dataclass(frozen=True)
 class Exchange:
     """An earlier question of a conversation and the answer it got, both as the model saw them."""
@@ -176,7 +187,7 @@ class Task:
             InvalidQuery: the index is negative.
         """
         kind = TaskKind.DETAILED_REGION_CAPTION if detailed else TaskKind.REGION_CAPTION
-        return cls(kind, region=_checked(region))
+        return cls(kind, region=check_region(region))
 
     @classmethod
     def read_region(cls, region: int) -> Task:
@@ -185,7 +196,7 @@ class Task:
         Raises:
             InvalidQuery: the index is negative.
         """
-        return cls(TaskKind.REGION_OCR, region=_checked(region))
+        return cls(TaskKind.REGION_OCR, region=check_region(region))
 
     @classmethod
     def describe_image(cls) -> Task:
@@ -228,7 +239,7 @@ class Task:
         Raises:
             InvalidQuery: the index is negative.
         """
-        return cls(TaskKind.VISUAL_PROMPT, region=_checked(region))
+        return cls(TaskKind.VISUAL_PROMPT, region=check_region(region))
 
     @classmethod
     def reason(cls, question: str, *, regions: tuple[int, ...] = ()) -> Task:
@@ -299,12 +310,6 @@ class Task:
         return template.replace("{query}", query) if query else template.replace("{region}", region)
 
 
-def _checked(region: int) -> int:
-    if region < 0:
-        raise InvalidQuery(f"region {region} is negative; regions are counted from 0")
-    return region
-
-
 def _referring(question: str, regions: tuple[int, ...]) -> str:
     text = check_query(question)
     if text.count(_PLACEHOLDER) < len(regions):
@@ -313,7 +318,7 @@ def _referring(question: str, regions: tuple[int, ...]) -> str:
             f"{text.count(_PLACEHOLDER)} placeholders {_PLACEHOLDER!r} for them"
         )
     for region in regions:
-        _checked(region)
+        check_region(region)
     return text
 
 
