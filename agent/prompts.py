@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
+from groundstream.checks import check_text
 from groundstream.enums import TaskKind as TaskKind
 from groundstream.errors import InvalidQuery
 
@@ -74,8 +75,9 @@ def check_query(query: str) -> str:
     """The query as it is: white space is part of a question (choices stand on lines of their own).
 
     Raises:
-        InvalidQuery: empty, longer than `MAX_QUERY_CHARS`, or containing a control token of the
-            model (`<region3>`, `<|im_end|>`), which a user must not be able to speak.
+        InvalidQuery: empty, longer than `MAX_QUERY_CHARS`, no text that UTF-8 can write, or
+            containing a control token of the model (`<region3>`, `<|im_end|>`), which a user must
+            not be able to speak.
     """
     if len(query) > MAX_QUERY_CHARS:
         raise InvalidQuery(
@@ -83,7 +85,7 @@ def check_query(query: str) -> str:
         )
     if not query.strip():
         raise InvalidQuery("the query is empty; say what to look for, for example 'dog'")
-    found = _CONTROL.search(query)
+    found = _CONTROL.search(check_text(query, "the query"))
     if found:
         raise InvalidQuery(f"the query contains the control token {found.group()!r}; remove it")
     return query
@@ -325,7 +327,7 @@ def _referring(question: str, regions: tuple[int, ...]) -> str:
 def _clean_exchange(turn: Exchange) -> Exchange:
     """An earlier turn; it may speak of regions, but not open or close turns."""
     for text in (turn.question, turn.answer):
-        found = _TURN_CONTROL.search(text)
+        found = _TURN_CONTROL.search(check_text(text, "an earlier turn"))
         if found:
             raise InvalidQuery(
                 f"an earlier turn contains the control token {found.group()!r}; remove it"
