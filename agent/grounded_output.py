@@ -8,7 +8,7 @@ from types import TracebackType
 
 from agent.pipeline import Grounding
 from groundstream.errors import SettingsError, SourceError
-from groundstream.locations import shown_location
+from groundstream.locations import without_secrets
 from groundstream.video.drawing import LabelledBox, draw_boxes
 from groundstream.video.pictures import IMAGE_SUFFIXES
 from groundstream.video.sources import (
@@ -22,7 +22,7 @@ from groundstream.video.writer import VIDEO_SUFFIXES, VideoWriter
 
 def output_beside(source: str) -> Path:
     """Beside a file or folder that is there, else in the working directory."""
-    path = Path(shown_location(source))
+    path = Path(without_secrets(source))
     folder = path.parent if path.exists() else Path()
     is_picture = path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES
     return folder / f"{path.stem}_grounded{'.png' if is_picture else '.mp4'}"

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from agent.detections import IntArray
-from agent.prompts import MAX_REGIONS, Task
+from agent.prompts import MAX_REGIONS, Task, check_region
 from groundstream.errors import InvalidQuery
 
 T = TypeVar("T")
@@ -46,10 +46,8 @@ def pages_for(task: Task, num_proposals: int, *, size: int = MAX_REGIONS) -> tup
     """
     mentioned = list(dict.fromkeys(task.mentioned))
     for region in mentioned:
-        if region >= num_proposals:
-            raise InvalidQuery(
-                f"region {region} does not exist: this frame has {num_proposals} boxes"
-            )
+        if check_region(region) >= num_proposals:
+            raise InvalidQuery(f"region {region} does not exist: {_possible(num_proposals)}")
     if len(mentioned) > size:
         raise InvalidQuery(f"the question mentions {len(mentioned)} regions, the limit is {size}")
     if num_proposals <= size:
@@ -62,6 +60,15 @@ def pages_for(task: Task, num_proposals: int, *, size: int = MAX_REGIONS) -> tup
         Page(np.array([*mentioned, *others[start : start + step]], dtype=np.int64))
         for start in starts
     )
+
+
+def _possible(num_proposals: int) -> str:
+    """The regions that may be mentioned, in words."""
+    if num_proposals == 0:
+        return "this frame has no boxes; send some, or ask about no region"
+    if num_proposals == 1:
+        return "this frame has 1 box; use 0"
+    return f"this frame has {num_proposals} boxes; use 0 to {num_proposals - 1}"
 
 
 def in_groups(items: Sequence[T], size_of: Callable[[T], int], most: int) -> list[list[T]]:

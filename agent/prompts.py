@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
+from groundstream.checks import check_text
 from groundstream.enums import TaskKind as TaskKind
 from groundstream.errors import InvalidQuery
 
@@ -74,8 +75,9 @@ def check_query(query: str) -> str:
     """The query as it is: white space is part of a question (choices stand on lines of their own).
 
     Raises:
-        InvalidQuery: empty, longer than `MAX_QUERY_CHARS`, or containing a control token of the
-            model (`<region3>`, `<|im_end|>`), which a user must not be able to speak.
+        InvalidQuery: empty, longer than `MAX_QUERY_CHARS`, no text that UTF-8 can write, or
+            containing a control token of the model (`<region3>`, `<|im_end|>`), which a user must
+            not be able to speak.
     """
     if len(query) > MAX_QUERY_CHARS:
         raise InvalidQuery(
@@ -83,7 +85,7 @@ def check_query(query: str) -> str:
         )
     if not query.strip():
         raise InvalidQuery("the query is empty; say what to look for, for example 'dog'")
-    found = _CONTROL.search(query)
+    found = _CONTROL.search(check_text(query, "the query"))
     if found:
         raise InvalidQuery(f"the query contains the control token {found.group()!r}; remove it")
     return query
@@ -108,6 +110,17 @@ def check_num_turns(num_turns: int) -> None:
         raise InvalidQuery(
             f"{num_turns} earlier turns, the limit is {MAX_HISTORY_TURNS}; leave out the oldest"
         )
+
+
+def check_region(region: int) -> int:
+    """The number of a box as it is.
+
+    Raises:
+        InvalidQuery: it is negative.
+    """
+    if region < 0:
+        raise InvalidQuery(f"region {region} is negative; regions are counted from 0")
+    return region
 
 
 @dataclass(frozen=True)
@@ -176,7 +189,7 @@ class Task:
             InvalidQuery: the index is negative.
         """
         kind = TaskKind.DETAILED_REGION_CAPTION if detailed else TaskKind.REGION_CAPTION
-        return cls(kind, region=_checked(region))
+        return cls(kind, region=check_region(region))
 
     @classmethod
     def read_region(cls, region: int) -> Task:
@@ -185,7 +198,7 @@ class Task:
         Raises:
             InvalidQuery: the index is negative.
         """
-        return cls(TaskKind.REGION_OCR, region=_checked(region))
+        return cls(TaskKind.REGION_OCR, region=check_region(region))
 
     @classmethod
     def describe_image(cls) -> Task:
@@ -228,7 +241,7 @@ class Task:
         Raises:
             InvalidQuery: the index is negative.
         """
-        return cls(TaskKind.VISUAL_PROMPT, region=_checked(region))
+        return cls(TaskKind.VISUAL_PROMPT, region=check_region(region))
 
     @classmethod
     def reason(cls, question: str, *, regions: tuple[int, ...] = ()) -> Task:
@@ -299,12 +312,6 @@ class Task:
         return template.replace("{query}", query) if query else template.replace("{region}", region)
 
 
-def _checked(region: int) -> int:
-    if region < 0:
-        raise InvalidQuery(f"region {region} is negative; regions are counted from 0")
-    return region
-
-
 def _referring(question: str, regions: tuple[int, ...]) -> str:
     text = check_query(question)
     if text.count(_PLACEHOLDER) < len(regions):
@@ -313,14 +320,14 @@ def _referring(question: str, regions: tuple[int, ...]) -> str:
             f"{text.count(_PLACEHOLDER)} placeholders {_PLACEHOLDER!r} for them"
         )
     for region in regions:
-        _checked(region)
+        check_region(region)
     return text
 
 
 def _clean_exchange(turn: Exchange) -> Exchange:
     """An earlier turn; it may speak of regions, but not open or close turns."""
     for text in (turn.question, turn.answer):
-        found = _TURN_CONTROL.search(text)
+        found = _TURN_CONTROL.search(check_text(text, "an earlier turn"))
         if found:
             raise InvalidQuery(
                 f"an earlier turn contains the control token {found.group()!r}; remove it"

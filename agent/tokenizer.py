@@ -14,6 +14,7 @@ from tokenizers.decoders import DecodeStream
 
 from agent.errors import CheckpointMismatch
 from agent.prompts import MAX_REGIONS, region_token
+from groundstream.checks import check_text
 from groundstream.errors import InvalidQuery
 
 CONTROL_TOKENS = (
@@ -110,8 +111,9 @@ class PromptTokenizer:
         `agent.prompts` refuses those of VLM-FO1 by their looks; another model may have more.
 
         Raises:
-            InvalidQuery: it would.
+            InvalidQuery: it would, or UTF-8 cannot write it.
         """
+        check_text(words, "the query")
         spoken = self.control_ids.intersection(self.encode(words))
         if spoken:
             token = self.decode([min(spoken)])

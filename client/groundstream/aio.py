@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,7 @@ import grpc.aio
 
 from groundstream import conversions
 from groundstream.channel import TlsOptions, open_channel
+from groundstream.checks import UINT64, check_whole
 from groundstream.events import Observed, OpenStreamInfo
 from groundstream.health import is_serving
 from groundstream.protos import vision_agent_pb2 as pb
@@ -124,8 +126,8 @@ class Client:
             AgentError: there is not even a first answer; see `ground`.
         """
         request = pb.GroundAnytimeRequest(**_grounding(image, queries, boxes, zoom or Zoom()))
-        call = self._stub.GroundAnytime(request, timeout=timeout_s)
-        async for message in _until_time_is_up(call):
+        call = self._stub.GroundAnytime(request, timeout=_finite(timeout_s))
+        async for message in _until_time_is_up(call, timeout_s):
             yield conversions.result_from_message(message.result)
 
     async def ask(
@@ -149,8 +151,8 @@ class Client:
             query=conversions.query_to_message(as_query(query)),
             zoom=conversions.zoom_to_message(zoom),
         )
-        call = self._stub.Ask(request, timeout=timeout_s)
-        async for message in _until_time_is_up(call):
+        call = self._stub.Ask(request, timeout=_finite(timeout_s))
+        async for message in _until_time_is_up(call, timeout_s):
             if message.HasField("result"):
                 yield conversions.result_from_message(message.result)
             else:
@@ -181,8 +183,9 @@ class Client:
         Raises:
             InvalidRequest: there is no such stream, or the service lets nobody look on.
         """
+        request = pb.ObserveRequest(number=check_whole(number, "number", UINT64))
         try:
-            async for message in self._stub.Observe(pb.ObserveRequest(number=number)):
+            async for message in self._stub.Observe(request):
                 result = conversions.result_from_message(message.result)
                 yield Observed(message.encoded_image, result)
         except grpc.aio.AioRpcError as error:
@@ -223,20 +226,30 @@ class Client:
             queries: what to look for at the start.
             policy: how to answer; by default every frame is followed and the newest wins.
             reconnect: what to do when the connection breaks; by default try for about a minute.
+
+        Raises:
+            InvalidQuery, InvalidRequest: a query or the policy cannot be sent at all.
         """
-        wanted = [as_query(query) for query in queries]
-        return WatchStream(
-            self._stub, as_async(frames), wanted, policy or StreamPolicy(), reconnect or Reconnect()
-        )
+        wanted, policy = [as_query(query) for query in queries], policy or StreamPolicy()
+        # What no message can hold is refused before anything is opened.
+        conversions.policy_to_message(policy)
+        for query in wanted:
+            conversions.query_to_message(query)
+        return WatchStream(self._stub, as_async(frames), wanted, policy, reconnect or Reconnect())
 
     async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         try:
-            return await method(request, timeout=timeout_s)
+            return await method(request, timeout=_finite(timeout_s))
         except grpc.aio.AioRpcError as error:
-            raise error_of(error) from None
+            raise error_of(error, timeout_s) from None
 
 
-async def _until_time_is_up(call: Any) -> AsyncIterator[Any]:
+def _finite(timeout_s: float | None) -> float | None:
+    """gRPC's wait without an end is None; infinity is no time at all to it."""
+    return None if timeout_s == math.inf else timeout_s
+
+
+async def _until_time_is_up(call: Any, timeout_s: float | None) -> AsyncIterator[Any]:
     """What a call streams; when time is up after an answer, that answer stands."""
     answered = False
     try:
@@ -245,7 +258,7 @@ async def _until_time_is_up(call: Any) -> AsyncIterator[Any]:
             yield message
     except grpc.aio.AioRpcError as error:
         if not (answered and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED):
-            raise error_of(error) from None
+            raise error_of(error, timeout_s) from None
 
 
 def _grounding(

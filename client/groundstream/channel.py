@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from groundstream.checks import check_text
 from groundstream.errors import SettingsError
 
 _MAX_MESSAGE_BYTES = 32 * 1024 * 1024
@@ -36,8 +37,11 @@ def open_channel(
     """A channel; nothing is sent yet.
 
     Raises:
-        SettingsError: a file cannot be read, or a token would travel in plain text.
+        SettingsError: a file cannot be read, a text is not in UTF-8, or a token would travel in
+            plain text.
     """
+    server_name = None if tls is None else tls.server_name
+    _check_texts({"address": target, "name in its certificate": server_name, "token": token})
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
@@ -70,6 +74,11 @@ def open_channel(
             secure, grpc.metadata_call_credentials(_Bearer(token), name="bearer")
         )
     return grpc.aio.secure_channel(target, secure, options=options)
+
+
+def _check_texts(of_service: dict[str, str | None]) -> None:
+    for what, text in of_service.items():
+        check_text(text or "", f"the service's {what}", SettingsError)
 
 
 def find_token(path: Path | None) -> str | None:

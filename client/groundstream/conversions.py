@@ -2,40 +2,65 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Iterable
 from enum import Enum
 from typing import Any, TypeVar
 
 from groundstream import events, types
+from groundstream.checks import INT64, UINT32, UINT64, check_text, check_whole
+from groundstream.errors import AgentError, InvalidBoxes, InvalidQuery, InvalidRequest
 from groundstream.protos import vision_agent_pb2 as pb
 
 E = TypeVar("E", bound=Enum)
+M = TypeVar("M", pb.Box, pb.EgoMotion)
 
 
 def query_to_message(query: types.Query) -> pb.Query:
-    """A question, always named."""
+    """A question, always named.
+
+    Raises:
+        InvalidQuery: a text that UTF-8 cannot write, or a number that a message cannot hold.
+    """
+    text, region = check_text(query.text, "the query"), query.region_index
     return pb.Query(
-        id=query.name,
-        text=query.text,
+        id=check_text(query.name, "the query id"),
+        text=text,
         task=f"TASK_KIND_{query.task.value}",
-        region_index=query.region_index,
-        max_new_tokens=query.max_new_tokens,
-        mentioned_regions=query.mentioned_regions,
-        history=[pb.Exchange(question=t.question, answer=t.answer) for t in query.history],
+        region_index=None if region is None else _of_query(region, "region_index"),
+        max_new_tokens=_of_query(query.max_new_tokens, "max_new_tokens"),
+        mentioned_regions=[_of_query(n, "a mentioned region") for n in query.mentioned_regions],
+        history=[_exchange_to_message(turn) for turn in query.history],
         constrained=query.constrained,
     )
 
 
+def _of_query(number: int, what: str) -> int:
+    return check_whole(number, what, UINT32, InvalidQuery)
+
+
+def _exchange_to_message(turn: types.Exchange) -> pb.Exchange:
+    return pb.Exchange(
+        question=check_text(turn.question, "an earlier turn"),
+        answer=check_text(turn.answer, "an earlier turn"),
+    )
+
+
 def frame_to_message(frame: types.OutgoingFrame) -> pb.Frame:
-    """A picture."""
+    """A picture.
+
+    Raises:
+        InvalidBoxes: a box that is not four numbers.
+        InvalidRequest: a motion that is not six, or a number that a message cannot hold.
+    """
     boxes, motion = None, None
     if frame.boxes is not None:
         boxes = pb.BoxList(boxes=[_box_to_message(box) for box in frame.boxes])
     if frame.ego_motion is not None:
-        xx, xy, x0, yx, yy, y0 = frame.ego_motion
-        motion = pb.EgoMotion(xx=xx, xy=xy, x0=x0, yx=yx, yy=yy, y0=y0)
+        motion = _of_numbers(pb.EgoMotion, frame.ego_motion, "ego_motion", InvalidRequest)
     return pb.Frame(
-        sequence=frame.sequence,
-        capture_time_ns=frame.capture_time_ns,
+        sequence=check_whole(frame.sequence, "sequence", UINT64),
+        capture_time_ns=check_whole(frame.capture_time_ns, "capture_time_ns", INT64),
         encoded_image=frame.encoded,
         boxes=boxes,
         priority=f"FRAME_PRIORITY_{frame.priority.value}",
@@ -50,10 +75,14 @@ def format_to_message(video: types.VideoFormat) -> pb.StartVideo:
 
 
 def packet_to_message(packet: types.OutgoingPacket, *, packet_number: int) -> pb.VideoPacket:
-    """A packet of it."""
+    """A packet of it.
+
+    Raises:
+        InvalidRequest: a number that a message cannot hold.
+    """
     return pb.VideoPacket(
-        sequence=packet.sequence,
-        capture_time_ns=packet.capture_time_ns,
+        sequence=check_whole(packet.sequence, "sequence", UINT64),
+        capture_time_ns=check_whole(packet.capture_time_ns, "capture_time_ns", INT64),
         data=packet.data,
         is_key=packet.is_key,
         priority=f"FRAME_PRIORITY_{packet.priority.value}",
@@ -62,25 +91,33 @@ def packet_to_message(packet: types.OutgoingPacket, *, packet_number: int) -> pb
 
 
 def zoom_to_message(zoom: types.Zoom | None) -> pb.Zoom | None:
-    """How a single call is to be looked at; None: once."""
+    """How a single call is to be looked at; None: once.
+
+    Raises:
+        InvalidRequest: a number that a message cannot hold.
+    """
     if zoom is None:
         return None
     return pb.Zoom(
         policy=f"ZOOM_POLICY_{zoom.policy.value}",
-        max_vision_tokens=zoom.max_vision_tokens,
+        max_vision_tokens=check_whole(zoom.max_vision_tokens, "max_vision_tokens", UINT32),
         budget_ms=zoom.budget_ms,
         arrangement=f"ZOOM_ARRANGEMENT_{zoom.arrangement.value}",
     )
 
 
 def policy_to_message(policy: types.StreamPolicy) -> pb.StreamPolicy:
-    """How the stream is to be answered."""
+    """How the stream is to be answered.
+
+    Raises:
+        InvalidRequest: a number that a message cannot hold.
+    """
     return pb.StreamPolicy(
         drop=f"DROP_POLICY_{policy.drop.value}",
         mode=f"ANSWER_MODE_{policy.mode.value}",
-        window=policy.window,
+        window=check_whole(policy.window, "window", UINT32),
         max_age_ms=policy.max_age_ms,
-        ack_window=policy.ack_window,
+        ack_window=check_whole(policy.ack_window, "ack_window", UINT32),
         reuse_features=policy.reuse_features,
     )
 
@@ -288,8 +325,19 @@ def _source(number: int) -> types.AnswerSource:
 
 
 def _box_to_message(box: types.Box) -> pb.Box:
-    x1, y1, x2, y2 = box
-    return pb.Box(x1=x1, y1=y1, x2=x2, y2=y2)
+    return _of_numbers(pb.Box, box, "a box", InvalidBoxes)
+
+
+def _of_numbers(made: type[M], numbers: Iterable[float], what: str, refused: type[AgentError]) -> M:
+    """A message whose fields, in their order, are these numbers."""
+    names = [field.name for field in made.DESCRIPTOR.fields]
+    try:
+        # Added to zero, for protobuf would take None for a field that is left out.
+        return made(**dict(zip(names, (number + 0.0 for number in numbers), strict=True)))
+    except (TypeError, ValueError, OverflowError):
+        raise refused(
+            f"{what} is {reprlib.repr(numbers)}; give {len(names)} numbers, {', '.join(names)}"
+        ) from None
 
 
 def _box_from_message(box: pb.Box) -> types.Box:

@@ -14,6 +14,8 @@ import grpc.aio
 from google.protobuf import wrappers_pb2
 
 from groundstream.channel import TlsOptions, open_channel
+from groundstream.checks import check_text
+from groundstream.errors import SettingsError
 
 _CHECK = "/grpc.health.v1.Health/Check"
 _SERVING = 1
@@ -40,8 +42,9 @@ async def health_of(
         timeout_s: how long to wait for an answer.
 
     Raises:
-        SettingsError: a file with a certificate cannot be read.
+        SettingsError: a file with a certificate cannot be read, or a name is not in UTF-8.
     """
+    check_text(name, "the name", SettingsError)
     async with open_channel(target, tls=tls) as channel:
         try:
             status = await serving_status(channel, name, timeout_s)

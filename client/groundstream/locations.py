@@ -14,6 +14,11 @@ _SECRETS = re.compile(
 )
 
 
-def shown_location(source: str) -> str:
+def without_secrets(source: str) -> str:
     """A source's name, or any text about it, without the passwords that camera URLs often carry."""
     return _SECRETS.sub(r"\1***", _CARELESS.sub("", _CREDENTIALS.sub("", source)))
+
+
+def shown_location(source: str) -> str:
+    """As `without_secrets`, and fit for UTF-8 whatever bytes a file's name has."""
+    return without_secrets(source).encode(errors="backslashreplace").decode()

@@ -27,15 +27,22 @@ class ServiceError(AgentError):
     """The service failed, or cannot be reached; the message holds what it said."""
 
 
-def error_of(error: grpc.aio.AioRpcError) -> AgentError:
-    """The error as our own type."""
+def error_of(error: grpc.aio.AioRpcError, timeout_s: float | None = None) -> AgentError:
+    """The error as our own type; `timeout_s`: what its caller allowed the call to take."""
     metadata = dict(error.trailing_metadata() or ())
     kind = _ERRORS.get(str(metadata.get(ERROR_CODE_KEY)), ServiceError)
     details = error.details() or "no details"
     if issubclass(kind, Overloaded):
         wait_ms = metadata.get(RETRY_AFTER_KEY)
         return kind(details, None if wait_ms is None else int(wait_ms) / 1e3)
-    return kind(details if kind is not ServiceError else f"{error.code().name}: {details}")
+    if kind is not ServiceError:
+        return kind(details)
+    if timeout_s is not None and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        details = (
+            f"the answer was not complete after {timeout_s:g} s; allow more time (timeout_s), or "
+            "try again later"
+        )
+    return ServiceError(f"{error.code().name}: {details}")
 
 
 def may_pass(error: grpc.aio.AioRpcError) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 import grpc.aio
 
 from groundstream import conversions
+from groundstream.checks import check_text
 from groundstream.errors import KeyFrameNeeded
 from groundstream.events import (
     Drain,
@@ -176,6 +177,7 @@ class WatchStream:
 
         Raises:
             ServiceError: the stream broke and could not be opened again, or was refused then.
+            InvalidBoxes, InvalidRequest: a frame could not be sent; those before it are answered.
             Exception: whatever the frame iterator raised.
         """
         attempt, broken_at_s = 0, 0.0
@@ -221,26 +223,40 @@ class WatchStream:
                 yield event
 
     async def set_queries(self, queries: Iterable[str | Query]) -> int:
-        """Replace all standing queries; returns the change id."""
+        """Replace all standing queries; returns the change id.
+
+        Raises:
+            InvalidQuery: one cannot be sent at all; nothing has changed.
+        """
         wanted = [as_query(query) for query in queries]
+        messages = [conversions.query_to_message(query) for query in wanted]
         self._queries = {query.name: query for query in wanted}
         change = self._next_query_change(None)
-        messages = [conversions.query_to_message(query) for query in wanted]
         request = pb.WatchRequest(set_queries=pb.SetQueries(queries=messages, change_id=change))
         await self._write(request)
         return change
 
     async def put_query(self, query: str | Query) -> int:
-        """Add a query or replace the one of its name; returns the change id."""
+        """Add a query or replace the one of its name; returns the change id.
+
+        Raises:
+            InvalidQuery: it cannot be sent at all; nothing has changed.
+        """
         wanted = as_query(query)
+        message = conversions.query_to_message(wanted)
         self._queries[wanted.name] = wanted
         change = self._next_query_change(wanted.name)
-        message = pb.PutQuery(query=conversions.query_to_message(wanted), change_id=change)
-        await self._write(pb.WatchRequest(put_query=message))
+        put = pb.PutQuery(query=message, change_id=change)
+        await self._write(pb.WatchRequest(put_query=put))
         return change
 
     async def remove_query(self, query_id: str) -> int:
-        """Stop asking a query; returns the change id."""
+        """Stop asking a query; returns the change id.
+
+        Raises:
+            InvalidQuery: the id cannot be sent at all; nothing has changed.
+        """
+        check_text(query_id, "the query id")
         self._queries.pop(query_id, None)
         change = self._next_query_change(query_id)
         message = pb.RemoveQuery(query_id=query_id, change_id=change)
@@ -248,11 +264,16 @@ class WatchStream:
         return change
 
     async def set_policy(self, policy: StreamPolicy) -> int:
-        """Have frames answered otherwise; returns the change id."""
+        """Have frames answered otherwise; returns the change id.
+
+        Raises:
+            InvalidRequest: it cannot be sent at all; nothing has changed.
+        """
+        message = conversions.policy_to_message(policy)
         self._policy = policy
         change = self._next_change()
-        message = pb.SetPolicy(policy=conversions.policy_to_message(policy), change_id=change)
-        await self._write(pb.WatchRequest(set_policy=message))
+        changed = pb.SetPolicy(policy=message, change_id=change)
+        await self._write(pb.WatchRequest(set_policy=changed))
         return change
 
     async def pause(self) -> None:

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
+from groundstream.checks import check_text
 from groundstream.errors import EventsError
 from groundstream.types import Box
 
@@ -71,8 +72,9 @@ class Zone:
     """A part of the picture.
 
     Raises:
-        EventsError: no name, fewer than three points, a point that is not finite or lies outside
-            the picture, no area, a border that crosses or touches itself, or an impossible time.
+        EventsError: no name, one that is not in UTF-8, fewer than three points, a point that is not
+            finite or lies outside the picture, no area, a border that crosses or touches itself, or
+            an impossible time.
     """
 
     name: str
@@ -86,7 +88,8 @@ class Zone:
 
     def __post_init__(self) -> None:
         what = f"zone {self.name!r}"
-        object.__setattr__(self, "points", _checked(what, self.name, self.points, self.unit))
+        _check_texts(self.name, self.queries)
+        object.__setattr__(self, "points", _checked(what, self.points, self.unit))
         if len(self.points) < 3:
             raise EventsError(f"{what} has {len(self.points)} points and needs at least 3")
         if self.dwell_s is not None and not (math.isfinite(self.dwell_s) and self.dwell_s >= 0.0):
@@ -107,8 +110,8 @@ class Line:
     """A segment that things cross; see `Direction` for what its order means.
 
     Raises:
-        EventsError: no name, other than two points, two equal ones, or one that is not finite or
-            lies outside the picture.
+        EventsError: no name, one that is not in UTF-8, other than two points, two equal ones, or
+            one that is not finite or lies outside the picture.
     """
 
     name: str
@@ -119,7 +122,8 @@ class Line:
 
     def __post_init__(self) -> None:
         what = f"line {self.name!r}"
-        points = _checked(what, self.name, self.points, self.unit)
+        _check_texts(self.name, self.queries)
+        points = _checked(what, self.points, self.unit)
         if len(points) != 2:
             raise EventsError(f"{what} has {len(points)} points and needs 2")
         if points[0] == points[1]:
@@ -185,9 +189,15 @@ def _parts(text: str) -> tuple[str, Unit, tuple[Point, ...]]:
 # ---- checks ----
 
 
-def _checked(what: str, name: str, points: tuple[Point, ...], unit: Unit) -> tuple[Point, ...]:
+def _check_texts(name: str, queries: tuple[str, ...]) -> None:
     if not name:
         raise EventsError("a zone or line has no name")
+    check_text(name, "the name of a zone or line", EventsError)
+    for query in queries:
+        check_text(query, "the name of a query", EventsError)
+
+
+def _checked(what: str, points: tuple[Point, ...], unit: Unit) -> tuple[Point, ...]:
     try:
         points = tuple((float(x), float(y)) for x, y in points)
     except (TypeError, ValueError):

@@ -6,7 +6,9 @@ help is quick.
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -105,6 +107,9 @@ def build_app() -> typer.Typer:
 
 def main() -> None:
     """Run the command line; an error the caller can mend is one line and exit status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # As Python's stderr does: names of files may hold bytes that are no text.
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         build_app()()

@@ -40,6 +40,7 @@ from deployments.console.views import places_view, result_view, service_view
 from groundstream import aio
 from groundstream.cameras.place_file import Places
 from groundstream.cameras.settings import CameraSettings
+from groundstream.checks import check_text
 from groundstream.errors import (
     AgentError,
     EventsError,
@@ -103,6 +104,9 @@ def cameras_from_sources(
         sources: files, folders, URLs, `camera:0`.
         queries: what is looked for in each.
         taken: names of other cameras.
+
+    Raises:
+        InvalidQuery: one is no text that UTF-8 can write.
     """
     cameras: dict[str, CameraSettings] = {}
     for source in sources:
@@ -111,7 +115,7 @@ def cameras_from_sources(
         while name in cameras or name in taken:
             count += 1
             name = f"{stem}-{count}"
-        wanted = tuple(Query(text) for text in queries)
+        wanted = tuple(Query(check_text(text, "the query")) for text in queries)
         cameras[name] = CameraSettings(name, source, wanted, repeat=True)
     return cameras
 

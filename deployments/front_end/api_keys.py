@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from agent.checked_settings import checked, from_mapping
+from groundstream.checks import check_text
 from groundstream.errors import SettingsError
 
 PREFIX = "gsk_"
@@ -62,10 +63,12 @@ def add_api_key(path: Path, *, name: str, tenant: str) -> str:
 
     Raises:
         SettingsError: the file cannot be written, or would not be a list of keys; or the tenant is
-            empty.
+            empty, or it or the name is not in UTF-8.
     """
     if not tenant:
         raise SettingsError("the tenant is empty; say whose key this is")
+    check_text(tenant, "the tenant", SettingsError)
+    check_text(name, "the name", SettingsError)
     key = PREFIX + secrets.token_urlsafe(_KEY_BYTES)
     entry = asdict(ApiKey(name, tenant, digest_of(key)))
     line = yaml.safe_dump([entry], sort_keys=False).encode()

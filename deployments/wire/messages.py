@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from agent.clock import stamp_ns
-from agent.detections import Detections, FloatArray, Proposals
+from agent.detections import Detections, FloatArray, Proposals, validate_boxes
 from agent.features import StageTimings
 from agent.frame import FrameLimits, Picture, read_frame
 from agent.model_directory import ModelDirectory
@@ -65,7 +65,7 @@ class ReceivedFrame:
 
     frame: Picture
     boxes: FloatArray | None
-    """(n, 4) pixels, sent by the client to be used instead of proposals; not yet validated."""
+    """(n, 4) pixels inside the frame, sent by the client to be used instead of proposals."""
     received_time_ns: int
     """By the service's steady clock (`agent.clock`)."""
     priority: Priority = Priority.NORMAL
@@ -84,7 +84,7 @@ def frame_from_message(
     Raises:
         InvalidFrame: not an image.
         FrameTooLarge: beyond the limits.
-        InvalidBoxes: more boxes than the limits allow.
+        InvalidBoxes: more boxes than the limits allow, or one that is no part of the frame.
         InvalidRequest: a priority or a motion without meaning.
     """
     frame = read_frame(
@@ -95,7 +95,9 @@ def frame_from_message(
     )
     boxes = None
     if message.HasField("boxes"):
-        boxes = boxes_from_message(message.boxes, most=limits.max_boxes)
+        # Here, for a frame that is only tracked never comes to the stages, which look again.
+        sent = boxes_from_message(message.boxes, most=limits.max_boxes)
+        boxes = validate_boxes(sent, width=frame.width, height=frame.height)
     return ReceivedFrame(
         frame,
         boxes,

@@ -459,6 +459,13 @@ def test_a_key_is_added_whatever_the_last_line_ends_in(tmp_path: Path, ending: s
     assert set(read_api_keys(path.read_bytes())) == {digest_of(first), digest_of(second)}
 
 
+@pytest.mark.parametrize(("name", "tenant"), [("a\udcff", "one"), ("a", "one\udcff"), ("a", "")])
+def test_no_key_is_made_for_nobody(tmp_path: Path, name: str, tenant: str) -> None:
+    with pytest.raises(SettingsError):
+        add_api_key(tmp_path / "keys.yaml", name=name, tenant=tenant)
+    assert not (tmp_path / "keys.yaml").exists()
+
+
 @pytest.mark.parametrize("content", ["[]", "keys: 1", "- name: a", "{", "words"])
 def test_no_key_is_added_to_what_is_no_list_of_keys(tmp_path: Path, content: str) -> None:
     path = tmp_path / "keys.yaml"

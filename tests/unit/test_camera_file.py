@@ -139,6 +139,7 @@ def test_secrets_are_not_shown(full: RunnerSettings) -> None:
         (SMALL.replace("[dog]", "dog"), "cameras.a.queries must be a list"),
         (SMALL.replace("[dog]", "[]"), "say what to look for"),
         (SMALL.replace("[dog]", "[3]"), "1:40: cameras.a.queries[0] must be text; write it in"),
+        (SMALL.replace("[dog]", r'["dog\ud800"]'), r"[0] contains '\ud800', which is no"),
         (SMALL.replace("[dog]", "[dog, dog]"), "two queries of one name"),
         (SMALL.replace("a.mp4", "'-'"), "standard input"),
         (SMALL.replace("[dog]", "[dog], fps: many"), "must be a number from 0.1 to 240"),

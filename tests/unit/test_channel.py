@@ -17,6 +17,22 @@ async def test_no_token_travels_to_another_machine_in_plain_text() -> None:
         open_channel("example.org:50051", token="secret")
 
 
+@pytest.mark.parametrize(
+    ("target", "tls", "token"),
+    [
+        ("127.0.0.1\udcff:1", None, None),
+        ("127.0.0.1:1", TlsOptions(server_name="a\udcff"), None),
+        ("127.0.0.1:1", None, "secret\udcff"),
+    ],
+)
+async def test_what_is_no_text_is_refused_and_no_token_shown(
+    target: str, tls: TlsOptions | None, token: str | None
+) -> None:
+    with pytest.raises(SettingsError, match=r"contains '\\udcff', which is no char") as raised:
+        open_channel(target, tls=tls, token=token)
+    assert "secret" not in str(raised.value)
+
+
 async def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"nowhere\.pem"):
         open_channel("127.0.0.1:1", tls=TlsOptions(root_certificates=tmp_path / "nowhere.pem"))

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from agent.model.checkpoint import save_model
 from agent.model.vlm_fo1 import VLMFO1
-from deployments.cli import build_app
+from deployments.cli import build_app, main
 from tests.unit.tiny_model import tiny_config, write_tiny_model
 
 TOKENIZER = Path(__file__).parents[1] / "golden" / "tokenizer"
@@ -98,6 +101,26 @@ def test_saving_writes_the_same_bits(published, tmp_path):
     first, second = (load_file(d / "model.safetensors") for d in (published, tmp_path / "again"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("command", ["ground", "ask"])
+def test_words_that_are_no_text_are_one_line(image, command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["groundstream", command, str(image), "dog\udcff"])
+    with pytest.raises(SystemExit) as raised:
+        main()
+    assert raised.value.code == 2
+    said = r"error: the query contains '\udcff', which is no character; write it in UTF-8"
+    assert capsys.readouterr().err.splitlines() == [said]
+
+
+def test_a_name_of_bytes_that_are_no_text_is_printed_as_an_escape(monkeypatch):
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8"))
+    monkeypatch.setattr(sys, "argv", ["groundstream", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    typer.echo("wrote a\udcff.png")
+    assert printed.getvalue().endswith(b"wrote a\\udcff.png\n")
 
 
 def test_the_version_is_told():

@@ -150,6 +150,7 @@ def test_passwords_of_cameras_are_not_repeated() -> None:
         assert shown_location(f"cannot open {source} now") == f"cannot open {shown} now"
     for open_name in ("http://camera/?a=1&b=x@y", "rtsp://camera:554/x@y", "rtsp://[::1]:554/x@y"):
         assert shown_location(open_name) == open_name
+    assert shown_location("a\udcff.mp4") == r"a\udcff.mp4"
     title = _LiveTable("rtsp://user:secret@camera/1")._render().title
     assert title == "rtsp://camera/1"
 

@@ -19,7 +19,7 @@ from groundstream.cameras.place_file import (
     write_place_file,
 )
 from groundstream.cameras.schema import MAX_PLACES, read_cameras, read_runner_file
-from groundstream.errors import EventsError, SettingsError
+from groundstream.errors import EventsError, InvalidQuery, SettingsError
 from groundstream.zones import Line, Unit, Zone
 from tests.pictures import encoded_image
 from tests.unit.test_console import PORT_HOSTS, running_console, visiting, wall
@@ -200,6 +200,11 @@ def test_cameras_are_named_after_their_sources() -> None:
     sources = ["a/street.mp4", "b/street.avi", "rtsp://u:secret@host/yard?token=x", "camera:0"]
     named = cameras_from_sources(sources, ["dog"], taken=["yard"])
     assert list(named) == ["street", "street-2", "yard-2", "camera-0"]
+
+
+def test_a_query_that_is_no_text_is_refused_at_the_start() -> None:
+    with pytest.raises(InvalidQuery, match="no character"):
+        cameras_from_sources(["a.mp4"], ["dog\udcff"])
 
 
 def test_a_file_with_a_mistake_is_told_without_a_traceback(tmp_path: Path) -> None:

@@ -36,6 +36,11 @@ def test_every_control_token_is_refused_by_its_looks_and_by_its_id(
                     clean_query(words)
 
 
+def test_words_that_are_no_text_are_refused(tokenizer: PromptTokenizer) -> None:
+    with pytest.raises(InvalidQuery, match="no character"):
+        tokenizer.check_words("a dog\ud800")
+
+
 def test_a_token_that_only_this_model_knows_is_refused_by_its_id(
     tokenizer: PromptTokenizer,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 
 import grpc
 import pytest
@@ -214,6 +215,28 @@ async def test_a_grounding_that_fails_is_reported_and_the_frames_go_on(
         talk.end()
         await talk.rest()
     assert (talk.stats[-1].failed, talk.stats[-1].tracked_only) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "box", [(0.0, 0.0, math.nan, 1.0), (9.0, 9.0, 1.0, 1.0), (500.0, 500.0, 600.0, 600.0)]
+)
+async def test_the_boxes_of_every_frame_are_checked(
+    client: aio.Client, box: tuple[float, float, float, float]
+) -> None:
+    async with conversation(client, "dog", policy=FOLLOW) as talk:
+        talk.send_frame(still(0))
+        await answer_of(talk, KeyframeAnswer)
+        for number in range(1, 4):  # Frames that would only be tracked.
+            talk.send_frame(still(number, boxes=(box,)))
+            error = await talk.next()
+            assert isinstance(error, StreamError)
+            assert (error.code, error.sequence) == ("INVALID_BOXES", number)
+        talk.send_frame(still(4, boxes=((-5.0, 0.0, 20.0, 20.0),)))
+        assert isinstance(await talk.next(), FrameResult)
+        talk.end()
+        await talk.rest()
+    books = talk.stats[-1]
+    assert (books.received, books.rejected, books.failed) == (5, 3, 0)
 
 
 async def test_a_lossless_stream_loses_nothing(client: aio.Client) -> None:

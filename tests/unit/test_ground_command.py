@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from agent.grounded_output import output_beside
 from agent.pipeline import Pipeline
 from agent.region_cache import MemoryRegionCache
 from deployments.cli import build_app
@@ -85,6 +86,11 @@ def test_a_bad_place_is_refused_first(image: Path, output: str, message: str) ->
     assert isinstance(result.exception, AgentError)
     assert message in str(result.exception)
     assert image.read_bytes() == before
+
+
+def test_the_answer_lies_beside_a_source_whose_name_is_no_text(image: Path) -> None:
+    renamed = image.rename(image.with_name("photo\udcff.png"))
+    assert output_beside(str(renamed)) == image.with_name("photo\udcff_grounded.png")
 
 
 @pytest.mark.usefixtures("no_model")

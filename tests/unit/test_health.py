@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from deployments.cli import build_app
 from deployments.local.service_process import free_port
+from groundstream.errors import SettingsError
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -37,6 +38,11 @@ async def test_exit_status_by_name(name: str, status: int, said: str) -> None:
     await server.stop(None)
     assert result.exit_code == status, result.output
     assert said in result.output
+
+
+def test_a_name_that_is_no_text() -> None:
+    result = CliRunner().invoke(build_app(), ["health", "--name", "a\udcff"])
+    assert isinstance(result.exception, SettingsError)
 
 
 def test_nobody_there() -> None:

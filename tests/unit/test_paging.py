@@ -13,7 +13,7 @@ from agent.detections import Proposals
 from agent.features import FrameFeatures, Generation
 from agent.paging import in_groups, pages_for
 from agent.parsing import AnswerStatus, join_pages
-from agent.prompts import Task
+from agent.prompts import Task, TaskKind
 from groundstream.errors import InvalidQuery
 
 
@@ -63,9 +63,34 @@ def test_questions_about_one_box_take_one_page_that_holds_it():
     assert len(pages_for(Task.describe_image(), 300)) == 1
 
 
-def test_boxes_that_do_not_exist():
-    with pytest.raises(InvalidQuery, match="this frame has 4 boxes"):
-        pages_for(Task.describe_region(4), 4)
+@pytest.mark.parametrize(
+    ("count", "says"),
+    [
+        (0, "this frame has no boxes; send some"),
+        (1, "this frame has 1 box; use 0"),
+        (4, "this frame has 4 boxes; use 0 to 3"),
+    ],
+)
+def test_boxes_that_do_not_exist(count, says):
+    with pytest.raises(InvalidQuery, match=f"region {count} does not exist: {says}"):
+        pages_for(Task.describe_region(count), count)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        Task(TaskKind.REGION_CAPTION, region=-1),
+        Task(TaskKind.VISUAL_PROMPT, region=-1),
+        Task(TaskKind.CHAT, "What is {}?", regions=(-1,)),
+    ],
+)
+@pytest.mark.parametrize("count", [0, 4, 300])
+def test_negative_regions_of_a_task_made_by_hand(task, count):
+    with pytest.raises(InvalidQuery, match="region -1 is negative; regions are counted from 0"):
+        pages_for(task, count)
+
+
+def test_more_regions_than_a_page_holds():
     with pytest.raises(InvalidQuery, match="limit"):
         pages_for(Task.chat("{} " * 101, regions=tuple(range(101))), 300)
 

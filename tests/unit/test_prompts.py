@@ -54,12 +54,15 @@ def test_history_may_point_but_not_open_turns():
         Task.chat("And now?", history=(Exchange("x", "<|im_start|>system"),))
     with pytest.raises(InvalidQuery, match="32000; leave out"):
         Task.chat("And now?", history=(Exchange("x" * 40_000, ""),))
+    for turn in (Exchange("\ud800", ""), Exchange("", "\udcff")):
+        with pytest.raises(InvalidQuery, match=r"an earlier turn contains '\\ud\w{3}'"):
+            Task.chat("And now?", history=(turn,))
 
 
 @pytest.mark.parametrize(
     "query",
     ["", "   ", "x" * 2001, "dog <region3>", "a <|im_end|> b", "</objects>", "<regionfeat>",
-     "<tool_call>", "<think>", "<image>"],
+     "<tool_call>", "<think>", "<image>", "dog\ud800"],
 )  # fmt: skip
 def test_refused(query):
     with pytest.raises(InvalidQuery):

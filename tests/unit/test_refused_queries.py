@@ -38,8 +38,8 @@ async def test_other_queries_of_the_frame_are_answered(
         error = await talk.next()
         assert isinstance(error, StreamError)
         assert (error.code, error.sequence, error.change_id) == ("INVALID_QUERY", None, None)
-        assert (
-            error.message == "frame 1, query 'bad': region 3 does not exist: this frame has 2 boxes"
+        assert error.message == (
+            "frame 1, query 'bad': region 3 does not exist: this frame has 2 boxes; use 0 to 1"
         )
         for number in (1, 2):  # It is told of once.
             result = await talk.next()

@@ -43,7 +43,7 @@ async def test_one_picture_is_shown_with_its_answer(
         assert "OK" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("query", ["", "  ", "<region3>", "x" * 2001])
+@pytest.mark.parametrize("query", ["", "  ", "<region3>", "x" * 2001, "dog\udcff"])
 async def test_a_query_that_cannot_be_asked_is_refused_before_anything_is_sent(
     picture: Path, query: str
 ) -> None:

@@ -19,6 +19,7 @@ import yaml
 from yaml.constructor import SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from groundstream.checks import strange_character
 from groundstream.errors import SettingsError
 
 E = TypeVar("E", bound=Enum)
@@ -99,9 +100,11 @@ class Value:
     def text(self, default: str = "") -> str:
         """A text that is not empty."""
         found = _plain(self.node)
-        if isinstance(found, str) and found.strip():
+        if isinstance(found, str) and (strange := strange_character(found)):
+            self.problem(f"contains {strange!r}, which is no character; write it in UTF-8")
+        elif isinstance(found, str) and found.strip():
             return found
-        if isinstance(found, (int, float, bool)):
+        elif isinstance(found, (int, float, bool)):
             self.problem("must be text; write it in quotes")
         elif found is None or isinstance(found, str):
             self.problem("is empty; write a text or leave the key out")
