@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import reprlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 import grpc.aio
 
 from groundstream import conversions
-from groundstream.errors import KeyFrameNeeded
+from groundstream.errors import InvalidQuery, KeyFrameNeeded
 from groundstream.events import (
     Drain,
     PolicyAck,
@@ -96,6 +97,21 @@ class _PacketRow:
 def as_query(query: str | Query) -> Query:
     """A string means "detect this"."""
     return Query(query) if isinstance(query, str) else query
+
+
+def as_queries(queries: Iterable[str | Query]) -> list[Query]:
+    """Several questions.
+
+    Raises:
+        InvalidQuery: it is a single one, whose letters would be asked one by one.
+    """
+    if isinstance(queries, str | bytes | Query):
+        single = queries.text if isinstance(queries, Query) else queries
+        raise InvalidQuery(
+            "queries are a list, such as ['dog', 'red car'], and not just "
+            f"{reprlib.repr(single)}; make a list of one, too"
+        )
+    return [as_query(query) for query in queries]
 
 
 class WatchStream:
@@ -221,8 +237,12 @@ class WatchStream:
                 yield event
 
     async def set_queries(self, queries: Iterable[str | Query]) -> int:
-        """Replace all standing queries; returns the change id."""
-        wanted = [as_query(query) for query in queries]
+        """Replace all standing queries; returns the change id.
+
+        Raises:
+            InvalidQuery: `queries` is a single string or `Query`, and not a list.
+        """
+        wanted = as_queries(queries)
         self._queries = {query.name: query for query in wanted}
         change = self._next_query_change(None)
         messages = [conversions.query_to_message(query) for query in wanted]
