@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 from types import TracebackType
 
+from agent.detections import Proposals
+from agent.parsing import Answer
 from agent.pipeline import Grounding
+from agent.prompts import TaskKind
 from groundstream.errors import SettingsError, SourceError
 from groundstream.locations import without_secrets
 from groundstream.video.drawing import LabelledBox, draw_boxes
@@ -71,6 +74,22 @@ def check_pictures(frames: VideoSource, *, limit: int | None) -> tuple[int, int]
     return None
 
 
+def region_box(answer: Answer, proposals: Proposals) -> tuple[float, float, float, float] | None:
+    """The box that a question was about, if it was about one."""
+    if answer.task.region is None:
+        return None
+    x1, y1, x2, y2 = proposals.xyxy[answer.task.region].tolist()
+    return x1, y1, x2, y2
+
+
+def shown_labels(answer: Answer) -> tuple[str, ...]:
+    """The label of each box in words; a visual prompt's are the reference's token otherwise."""
+    labels = answer.detections.label
+    if answer.task.kind is TaskKind.VISUAL_PROMPT:
+        return (f"like box {answer.task.region}",) * len(labels)
+    return labels
+
+
 class GroundedOutput:
     """Draws and writes each frame when it comes, so that what was done is never lost."""
 
@@ -93,15 +112,20 @@ class GroundedOutput:
             self._video.close()
 
     def add(self, picture: SourceFrame, grounding: Grounding) -> None:
-        """One frame and what was found on it."""
+        """One frame, what was found on it, and the boxes that were asked about."""
         boxes = [
             LabelledBox((x1, y1, x2, y2), label, float(score))
             for answer in grounding.answers
             for (x1, y1, x2, y2), label, score in zip(
-                answer.detections.xyxy.tolist(), answer.detections.label,
+                answer.detections.xyxy.tolist(), shown_labels(answer),
                 answer.detections.confidence, strict=True,
             )
         ]  # fmt: skip
+        boxes += [
+            LabelledBox(box, f"box {answer.task.region}")
+            for answer in grounding.answers
+            if (box := region_box(answer, grounding.proposals)) is not None
+        ]
         drawn = draw_boxes(picture.rgb, boxes)
         if self._video is not None:
             self._video.write(drawn, picture.pts_s)

@@ -18,6 +18,7 @@ from groundstream.events import Drain, QueriesAck, StreamError, StreamOpened, St
 from groundstream.types import AnswerStatus, FramePriority, FrameResult, OutgoingFrame, StreamPolicy
 from groundstream.video.playback import play
 from groundstream.video.sources import open_source
+from groundstream.watch_stream import WatchStream
 
 POLICY = StreamPolicy(
     max_age_ms=1500.0,  # what is older than this is no basis for moving an arm
@@ -51,26 +52,30 @@ def describe(result: FrameResult) -> str:
 
 async def run(target: str, source: str, queries: list[str]) -> StreamStats:
     """Watch until the frames end; returns the stream's books."""
-    books = StreamStats()
-    async with (
-        aio.Client(target) as client,
+    async with aio.Client(target) as client:
+        await client.wait_until_ready()
         # Breaks and drains are healed inside: the iteration goes on with a StreamOpened.
-        client.watch(camera(source), queries, policy=POLICY) as stream,
-    ):
-        async for event in stream:
-            match event:
-                case FrameResult():
-                    print(describe(event))
-                case StreamOpened(resumed=True, gap=gap):
-                    print(f"back again; lost on the way: {gap.num_frames if gap else 0} frames")
-                case QueriesAck():
-                    print(f"from here on the answers are about {', '.join(event.query_ids)}")
-                case StreamError():
-                    print(f"frame {event.sequence}: {event.code}, {event.message}")
-                case Drain():
-                    print(f"this replica goes away in {event.grace_s} s ({event.reason})")
-                case StreamStats():
-                    books = event
+        async with client.watch(camera(source), queries, policy=POLICY) as stream:
+            return await follow(stream)
+
+
+async def follow(stream: WatchStream) -> StreamStats:
+    """Print what comes, until the stream ends."""
+    books = StreamStats()
+    async for event in stream:
+        match event:
+            case FrameResult():
+                print(describe(event))
+            case StreamOpened(resumed=True, gap=gap):
+                print(f"back again; lost on the way: {gap.num_frames if gap else 0} frames")
+            case QueriesAck():
+                print(f"from here on the answers are about {', '.join(event.query_ids)}")
+            case StreamError():
+                print(f"frame {event.sequence}: {event.code}, {event.message}")
+            case Drain():
+                print(f"this replica goes away in {event.grace_s} s ({event.reason})")
+            case StreamStats():
+                books = event
     return books
 
 

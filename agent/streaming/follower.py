@@ -246,8 +246,6 @@ class Follower:
                 frame and call for none.
         """
         self.selector.finished(self.now_s)
-        since = self._points.since(keyframe.evidence.sequence)
-        self._points.forget(keyframe.evidence.sequence)
         pairs = [
             (query, answer)
             for query, answer in zip(keyframe.queries, grounding.answers, strict=True)
@@ -256,8 +254,12 @@ class Follower:
         appearance = _appearance(grounding.seen)
         found = _observations(pairs, grounding, keyframe.evidence, appearance)
         scale = self._scale_since(keyframe)
+        rescaled = [replace(seen, xyxy=seen.xyxy * scale) for seen in found]
+        boxes = np.array([seen.xyxy for seen in rescaled], dtype=np.float32).reshape(-1, 4)
+        since = self._points.since(keyframe.evidence.sequence, boxes)
+        self._points.forget(keyframe.evidence.sequence)
         ids = self.tracker.update(
-            [replace(seen, xyxy=seen.xyxy * scale) for seen in found],
+            rescaled,
             asked=[query for query, answer in pairs if answer.status in _DEFINITE],
             places={number: box * scale for number, box in keyframe.places.items()},
             since=since,

@@ -169,6 +169,7 @@ class PointField:
         self._points = _no_points()
         self._origins: dict[int, FloatArray] = {}
         self._cameras: dict[int, Affine] = {}
+        self._views: dict[int, View] = {}
 
     def advance(
         self, view: View, boxes: FloatArray, ego_motion: Affine | None = None
@@ -184,6 +185,7 @@ class PointField:
         if last is None or last.grey.shape != view.grey.shape:
             self._points = _no_points()
             self._origins.clear()
+            self._views.clear()
             self._refill(boxes)
             return None
         before = self._points
@@ -212,24 +214,49 @@ class PointField:
         # No copy: these arrays are replaced, never changed.
         self._origins[name] = self._points
         self._cameras[name] = identity()
+        if self._view is not None:
+            self._views[name] = self._view
 
-    def since(self, name: int) -> Motion:
-        """The movement from a bookmark to now, by the points that lived through it."""
+    def since(self, name: int, boxes: FloatArray) -> Motion:
+        """The movement from a bookmark to now, by the points that lived through it.
+
+        What was not followed yet has hardly a point: corners inside such boxes are looked for in
+        the bookmark's picture, and followed to the newest in one step.
+
+        Args:
+            name: of the bookmark.
+            boxes: (n, 4) frame pixels where points are wanted, at the bookmark.
+        """
         origins = self._origins.get(name)
         if origins is None or self._view is None:
             return Motion(camera=self._cameras.get(name, identity()))
         if origins is self._points:
             return Motion()  # The bookmark was set at the newest view.
         known = np.isfinite(origins[:, 0])
-        scale = self._view.scale
+        scale, camera = self._view.scale, self._cameras[name]
+        before, after = origins[known] * scale, self._points[known] * scale
+        view = self._views[name]
+        own = [
+            _corners_in(view.grey, box / np.tile(view.scale, 2))
+            for box in boxes
+            if _inside(before, box).sum() < _POINTS_PER_BOX // 2
+        ]
+        if not own:
+            return Motion(before, after, camera=camera)
+        starts = np.concatenate(own)
+        ends, kept = _follow(view, self._view, starts, None)
         return Motion(
-            origins[known] * scale, self._points[known] * scale, camera=self._cameras[name]
+            np.concatenate([before, starts[kept] * scale]),
+            np.concatenate([after, ends[kept] * scale]),
+            starts[~kept] * scale,
+            camera,
         )
 
     def forget(self, name: int) -> None:
         """A bookmark is no longer needed."""
         self._origins.pop(name, None)
         self._cameras.pop(name, None)
+        self._views.pop(name, None)
 
     def _keep(self, after: FloatArray, kept: NDArray[np.bool_]) -> None:
         self._points = after[kept]

@@ -30,9 +30,10 @@ from groundstream.types import (
     Query,
     ServiceStats,
     StreamPolicy,
+    TaskKind,
     Zoom,
 )
-from groundstream.watch_stream import Reconnect, WatchStream, as_query
+from groundstream.watch_stream import Reconnect, WatchStream, as_queries
 
 _HEALTH_CALL_S = 1.0
 _HEALTH_POLL_S = 0.2
@@ -91,7 +92,7 @@ class Client:
 
         Args:
             image: JPEG, PNG, WebP or BMP bytes.
-            queries: what to look for; a string means "detect this".
+            queries: a list of what to look for; a string in it means "detect this".
             boxes: pixels; ask about these boxes instead of the service's proposals.
             zoom: allow second looks; the last revision that time allowed is returned.
             timeout_s: longest wait for the answer.
@@ -140,15 +141,16 @@ class Client:
     ) -> AsyncIterator[str | FrameResult]:
         """One question about one encoded picture: its text as it is written, then the answer.
 
-        With `zoom` the answer may come several times, each revision better than the one before;
-        when time is up the iteration ends and the revision that came last stands.
+        A string is a free question (`TaskKind.CHAT`), and names its answer; other tasks are asked
+        with a `Query`. With `zoom` the answer may come several times, each revision better than the
+        one before; when time is up the iteration ends and the revision that came last stands.
 
         Raises:
             AgentError: see `ground`.
         """
         request = pb.AskRequest(
             frame=conversions.frame_to_message(OutgoingFrame(image)),
-            query=conversions.query_to_message(as_query(query)),
+            query=conversions.query_to_message(_as_question(query)),
             zoom=conversions.zoom_to_message(zoom),
         )
         call = self._stub.Ask(request, timeout=_finite(timeout_s))
@@ -223,14 +225,15 @@ class Client:
         Args:
             frames: pictures, or packets of H.264 or H.265, sent as they come; the stream ends in
                 good order when they end. A plain iterable is read in a thread.
-            queries: what to look for at the start.
+            queries: a list of what to look for at the start; a string in it means "detect this".
             policy: how to answer; by default every frame is followed and the newest wins.
             reconnect: what to do when the connection breaks; by default try for about a minute.
 
         Raises:
-            InvalidQuery, InvalidRequest: a query or the policy cannot be sent at all.
+            InvalidQuery, InvalidRequest: a query or the policy cannot be sent at all, or `queries`
+                is a single string or `Query`, and not a list.
         """
-        wanted, policy = [as_query(query) for query in queries], policy or StreamPolicy()
+        wanted, policy = as_queries(queries), policy or StreamPolicy()
         # What no message can hold is refused before anything is opened.
         conversions.policy_to_message(policy)
         for query in wanted:
@@ -247,6 +250,11 @@ class Client:
 def _finite(timeout_s: float | None) -> float | None:
     """gRPC's wait without an end is None; infinity is no time at all to it."""
     return None if timeout_s == math.inf else timeout_s
+
+
+def _as_question(query: str | Query) -> Query:
+    """A string means a question in free words."""
+    return Query(query, task=TaskKind.CHAT) if isinstance(query, str) else query
 
 
 async def _until_time_is_up(call: Any, timeout_s: float | None) -> AsyncIterator[Any]:
@@ -271,6 +279,6 @@ def _grounding(
     frame = OutgoingFrame(image, boxes=None if boxes is None else tuple(boxes))
     return {
         "frame": conversions.frame_to_message(frame),
-        "queries": [conversions.query_to_message(as_query(query)) for query in queries],
+        "queries": [conversions.query_to_message(query) for query in as_queries(queries)],
         "zoom": conversions.zoom_to_message(zoom),
     }

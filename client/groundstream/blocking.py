@@ -102,7 +102,10 @@ class Client:
         zoom: Zoom | None = None,
         timeout_s: float | None = 60.0,
     ) -> Iterator[str | FrameResult]:
-        """One question about one encoded picture: its text as it is written, then the answer."""
+        """One question about one encoded picture: its text as it is written, then the answer.
+
+        A string is a free question; see `groundstream.aio.Client.ask`.
+        """
         return _each(self._client.ask(image, query, zoom=zoom, timeout_s=timeout_s))
 
     def capabilities(self) -> Capabilities:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import reprlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import grpc.aio
 
 from groundstream import conversions
 from groundstream.checks import check_text
-from groundstream.errors import KeyFrameNeeded
+from groundstream.errors import InvalidQuery, KeyFrameNeeded
 from groundstream.events import (
     Drain,
     PolicyAck,
@@ -97,6 +98,21 @@ class _PacketRow:
 def as_query(query: str | Query) -> Query:
     """A string means "detect this"."""
     return Query(query) if isinstance(query, str) else query
+
+
+def as_queries(queries: Iterable[str | Query]) -> list[Query]:
+    """Several questions.
+
+    Raises:
+        InvalidQuery: it is a single one, whose letters would be asked one by one.
+    """
+    if isinstance(queries, str | bytes | Query):
+        single = queries.text if isinstance(queries, Query) else queries
+        raise InvalidQuery(
+            "queries are a list, such as ['dog', 'red car'], and not just "
+            f"{reprlib.repr(single)}; make a list of one, too"
+        )
+    return [as_query(query) for query in queries]
 
 
 class WatchStream:
@@ -226,9 +242,10 @@ class WatchStream:
         """Replace all standing queries; returns the change id.
 
         Raises:
-            InvalidQuery: one cannot be sent at all; nothing has changed.
+            InvalidQuery: one cannot be sent at all, or `queries` is a single string or `Query`, and
+                not a list; nothing has changed.
         """
-        wanted = [as_query(query) for query in queries]
+        wanted = as_queries(queries)
         messages = [conversions.query_to_message(query) for query in wanted]
         self._queries = {query.name: query for query in wanted}
         change = self._next_query_change(None)

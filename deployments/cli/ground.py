@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Callable
+import os.path
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,7 +27,9 @@ from deployments.cli.options import (
 from groundstream.errors import InvalidQuery
 
 if TYPE_CHECKING:
+    from agent.detections import Proposals
     from agent.grounded_output import GroundedOutput
+    from agent.parsing import Answer
     from agent.pipeline import Pipeline
     from agent.revisions import Revision
     from agent.zoom import Zoomer
@@ -44,7 +47,12 @@ def ground(
         typer.Option(help="What to ask; models may know some of these only.", case_sensitive=False),
     ] = TaskKind.DETECT,
     region: Annotated[
-        list[int] | None, typer.Option(help="Boxes a region task is about, by number.", min=0)
+        list[int] | None,
+        typer.Option(
+            help="Which box a region task is about: its number among the picture's own proposals, "
+            "from 0, best first; may be said again.",
+            min=0,
+        ),
     ] = None,
     chosen: ModelChoice = USUAL_MODEL,
     output: Annotated[
@@ -90,8 +98,22 @@ def tasks_of(kind: TaskKind, queries: list[str], regions: list[int]) -> list[Tas
     """One task per query, per region, or one in all, as `kind` demands.
 
     Raises:
-        InvalidQuery: words or boxes that the kind needs are missing.
+        InvalidQuery: words or boxes that the kind needs are missing, there are some that it does
+            not take, or a query is a file.
     """
+    if files := [query for query in queries if _is_file(query)]:
+        raise InvalidQuery(
+            f"one picture at a time: {files[0]!r} is a file, and stands where words are expected"
+        )
+    name = kind.value.lower()
+    if queries and not kind.needs_query:
+        more = "; repeat the option for more boxes: --region 0 --region 1"
+        raise InvalidQuery(
+            f"--task {name} takes no words, so nothing can be done with {queries[0]!r}"
+            f"{more if kind.needs_region else ''}"
+        )
+    if regions and not kind.needs_region:
+        raise InvalidQuery(f"--task {name} is not about a box, so leave out --region")
     if kind.needs_query:
         ask: dict[TaskKind, Callable[[str], Task]] = {
             TaskKind.DETECT: Task.detect,
@@ -107,11 +129,14 @@ def tasks_of(kind: TaskKind, queries: list[str], regions: list[int]) -> list[Tas
         return [ask[kind](query) for query in queries]
     if kind.needs_region:
         if not regions:
-            raise InvalidQuery(
-                f"--task {kind.value.lower()} is about a box: say which with --region N"
-            )
+            raise InvalidQuery(f"--task {name} is about a box: say which with --region N")
         return [Task(kind, region=index) for index in regions]
     return [Task.describe_image()]
+
+
+def _is_file(query: str) -> bool:
+    # A word may well be the name of a file without a suffix, or of a folder.
+    return bool(Path(query).suffix) and os.path.isfile(query)
 
 
 async def _ground_all(
@@ -140,6 +165,8 @@ async def _ground_all(
 
 
 def _json_line(index: int, pts_s: float, revision: Revision) -> dict[str, object]:
+    from agent.grounded_output import region_box
+
     grounding = revision.grounding
     return {
         "frame": index,
@@ -149,15 +176,15 @@ def _json_line(index: int, pts_s: float, revision: Revision) -> dict[str, object
                 "task": answer.task.kind.value.lower(),
                 "query": answer.task.query,
                 "region": answer.task.region,
+                "region_box": _rounded(region_box(answer, grounding.proposals)),
                 "status": answer.status.value.lower(),
                 "text": answer.text,
                 "reply": answer.reply,
                 "count": answer.count,
                 "detections": [
-                    {"label": label, "box": [round(float(v), 2) for v in box],
-                     "score": round(float(score), 4)}
+                    {"label": label, "box": _rounded(box), "score": round(float(score), 4)}
                     for label, box, score in zip(
-                        answer.detections.label, answer.detections.xyxy,
+                        answer.detections.label, answer.detections.xyxy.tolist(),
                         answer.detections.confidence, strict=True,
                     )
                 ],
@@ -171,6 +198,10 @@ def _json_line(index: int, pts_s: float, revision: Revision) -> dict[str, object
     }  # fmt: skip
 
 
+def _rounded(box: Sequence[float] | None) -> list[float] | None:
+    return None if box is None else [round(value, 2) for value in box]
+
+
 def _print_table(index: int, revision: Revision) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -182,16 +213,35 @@ def _print_table(index: int, revision: Revision) -> None:
     for column in ("asked", "label", "box (x1 y1 x2 y2)", "score"):
         table.add_column(column)
     for answer in grounding.answers:
-        found = answer.detections
-        asked = escape(answer.task.query or answer.task.kind.value.lower())
-        if not answer.task.kind.searches:
-            table.add_row(asked, escape(answer.reply), "", "")
-        elif not len(found):
-            table.add_row(asked, f"[dim]{answer.status.value.lower()}[/dim]", "", "")
-        for label, box, score in zip(found.label, found.xyxy, found.confidence, strict=True):
-            corners = " ".join(f"{value:.0f}" for value in box)
-            table.add_row(asked, escape(label), corners, f"{score:.2f}")
+        for row in _rows(answer, grounding.proposals):
+            table.add_row(*row)
     Console().print(table)
+
+
+def _rows(answer: Answer, proposals: Proposals) -> Iterator[tuple[str, str, str, str]]:
+    """What the table says of one answer."""
+    from agent.grounded_output import region_box, shown_labels
+
+    task, found, about = answer.task, answer.detections, region_box(answer, proposals)
+    asked = escape(task.query or task.kind.value.lower())
+    if about is not None:
+        asked += f", box {task.region}"
+    if not task.kind.searches:
+        yield asked, escape(answer.reply), _corners(about), ""
+    elif about is not None:
+        yield asked, f"box {task.region}", _corners(about), ""
+    if answer.count is not None:
+        yield asked, f"count: {answer.count}", "", ""
+    if task.kind.searches and not len(found):
+        yield asked, f"[dim]{answer.status.value.lower()}[/dim]", "", ""
+    for label, box, score in zip(
+        shown_labels(answer), found.xyxy.tolist(), found.confidence, strict=True
+    ):
+        yield asked, escape(label), _corners(box), f"{score:.2f}"
+
+
+def _corners(box: Sequence[float] | None) -> str:
+    return "" if box is None else " ".join(f"{value:.0f}" for value in box)
 
 
 @takes_model

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from groundstream import Client
-from groundstream.errors import InvalidFrame, SourceError
+from groundstream.errors import InvalidFrame, InvalidQuery, SourceError
 from groundstream.events import QueriesAck, StreamOpened, StreamStats
 from groundstream.pulled import Pulled
 from groundstream.types import FrameResult, OutgoingFrame, StreamPolicy
@@ -58,6 +58,9 @@ async def test_calls_and_their_errors_are_those_of_the_asyncio_client() -> None:
             assert client.stats().uptime_s > 0
             with pytest.raises(InvalidFrame):
                 client.ground(b"no picture", ["dog"])
+            for call in (client.ground, client.watch):
+                with pytest.raises(InvalidQuery, match="queries are a list"):
+                    call(encoded_image(1), "bus")
 
     async with running_service() as service:
         await asyncio.to_thread(use, service.target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import traceback
 from collections.abc import Iterator
@@ -244,12 +245,44 @@ def test_labels_do_not_cover_each_other() -> None:
     wide = np.zeros((400, 400, 3), dtype=np.uint8)
     sure = LabelledBox((60.0, 100.0, 200.0, 200.0), "person", 0.9)
     doubtful = LabelledBox((62.0, 104.0, 200.0, 200.0), "pedestrian", 0.4)
-    top = LabelledBox((60.0, 2.0, 200.0, 50.0), "person", 0.9)
-    no_room = LabelledBox((60.0, 3.0, 200.0, 50.0), "pedestrian", 0.4)
     drawn = draw_boxes(wide, [doubtful, sure])
     alone = draw_boxes(wide, [sure])
     text = slice(88, 99)
     np.testing.assert_array_equal(drawn[text, 64:90], alone[text, 64:90])
     assert (drawn[:84] == label_colour("pedestrian")).all(-1).any()
-    full = draw_boxes(wide, [top, no_room])
-    np.testing.assert_array_equal(full[:14, 64:90], draw_boxes(wide, [top])[:14, 64:90])
+
+
+def plate_of(drawn: np.ndarray, label: str, outside: slice) -> tuple[int, int]:
+    """The first and last row, within some columns, that are filled with a label's colour."""
+    rows = np.flatnonzero((drawn[:, outside] == label_colour(label)).all(-1).sum(1) > 8)
+    assert rows.size, f"no label {label}"
+    return int(rows[0]), int(rows[-1])
+
+
+def test_labels_at_the_top_edge_stand_below_each_other() -> None:
+    wide = np.zeros((400, 400, 3), dtype=np.uint8)
+    names = ["person", "pedestrian", "rider"]
+    boxes = [
+        LabelledBox((60.0, 2.0 + place, 61.0, 380.0), name, 0.9 - place / 10)
+        for place, name in enumerate(names)
+    ]
+    drawn = draw_boxes(wide, boxes)
+    rows = [plate_of(drawn, name, slice(64, 400)) for name in names]
+    assert rows[0][0] == 0
+    assert all(upper[1] < lower[0] for upper, lower in itertools.pairwise(rows))
+    np.testing.assert_array_equal(drawn[:14, 64:90], draw_boxes(wide, boxes[:1])[:14, 64:90])
+
+
+def test_labels_of_a_full_column_stand_beside_it() -> None:
+    low = np.zeros((36, 400, 3), dtype=np.uint8)
+    names = [f"thing {number}" for number in range(9)]
+    drawn = draw_boxes(low, [LabelledBox((390.0, 10.0, 391.0, 12.0), name, 0.5) for name in names])
+    for name in names:
+        top, bottom = plate_of(drawn, name, slice(0, 400))
+        assert bottom < top + 16
+
+
+def test_no_more_labels_than_a_picture_has_room_for() -> None:
+    tiny = np.zeros((20, 20, 3), dtype=np.uint8)
+    boxes = [LabelledBox((0.0, 0.0, 19.0, 19.0), f"a long name {n}", 0.5) for n in range(50)]
+    assert draw_boxes(tiny, boxes).shape == tiny.shape

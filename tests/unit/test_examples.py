@@ -25,11 +25,17 @@ async def test_the_robot_closes_its_books(tmp_path: Path, capsys: pytest.Capture
     assert "from here on the answers are about dog" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/quickstart.md", "docs/models.md", "docs/robots.md"]
+)
 async def test_the_python_on_a_page_runs_as_it_stands(page: str) -> None:
     root = Path(__file__).parents[2]
-    (program,) = re.findall(r"^```python\n(.*?)^```$", (root / page).read_text(), re.DOTALL | re.M)
+    program, *others = re.findall(
+        r"^```python\n(.*?)^```$", (root / page).read_text(), re.DOTALL | re.M
+    )
     assert "127.0.0.1:50051" in program
+    # This one writes a recording: test_detection_bag.py has what it does.
+    assert all("DetectionBag" in other for other in others)
     async with running_service() as service:
         started = await asyncio.create_subprocess_exec(
             sys.executable, "-c", program.replace("127.0.0.1:50051", service.target), cwd=root,

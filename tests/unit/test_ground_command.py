@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -18,9 +19,10 @@ from agent.pipeline import Pipeline
 from agent.region_cache import MemoryRegionCache
 from deployments.cli import build_app
 from deployments.cli.options import ModelChoice
-from groundstream.errors import AgentError, SettingsError, SourceError
+from groundstream.errors import AgentError, InvalidQuery, SettingsError, SourceError
 from groundstream.types import OutgoingFrame
 from groundstream.video.annotated_video import AnnotatedVideo
+from groundstream.video.drawing import label_colour
 from groundstream.video.sources import open_source
 from groundstream.video.writer import VideoWriter
 from tests.fakes import FakeStages
@@ -123,6 +125,65 @@ def test_bad_options_are_refused_first(image: Path, video: Path) -> None:
         assert isinstance(run("ground", image, "dog", "--device", device).exception, SettingsError)
     one = run("ground", video, "dog", "--output", video.parent / "o.png")
     assert "several" in str(one.exception)
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--task", "region_caption", "--region", 0, 1, 2), "takes no words.*'1'.*--region 0 --re"),
+        (("dog", "--task", "grounded_caption"), "takes no words.*'dog'$"),
+        (("dog", "--region", 3), "not about a box"),
+        (("dog", "photo.png"), "one picture at a time: 'photo.png' is a file"),
+    ],
+)
+def test_what_a_task_does_not_take_is_refused(
+    image: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], message: str
+) -> None:
+    monkeypatch.chdir(image.parent)
+    with pytest.raises(InvalidQuery, match=message):
+        raise run("ground", image, *arguments).exception
+
+
+@pytest.mark.usefixtures("pipeline")
+def test_a_word_that_a_file_or_folder_happens_to_have_is_asked(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(image.parent)
+    Path("cat").write_text("")
+    Path("dog").mkdir()
+    assert run("ground", image, "cat", "dog", "x" * 300 + ".").exit_code == 0
+
+
+@pytest.mark.usefixtures("pipeline")
+def test_the_table_tells_a_count(image: Path) -> None:
+    shown = run("ground", image, "dog", "absent cat", "--task", "count").output
+    assert re.findall(r"(\w+) +│ count: (\d)", shown) == [("dog", "4"), ("cat", "0")]
+
+
+@pytest.mark.usefixtures("pipeline")
+def test_the_box_that_is_asked_about_is_told_and_drawn(image: Path) -> None:
+    asked = ("ground", image, "--task", "region_caption", "--region", 1, "--region", 3)
+    shown = run(*asked).output
+    assert re.findall(r"box (\d) +│ thing (\d) +│ ([\d ]+?) +│", shown) == [
+        ("1", "1", "48 0 96 32"),
+        ("3", "3", "48 32 96 64"),
+    ]
+    with Image.open(image.parent / "photo_grounded.png") as drawn:
+        assert drawn.getpixel((95, 20)) == label_colour("box 1")
+        assert drawn.getpixel((95, 60)) == label_colour("box 3")
+    answers = json.loads(run(*asked, "--json").stdout.splitlines()[-1])["answers"]
+    assert [answer["region_box"] for answer in answers] == [[48, 0, 96, 32], [48, 32, 96, 64]]
+    (plain,) = json.loads(run("ground", image, "dog", "--json").stdout.splitlines()[-1])["answers"]
+    assert plain["region_box"] is None
+
+
+@pytest.mark.usefixtures("pipeline")
+def test_boxes_like_another_are_told_in_words(image: Path) -> None:
+    shown = run("ground", image, "--task", "visual_prompt", "--region", 2).output
+    assert re.search(r"│ box 2 +│ 0 32 48 64 +│ +│", shown)
+    assert re.search(r"│ like box 2 +│ 0 0 48 32 +│ 0\.\d\d", shown)
+    assert "<region" not in shown
 
 
 def test_the_device_is_asked_for_by_every_command_that_takes_one() -> None:

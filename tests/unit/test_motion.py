@@ -30,13 +30,27 @@ def test_an_object_is_followed_while_the_camera_pans() -> None:
     there = picture.box((60 + 75, 80))[None]
     assert box_iou(box, there)[0, 0] > 0.85
     # A key frame whose answer comes late finds its boxes again.
-    since = field.since(7)
+    since = field.since(7, start)
     late, support = since.carry(start)
     assert support[0] > 0.6
     assert box_iou(late, there)[0, 0] > 0.85
     assert since.camera[:, 2] == pytest.approx([-30, -15], abs=2.0)
     field.forget(7)
-    assert len(field.since(7).before) == 0
+    assert len(field.since(7, start).before) == 0
+
+
+@pytest.mark.parametrize("num_points", [0, 200])
+def test_a_thing_that_nobody_followed_is_found_again_behind_a_late_answer(num_points: int) -> None:
+    picture, field = MovingPicture(), PointField(num_points)
+    nothing = np.zeros((0, 4), np.float32)
+    for step in range(6):
+        field.advance(picture.view(at=(60 + 2 * step, 80)), nothing)
+        if step == 1:
+            field.set_bookmark(7)
+    box = picture.box((62, 80))[None]
+    late, support = field.since(7, box).carry(box)
+    assert support[0] > 0.6
+    assert box_iou(late, picture.box((70, 80))[None])[0, 0] > 0.95
 
 
 def test_a_box_without_points_moves_with_the_camera() -> None:

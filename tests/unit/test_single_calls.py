@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 
@@ -63,6 +65,36 @@ async def test_ask_tells_the_text_as_it_is_written(client: aio.Client) -> None:
     assert isinstance(result, FrameResult)
     assert "".join(map(str, pieces)) == result["dog"].text
     assert result["dog"].detections[0].box == (0.0, 0.0, 48.0, 32.0)
+
+
+async def test_a_string_to_ask_is_a_free_question(client: aio.Client) -> None:
+    question = "Is there a bus,  or\nisn't there?"
+    free, chosen = Query(question, task=TaskKind.CHAT), Query(question, task=TaskKind.COUNT)
+    replies = []
+    for query in (question, free, chosen):
+        *_, result = [piece async for piece in client.ask(encoded_image(1), query)]
+        assert isinstance(result, FrameResult)
+        replies.append(result[question])
+    assert (replies[0].text, replies[0].count) == (replies[1].text, None)
+    assert question in replies[0].text
+    assert replies[2].count == NUM_BOXES
+
+
+@pytest.mark.parametrize("single", ["bus", b"bus", Query("bus")])
+async def test_a_single_query_in_place_of_a_list_is_refused(
+    client: aio.Client, single: Any
+) -> None:
+    image = encoded_image(1)
+    with pytest.raises(InvalidQuery, match=r"queries are a list.*not just b?'bus'"):
+        await client.ground(image, single)
+    with pytest.raises(InvalidQuery, match="queries are a list"):
+        await anext(client.ground_anytime(image, single))
+    with pytest.raises(InvalidQuery, match="queries are a list"):
+        client.watch([], single)
+    async with client.watch([], ["dog"]) as stream:
+        with pytest.raises(InvalidQuery, match="queries are a list"):
+            await stream.set_queries(single)
+    assert (await client.stats()).frames_received == 0
 
 
 async def test_a_bad_ask_ends_with_its_type(client: aio.Client) -> None:

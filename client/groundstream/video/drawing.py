@@ -49,8 +49,8 @@ def label_colour(label: str) -> tuple[int, int, int]:
 def draw_boxes(rgb: RGBArray, boxes: Sequence[LabelledBox], *, caption: str = "") -> RGBArray:
     """A copy of (height, width, 3) RGB pixels with boxes, labels and a caption on it.
 
-    The surest box is drawn last. The surest label stands at its box, others that would cover one
-    stand above it, and those for which there is no room are left out.
+    The surest box is drawn last. The surest label stands at its box; others that would cover one
+    stand above it, below where there is no room above, and beside where a column is full.
     """
     boxes = sorted(boxes, key=lambda box: 1.0 if box.confidence is None else box.confidence)
     image = Image.fromarray(np.ascontiguousarray(rgb))
@@ -80,7 +80,7 @@ def _draw_text(
 ) -> None:  # fmt: skip
     """Text on a filled plate whose lower left corner is (left, bottom), kept inside the picture.
 
-    It goes above `plates` that it would cover, and is left out where it leaves the picture so.
+    It covers none of `plates`, and is left out only where the picture is full of them.
     """
     font = _font(max(10, round(_TEXT_PX * scale)))
     ascent, descent = font.getmetrics()
@@ -88,18 +88,32 @@ def _draw_text(
     height = ascent + descent
     left = min(max(left, 0), max(0, size[0] - width))
     bottom = min(max(bottom, height), size[1])
-    while covered := [
-        plate for plate in plates if _overlap((left, bottom - height, left + width, bottom), plate)
-    ]:
-        bottom = min(plate[1] for plate in covered)
-        if bottom < height:
-            return
-    plates.append((left, bottom - height, left + width, bottom))
+    plate = _free_place((left, bottom - height, left + width, bottom), size, plates)
+    if plate is None:
+        return
+    plates.append(plate)
+    left, top, right, bottom = plate
     background = _BLACK if label is None else label_colour(label)
     bright = 0.299 * background[0] + 0.587 * background[1] + 0.114 * background[2] > 140
-    canvas.rectangle((left, bottom - height, left + width - 1, bottom - 1), fill=background)
+    canvas.rectangle((left, top, right - 1, bottom - 1), fill=background)
     colour = _BLACK if bright else _WHITE
-    canvas.text((left + _MARGIN_PX, bottom - height), text, fill=colour, font=font)
+    canvas.text((left + _MARGIN_PX, top), text, fill=colour, font=font)
+
+
+def _free_place(wanted: _Plate, size: tuple[int, int], plates: list[_Plate]) -> _Plate | None:
+    """The place wanted, or the nearest above it, else below it, else in another column."""
+    left, top, right, bottom = wanted
+    width, height = right - left, bottom - top
+    above = sorted({plate[1] - height for plate in plates if plate[1] <= bottom}, reverse=True)
+    below = sorted({plate[3] for plate in plates if plate[3] > top})
+    tops = [top, *(y for y in above if y >= 0), *(y for y in below if y + height <= size[1])]
+    to_the_right, to_the_left = range(left, size[0] - width + 1, width), range(left, -1, -width)
+    for x in (left, *to_the_right[1:], *to_the_left[1:]):
+        for y in tops:
+            place = (x, y, x + width, y + height)
+            if not any(_overlap(place, plate) for plate in plates):
+                return place
+    return None
 
 
 def _overlap(one: _Plate, other: _Plate) -> bool:
