@@ -68,6 +68,16 @@ def test_what_the_labelled_boxes_say_is_asked(tmp_path: Path) -> None:
     assert not {"middle car", "third car from the left", "leftmost sheep"} & set(found)
 
 
+def test_several_are_asked_for_by_the_part_of_the_frame_they_lie_in(tmp_path: Path) -> None:
+    data = folder(tmp_path, [("car", CARS[0]), ("car", CARS[1]), ("car", [49, 0, 53, 9])])
+    found = {one.text: one.xyxy.tolist() for one in questions(data.images[0], data)}
+    # The centre of the last lies at the border between the halves.
+    assert not {"cars on the left", "right cars"} & set(found)
+    assert found["cars at the top"] == [CARS[0], [49, 0, 53, 9]]
+    assert found["cars at the bottom"] == [CARS[1]]
+    assert found["middle cars"] == [[49, 0, 53, 9]]
+
+
 def test_ties_crowds_and_slivers_are_not_asked(tmp_path: Path) -> None:
     below = [11, 50, 31, 60]
     found = asked(folder(tmp_path, [("car", CARS[0]), ("car", below)]))
