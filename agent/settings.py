@@ -47,6 +47,9 @@ class TrackerSettings:
     """Share of a box's points that must agree for the picture to say where it is."""
     least_snap: Share = 0.6
     """Overlap with a proposal at which a track takes its place (where proposals are quick)."""
+    least_likeness: Annotated[float, Field(ge=-1, le=1)] = 0.3
+    """Correlation of what is in a box with what its last answer saw there; below it the picture no
+    longer shows the object."""
     show_coasting_s: NonNegative = 0.25
     """An object that the picture no longer shows is still reported for this long."""
     max_coasting_s: NonNegative = 1.0

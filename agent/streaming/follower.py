@@ -254,12 +254,15 @@ class Follower:
         appearance = _appearance(grounding.seen)
         found = _observations(pairs, grounding, keyframe.evidence, appearance)
         scale = self._scale_since(keyframe)
-        rescaled = [replace(seen, xyxy=seen.xyxy * scale) for seen in found]
-        boxes = np.array([seen.xyxy for seen in rescaled], dtype=np.float32).reshape(-1, 4)
-        since = self._points.since(keyframe.evidence.sequence, boxes)
+        boxes = np.array([seen.xyxy for seen in found], dtype=np.float32).reshape(-1, 4)
+        since = self._points.since(keyframe.evidence.sequence, boxes * scale)
+        looks = self._points.looks(keyframe.evidence.sequence, boxes)
         self._points.forget(keyframe.evidence.sequence)
         ids = self.tracker.update(
-            rescaled,
+            [
+                replace(seen, xyxy=seen.xyxy * scale, look=look)
+                for seen, look in zip(found, looks, strict=True)
+            ],
             asked=[query for query, answer in pairs if answer.status in _DEFINITE],
             places={number: box * scale for number, box in keyframe.places.items()},
             since=since,

@@ -83,6 +83,18 @@ class Motion:
     """(2, 3) movement of what stands still."""
     change: Change | None = None
     """How much each pixel changed, for boxes too plain to have points; None when not compared."""
+    view: View | None = None
+    """The newest picture; None when not known."""
+
+    def likeness(self, look: FloatArray | None, box: FloatArray) -> float:
+        """How much what stands in a box now is like an earlier look, a correlation in -1..1.
+
+        1 where that cannot be said: no picture or look is known, or the look was plain.
+        """
+        if self.view is None or look is None or not look.any():
+            return 1.0
+        now = self.view.look(box)
+        return 1.0 if now is None else float(look @ now)
 
     def shift_at(self, point: NDArray[np.float64]) -> NDArray[np.float64]:
         """(2,) by how much the camera's movement moves a point, pixels of the frame."""
@@ -197,6 +209,7 @@ class PointField:
         motion = Motion(
             before[kept] * view.scale, after[kept] * view.scale, before[~kept] * view.scale, camera,
             Change(np.asarray(cv2.absdiff(last.grey, view.grey), dtype=np.uint8), view.scale),
+            view,
         )  # fmt: skip
         moved_boxes, _ = motion.carry(boxes)
         self._refill(moved_boxes)
@@ -251,6 +264,12 @@ class PointField:
             starts[~kept] * scale,
             camera,
         )
+
+    def looks(self, name: int, boxes: FloatArray) -> list[FloatArray | None]:
+        """What stood in each of (n, 4) boxes, frame pixels, when a bookmark was set; see
+        `View.look`."""
+        view = self._views.get(name)
+        return [None if view is None else view.look(box) for box in boxes]
 
     def forget(self, name: int) -> None:
         """A bookmark is no longer needed."""

@@ -49,6 +49,8 @@ class Observation:
     """(d,) its region feature."""
     claims: Mapping[str, Claim]
     """By query id; never empty."""
+    look: FloatArray | None = None
+    """How it looked in the key frame (`agent.streaming.view.View.look`)."""
 
 
 @dataclass
@@ -65,6 +67,8 @@ class Track:
     """When it last was the answer to a standing query."""
     misses: dict[str, int] = field(default_factory=dict)
     """Answers in a row that did not name it, by query id."""
+    look: FloatArray | None = None
+    """How it looked when it was last the answer."""
 
 
 @dataclass
@@ -176,7 +180,10 @@ class Tracker:
                     track.box = start
                     track.box.move_with(motion.camera)
                     track.box.follow(box, dt_s, _FLOW_DRIFT / float(agreement))
-                    track.supported_s = self._now_s
+                    # Flow may have gone on with the background: then something else stands there.
+                    likeness = motion.likeness(track.look, track.box.xyxy)
+                    if likeness >= self._settings.least_likeness:
+                        track.supported_s = self._now_s
         self._lose_those_out_of_sight(width, height)
 
     def rescale(self, factor: FloatArray) -> None:
@@ -327,6 +334,7 @@ class Tracker:
             claims=dict(seen.claims),
             supported_s=self._now_s,
             named_s=self._now_s,
+            look=seen.look,
         )
         self.next_id += 1
         self._live[track.id] = track
@@ -342,6 +350,7 @@ class Tracker:
             track.claims = {}
             self._live[track.id] = track
         track.supported_s = self._now_s
+        track.look = seen.look
         if track.appearance.shape == seen.appearance.shape:
             old = _APPEARANCE_MEMORY * track.appearance
             new = (1.0 - _APPEARANCE_MEMORY) * seen.appearance

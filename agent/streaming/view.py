@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -14,6 +15,11 @@ from agent.frame import Picture
 GreyArray = NDArray[np.uint8]
 
 _SKETCH_SIZE = (64, 48)
+_LOOK_SIZE = (12, 24)
+"""Width and height; most things that are followed stand upright."""
+_LEAST_LOOK_PX = 4
+_PLAIN = 20.0
+"""Length of a look below which it is noise, grey levels."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,27 @@ class View:
             grey = np.asarray(resized, dtype=np.uint8)
         scale = np.array([width / grey.shape[1], height / grey.shape[0]], dtype=np.float32)
         return cls(grey, scale)
+
+    def look(self, box: FloatArray) -> FloatArray | None:
+        """What stands in a box, to be compared with what stands there later.
+
+        Args:
+            box: (4,) frame pixels.
+
+        Returns:
+            (288,) of zero mean and unit length, so that a product of two is their correlation;
+            zeros where it is plain, None where too little of the box is in the picture.
+        """
+        x1, y1, x2, y2 = (box / np.tile(self.scale, 2)).tolist()
+        rows = slice(max(0, math.floor(y1)), max(0, math.ceil(y2)))
+        part = self.grey[rows, max(0, math.floor(x1)) : max(0, math.ceil(x2))]
+        if min(part.shape) < _LEAST_LOOK_PX:
+            return None
+        small = cv2.resize(np.ascontiguousarray(part), _LOOK_SIZE, interpolation=cv2.INTER_AREA)
+        look = np.asarray(small, dtype=np.float32).ravel()
+        look -= look.mean()
+        length = float(np.linalg.norm(look))
+        return np.zeros_like(look) if length < _PLAIN else look / length
 
     def sketch(self) -> Sketch:
         """The view boiled down to a few blocks."""

@@ -53,6 +53,33 @@ def test_a_thing_that_nobody_followed_is_found_again_behind_a_late_answer(num_po
     assert box_iou(late, picture.box((70, 80))[None])[0, 0] > 0.95
 
 
+def test_a_box_is_compared_with_what_stood_there() -> None:
+    picture, field = MovingPicture(), PointField(200)
+    box = picture.box((60, 80))
+    field.advance(picture.view(at=(60, 80)), box[None])
+    field.set_bookmark(7)
+    (look,) = field.looks(7, box[None])
+    went = field.advance(picture.view(at=(120, 80)), box[None])
+    assert went is not None
+    assert went.likeness(look, picture.box((120, 80))) == pytest.approx(1.0, abs=1e-3)
+    assert went.likeness(look, box) < 0.3
+    # Nothing can be said without a look, a picture, or enough of the box.
+    assert went.likeness(None, box) == Motion().likeness(look, box) == 1.0
+    assert went.likeness(look, np.array([-50, 0, 2, 20], dtype=np.float32)) == 1.0
+    field.forget(7)
+    assert field.looks(7, box[None]) == [None]
+
+
+def test_a_plain_box_looks_like_anything_and_nothing_looks_like_it() -> None:
+    plain = View.of_grey(np.full((HEIGHT, WIDTH), 90, np.uint8), WIDTH, HEIGHT, longest_px=400)
+    box = np.array([60, 80, 120, 130], dtype=np.float32)
+    textured = MovingPicture().view().look(box)
+    assert textured is not None
+    assert float(np.linalg.norm(textured)) == pytest.approx(1.0)
+    assert Motion(view=plain).likeness(plain.look(box), box) == 1.0
+    assert Motion(view=plain).likeness(textured, box) == 0.0
+
+
 def test_a_box_without_points_moves_with_the_camera() -> None:
     camera = np.array([[1.0, 0.0, 5.0], [0.0, 1.0, -3.0]])
     moved, support = Motion(camera=camera).carry(np.array([[10, 20, 30, 40]], dtype=np.float32))

@@ -106,6 +106,24 @@ def test_a_thing_is_reported_briefly_and_known_longer_than_it_is_seen() -> None:
     assert scene.tracker.tracks == ()
 
 
+def test_a_box_that_went_on_with_the_background_is_not_reported() -> None:
+    class ElsewhereMotion(Motion):
+        """Flow agrees, and something else stands in the boxes."""
+
+        def likeness(self, look: FloatArray | None, box: FloatArray) -> float:
+            return 1.0 if look is None else 0.29
+
+    still = moved(0, 0)
+    elsewhere = ElsewhereMotion(still.before, still.after)
+    for look, reported in ((np.ones(288, dtype=np.float32), []), (None, [1])):
+        scene = Scene(show_coasting_s=0.25, max_coasting_s=1.0)
+        scene.answer(dataclasses.replace(seen(100, 100), look=look))
+        scene.go(0.1, still, steps=5)
+        assert scene.ids() == [1]
+        scene.go(0.1, elsewhere, steps=3)
+        assert scene.ids() == reported
+
+
 def test_what_an_answer_passed_over_is_not_shown_where_it_named_another_thing() -> None:
     scene = Scene()
     scene.answer(seen(100, 100), seen(160, 100, look=1))
