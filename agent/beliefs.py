@@ -155,12 +155,16 @@ class NameBeliefs:
         """(n,) how likely each region shows the same kind of thing as one of them.
 
         The odds are a power of the Bhattacharyya coefficient of the two regions' beliefs in names,
-        the sum of the roots of their products, relative to `_ALIKE`.
+        the sum of the roots of their products, relative to `_ALIKE`; and at most those that the
+        region shows a thing of any name that is hardly believed (`LEAST_SURE`), since patches of
+        pavement are alike, too.
         """
         compared = self._compared(weights)
         roots = np.sqrt(compared / (compared.sum(-1, keepdims=True) + 1e-6))
         odds = (roots @ roots[region] / _ALIKE) ** _ALIKE_POWER
-        found: Array = odds / (odds + 1)
+        scores = np.array([score for _, score in self.usual(weights)], dtype=np.float32)
+        bounded = np.minimum(odds, (scores / LEAST_SURE) ** 2)
+        found: Array = bounded / (bounded + 1)
         return found
 
     def _compared(self, weights: Array) -> Array:

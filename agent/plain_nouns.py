@@ -27,7 +27,8 @@ _UNCOUNTED = frozenset({
     "tableware", "electronics", "equipment", "broccoli", "cattle", "news", "somebody", "something",
     "scissors", "skis", "jeans", "sunglasses", "glasses", "shears", "pants", "shorts", "pajamas",
     "pyjamas", "binoculars", "headphones", "goggles", "trousers", "tights", "overalls", "clothes",
-    "stairs", "pliers", "tongs", "tweezers", "parallel bars",
+    "stairs", "pliers", "tongs", "tweezers", "parallel bars", "breeches", "slacks",
+    "castanets", "suds",
 })  # fmt: skip
 """Without a singular, or without a plural: no article stands before them."""
 _SAME = _UNCOUNTED | frozenset({

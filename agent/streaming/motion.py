@@ -238,7 +238,7 @@ class PointField:
 
         Args:
             name: of the bookmark.
-            boxes: (n, 4) frame pixels where points are wanted, at the bookmark.
+            boxes: (n, 4) where points are wanted at the bookmark, in pixels of the newest frame.
         """
         origins = self._origins.get(name)
         if origins is None or self._view is None:
@@ -250,7 +250,7 @@ class PointField:
         before, after = origins[known] * scale, self._points[known] * scale
         view = self._views[name]
         own = [
-            _corners_in(view.grey, box / np.tile(view.scale, 2))
+            _corners_in(view.grey, box / np.tile(scale, 2))
             for box in boxes
             if _inside(before, box).sum() < _POINTS_PER_BOX // 2
         ]
@@ -311,7 +311,7 @@ def _corners(grey: GreyArray, count: int, existing: FloatArray) -> FloatArray:
 def _corners_in(grey: GreyArray, box: FloatArray) -> FloatArray:
     """A few points in one box (view pixels), however plain it is inside."""
     x1, y1 = np.maximum(np.floor(box[:2]), 0).astype(int)
-    x2, y2 = np.ceil(box[2:]).astype(int)
+    x2, y2 = np.maximum(np.ceil(box[2:]), 0).astype(int)
     part = grey[y1:y2, x1:x2]
     if min(part.shape, default=0) < 4:
         return _no_points()

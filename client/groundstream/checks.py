@@ -7,6 +7,7 @@ messages.
 from __future__ import annotations
 
 import operator
+import reprlib
 
 from groundstream.errors import AgentError, InvalidQuery, InvalidRequest
 
@@ -36,8 +37,10 @@ def check_text(text: str, what: str, refused: type[AgentError] = InvalidQuery) -
         refused: what is raised.
 
     Raises:
-        AgentError: of the kind `refused`: UTF-8 cannot write it.
+        AgentError: of the kind `refused`: it is no text, or UTF-8 cannot write it.
     """
+    if not isinstance(text, str):
+        raise refused(f"{what} is {reprlib.repr(text)}; give a text")
     strange = strange_character(text)
     if strange is not None:
         raise refused(f"{what} contains {strange!r}, which is no character; write it in UTF-8")

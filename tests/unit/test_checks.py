@@ -53,6 +53,12 @@ def test_text_passes_as_it_is(text: str) -> None:
     assert strange_character(text) is None
 
 
+@pytest.mark.parametrize("query", [Query(None, id="w"), Query(b"dog", id="a"), Query(7, id="n")])  # type: ignore[arg-type]
+def test_what_is_no_text_is_refused(query: Query) -> None:
+    with pytest.raises(InvalidQuery, match="give a text"):
+        conversions.query_to_message(query)
+
+
 def test_what_is_no_character_is_shown_as_an_escape() -> None:
     wrong_bytes = b"cat\xff".decode(errors="surrogateescape")
     with pytest.raises(InvalidQuery) as raised:

@@ -53,6 +53,21 @@ def test_a_thing_that_nobody_followed_is_found_again_behind_a_late_answer(num_po
     assert box_iou(late, picture.box((70, 80))[None])[0, 0] > 0.95
 
 
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_it_is_found_again_in_frames_of_another_size(factor: float) -> None:
+    picture, field = MovingPicture(), PointField(0)
+    nothing = np.zeros((0, 4), np.float32)
+    field.advance(picture.view(at=(60, 80)), nothing)
+    field.set_bookmark(7)
+    both = np.array([factor, factor], dtype=np.float32)
+    field.rescale(both)
+    field.advance(View(picture.grey(at=(68, 80)), both), nothing)
+    box = factor * picture.box((60, 80))[None]
+    late, support = field.since(7, box).carry(box)
+    assert support[0] > 0.6
+    assert late[0] == pytest.approx(factor * picture.box((68, 80)), abs=factor)
+
+
 def test_a_box_is_compared_with_what_stood_there() -> None:
     picture, field = MovingPicture(), PointField(200)
     box = picture.box((60, 80))

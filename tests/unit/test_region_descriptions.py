@@ -85,6 +85,16 @@ def test_what_is_like_a_box_is_told_without_the_language_model(telling: Language
     assert reference > 0.75
 
 
+def test_boxes_of_nothing_are_not_alike():
+    features = features_of(CAR, CAR, CAR)
+    scores = np.array(features.auxiliary_regions)
+    scores[1:, :] *= 0.02  # As alike as before, and hardly believed.
+    evidence = ClassEvidence.of(replace(features, auxiliary_regions=scores), BELIEFS)
+    assert evidence.alike(0)[0] > 0.75
+    assert evidence.alike(0)[1:].max() < 0.1
+    assert evidence.alike(1)[2] < 0.1
+
+
 def test_only_labels_that_need_it_are_asked_of_the_language_model(telling: LanguageStage):
     features = features_of(CAR, DOG)
     assert telling.answer(features, Task.detect("something", "thing")).num_passes == 0

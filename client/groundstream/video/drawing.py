@@ -21,6 +21,9 @@ _SATURATION, _VALUE = 0.82, 0.92
 _TEXT_PX = 30
 """Size of the letters on a picture of 1000 lines."""
 _MARGIN_PX = 2
+_MOST_COLUMNS, _MOST_TRIED = 6, 12
+"""Columns on each side, and places above and below in each, that a label is offered: hundreds of
+boxes stay quick."""
 
 _Plate = tuple[int, int, int, int]
 """(left, top, right, bottom) of a label, the last two excluded."""
@@ -101,17 +104,20 @@ def _draw_text(
 
 
 def _free_place(wanted: _Plate, size: tuple[int, int], plates: list[_Plate]) -> _Plate | None:
-    """The place wanted, or the nearest above it, else below it, else in another column."""
+    """The place wanted, or one of the nearest above it, else below it, else in another column."""
     left, top, right, bottom = wanted
     width, height = right - left, bottom - top
-    above = sorted({plate[1] - height for plate in plates if plate[1] <= bottom}, reverse=True)
-    below = sorted({plate[3] for plate in plates if plate[3] > top})
-    tops = [top, *(y for y in above if y >= 0), *(y for y in below if y + height <= size[1])]
-    to_the_right, to_the_left = range(left, size[0] - width + 1, width), range(left, -1, -width)
-    for x in (left, *to_the_right[1:], *to_the_left[1:]):
+    right_of = range(left + width, size[0] - width + 1, width)[:_MOST_COLUMNS]
+    left_of = range(left - width, -1, -width)[:_MOST_COLUMNS]
+    for x in (left, *right_of, *left_of):
+        column = [plate for plate in plates if plate[0] < x + width and x < plate[2]]
+        above = sorted({plate[1] - height for plate in column if plate[1] <= bottom}, reverse=True)
+        below = sorted({plate[3] for plate in column if plate[3] > top})
+        tops = [top, *above[:_MOST_TRIED], *below[:_MOST_TRIED]]
         for y in tops:
             place = (x, y, x + width, y + height)
-            if not any(_overlap(place, plate) for plate in plates):
+            is_inside = y == top or 0 <= y <= size[1] - height
+            if is_inside and not any(_overlap(place, plate) for plate in column):
                 return place
     return None
 
