@@ -275,7 +275,7 @@ def test_labels_at_the_top_edge_stand_below_each_other() -> None:
 
 def test_labels_of_a_full_column_stand_beside_it() -> None:
     low = np.zeros((36, 400, 3), dtype=np.uint8)
-    names = [f"thing {number}" for number in range(9)]
+    names = [f"thing {number}" for number in range(4)]
     drawn = draw_boxes(low, [LabelledBox((390.0, 10.0, 391.0, 12.0), name, 0.5) for name in names])
     for name in names:
         top, bottom = plate_of(drawn, name, slice(0, 400))

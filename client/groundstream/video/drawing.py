@@ -21,9 +21,9 @@ _SATURATION, _VALUE = 0.82, 0.92
 _TEXT_PX = 30
 """Size of the letters on a picture of 1000 lines."""
 _MARGIN_PX = 2
-_MOST_COLUMNS, _MOST_TRIED = 6, 12
-"""Columns on each side, and places above and below in each, that a label is offered: hundreds of
-boxes stay quick."""
+_FARTHEST = 4
+"""Heights of a label by which it stands above or below its box at most: farther away it would seem
+to be about another one."""
 
 _Plate = tuple[int, int, int, int]
 """(left, top, right, bottom) of a label, the last two excluded."""
@@ -83,7 +83,7 @@ def _draw_text(
 ) -> None:  # fmt: skip
     """Text on a filled plate whose lower left corner is (left, bottom), kept inside the picture.
 
-    It covers none of `plates`, and is left out only where the picture is full of them.
+    It covers none of `plates`, and is left out where there is no room near its box.
     """
     font = _font(max(10, round(_TEXT_PX * scale)))
     ascent, descent = font.getmetrics()
@@ -104,17 +104,17 @@ def _draw_text(
 
 
 def _free_place(wanted: _Plate, size: tuple[int, int], plates: list[_Plate]) -> _Plate | None:
-    """The place wanted, or one of the nearest above it, else below it, else in another column."""
+    """The place wanted, or the nearest above it, else below it, else the same beside it."""
     left, top, right, bottom = wanted
     width, height = right - left, bottom - top
-    right_of = range(left + width, size[0] - width + 1, width)[:_MOST_COLUMNS]
-    left_of = range(left - width, -1, -width)[:_MOST_COLUMNS]
+    right_of = range(left + width, size[0] - width + 1, width)[:1]
+    left_of = range(left - width, -1, -width)[:1]
     for x in (left, *right_of, *left_of):
         column = [plate for plate in plates if plate[0] < x + width and x < plate[2]]
         above = sorted({plate[1] - height for plate in column if plate[1] <= bottom}, reverse=True)
         below = sorted({plate[3] for plate in column if plate[3] > top})
-        tops = [top, *above[:_MOST_TRIED], *below[:_MOST_TRIED]]
-        for y in tops:
+        near = [y for y in (*above, *below) if abs(y - top) <= _FARTHEST * height]
+        for y in (top, *near):
             place = (x, y, x + width, y + height)
             is_inside = y == top or 0 <= y <= size[1] - height
             if is_inside and not any(_overlap(place, plate) for plate in column):
