@@ -255,7 +255,7 @@ class PointField:
             if _inside(before, box).sum() < _POINTS_PER_BOX // 2
         ]
         if not own:
-            return Motion(before, after, camera=camera)
+            return Motion(before, after, camera=camera, view=self._view)
         starts = np.concatenate(own)
         ends, kept = _follow(view, self._view, starts, None)
         return Motion(
@@ -263,6 +263,7 @@ class PointField:
             np.concatenate([after, ends[kept] * scale]),
             starts[~kept] * scale,
             camera,
+            view=self._view,
         )
 
     def looks(self, name: int, boxes: FloatArray) -> list[FloatArray | None]:

@@ -261,7 +261,8 @@ class Tracker:
             if track is not None and support[index] == 0.0 and track.id in places:
                 box = _same_step(seen.xyxy, places[track.id], track.box.xyxy)
             if track is None:
-                track = self._begin(seen, box)
+                is_there = since.likeness(seen.look, box) >= self._settings.least_likeness
+                track = self._begin(seen, box, is_there=is_there)
             else:
                 self._refresh(track, seen, box, asked)
             ids.append(track.id)
@@ -326,13 +327,16 @@ class Tracker:
             self._lost.pop(track.id, None)
         return found
 
-    def _begin(self, seen: Observation, box: FloatArray) -> Track:
+    def _begin(self, seen: Observation, box: FloatArray, *, is_there: bool) -> Track:
+        """A new object; one that has gone elsewhere since its key frame is not shown, until the
+        picture supports it."""
+        unseen_s = 0.0 if is_there else 2.0 * self._settings.show_coasting_s
         track = Track(
             id=self.next_id,
             box=BoxFilter(box, _ANSWER_NOISE),
             appearance=seen.appearance,
             claims=dict(seen.claims),
-            supported_s=self._now_s,
+            supported_s=self._now_s - unseen_s,
             named_s=self._now_s,
             look=seen.look,
         )

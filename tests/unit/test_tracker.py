@@ -124,6 +124,22 @@ def test_a_box_that_went_on_with_the_background_is_not_reported() -> None:
         assert scene.ids() == reported
 
 
+def test_a_new_thing_that_has_gone_elsewhere_is_not_reported_until_it_is_seen() -> None:
+    class AloofMotion(Motion):
+        """Where things were at the key frame stands something else now."""
+
+        def likeness(self, look: FloatArray | None, box: FloatArray) -> float:
+            return 0.0
+
+    scene = Scene()
+    (number,) = scene.tracker.update(
+        [seen(100, 100)], asked=(DOG,), places={}, since=AloofMotion(), mean_appearance=MEAN
+    )
+    assert scene.ids() == []
+    scene.go(0.1, moved(0, 0))
+    assert scene.ids() == [number]
+
+
 def test_what_an_answer_passed_over_is_not_shown_where_it_named_another_thing() -> None:
     scene = Scene()
     scene.answer(seen(100, 100), seen(160, 100, look=1))
