@@ -43,8 +43,6 @@ _LEAST_SPECIFIC = 0.2
 and gives way to a word for its kind."""
 _MOST = 0.5
 """Of all belief in a region, for a word for its kind to be said."""
-
-
 _ALIKE, _ALIKE_POWER = 0.75, 5.0
 """Of regions that are as alike as the first, every second one is taken for the same kind of
 thing; chosen on photographs (docs/decisions)."""
@@ -116,7 +114,8 @@ class NameBeliefs:
 
     def anything(self, weights: Array) -> Array:
         """(n,) how likely each region is a thing at all: as its surest everyday name is said."""
-        odds = np.array([(score / LEAST_SCORE) ** 2 for _, score in self.usual(weights)])
+        _, scores = self._best(weights)
+        odds = (scores.astype(np.float64) / LEAST_SCORE) ** 2
         found: Array = (odds / (odds + 1)).astype(np.float32)
         return found
 
@@ -130,8 +129,7 @@ class NameBeliefs:
 
     def usual(self, weights: Array) -> list[tuple[str, float]]:
         """Of each region the everyday name that suits it best, and that name's score."""
-        places = self._compared(weights).argmax(-1)
-        scores = (weights @ self._usual)[np.arange(len(weights)), places]
+        places, scores = self._best(weights)
         return list(zip((self._everyday[k] for k in places), scores.tolist(), strict=True))
 
     def said(self, weights: Array) -> list[str]:
@@ -162,10 +160,15 @@ class NameBeliefs:
         compared = self._compared(weights)
         roots = np.sqrt(compared / (compared.sum(-1, keepdims=True) + 1e-6))
         odds = (roots @ roots[region] / _ALIKE) ** _ALIKE_POWER
-        scores = np.array([score for _, score in self.usual(weights)], dtype=np.float32)
+        _, scores = self._best(weights)
         bounded = np.minimum(odds, (scores / LEAST_SURE) ** 2)
         found: Array = bounded / (bounded + 1)
         return found
+
+    def _best(self, weights: Array) -> tuple[NDArray[np.int64], Array]:
+        """(n,) which everyday name suits each region best, and (n,) its score."""
+        places = self._compared(weights).argmax(-1)
+        return places, (weights @ self._usual)[np.arange(len(weights)), places]
 
     def _compared(self, weights: Array) -> Array:
         """(n, names) the scores of the everyday names where one is to be chosen."""

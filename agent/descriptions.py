@@ -2,10 +2,9 @@
 
 A description is a noun, which the model is asked for, and what narrows its answer: a red car is a
 car as far as red is its colour; the leftmost car is one of the cars that were found, the cars on
-the left are those in the left half of the frame. Places and
-sizes are compared and not seen, as ReCLIP's resolver does it beside CLIP (arXiv 2204.05991): a
-small language model does not learn to compare (docs/decisions/embedded_model.md). English only;
-knows no model and no tensor.
+the left are those in the left half of the frame. Places and sizes are compared and not seen, as
+ReCLIP's resolver does it beside CLIP (arXiv 2204.05991): a small language model does not learn to
+compare (docs/decisions/embedded_model.md). English only; knows no model and no tensor.
 """
 
 from __future__ import annotations
@@ -57,15 +56,21 @@ class Rank:
 class Part:
     """The part of a frame where several things are meant to lie: "people on the left"."""
 
-    axis: int
-    """0 across, 1 down."""
+    order: str
+    """Across or down, a key of `_ORDERS`."""
     start: float
     end: float
     """Shares of the frame's width or height."""
 
+    def centres(self, boxes: Array, size: tuple[int, int]) -> Array:
+        """(n,) those of (n, 4) boxes, as shares of a frame's width or height."""
+        width, height = size
+        along = width if self.order == "across" else height
+        return np.asarray(_ORDERS[self.order](boxes) / along, dtype=np.float32)
+
     def holds(self, boxes: Array, size: tuple[int, int]) -> NDArray[np.bool_]:
         """(n,) whether the centres of (n, 4) boxes lie there, in a frame of (width, height)."""
-        centres = (boxes[:, self.axis] + boxes[:, self.axis + 2]) / (2 * size[self.axis])
+        centres = self.centres(boxes, size)
         return np.asarray((centres >= self.start) & (centres < self.end))
 
 
@@ -169,12 +174,13 @@ RANKS = (
     ),
 )
 """Everything that is said of places and sizes."""
-_LEFT, _MIDDLE, _RIGHT = Part(0, 0.0, 0.5), Part(0, 1 / 3, 2 / 3), Part(0, 0.5, 1.0)
+_LEFT, _RIGHT = Part("across", 0.0, 0.5), Part("across", 0.5, 1.0)
+_MIDDLE = Part("across", 1 / 3, 2 / 3)
 PARTS = {
     "left {}": _LEFT, "{} on the left": _LEFT,
     "middle {}": _MIDDLE, "{} in the middle": _MIDDLE,
     "right {}": _RIGHT, "{} on the right": _RIGHT,
-    "{} at the top": Part(1, 0.0, 0.5), "{} at the bottom": Part(1, 0.5, 1.0),
+    "{} at the top": Part("down", 0.0, 0.5), "{} at the bottom": Part("down", 0.5, 1.0),
 }  # fmt: skip
 """What these forms mean with a noun in the plural."""
 _SPELLINGS = {

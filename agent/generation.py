@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -55,6 +56,7 @@ from agent.tokenizer import PromptTokenizer
 from agent.vocabulary import vocabulary
 from groundstream.errors import InvalidQuery, Overloaded
 
+T = TypeVar("T")
 _TEXT_ONLY = "text only"
 _ANSWERS_BY_LABEL = frozenset({TaskKind.DETECT, TaskKind.REFER, TaskKind.COUNT})
 """Tasks whose answers open with the asked label."""
@@ -192,8 +194,7 @@ class LanguageStage:
             for label in task.labels:
                 asked, choice = choice_of(label)
                 if told := choice.told():
-                    completion: Future[Completion] = Future()
-                    completion.set_result(Completion.told(*told))
+                    completion = _done(Completion.told(*told))
                 else:
                     request = self._list_request(prefix, task, asked, choice)
                     completion = self.engine.submit(request)
@@ -216,9 +217,7 @@ class LanguageStage:
         said = ClassEvidence.of(features, self._beliefs).description(task.region)
         if on_text is not None:
             on_text(said)
-        generation: Future[Generation] = Future()
-        generation.set_result(Generation.told(said))
-        return generation
+        return _done(Generation.told(said))
 
     def _list_request(
         self, prefix: PrefixSource, task: Task, asked: str, choice: RegionChoice
@@ -405,6 +404,12 @@ class LanguageStage:
             self._model.config.token_grid(features.grid),
             fill,
         )
+
+
+def _done(result: T) -> Future[T]:
+    future: Future[T] = Future()
+    future.set_result(result)
+    return future
 
 
 def image_slots(model: VLMFO1, features: FrameFeatures, *, device: str = "cpu") -> Tensor:

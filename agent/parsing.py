@@ -192,8 +192,8 @@ def _placed(
     least: float,
     size: tuple[int, int],
 ) -> list[_Row]:
-    """Rows in their order; of a label with a place only those that have
-    it, among those with at least the confidence of a detection."""
+    """Rows in their order; of a label with a place only those that have it, among those with at
+    least the confidence of a detection."""
     for label, meant in placed.items():
         alike = [row for row in rows if row[0] == label and row[2] >= least]
         boxes = proposals.xyxy[[box for _, box, _ in alike]]

@@ -34,7 +34,7 @@ from agent.parsing import Answer
 from agent.pipeline import Pipeline
 from agent.prompts import MAX_REGIONS, Task
 
-_IOU = 0.5
+MATCHING_IOU = 0.5
 LEAST_RANKED = 0.001
 """Boxes with less confidence are not ranked. COCO's average precision takes 100 boxes an image, and
 at 0.01 it was 0.07 too low on photographs (docs/decisions/embedded_model.md)."""
@@ -190,7 +190,7 @@ class DetectionCounts:
         """Count `figure`: objects that some proposal overlaps by at least half."""
         hit = 0
         if len(image.xyxy) and len(proposals):
-            hit = int((box_iou(image.xyxy, proposals.xyxy).max(axis=1) >= _IOU).sum())
+            hit = int((box_iou(image.xyxy, proposals.xyxy).max(axis=1) >= MATCHING_IOU).sum())
         self.tally.add(str(image.image_id), figure, hit, len(image.xyxy))
 
     def add_best_proposals(self, image: CocoImage, best: Proposals) -> None:
@@ -262,8 +262,8 @@ def clear_cases(boxes: FloatArray, truth: FloatArray, others: FloatArray) -> NDA
     """Which boxes count: not those on nothing of the label, but on what may be called so, too."""
     if not len(others) or not len(boxes):
         return np.ones(len(boxes), dtype=bool)
-    on_truth = box_iou(boxes, truth).max(axis=1, initial=0.0) >= _IOU
-    on_others = box_iou(boxes, others).max(axis=1) >= _IOU
+    on_truth = box_iou(boxes, truth).max(axis=1, initial=0.0) >= MATCHING_IOU
+    on_others = box_iou(boxes, others).max(axis=1) >= MATCHING_IOU
     return np.asarray(on_truth | ~on_others)
 
 
@@ -274,7 +274,7 @@ def match_count(boxes: FloatArray, scores: FloatArray, truth: FloatArray) -> int
     overlap = box_iou(boxes, truth)
     for row in np.argsort(-scores, kind="stable"):
         candidates = np.where(free, overlap[row], 0.0) if len(truth) else np.zeros(0)
-        if len(candidates) and candidates.max() >= _IOU:
+        if len(candidates) and candidates.max() >= MATCHING_IOU:
             free[int(candidates.argmax())] = False
             matched += 1
     return matched

@@ -23,8 +23,6 @@ PARTS = {
     "classifier alone": slice(0, NUM_COCO),
 }
 """What is read, and the classes that are silent then."""
-
-
 _SILENT = {"evidence_share": 0.0, "reads_descriptions": False, "tells_regions": False}
 """Rules by which class evidence speaks beside the language model, or in its place."""
 

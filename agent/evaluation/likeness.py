@@ -10,12 +10,10 @@ from __future__ import annotations
 from agent.detections import box_iou
 from agent.evaluation.asking import frame_of
 from agent.evaluation.coco_folder import CocoFolder, CocoImage
-from agent.evaluation.detection import match_count
+from agent.evaluation.detection import MATCHING_IOU, match_count
 from agent.evaluation.tally import Tally
 from agent.pipeline import Pipeline
 from agent.prompts import Task
-
-_IOU = 0.5
 
 
 async def evaluate_likeness(pipeline: Pipeline, data: CocoFolder) -> Tally:
@@ -40,7 +38,9 @@ async def _ask(tally: Tally, pipeline: Pipeline, image: CocoImage) -> None:
         return
     frame, name = frame_of(image.path), str(image.image_id)
     overlap = box_iou(boxes, (await pipeline.propose(frame)).xyxy)
-    best = {k: int(overlap[k].argmax()) for k in objects if overlap[k].max(initial=0.0) >= _IOU}
+    best = {
+        k: int(overlap[k].argmax()) for k in objects if overlap[k].max(initial=0.0) >= MATCHING_IOU
+    }
     grounding = await pipeline.ground(frame, [Task.find_similar(box) for box in best.values()])
     for (own, _), answer in zip(best.items(), grounding.answers, strict=True):
         others = [k for k in objects if k != own and categories[k] == categories[own]]

@@ -57,8 +57,7 @@ def questions(image: CocoImage, data: CocoFolder) -> Iterator[PlaceQuestion]:
                 yield PlaceQuestion(rank.form.format(noun), rank.order, alike[[place]])
         size = image.width, image.height
         for form, part in PARTS.items():
-            centres = (alike[:, part.axis] + alike[:, part.axis + 2]) / (2 * size[part.axis])
-            gap = np.abs(centres - np.array([[part.start], [part.end]])).min()
+            gap = np.abs(part.centres(alike, size) - np.array([[part.start], [part.end]])).min()
             held = part.holds(alike, size)
             if held.any() and gap >= _LEAST_GAP:
                 yield PlaceQuestion(form.format(plural(noun)), "part", alike[held])

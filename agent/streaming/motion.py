@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.detections import FloatArray
-from agent.streaming.view import GreyArray, View
+from agent.streaming.view import GreyArray, View, rows_and_columns
 
 Affine = NDArray[np.float64]
 
@@ -254,9 +254,7 @@ class PointField:
             for box in boxes
             if _inside(before, box).sum() < _POINTS_PER_BOX // 2
         ]
-        if not own:
-            return Motion(before, after, camera=camera, view=self._view)
-        starts = np.concatenate(own)
+        starts = np.concatenate([_no_points(), *own])
         ends, kept = _follow(view, self._view, starts, None)
         return Motion(
             np.concatenate([before, starts[kept] * scale]),
@@ -311,15 +309,16 @@ def _corners(grey: GreyArray, count: int, existing: FloatArray) -> FloatArray:
 
 def _corners_in(grey: GreyArray, box: FloatArray) -> FloatArray:
     """A few points in one box (view pixels), however plain it is inside."""
-    x1, y1 = np.maximum(np.floor(box[:2]), 0).astype(int)
-    x2, y2 = np.maximum(np.ceil(box[2:]), 0).astype(int)
-    part = grey[y1:y2, x1:x2]
+    rows, columns = rows_and_columns(box)
+    part = grey[rows, columns]
     if min(part.shape, default=0) < 4:
         return _no_points()
     found = cv2.goodFeaturesToTrack(np.ascontiguousarray(part), _POINTS_PER_BOX, 0.001, 3)
     if found is None:
         return _no_points()
-    return np.asarray(found.reshape(-1, 2) + np.array([x1, y1]), dtype=np.float32)
+    return np.asarray(
+        found.reshape(-1, 2) + np.array([columns.start, rows.start]), dtype=np.float32
+    )
 
 
 def _follow(

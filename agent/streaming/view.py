@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import cv2
@@ -20,6 +19,13 @@ _LOOK_SIZE = (12, 24)
 _LEAST_LOOK_PX = 4
 _PLAIN = 20.0
 """Length of a look below which it is noise, grey levels."""
+
+
+def rows_and_columns(box: FloatArray) -> tuple[slice, slice]:
+    """All pixels of a grey picture that a (4,) box in its pixels touches."""
+    x1, y1 = np.maximum(np.floor(box[:2]), 0).astype(int).tolist()
+    x2, y2 = np.maximum(np.ceil(box[2:]), 0).astype(int).tolist()
+    return slice(y1, y2), slice(x1, x2)
 
 
 @dataclass(frozen=True)
@@ -61,9 +67,9 @@ class View:
             (288,) of zero mean and unit length, so that a product of two is their correlation;
             zeros where it is plain, None where too little of the box is in the picture.
         """
-        x1, y1, x2, y2 = (box / np.tile(self.scale, 2)).tolist()
-        rows = slice(max(0, math.floor(y1)), max(0, math.ceil(y2)))
-        part = self.grey[rows, max(0, math.floor(x1)) : max(0, math.ceil(x2))]
+        here = np.asarray(box / np.tile(self.scale, 2), dtype=np.float32)
+        rows, columns = rows_and_columns(here)
+        part = self.grey[rows, columns]
         if min(part.shape) < _LEAST_LOOK_PX:
             return None
         small = cv2.resize(np.ascontiguousarray(part), _LOOK_SIZE, interpolation=cv2.INTER_AREA)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,8 +35,10 @@ from deployments.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from agent.evaluation.tally import Estimate
+    from agent.evaluation.coco_folder import CocoFolder
+    from agent.evaluation.tally import Estimate, Tally
     from agent.evaluation.tracking import TrackingScores
+    from agent.pipeline import Pipeline
 
 
 _LEAST_SPELLINGS = 200
@@ -124,12 +127,9 @@ def places(
     as_json: JsonOption = False,
 ) -> None:
     """Ask for one of several things alike, by its place or size: "second person from the left"."""
-    from agent.evaluation.coco_folder import open_coco
     from agent.evaluation.places import evaluate_places
 
-    data = open_coco(images, annotations, limit=limit)
-    figures = asyncio.run(evaluate_places(chosen.pipeline(), data)).estimates()
-    print_figures(f"{annotations} ({len(data.images)} images)", figures, as_json=as_json)
+    _print_tally(evaluate_places, chosen, images, annotations, limit, as_json=as_json)
 
 
 @takes_model
@@ -141,11 +141,25 @@ def likeness(
     as_json: JsonOption = False,
 ) -> None:
     """Show the box of each labelled thing, and ask for the others like it."""
-    from agent.evaluation.coco_folder import open_coco
     from agent.evaluation.likeness import evaluate_likeness
 
+    _print_tally(evaluate_likeness, chosen, images, annotations, limit, as_json=as_json)
+
+
+def _print_tally(
+    evaluate: Callable[[Pipeline, CocoFolder], Coroutine[Any, Any, Tally]],
+    chosen: ModelChoice,
+    images: Path,
+    annotations: Path,
+    limit: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    """The figures of an evaluation on a folder of labelled pictures."""
+    from agent.evaluation.coco_folder import open_coco
+
     data = open_coco(images, annotations, limit=limit)
-    figures = asyncio.run(evaluate_likeness(chosen.pipeline(), data)).estimates()
+    figures = asyncio.run(evaluate(chosen.pipeline(), data)).estimates()
     print_figures(f"{annotations} ({len(data.images)} images)", figures, as_json=as_json)
 
 

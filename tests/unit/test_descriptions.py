@@ -39,7 +39,7 @@ MEANT = {
     "fourth {} from the left": None, "fourth {} from the right": None,
 }  # fmt: skip
 RULES = AnswerRules(reads_descriptions=True, least_confidence=0.3, one_per_object=True)
-LEFT_HALF = Part(0, 0.0, 0.5)
+LEFT_HALF = Part("across", 0.0, 0.5)
 RED, BLUE, GRAY = map(COLOURS.index, ("red", "blue", "gray"))
 
 

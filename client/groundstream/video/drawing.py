@@ -107,9 +107,8 @@ def _free_place(wanted: _Plate, size: tuple[int, int], plates: list[_Plate]) -> 
     """The place wanted, or the nearest above it, else below it, else the same beside it."""
     left, top, right, bottom = wanted
     width, height = right - left, bottom - top
-    right_of = range(left + width, size[0] - width + 1, width)[:1]
-    left_of = range(left - width, -1, -width)[:1]
-    for x in (left, *right_of, *left_of):
+    beside = [x for x in (left + width, left - width) if 0 <= x <= size[0] - width]
+    for x in (left, *beside):
         column = [plate for plate in plates if plate[0] < x + width and x < plate[2]]
         above = sorted({plate[1] - height for plate in column if plate[1] <= bottom}, reverse=True)
         below = sorted({plate[3] for plate in column if plate[3] > top})
